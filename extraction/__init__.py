@@ -1,0 +1,1 @@
+"""Activation extraction for preemptible workers: the library behind the commands at the top level."""

@@ -1,0 +1,35 @@
+"""The plain values that travel along the pipeline: records, tokenised records and the cursor.
+
+In and out: immutable values, no I/O. A cursor orders like a position in the stream, so `before <= after` means what
+it says.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Record:
+    """One input item: `index` is its position in its stream, from 0; `id` a stable string."""
+
+    index: int
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class TokenizedRecord:
+    """A record as token ids: `tokens` is int32 of shape [n], n >= 0."""
+
+    index: int
+    id: str
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True, order=True)
+class Cursor:
+    """Everything before token `token_offset` of record `record` is committed."""
+
+    record: int
+    token_offset: int

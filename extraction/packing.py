@@ -1,0 +1,214 @@
+"""Packing: tokenised records in, `PackedBatch`es out. Pure NumPy, no I/O.
+
+In: tokenised records from the cursor on, in stream order. Out: batches of `rows` rows of `seq_len` slots; in each row
+whole sequences side by side, `segment_ids` 1, 2, ... telling them apart and 0 for padding, positions counting from 0
+in each sequence.
+
+Guarantee: a batch is a pure function of the stream, the shape and the cursor. It holds the longest prefix of the
+remaining sequences that best-fit decreasing places in an empty batch, so every token is in exactly one batch and the
+next cursor is known without state. A record longer than a row is split into windows of `seq_len` tokens (or cut).
+
+Cost: O(n log rows) for each prefix that is tried; a handful of prefixes for real document lengths.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .records import Cursor, TokenizedRecord
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """`steps` jitted steps of `rows` rows (B) of `seq_len` slots (T) make one batch."""
+
+    steps: int
+    rows: int
+    seq_len: int
+
+    @property
+    def total_rows(self) -> int:
+        return self.steps * self.rows
+
+    @property
+    def num_slots(self) -> int:
+        return self.total_rows * self.seq_len
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """What one commit covers.
+
+    `tokens`, `segment_ids`, `positions`: int32 [steps, B, T]. `slots`: int64 [N], the flat place in those arrays of each
+    real token, in record order. `record_index`: int64 [R], `record_offsets`: int64 [R+1] into the N tokens,
+    `record_ids`: the R ids. A record that continues from or into another batch counts in both.
+    """
+
+    tokens: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+    slots: np.ndarray
+    record_index: np.ndarray
+    record_offsets: np.ndarray
+    record_ids: tuple[str, ...]
+    cursor_before: Cursor
+    cursor_after: Cursor
+    end_of_stream: bool
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.slots)
+
+    @property
+    def num_records(self) -> int:
+        return len(self.record_ids)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A sequence: tokens of `record` from `offset` on; `last` if no further window of that record follows."""
+
+    record: TokenizedRecord
+    offset: int
+    length: int
+    last: bool
+
+    @property
+    def cursor_after(self) -> Cursor:
+        return Cursor(self.record.index + 1, 0) if self.last else Cursor(self.record.index, self.offset + self.length)
+
+
+def pack(lengths: Sequence[int], rows: int, seq_len: int) -> np.ndarray | None:
+    """Place sequences into rows by best-fit decreasing.
+
+    Returns int64 [n, 2] of (row, first slot) for each length, or None if they do not fit. Empty sequences get row 0 and
+    take no space. Ties go to the earlier sequence and to the row opened first.
+    """
+    places = np.zeros((len(lengths), 2), np.int64)
+    free: list[tuple[int, int]] = []  # (free slots, row), sorted: the first that is large enough is the best fit
+    opened = 0
+    for index in np.argsort(-np.asarray(lengths, np.int64), kind="stable"):
+        length = int(lengths[index])
+        if length == 0:
+            break
+        at = bisect_left(free, (length, -1))
+        if at < len(free):
+            room, row = free.pop(at)
+        elif opened < rows:
+            room, row = seq_len, opened
+            opened += 1
+        else:
+            return None
+        places[index] = row, seq_len - room
+        if room > length:
+            insort(free, (room - length, row))
+    return places
+
+
+def longest_prefix(lengths: Sequence[int], rows: int, seq_len: int) -> tuple[int, np.ndarray]:
+    """The largest n such that `lengths[:n]` packs, with its places.
+
+    Tries from above, starting where the tokens, or the sequences over half a row (no two of which share one), exceed
+    what the rows can hold.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    by_tokens = np.searchsorted(np.cumsum(lengths), rows * seq_len, side="right")
+    by_halves = np.searchsorted(np.cumsum(lengths > seq_len // 2), rows, side="right")
+    for n in range(int(min(by_tokens, by_halves)), 0, -1):
+        places = pack(lengths[:n], rows, seq_len)
+        if places is not None:
+            return n, places
+    return 0, np.zeros((0, 2), np.int64)
+
+
+def windows(record: TokenizedRecord, first: int, seq_len: int, long_documents: str) -> Iterator[_Window]:
+    """The sequences of `record` from token `first` on: at least one, empty if the record has no tokens left."""
+    end = len(record.tokens) if long_documents == "split" else min(len(record.tokens), seq_len)
+    starts = range(first, end, seq_len) if first < end else (first,)
+    for offset in starts:
+        length = min(seq_len, max(end - offset, 0))
+        yield _Window(record, offset, length, last=offset + length >= end)
+
+
+def pack_batches(
+    records: Iterable[TokenizedRecord], start: Cursor, shape: BatchShape, long_documents: str
+) -> Iterator[PackedBatch]:
+    """Batches from `start` to the end of the stream; `records` begin at record `start.record`.
+
+    The last batch has `end_of_stream` set; a stream with nothing left gives one empty batch with it set. Reads ahead of
+    a batch by no more than the sequences that might have fitted into it.
+    """
+    source = (
+        window
+        for record in records
+        for window in windows(record, start.token_offset if record.index == start.record else 0, shape.seq_len, long_documents)
+    )
+    waiting: list[_Window] = []
+    num_waiting_tokens = 0
+    exhausted = ended = False
+    cursor = start
+    while not ended:
+        # One window beyond the capacity is enough to know that the prefix cannot be longer. The second bound keeps a
+        # stream of empty records from filling the memory.
+        while not exhausted and num_waiting_tokens <= shape.num_slots and len(waiting) <= shape.num_slots:
+            window = next(source, None)
+            exhausted = window is None
+            if window is not None:
+                waiting.append(window)
+                num_waiting_tokens += window.length
+        candidates = waiting[: shape.num_slots]
+        count, places = longest_prefix([w.length for w in candidates], shape.total_rows, shape.seq_len)
+        taken, waiting = waiting[:count], waiting[count:]
+        num_waiting_tokens -= sum(window.length for window in taken)
+        ended = exhausted and not waiting
+        after = taken[-1].cursor_after if taken else cursor
+        yield _fill(taken, places, shape, (cursor, after, ended))
+        cursor = after
+
+
+def _fill(
+    taken: list[_Window], places: np.ndarray, shape: BatchShape, span: tuple[Cursor, Cursor, bool]
+) -> PackedBatch:
+    tokens, segment_ids, positions = np.zeros((3, shape.total_rows, shape.seq_len), np.int32)
+    segments_in_row = np.zeros(shape.total_rows, np.int32)
+    slots = []
+    for window, (row, column) in zip(taken, places, strict=True):
+        if window.length == 0:
+            continue
+        segments_in_row[row] += 1
+        here = slice(column, column + window.length)
+        tokens[row, here] = window.record.tokens[window.offset : window.offset + window.length]
+        segment_ids[row, here] = segments_in_row[row]
+        positions[row, here] = np.arange(window.length)
+        slots.append(np.arange(window.length) + (row * shape.seq_len + column))
+    index, ids, sizes = _records_of(taken)
+    step_shape = (shape.steps, shape.rows, shape.seq_len)
+    before, after, end_of_stream = span
+    return PackedBatch(
+        tokens=tokens.reshape(step_shape),
+        segment_ids=segment_ids.reshape(step_shape),
+        positions=positions.reshape(step_shape),
+        slots=np.concatenate(slots) if slots else np.zeros(0, np.int64),
+        record_index=np.array(index, np.int64),
+        record_offsets=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64),
+        record_ids=tuple(ids),
+        cursor_before=before,
+        cursor_after=after,
+        end_of_stream=end_of_stream,
+    )
+
+
+def _records_of(taken: list[_Window]) -> tuple[list[int], list[str], list[int]]:
+    """Index, id and number of tokens of each record that the windows touch, in order."""
+    index: list[int] = []
+    ids: list[str] = []
+    sizes: list[int] = []
+    for window in taken:
+        if not index or index[-1] != window.record.index:
+            index.append(window.record.index)
+            ids.append(window.record.id)
+            sizes.append(0)
+        sizes[-1] += window.length
+    return index, ids, sizes

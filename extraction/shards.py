@@ -1,0 +1,104 @@
+"""Data objects: named arrays <-> the bytes of one safetensors file. No I/O.
+
+In: names with shapes and dtypes, and string metadata. Out: a `Shard` whose arrays are views into one buffer, which is
+the finished file, so filling the arrays makes the object and nothing is copied afterwards. The format is the public
+safetensors one (github.com/huggingface/safetensors): 8 bytes little-endian header size, JSON header, data.
+
+Guarantee: same layout and values, same bytes. `decode` trusts nothing: sizes, names, dtypes and offsets are checked
+before an array is made, and it never allocates more than the header it was given.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from .errors import DamagedData
+
+SCHEMA = 1
+_ALIGNMENT = 64
+_MAX_HEADER = 100_000_000  # the limit of the safetensors library
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I8": np.dtype(np.int8),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+Layout = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A safetensors file in memory: `data` is the whole file, `arrays` are views into it, `metadata` its header's."""
+
+    data: memoryview
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, str]
+
+
+def allocate(layout: Layout, metadata: Mapping[str, str]) -> Shard:
+    """An object of this layout with zeroed arrays, to be filled in place. Arrays lie in the order of `layout`."""
+    header: dict = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, (shape, dtype) in layout.items():
+        dtype = np.dtype(dtype)
+        size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    buffer = memoryview(np.zeros(8 + len(text) + offset, np.uint8)).cast("B")
+    buffer[:8] = len(text).to_bytes(8, "little")
+    buffer[8 : 8 + len(text)] = text
+    return _view(buffer, 8 + len(text), header)
+
+
+def decode(data: bytes | memoryview, name: str = "data object") -> Shard:
+    """Arrays and metadata of the bytes of a data object, without copying. Raises DamagedData naming `name`."""
+    view = memoryview(data).cast("B")
+    start, header = decode_header(view, name)
+    try:
+        return _view(view, start, header)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DamagedData(f"{name}: its header does not describe its data ({error})") from error
+
+
+def decode_header(data: bytes | memoryview, name: str = "data object") -> tuple[int, dict]:
+    """Where the arrays begin, in bytes, and the header; `data` holds at least the header. Raises DamagedData."""
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > _MAX_HEADER or 8 + size > len(data):
+        raise DamagedData(f"{name}: cut off inside its header")
+    try:
+        header = json.loads(bytes(data[8 : 8 + size]))
+        metadata = header.get("__metadata__", {})
+        strings = all(isinstance(item, str) for pair in metadata.items() for item in pair)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DamagedData(f"{name}: its header is not a JSON object") from error
+    if not strings:
+        raise DamagedData(f"{name}: its metadata is not strings")
+    return 8 + size, header
+
+
+def _view(buffer: memoryview, start: int, header: dict) -> Shard:
+    arrays, end = {}, 0
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        shape, (first, last) = tuple(entry["shape"]), entry["data_offsets"]
+        if any(type(n) is not int or n < 0 for n in (*shape, first, last)) or first != end:
+            raise ValueError(f"bad shape or offsets of {name}")
+        arrays[name] = np.frombuffer(buffer[start + first : start + last], _DTYPES[entry["dtype"]]).reshape(shape)
+        if arrays[name].nbytes != last - first:
+            raise ValueError(f"wrong size of {name}")
+        end = last
+    if start + end != len(buffer):
+        raise ValueError("wrong length")
+    return Shard(buffer, arrays, dict(header.get("__metadata__", {})))

@@ -1,0 +1,87 @@
+"""Tokenisation: records in, records as int32 token ids out, in the same order.
+
+In: the folder of a model with its `tokenizer.json`, and records. Out: `TokenizedRecord`s. Guarantee: the ids depend on
+the record and the configuration alone; nothing is cut, padded or reordered. Cost: the fast tokenizer's, on
+`group_size` records at a time, so at most that many texts are held.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from .errors import DamagedData, InvalidRequest
+from .records import Record, TokenizedRecord
+
+BOS_MODES = ("auto", "always", "never")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+                    "tokenizer.model", "added_tokens.json")
+
+
+class RecordTokenizer:
+    """The tokenizer of the model in `folder`.
+
+    `bos` is `auto` (begin a record with what the tokenizer itself begins a text with, if anything), `always` (begin
+    with its beginning-of-text token) or `never` (no special tokens). An end-of-text token that a tokenizer would
+    append is never added. Raises InvalidRequest (no tokenizer, or no such token) and DamagedData (unreadable files).
+    """
+
+    def __init__(self, folder: Path, bos: str = "auto"):
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        self._tokenizer = _load(folder)
+        self.digest = _digest(folder)
+        self._prefix = self._find_prefix(bos)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest token id."""
+        return max(self._tokenizer.get_vocab().values()) + 1
+
+    def _find_prefix(self, bos: str) -> list[int]:
+        if bos == "never":
+            return []
+        first = self._tokenizer.bos_token_id
+        if bos == "always":
+            if first is None:
+                raise InvalidRequest("--bos always: this tokenizer has no beginning-of-text token; use --bos auto")
+            return [first]
+        bare = self._tokenizer("a", add_special_tokens=False)["input_ids"]
+        full = self._tokenizer("a")["input_ids"]
+        return full[: full.index(bare[0])] if full != bare else []
+
+    def tokenize(self, records: Iterable[Record], group_size: int = 64) -> Iterator[TokenizedRecord]:
+        """Token ids of each record, in order."""
+        records = iter(records)
+        while group := list(islice(records, group_size)):
+            encoded = self._tokenizer(
+                [record.text for record in group],
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )["input_ids"]
+            for record, ids in zip(group, encoded, strict=True):
+                yield TokenizedRecord(record.index, record.id, np.array(self._prefix + ids, np.int32))
+
+
+def _load(folder: Path):
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        raise InvalidRequest(f"{folder}: no tokenizer.json here; --model needs the tokenizer beside the weights")
+    try:
+        return AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exception on a file it cannot parse
+        raise DamagedData(f"{folder}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in _TOKENIZER_FILES:
+        if (folder / name).exists():
+            data = (folder / name).read_bytes()
+            digest.update(f"{name} {len(data)}\n".encode() + data)
+    return f"sha256:{digest.hexdigest()}"

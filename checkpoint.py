@@ -1,0 +1,282 @@
+"""The commit chain: what makes a batch exist, and where a worker goes on.
+
+In: finished data objects with the cursor before and after them. Out: create-only commits
+`worker-NNNNN/commits/NNNNNNNN.json`, numbered without gaps. The checkpoint of a worker *is* this chain; there is no
+other state, so nothing can disagree with it.
+
+Why it cannot lose or repeat a token, killed at any instruction:
+
+1. The data object is stored and checked by size and crc32c, then the commit is created, then the cursor in memory
+   moves. A commit therefore never names data that is not there, and data without a commit is never read.
+2. Every write is create-only and whole. Of two workers that try to write commit n, the store lets one win; the other
+   is *fenced* and stops. Nothing committed can be replaced.
+3. After an answer that was lost or odd, storage reads back and compares: the same bytes are ours and are adopted.
+4. A data object of a killed attempt is adopted if its bytes are the same. Other bytes without a commit are left where
+   they are, and ours go under `NNNNNNNN-<attempt>`.
+5. A batch is a pure function of stream, configuration and cursor, and each commit's `cursor_before` is its
+   predecessor's `cursor_after`: a gap-free chain from (0, 0) to the end of the stream covers each token once.
+6. Resuming lists the commits and reads only the last. A gap, damage, or another fingerprint stops the worker;
+   nothing is deleted or overwritten to get past it.
+
+Cost: one listing and two reads to resume; two create requests for each batch.
+"""
+
+import hashlib
+import json
+import platform
+import re
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+
+from extraction.config import differences
+from extraction.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists, ObjectNotFound
+from extraction.faults import kill_point
+from extraction.packing import PackedBatch
+from extraction.records import Cursor
+from extraction.storage import ObjectInfo, Storage
+
+SCHEMA = 1
+RUN = "run.json"
+_COMMIT_NAME = re.compile(r"(\d{8})\.json")
+
+
+def worker_folder(worker_id: int) -> str:
+    return f"worker-{worker_id:05d}"
+
+
+def commit_name(worker_id: int, batch: int) -> str:
+    return f"{worker_folder(worker_id)}/commits/{batch:08d}.json"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One start of a worker: what a rival is told about who won."""
+
+    attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
+    host: str = field(default_factory=platform.node)
+    started: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+
+
+@dataclass(frozen=True)
+class DataObject:
+    """The stored object of a batch; `name` is relative to the worker's folder, `size` in bytes."""
+
+    name: str
+    size: int
+    crc32c: str
+    generation: int | None
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The content of a commit; names and units are those of the JSON."""
+
+    worker_id: int
+    batch: int
+    cursor_before: Cursor
+    cursor_after: Cursor
+    data: DataObject | None
+    num_records: int
+    num_tokens: int
+    end_of_stream: bool
+    attempt: str
+    fingerprint: str
+    record_ids_digest: str
+    host: str
+    started: str
+    seconds: dict[str, float]
+
+    def to_bytes(self) -> bytes:
+        return (json.dumps({"schema": SCHEMA} | asdict(self), sort_keys=True) + "\n").encode()
+
+
+def parse_commit(data: bytes, name: str) -> Commit:
+    """The commit stored under `name`. Raises DamagedData naming it if it is not a commit this version can read."""
+    try:
+        value = json.loads(data)
+        schema = value.pop("schema")
+        if schema != SCHEMA:
+            raise DamagedData(f"{name}: commit of schema {schema!r}, this version reads {SCHEMA}; use a newer version")
+        known = {key: value[key] for key in Commit.__dataclass_fields__}
+        for key in ("cursor_before", "cursor_after"):
+            known[key] = Cursor(**known[key])
+        if known["data"] is not None:
+            known["data"] = DataObject(**known["data"])
+        commit = Commit(**known)
+        _check_types(commit)
+        return commit
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamagedData(f"{name}: not a readable commit ({error or type(error).__name__})") from error
+
+
+def _check_types(commit: Commit) -> None:
+    counts = [commit.worker_id, commit.batch, commit.num_records, commit.num_tokens]
+    for cursor in (commit.cursor_before, commit.cursor_after):
+        counts += [cursor.record, cursor.token_offset]
+    strings = [commit.attempt, commit.fingerprint, commit.record_ids_digest, commit.host, commit.started]
+    if commit.data is not None:
+        counts.append(commit.data.size)
+        strings += [commit.data.name, commit.data.crc32c]
+        if not re.fullmatch(r"batches/\d{8}(-[0-9a-f]+)?\.safetensors", commit.data.name):
+            raise ValueError(f"data object {commit.data.name!r} is outside the batches folder")
+    if any(type(count) is not int or count < 0 for count in counts):
+        raise ValueError("a count is not a number of at least 0")
+    if any(type(text) is not str for text in strings) or type(commit.end_of_stream) is not bool:
+        raise ValueError("a field has the wrong type")
+    if type(commit.seconds) is not dict:
+        raise ValueError("seconds is not an object")
+
+
+def digest_ids(ids: Iterable[str]) -> str:
+    """`sha256:` of the record ids in order; each ends with a zero byte."""
+    digest = hashlib.sha256()
+    for record_id in ids:
+        digest.update(record_id.encode() + b"\0")
+    return f"sha256:{digest.hexdigest()}"
+
+
+def join_run(storage: Storage, configuration: dict, details: dict) -> None:
+    """Create `run.json`, or check that this start has the configuration of the run that is there.
+
+    `details` are further keys (the fingerprint, the manifest's digest, where the streams are). Raises
+    ConfigurationMismatch with the old and the new value of each field that differs, DamagedData if `run.json` is
+    unreadable.
+    """
+    content = {"schema": SCHEMA, "configuration": configuration} | details
+    kill_point("before-run")
+    try:
+        storage.create(RUN, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    except ObjectExists:
+        stored = read_run(storage)
+        if stored["configuration"] != configuration:
+            lines = differences(stored["configuration"], configuration)
+            raise ConfigurationMismatch(f"{storage.location}/{RUN} was made otherwise: " + "; ".join(lines)) from None
+    kill_point("after-run")
+
+
+def read_run(storage: Storage) -> dict:
+    """The content of `run.json`. Raises ObjectNotFound or DamagedData."""
+    try:
+        run = json.loads(storage.read(RUN))
+        if run["schema"] != SCHEMA:
+            raise DamagedData(f"{RUN}: schema {run['schema']!r}, this version reads {SCHEMA}; use a newer version")
+        if not isinstance(run["configuration"], dict) or not isinstance(run["fingerprint"], str):
+            raise ValueError("wrong types")
+        return run
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedData(f"{storage.location}/{RUN}: not a readable run description ({error})") from error
+
+
+def list_commits(storage: Storage, worker_id: int) -> list[str]:
+    """Names of a worker's commits in order. Raises DamagedData if one is missing in the middle or does not belong."""
+    folder = f"{worker_folder(worker_id)}/commits/"
+    names = [info.name for info in storage.list(folder)]
+    for number, name in enumerate(names):
+        match = _COMMIT_NAME.fullmatch(name.removeprefix(folder))
+        if match is None:
+            raise DamagedData(f"{name}: no commit has such a name; move it out of the folder")
+        if int(match[1]) != number:
+            raise DamagedData(f"{commit_name(worker_id, number)} is missing, but {name} is there: restore it")
+    return names
+
+
+class CommitChain:
+    """The chain of one worker, positioned after its last commit. One thread commits at a time."""
+
+    def __init__(self, storage: Storage, worker_id: int, fingerprint: str):
+        self.storage, self.worker_id, self.fingerprint = storage, worker_id, fingerprint
+        self.instance = Instance()
+        self.cursor, self.next_batch, self.end_of_stream = Cursor(0, 0), 0, False
+
+    @classmethod
+    def load(cls, storage: Storage, worker_id: int, fingerprint: str) -> "CommitChain":
+        """Where this worker stands. Raises DamagedData (rule 6) or ConfigurationMismatch."""
+        chain = cls(storage, worker_id, fingerprint)
+        names = list_commits(storage, worker_id)
+        if names:
+            last = parse_commit(storage.read(names[-1]), names[-1])
+            chain._check(last, names[-1], len(names) - 1)
+            chain._advance(last)
+        return chain
+
+    def _check(self, commit: Commit, name: str, batch: int) -> None:
+        if (commit.worker_id, commit.batch) != (self.worker_id, batch):
+            raise DamagedData(f"{name}: it says worker {commit.worker_id}, batch {commit.batch}")
+        if commit.fingerprint != self.fingerprint:
+            raise ConfigurationMismatch(
+                f"{name}: committed with fingerprint {commit.fingerprint}, this start has {self.fingerprint}"
+            )
+        if commit.data is not None:
+            check_data(self.storage, commit)
+
+    def _advance(self, commit: Commit) -> None:
+        self.cursor, self.next_batch, self.end_of_stream = commit.cursor_after, commit.batch + 1, commit.end_of_stream
+
+    def commit(self, batch: PackedBatch, data: memoryview | None, seconds: dict[str, float]) -> Commit:
+        """Store `data` (None if the batch has no tokens), then the commit; move the cursor.
+
+        Raises Fenced if another worker committed this batch; storage's errors pass through, with nothing committed.
+        """
+        if batch.cursor_before != self.cursor:
+            raise ValueError(f"batch begins at {batch.cursor_before}, the chain stands at {self.cursor}")
+        begin = time.perf_counter()
+        stored = None if data is None else self._store(data)
+        commit = Commit(
+            worker_id=self.worker_id,
+            batch=self.next_batch,
+            cursor_before=batch.cursor_before,
+            cursor_after=batch.cursor_after,
+            data=stored,
+            num_records=batch.num_records,
+            num_tokens=batch.num_tokens,
+            end_of_stream=batch.end_of_stream,
+            fingerprint=self.fingerprint,
+            record_ids_digest=digest_ids(batch.record_ids),
+            seconds={key: round(value, 3) for key, value in seconds.items()}
+            | {"upload": round(time.perf_counter() - begin, 3)},
+            **asdict(self.instance),
+        )
+        kill_point("before-commit", commit.batch)
+        self._publish(commit)
+        kill_point("after-commit", commit.batch)
+        self._advance(commit)
+        return commit
+
+    def _store(self, data: memoryview) -> DataObject:
+        kill_point("before-data", self.next_batch)
+        folder, name = worker_folder(self.worker_id), f"batches/{self.next_batch:08d}"
+        try:
+            info = self.storage.create(f"{folder}/{name}.safetensors", data)
+        except ObjectExists:
+            name = f"{name}-{self.instance.attempt}"
+            info = self.storage.create(f"{folder}/{name}.safetensors", data)
+        kill_point("after-data", self.next_batch)
+        return DataObject(f"{name}.safetensors", info.size, info.crc32c, info.generation)
+
+    def _publish(self, commit: Commit) -> None:
+        name = commit_name(self.worker_id, commit.batch)
+        try:
+            self.storage.create(name, commit.to_bytes())
+        except ObjectExists:
+            winner = parse_commit(self.storage.read(name), name)
+            raise Fenced(
+                f"{name} was committed by another worker: attempt {winner.attempt} on host {winner.host}, "
+                f"started {winner.started}"
+            ) from None
+
+
+def check_data(storage: Storage, commit: Commit) -> ObjectInfo:
+    """Compare a committed data object with what the store has. Raises DamagedData naming the object."""
+    name = f"{worker_folder(commit.worker_id)}/{commit.data.name}"
+    try:
+        info = storage.stat(name)
+    except ObjectNotFound:
+        raise DamagedData(f"{name}: committed by batch {commit.batch}, but it is not there; restore it") from None
+    if (info.size, info.crc32c) != (commit.data.size, commit.data.crc32c):
+        raise DamagedData(
+            f"{name}: {info.size} bytes with crc32c {info.crc32c}, but {commit.data.size} bytes with "
+            f"{commit.data.crc32c} were committed; restore it"
+        )
+    return info

@@ -1,0 +1,128 @@
+"""The loop: packed batches in, activations through the model, data objects to the writer.
+
+In: an iterator of `PackedBatch`es and the compiled step. Out: one data object for each batch, handed to `submit`
+in order. Guarantee: what is submitted depends on the batches alone. Steps are dispatched ahead of their results, at most
+`STEPS_IN_FLIGHT`, so the host packs, collects and stores while the device computes; device memory for results is
+bounded by the same number.
+
+Cost: beside the model, one copy of each stored value, from the device's result to its place in the object.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .packing import PackedBatch
+from .shards import SCHEMA, Shard, allocate
+
+STEPS_IN_FLIGHT = 2
+Submit = Callable[[PackedBatch, memoryview | None, dict[str, float]], None]
+
+
+@dataclass
+class StageTimes:
+    """Seconds the loop spent in each stage; `step` is time spent waiting for results of the device."""
+
+    pack: float = 0.0
+    dispatch: float = 0.0
+    step: float = 0.0
+    collect: float = 0.0
+    submit: float = 0.0
+    _since: float = field(default_factory=time.perf_counter)
+
+    def lap(self, stage: str) -> None:
+        """Book the time since the last lap to `stage`."""
+        now = time.perf_counter()
+        setattr(self, stage, getattr(self, stage) + now - self._since)
+        self._since = now
+
+
+class BatchInFlight:
+    """A batch whose steps are running, and the object that their results are put into."""
+
+    def __init__(self, batch: PackedBatch, worker_id: int, number: int, widths: dict[str, int], dtype: np.dtype):
+        self.batch, self.widths = batch, widths
+        self.started = time.perf_counter()
+        self.shard = _allocate(batch, {"worker_id": worker_id, "batch": number}, widths, dtype)
+        self.step_size = batch.tokens[0].size
+        self.steps = np.unique(batch.slots // self.step_size)
+
+    def places(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which tokens of the batch this step computes (places in record order), and their slots in the step."""
+        tokens = np.flatnonzero(self.batch.slots // self.step_size == step)
+        return tokens, (self.batch.slots[tokens] - step * self.step_size).astype(np.int32)
+
+    def put(self, tokens: np.ndarray, activations: dict[str, np.ndarray], sums: dict) -> None:
+        """Take over the results of one step."""
+        for name, values in activations.items():
+            self.shard.arrays[name][tokens] = values
+            self.shard.arrays[f"{name}.sum"] += sums[name].sum
+            self.shard.arrays[f"{name}.sum_of_squares"] += sums[name].sum_of_squares
+
+
+def _allocate(batch: PackedBatch, numbers: dict[str, int], widths: dict[str, int], dtype: np.dtype) -> Shard:
+    n, r = batch.num_tokens, batch.num_records
+    layout = {
+        "record_index": ((r,), np.dtype(np.int64)),
+        "record_offsets": ((r + 1,), np.dtype(np.int64)),
+        **{f"{name}.{part}": ((width,), np.dtype(np.float64)) for name, width in widths.items()
+           for part in ("sum", "sum_of_squares")},
+        "tokens": ((n,), np.dtype(np.int32)),
+        "positions": ((n,), np.dtype(np.int32)),
+        **{name: ((n, width), dtype) for name, width in widths.items()},
+    }
+    metadata = {"schema": str(SCHEMA), "record_ids": json.dumps(list(batch.record_ids), ensure_ascii=False)}
+    shard = allocate(layout, metadata | {key: str(value) for key, value in numbers.items()})
+    shard.arrays["tokens"][:] = batch.tokens.reshape(-1)[batch.slots]
+    shard.arrays["positions"][:] = batch.positions.reshape(-1)[batch.slots]
+    shard.arrays["record_index"][:] = batch.record_index
+    shard.arrays["record_offsets"][:] = batch.record_offsets
+    return shard
+
+
+def run_pipeline(
+    batches: Iterable[PackedBatch], open_batch: Callable[[PackedBatch, int], BatchInFlight], forward: Callable,
+    first_batch: int, submit: Submit,
+) -> StageTimes:
+    """Work through `batches`, numbered from `first_batch`; returns when the last one is submitted."""
+    times = StageTimes()
+    for flight, results in _ahead(_dispatch(batches, open_batch, forward, first_batch, times), STEPS_IN_FLIGHT):
+        if results is not None:
+            tokens, output = results
+            values = output.get()
+            times.lap("step")
+            flight.put(tokens, *values)
+            times.lap("collect")
+        else:
+            seconds = {"step": time.perf_counter() - flight.started}
+            submit(flight.batch, flight.shard.data if flight.batch.num_tokens else None, seconds)
+            times.lap("submit")
+    return times
+
+
+def _dispatch(batches: Iterable[PackedBatch], open_batch: Callable, forward: Callable, number: int, times: StageTimes):
+    """For each batch: (flight, (tokens, output)) for each dispatched step, then (flight, None)."""
+    for batch in batches:
+        flight = open_batch(batch, number)
+        times.lap("pack")
+        for step in flight.steps:
+            tokens, slots = flight.places(step)
+            output = forward(batch.tokens[step], batch.segment_ids[step], batch.positions[step], slots)
+            times.lap("dispatch")
+            yield flight, (tokens, output)
+        yield flight, None
+        number += 1
+
+
+def _ahead(items: Iterator, depth: int) -> Iterator:
+    """The same items, taken from their source `depth` ahead of their use."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > depth:
+            yield waiting.popleft()
+    yield from waiting

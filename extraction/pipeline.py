@@ -40,6 +40,12 @@ class StageTimes:
         setattr(self, stage, getattr(self, stage) + now - self._since)
         self._since = now
 
+    def summary(self) -> str:
+        """Seconds of each stage, and which one took the most."""
+        stages = {name: getattr(self, name) for name in ("pack", "dispatch", "step", "collect", "submit")}
+        slowest = max(stages, key=stages.get)
+        return ", ".join(f"{name} {value:.1f} s" for name, value in stages.items()) + f"; limited by {slowest}"
+
 
 class BatchInFlight:
     """A batch whose steps are running, and the object that their results are put into."""

@@ -1,0 +1,79 @@
+"""What a person sees of a running worker: a live bar on a terminal, a line every 30 s elsewhere, `progress.json`.
+
+In: each commit. Out: text on stderr and at most one overwrite of `progress.json` in 10 s. Nothing here is trusted when
+resuming; where overwriting is refused `progress.json` is skipped.
+"""
+
+import json
+import sys
+import time
+
+import checkpoint
+from checkpoint import Commit
+
+from .errors import ExtractionError
+from .storage import Storage
+
+LINE_EVERY = 30.0
+FILE_EVERY = 10.0
+
+
+class Progress:
+    """Follows one worker through a stream of `total` records, of which `done` are committed."""
+
+    def __init__(self, storage: Storage, worker_id: int, total: int, done: int, visible: bool):
+        self._storage, self._worker_id, self._total = storage, worker_id, total
+        self._tokens = 0
+        self._begin = self._last_line = time.monotonic()
+        self._last_file = self._begin - FILE_EVERY
+        self._writes_file = True
+        self._bar = self._make_bar(done) if visible and sys.stderr.isatty() else None
+        self._lines = visible and self._bar is None
+
+    def _make_bar(self, done: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+        self._task = bar.add_task(f"worker {self._worker_id}", total=self._total, completed=done, rate="")
+        bar.start()
+        return bar
+
+    def on_commit(self, commit: Commit) -> None:
+        """Show and note one more commit."""
+        self._tokens += commit.num_tokens
+        now = time.monotonic()
+        rate = self._tokens / max(now - self._begin, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=commit.cursor_after.record, rate=f"{rate:,.0f} tokens/s")
+        elif self._lines and now - self._last_line >= LINE_EVERY:
+            self._last_line = now
+            print(f"batch {commit.batch}: {self._standing(commit)}, {rate:,.0f} tokens/s", file=sys.stderr, flush=True)
+        if self._writes_file and (now - self._last_file >= FILE_EVERY or commit.end_of_stream):
+            self._last_file = now
+            self._write_file(commit, rate)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _standing(self, commit: Commit) -> str:
+        return f"{commit.cursor_after.record:,} of {self._total:,} records"
+
+    def _write_file(self, commit: Commit, rate: float) -> None:
+        content = {
+            "batch": commit.batch,
+            "records": commit.cursor_after.record,
+            "num_records": self._total,
+            "tokens_per_second": round(rate, 1),
+            "host": commit.host,
+            "finished": commit.end_of_stream,
+        }
+        try:
+            self._storage.replace(
+                f"{checkpoint.worker_folder(self._worker_id)}/progress.json", (json.dumps(content) + "\n").encode()
+            )
+        except ExtractionError as error:
+            self._writes_file = False
+            print(f"progress.json is not written: {error}", file=sys.stderr, flush=True)

@@ -17,12 +17,12 @@ PACKING_SCHEMA = 1
 STORE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 HOOK_SUFFIXES = {
     "resid_pre": "hook_resid_pre",
+    "z": "attn.hook_z",
     "attn_out": "hook_attn_out",
     "resid_mid": "hook_resid_mid",
+    "post": "mlp.hook_post",
     "mlp_out": "hook_mlp_out",
     "resid_post": "hook_resid_post",
-    "z": "attn.hook_z",
-    "post": "mlp.hook_post",
 }
 FINAL_HOOK = "ln_final.hook_normalized"
 _TARGET_OBJECT_BYTES = 128 << 20

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extraction.packing import BatchShape, longest_prefix, pack, pack_batches
@@ -117,10 +117,8 @@ def test_an_empty_stream_is_one_empty_batch():
 
 
 @pytest.mark.parametrize("seed", range(3))
-@settings(deadline=None)
-@given(st.just(None))
-def test_padding_is_at_most_five_percent_on_document_lengths(seed, _):
+def test_padding_is_at_most_five_percent_on_document_lengths(seed):
     """Log-normal lengths with FineWeb's mean of about 650 tokens; the last, short batch is left out."""
     lengths = np.random.default_rng(seed).lognormal(6.0, 1.0, 1500).astype(int) + 1
-    batches = batches_of([min(n, 900) for n in lengths[:20]] + list(map(int, lengths)), BatchShape(1, 32, 2048))[:-1]
+    batches = batches_of(lengths.tolist(), BatchShape(1, 32, 2048))[:-1]
     assert sum(batch.num_tokens for batch in batches) >= 0.95 * len(batches) * 32 * 2048

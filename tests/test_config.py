@@ -1,0 +1,53 @@
+"""Layers, hook points and the fingerprint."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from extraction.config import ExtractionConfig, differences, parse_layers, resolve_hook_points
+from extraction.errors import InvalidRequest
+
+CONFIG = ExtractionConfig(
+    model="m", revision=None, weights_digest="w", tokenizer_digest="t", manifest_digest="f", hook_points=("a",),
+    compute_dtype="float32", store_dtype="bfloat16", seq_len=8, batch_size=2, steps_per_batch=1, bos="auto",
+    long_documents="split", max_records=None,
+)
+
+
+@pytest.mark.parametrize("text, layers", [
+    ("all", [0, 1, 2, 3, 4, 5]), ("0,3", [0, 3]), ("0:6:2", [0, 2, 4]), ("-1", [5]), ("3:", [3, 4, 5]), ("5,0,-1", [0, 5]),
+])
+def test_layers(text, layers):
+    assert parse_layers(text, 6) == layers
+
+
+@pytest.mark.parametrize("text", ["6", "-7", "x", "", "1,,2", "0:6:0", "4:2", "1:2:3:4", "1.5"])
+def test_layers_that_are_none(text):
+    with pytest.raises(InvalidRequest, match="--layers"):
+        parse_layers(text, 6)
+
+
+def test_hook_points_come_in_depth_order():
+    assert resolve_hook_points("1,0", "resid_post,z", "ln_final.*", 2) == (
+        "blocks.0.attn.hook_z", "blocks.0.hook_resid_post", "blocks.1.attn.hook_z", "blocks.1.hook_resid_post",
+        "ln_final.hook_normalized",
+    )
+
+
+@pytest.mark.parametrize("layers, hooks, names", [("0", "resid", None), (None, "resid_post", "blocks.9.*"), (None, "z", None)])
+def test_hook_points_that_are_none(layers, hooks, names):
+    with pytest.raises(InvalidRequest):
+        resolve_hook_points(layers, hooks, names, 2)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(ExtractionConfig)])
+def test_the_fingerprint_covers_every_field(name):
+    changed = replace(CONFIG, **{name: "other"})
+    if name == "hook_points":
+        changed = replace(CONFIG, hook_points=("b",))
+    assert changed.fingerprint != CONFIG.fingerprint
+    assert [line.split(":")[0] for line in differences(CONFIG.to_json(), changed.to_json())] == [name]
+
+
+def test_the_fingerprint_is_the_same_in_every_process():
+    assert CONFIG.fingerprint == "sha256:5902706e72cb239ef892767a2857dd9bafc9dd3e872da302bbdf30080da6124c"

@@ -60,6 +60,7 @@ def found(name):
 print(*[name for name in names if not found(name)])')
 [ -z "$missing" ] || stop_with 2 "$python lacks $missing; install: $python -m pip install '$here'"
 
+# shellcheck disable=SC2153  # STREAMS comes from the environment
 arguments=(--model "$MODEL" --streams "$STREAMS" --output "$OUTPUT")
 [ -z "$worker_id" ] || arguments+=(--worker-id "$worker_id")
 [ -z "${LAYERS:-}" ] || arguments+=(--layers "$LAYERS")

@@ -1,0 +1,38 @@
+"""`kill -9` of a real worker at each named point, on a folder and on a GCS server; then it goes on as if nothing was."""
+
+import signal
+
+import pytest
+
+from extraction.faults import KILL_POINTS
+from extraction.storage import open_storage
+from tests.workers import committed, extract, make_streams, text_of, verify, write_corpus
+
+# Points around run.json are passed at every start, the others at each batch.
+POINTS = [f"{point}:{batch}" for point in KILL_POINTS for batch in ((0,) if "run" in point else (0, 2))]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Streams, and what a worker that nobody kills commits from them."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    streams = make_streams(write_corpus(folder / "corpus", [text_of(i, 5 + i * 4) for i in range(14)]), folder / "streams")
+    result = extract(streams, folder / "output")
+    assert result.returncode == 0, result.stderr
+    batches = committed(open_storage(str(folder / "output")))
+    assert len(batches) > 4
+    return streams, batches
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_a_point_it_ends_with_the_same_bytes(storage, undisturbed, point):
+    streams, expected = undisturbed
+    location = storage.location
+    assert extract(streams, location, EXTRACT_KILL_AT=point).returncode == -signal.SIGKILL
+    if "run" not in point:
+        assert extract(streams, location, EXTRACT_KILL_AT=point.replace(":2", ":3")).returncode in (0, -signal.SIGKILL)
+    result = extract(streams, location)
+    assert result.returncode == 0, result.stderr
+    assert committed(storage) == expected
+    result = verify(location)
+    assert result.returncode == 0, result.stdout + result.stderr

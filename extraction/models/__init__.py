@@ -1,0 +1,1 @@
+"""The models: configurations, one file for each architecture, attention, and the strict weight loader."""

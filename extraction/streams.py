@@ -169,8 +169,8 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 
 def _parse_file(fields: _Fields) -> ParquetFacts:
     name = fields.text("name")
-    if not is_outside(name) and not set(name.split("/")).isdisjoint({"", ".", ".."}):
-        raise fields.wrong("name", f"is {name!r}, which leaves the streams folder")
+    if "\0" in name or (not is_outside(name) and not {"", ".", ".."}.isdisjoint(name.split("/"))):
+        raise fields.wrong("name", f"is {name!r}: not a name inside the streams folder, an absolute path or a URL")
     return ParquetFacts(name, fields.count("size"), fields.count("num_rows"), fields.digest("footer"))
 
 
@@ -349,7 +349,8 @@ class Stream:
         with damage_named(place):
             table = parquet.read_row_group(piece.row_group, columns=list(columns))
         if piece.first_row + piece.rows > table.num_rows:
-            raise DamagedData(f"{place} has {table.num_rows} rows, the manifest asks for {piece.rows} after row {piece.first_row}")
+            asked = f"{piece.rows} from row {piece.first_row} on"
+            raise DamagedData(f"{place} has {table.num_rows} rows, the manifest asks for {asked}")
         return table.slice(piece.first_row, piece.rows).select(list(columns))
 
     def _strings(self, table: Any, piece: Piece, offset: int, rows: int) -> Iterator[tuple[str, ...]]:

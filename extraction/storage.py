@@ -382,6 +382,7 @@ class GcsStorage(Storage):
         from google.auth.exceptions import GoogleAuthError, TransportError
         from google.cloud.storage.exceptions import InvalidResponse
         from requests.exceptions import RequestException
+        from urllib3.exceptions import HTTPError
 
         end, pause = time.monotonic() + self._deadline, 0.1
         while True:
@@ -395,12 +396,12 @@ class GcsStorage(Storage):
                 raise self._denied(permission, error) from error
             except (exceptions.TooManyRequests, exceptions.ServerError, exceptions.RetryError) as error:
                 trouble = error
-            except (RequestException, ConnectionError, TimeoutError, TransportError, InvalidResponse) as error:
+            except (RequestException, HTTPError, ConnectionError, TimeoutError, TransportError, InvalidResponse) as error:
                 trouble = error
             except GoogleAuthError as error:
                 raise self._denied(permission, error) from error
-            except exceptions.ClientError as error:
-                if error.code != 408:
+            except exceptions.GoogleAPICallError as error:
+                if error.code != 408:  # a time-out at the service, for which the client has no class
                     raise
                 trouble = error
             if time.monotonic() + pause > end:

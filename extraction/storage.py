@@ -14,6 +14,7 @@ import base64
 import ctypes
 import errno
 import io
+import json
 import os
 import random
 import time
@@ -277,7 +278,7 @@ class GcsStorage(Storage):
                 # Whatever went wrong, the object may have landed: look before anything else is believed.
                 info = self._find(name)
                 if info is None:
-                    if isinstance(error, KeyError | ValueError):  # a cut answer to an upload that did not land
+                    if isinstance(error, KeyError | json.JSONDecodeError):  # a cut answer, and nothing has landed
                         raise ConnectionError(str(error)) from error
                     raise
                 return info

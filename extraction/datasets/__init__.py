@@ -14,8 +14,8 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InvalidRequest, ObjectExists, ObjectNotFound
 from ..storage import Storage
@@ -25,14 +25,17 @@ from ..streams import (
     Manifest,
     ParquetFacts,
     Piece,
+    StreamEntry,
     canonical_json,
     parse_manifest,
     read_footer,
     sha256,
 )
 
+if TYPE_CHECKING:
+    import pyarrow.parquet
+
 ROWS_PER_GROUP = 1000
-MAX_STREAMS = 100_000
 
 
 class OtherStreams(InvalidRequest):
@@ -69,22 +72,25 @@ class Row(NamedTuple):
 
 
 def publish_references(
-    storage: Storage, origin: Origin, files: Sequence[ParquetFacts], groups: Sequence[Sequence[int]], num_streams: int
+    storage: Storage, origin: Origin, files: Sequence[tuple[ParquetFacts, Sequence[int]]], num_streams: int
 ) -> Published:
-    """Publish streams that point into the source's files; `groups[f]` are the rows of each row group of file f.
+    """Publish streams that point into the source's files, each given with the rows of its row groups.
 
     Each stream is a contiguous run of row groups, as many as any other stream or one more.
     """
     pieces = [
-        Piece(number, group, 0, rows) for number, sizes in enumerate(groups) for group, rows in enumerate(sizes) if rows
+        Piece(number, group, 0, rows)
+        for number, (_, sizes) in enumerate(files)
+        for group, rows in enumerate(sizes)
+        if rows
     ]
     bounds = [len(pieces) * stream // num_streams for stream in range(num_streams + 1)]
     streams = []
     for begin, end in itertools.pairwise(bounds):
         mine = pieces[begin:end]
-        digest = sha256(canonical_json([[asdict(files[piece.file]), *piece[1:]] for piece in mine]))
+        digest = sha256(canonical_json([[asdict(files[piece.file][0]), *piece[1:]] for piece in mine]))
         streams.append(_stream_entry(mine, digest))
-    manifest = _manifest(origin, files, streams)
+    manifest = _manifest(origin, [facts for facts, _ in files], streams)
     return _published_before(storage, manifest) or _publish_manifest(storage, manifest)
 
 
@@ -96,7 +102,8 @@ def publish_rows(
 ) -> Published:
     """Publish streams as files of our own: row i goes to stream i mod `num_streams`.
 
-    `row(i)` gives row i, the same each time. What an interrupted call left behind is completed.
+    `row(i)` gives row i, the same each time. What an interrupted call left behind is completed. Every file is made
+    twice, once to compare with what is there and once to be written, so that only one is in memory at a time.
     """
 
     def stream_file(stream: int) -> tuple[str, bytes]:
@@ -106,9 +113,10 @@ def publish_rows(
     files, streams = [], []
     for stream in range(num_streams):
         name, data = stream_file(stream)
-        facts, sizes = parquet_facts(io.BytesIO(data), name)
+        facts, metadata = read_footer(io.BytesIO(data), name)
         files.append(facts)
-        streams.append(_stream_entry([Piece(stream, group, 0, rows) for group, rows in enumerate(sizes)], sha256(data)))
+        sizes = enumerate(row_group_sizes(metadata))
+        streams.append(_stream_entry([Piece(stream, group, 0, rows) for group, rows in sizes], sha256(data)))
     manifest = _manifest(origin, files, streams)
     if published := _published_before(storage, manifest):
         return published
@@ -146,26 +154,20 @@ def _leftovers(storage: Storage, manifest: Manifest) -> set[str]:
 # ---------------------------------------------------------------------------------------------- the manifest
 
 
-def parquet_facts(handle: Any, name: str) -> tuple[ParquetFacts, list[int]]:
-    """What pins a Parquet file, and the rows of each of its row groups. Raises DamagedData naming the file."""
-    facts, metadata = read_footer(handle, name)
-    return facts, [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+def row_group_sizes(metadata: "pyarrow.parquet.FileMetaData") -> list[int]:
+    """The rows of each row group."""
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
-def _stream_entry(pieces: Sequence[Piece], digest: str) -> dict[str, Any]:
-    return {"num_records": sum(piece.rows for piece in pieces), "digest": digest, "pieces": [list(p) for p in pieces]}
+def _stream_entry(pieces: Sequence[Piece], digest: str) -> StreamEntry:
+    return StreamEntry(sum(piece.rows for piece in pieces), digest, tuple(pieces))
 
 
-def _manifest(origin: Origin, files: Sequence[ParquetFacts], streams: list[dict[str, Any]]) -> Manifest:
-    body = {
-        "schema": SCHEMA,
-        **asdict(origin),
-        "num_streams": len(streams),
-        "num_records": sum(stream["num_records"] for stream in streams),
-        "files": [asdict(file) for file in files],
-        "streams": streams,
-    }
-    return parse_manifest(canonical_json(body), MANIFEST_NAME)
+def _manifest(origin: Origin, files: Sequence[ParquetFacts], streams: Sequence[StreamEntry]) -> Manifest:
+    num_records = sum(stream.num_records for stream in streams)
+    draft = Manifest(**asdict(origin), num_streams=len(streams), num_records=num_records, files=tuple(files),
+                     streams=tuple(streams), digest="")  # fmt: skip
+    return replace(draft, digest=sha256(encode_manifest(draft)))
 
 
 def _published_before(storage: Storage, manifest: Manifest) -> Published | None:

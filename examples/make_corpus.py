@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-SHORTEST, LONGEST = 80, 40_000  # characters of a document
+SHORTEST, LONGEST = 200, 40_000  # characters of a document
 BIGGEST_SOURCE = 400_000  # bytes of a .py file
 ROWS_PER_GROUP = 100
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

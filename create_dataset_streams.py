@@ -21,18 +21,22 @@ class Commands(click.Group):
     """A group whose commands end with one line and the exit code of the error, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
-        from extraction.datasets import OtherStreams
         from extraction.errors import ExtractionError
 
         try:
             return super().invoke(ctx)
         except ExtractionError as error:
-            advice = "; choose another --output" if isinstance(error, OtherStreams) else ""
-            click.echo(f"error: {error}{advice}", err=True)
+            click.echo(f"error: {error}{_advice(error)}", err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(2)
+
+
+def _advice(error: Exception) -> str:
+    from extraction.datasets import OtherStreams
+
+    return "; choose another --output" if isinstance(error, OtherStreams) else ""
 
 
 def stream_options(source_help: str) -> Callable:

@@ -302,16 +302,19 @@ def until(items, stop: threading.Event):
 def main() -> None:
     """Run the command line; a domain error is one line with advice, and its exit code."""
     try:
-        cli(standalone_mode=True)
+        cli()
+    except SystemExit as ended:
+        code = ended.code or 0
     except ExtractionError as error:
         print(f"error: {error}", file=sys.stderr)
         advice = next((text for kind, text in ADVICE.items() if isinstance(error, kind)), None)
         if advice:
             print(f"  {advice}", file=sys.stderr)
-        sys.stderr.flush()
-        # Threads that still upload must not keep a failed worker alive.
-        sys.stdout.flush()
-        os._exit(error.exit_code)
+        code = error.exit_code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything durable is durable by now; threads of ours or of a library must not hold or break the exit.
+    os._exit(code if isinstance(code, int) else 1)
 
 
 if __name__ == "__main__":

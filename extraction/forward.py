@@ -14,7 +14,7 @@ padding on the device.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .errors import InvalidRequest
 from .models import gpt2, llama
-from .models.config import ModelConfig
+from .models.config import ModelConfig, all_hook_points
 from .models.location import ModelFolder
 from .models.weights import WeightFiles, check_names, load_part
 
@@ -115,13 +115,19 @@ class StepOutput:
         return values, sums
 
 
-class Forward:
-    """The loaded model and its compiled step."""
+class Loaded(NamedTuple):
+    """Parameters on the devices, part by part, and the digest of what they were read from."""
 
-    def __init__(self, step: Callable, params: Any, options: ForwardOptions, weights_digest: str):
-        self._step, self._params = step, params
-        self._shape = options.shape
-        self.compute_dtype, self.weights_digest = options.compute_dtype, weights_digest
+    params: dict[str, Any]
+    digest: str
+
+
+class Forward:
+    """The loaded model and its compiled step. `widths` gives the last axis of each hook point."""
+
+    def __init__(self, step: Callable, loaded: "Loaded", options: ForwardOptions, widths: dict[str, int]):
+        self._step, self._params, self._shape = step, loaded.params, options.shape
+        self.compute_dtype, self.weights_digest, self.widths = options.compute_dtype, loaded.digest, widths
 
     def __call__(
         self, tokens: np.ndarray, segment_ids: np.ndarray, positions: np.ndarray, slots: np.ndarray
@@ -150,22 +156,26 @@ def default_compute_dtype() -> str:
 def load_forward(folder: ModelFolder, config: ModelConfig, options: ForwardOptions) -> Forward:
     """Load the weights that the hook points need and compile the step.
 
-    Raises InvalidRequest (T beyond learned positions), DamagedData (weights that are not those of the configuration).
+    Raises InvalidRequest (T beyond learned positions, a hook point that this model does not have) and DamagedData
+    (weights that are not those of the configuration).
     """
+    unknown = set(options.hook_points) - set(all_hook_points(config.num_layers))
+    if unknown:
+        raise InvalidRequest(f"{min(unknown)}: no such hook point in a model of {config.num_layers} layers")
     if config.max_positions is not None and options.shape.seq_len > config.max_positions:
         raise InvalidRequest(f"--seq-len {options.shape.seq_len}: this model has {config.max_positions} positions")
     if options.compute_dtype == "auto":
-        options = ForwardOptions(**(vars(options) | {"compute_dtype": default_compute_dtype()}))
+        options = replace(options, compute_dtype=default_compute_dtype())
     _use_compile_cache(options.compile_cache)
     plan = CapturePlan.of(options.hook_points, config)
     graphs, abstract = _abstract_model(config, plan, jnp.dtype(options.compute_dtype))
     rows, whole = _shardings(options.shape.rows)
-    params, digest = _load(folder, config, plan, abstract, whole)
+    loaded = _load(folder, config, plan, abstract, whole)
     step = jax.jit(make_step(graphs, plan, options), in_shardings=(whole, rows, rows, rows, whole, whole))
     grid = jax.ShapeDtypeStruct((options.shape.rows, options.shape.seq_len), jnp.int32)
     slots = jax.ShapeDtypeStruct((grid.size,), jnp.int32)
-    compiled = step.lower(params, grid, grid, grid, slots, jax.ShapeDtypeStruct((), jnp.int32)).compile()
-    return Forward(compiled, params, options, digest)
+    compiled = step.lower(loaded.params, grid, grid, grid, slots, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+    return Forward(compiled, loaded, options, {name: config.hook_width(name) for name in options.hook_points})
 
 
 def _use_compile_cache(folder: str | None) -> None:
@@ -195,7 +205,7 @@ def _abstract_model(config: ModelConfig, plan: CapturePlan, dtype: jnp.dtype) ->
     return split, {name: nnx.to_pure_dict(state) for name, (_, state) in split.items()}
 
 
-def _load(folder: ModelFolder, config: ModelConfig, plan: CapturePlan, abstract: dict, sharding: NamedSharding):
+def _load(folder: ModelFolder, config: ModelConfig, plan: CapturePlan, abstract: dict, sharding: NamedSharding) -> Loaded:
     architecture = _ARCHITECTURES[config.family]
     table = architecture.weight_table(config)
     with WeightFiles(folder.path, _PREFIXES.get(config.family, "model.")) as files:
@@ -205,7 +215,7 @@ def _load(folder: ModelFolder, config: ModelConfig, plan: CapturePlan, abstract:
                             lambda array: jax.device_put(array, sharding))
             for name, shapes in abstract.items()
         }
-        return params, files.digest
+        return Loaded(params, files.digest)
 
 
 def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions) -> Callable:
@@ -224,15 +234,15 @@ def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions) -> Calla
         with jax.default_matmul_precision(precision):
             x, shared = part(params["embedding"], "embedding")(tokens, positions)
             found = {Capture("hook_resid_post", _EMBEDDING): x.astype(store_dtype)}
+            shared["segment_ids"] = segment_ids
             if plan.num_layers:
-                block = lambda layer_params, x, tap: part(layer_params, "blocks")(  # noqa: E731
-                    x, shared | {"segment_ids": segment_ids}, tap)
+                block = lambda params, x, tap: part(params, "blocks")(x, shared, tap)  # noqa: E731
                 x, captured = _scan(block, params["blocks"], x, plan, store_dtype)
                 found |= captured
             tensors = {name: found[capture] for name, capture in plan.captures.items()}
             if plan.final_norm:
                 tensors["ln_final.hook_normalized"] = part(params["final_norm"], "final_norm")(x).astype(store_dtype)
-        return {name: _compact(tensors[name], slots, n) for name in options.hook_points}
+            return {name: _compact(tensors[name], slots, n) for name in options.hook_points}
 
     return step
 
@@ -274,4 +284,10 @@ def _compact(tensor: jax.Array, slots: jax.Array, n: jax.Array) -> tuple[jax.Arr
     """The rows of [B, T, width] at `slots`, and their sum and sum of squares over the first n."""
     rows = tensor.reshape(-1, tensor.shape[-1])[slots]
     real = jnp.where((jnp.arange(len(slots)) < n)[:, None], rows.astype(jnp.float32), 0.0)
-    return rows, real.sum(0), (real**2).sum(0)
+    return rows, _sum_rows(real, len(tensor)), _sum_rows(real**2, len(tensor))
+
+
+def _sum_rows(rows: jax.Array, parts: int) -> jax.Array:
+    """The sum of [n, width] over n in float32, by parts: one long chain of additions would round at each link."""
+    partial = rows.reshape(parts, -1, rows.shape[-1]).sum(axis=1)
+    return jax.lax.optimization_barrier(partial).sum(axis=0)  # else the compiler makes one chain of both

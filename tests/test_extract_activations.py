@@ -194,9 +194,9 @@ def test_odd_records_go_through(tmp_path, num_words):
 
 def test_an_empty_stream_is_complete_at_once(tmp_path):
     streams = make_streams(write_corpus(tmp_path / "corpus", ["only one"]), tmp_path / "streams", 2)
-    result = extract(streams, tmp_path / "output", 1)
+    result = extract(streams, tmp_path / "output", 0)
     assert result.returncode == 0, result.stderr
-    assert "0 records" in result.stderr
+    assert "stream complete, 0 records" in result.stderr
 
 
 def test_invalid_utf8_stops_with_65_and_keeps_what_was_committed(tmp_path):
@@ -210,7 +210,7 @@ def test_invalid_utf8_stops_with_65_and_keeps_what_was_committed(tmp_path):
     pq.write_table(table, path, row_group_size=4)
     streams = make_streams(corpus, tmp_path / "streams")
     result = extract(streams, tmp_path / "output")
-    assert_one_line(result, 65, "UTF-8", "corpus.parquet")
+    assert_one_line(result, 65, "utf-8", "corpus.parquet", "record 10")
     assert len(committed(open_storage(str(tmp_path / "output")))) >= 2
 
 
@@ -252,6 +252,6 @@ def test_flags_are_read_from_the_environment(finished, tmp_path):
 
 def test_help_needs_no_heavy_import():
     code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['x', 'run', '--help']; import extract_activations\n"
-            "try: extract_activations.main()\nexcept SystemExit: pass\n"
+            "try: extract_activations.cli()\nexcept SystemExit: pass\n"
             "assert not {'jax', 'transformers', 'pyarrow', 'google.cloud'} & set(sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).returncode == 0

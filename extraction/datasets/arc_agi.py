@@ -88,7 +88,8 @@ def load_tasks(source: str) -> tuple[str, str | None, dict[str, Task]]:
     elif "://" in source:
         raise InvalidRequest(f"{source}: give a local folder, a JSON file or {CARRIED}NAME")
     else:
-        place, revision, parts = str(Path(source).resolve()), None, _load_local(Path(source).resolve())
+        path = Path(source).expanduser().resolve()
+        place, revision, parts = str(path), None, _load_local(path)
     tasks: dict[str, Task] = {}
     for where, found in parts:
         for name, task in found.items():

@@ -1,7 +1,8 @@
 """FineWeb, or any Parquet with `id` and `text`: streams by reference into the files where they lie.
 
-In: a local folder (searched with its subfolders), one file, or a glob. Out: the published manifest; no record is
-copied. Files go by the order of their names, and streams are contiguous runs of row groups.
+In: a local folder (searched with its subfolders, but not what is named .hidden or _hidden), one file, or a glob. Out:
+the published manifest; no record is copied. Files go by the order of their names, and streams are contiguous runs of
+row groups.
 
 Guarantee: the manifest pins each file by size and footer. Cost: one footer read for each file.
 """
@@ -10,9 +11,9 @@ import glob
 from pathlib import Path
 from typing import Any
 
-from ..errors import DamagedData, InvalidRequest
+from ..errors import InvalidRequest
 from ..storage import Storage
-from ..streams import ParquetFacts, open_file, read_footer
+from ..streams import ParquetFacts, damage_named, open_file, read_footer
 from . import Origin, Published, publish_references, row_group_sizes
 
 COLUMNS = ("id", "text")
@@ -34,15 +35,15 @@ def find_files(source: str) -> tuple[str, list[str]]:
     """
     if "://" in source:
         raise InvalidRequest(f"{source}: give a local folder, file or glob; other places cannot be read from yet")
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         place = path.resolve()
         found = [file for file in place.rglob("*.parquet") if not _hidden(file.relative_to(place))]
     else:
         place = _resolved(path)
-        found = [path] if path.exists() else [Path(name) for name in glob.glob(source, recursive=True)]
+        found = [path] if path.exists() else [Path(name) for name in glob.glob(str(path), recursive=True)]
     # The folder is resolved but not the file: in a download cache files are links to names without order or suffix.
-    names = sorted({str(file.parent.resolve() / file.name) for file in found if file.is_file()})
+    names = sorted({str(file.parent.resolve() / file.name) for file in found if not file.is_dir()})
     if not names:
         raise InvalidRequest(f"{source}: no Parquet file there (a folder is searched for *.parquet)")
     return str(place), names
@@ -63,10 +64,8 @@ def inspect(name: str) -> tuple[ParquetFacts, list[int]]:
     """What pins a file, and the rows of its row groups. Raises InvalidRequest when a column is missing or not text."""
     with open_file(name) as handle:
         facts, metadata = read_footer(handle, name)
-    try:
+    with damage_named(name):
         schema = metadata.schema.to_arrow_schema()
-    except Exception as error:
-        raise DamagedData(f"{name}: its schema cannot be read: {error}") from error
     for column in COLUMNS:
         if schema.names.count(column) != 1:
             raise InvalidRequest(f"{name} has no single column {column!r}; it has {', '.join(schema.names) or 'none'}")

@@ -1,40 +1,66 @@
-"""Causal attention inside segments: `attention(q, k, v, segment_ids)`.
+"""Causal attention inside segments: `attention(q, k, v, segment_ids, scale=...)`.
 
 In: q [B, T, H, Dh], k and v [B, T, K, Dh] with H a multiple of K, segment_ids [B, T] with 0 for padding. Out:
-[B, T, H, Dh]. Guarantee: a token sees its own segment up to itself and nothing else, so its result does not depend on
-what else is in the row; padding gives finite values. The softmax is in float32.
+[B, T, H, Dh]. Guarantee: a token sees its own segment up to itself (with `window`, itself and the `window - 1` tokens
+before it) and nothing else, so its result does not depend on what else is in the row; padding gives finite values. The
+softmax is in float32.
 
-Cost: blocks of queries see only the keys that causality leaves them, about half of the T x T scores, and no more than
-one block of them is in memory.
+Cost: blocks of queries see only the keys that causality and the window leave them, about half of the T x T scores, and
+no more than one block of scores is in memory.
 """
 
 import jax
 import jax.numpy as jnp
 
-QUERY_BLOCK = 128
 _MASKED = -1e30  # finite, so that a row without any key stays a number
+_MIN_BLOCK, _MAX_BLOCKS = 128, 16  # more than 16 blocks save little arithmetic and take longer to compile
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, scale: float) -> jax.Array:
-    """Attention by blocks of queries, each over the keys up to its end."""
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *,
+    scale: float, window: int | None = None, softcap: float | None = None,
+) -> jax.Array:
+    """The one place where a form of attention is chosen: blocks of queries, on every platform."""
+    return attend_blocks(q, k, v, segment_ids, scale=scale, window=window, softcap=softcap)
+
+
+def attend_blocks(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *,
+    scale: float, window: int | None = None, softcap: float | None = None,
+) -> jax.Array:
+    """`attend` for one block of queries after the other, each over no more keys than it can see."""
     length = q.shape[1]
-    blocks = [
-        attend(q[:, start:end], k[:, :end], v[:, :end], segment_ids[:, :end], scale)
-        for start in range(0, length, QUERY_BLOCK)
-        for end in [min(start + QUERY_BLOCK, length)]
-    ]
-    return jnp.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0]
+    size = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
+    blocks = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        first = 0 if window is None else max(0, start - window + 1)
+        keys, values, segments = (part[:, first:end] for part in (k, v, segment_ids))
+        blocks.append(attend(q[:, start:end], keys, values, segments, scale=scale, window=window, softcap=softcap))
+    return jnp.concatenate(blocks, axis=1)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, scale: float) -> jax.Array:
-    """Plain attention of the last t positions, q [B, t, H, Dh], over all S, k and v [B, S, K, Dh]."""
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *,
+    scale: float, window: int | None = None, softcap: float | None = None,
+) -> jax.Array:
+    """Plain attention of the last t of S positions, q [B, t, H, Dh], over all S, k and v [B, S, K, Dh]."""
     batch, t, heads, head_width = q.shape
     s, kv_heads = k.shape[1:3]
     grouped = q.reshape(batch, t, kv_heads, heads // kv_heads, head_width)
     scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
-    here = jnp.arange(s - t, s)[:, None]
-    allowed = (jnp.arange(s)[None, :] <= here)[None] & (segment_ids[:, s - t :, None] == segment_ids[:, None, :])
-    allowed &= (segment_ids > 0)[:, None, :]
-    weights = jax.nn.softmax(jnp.where(allowed[:, None, None], scores, _MASKED), axis=-1).astype(v.dtype)
-    mixed = jnp.einsum("bkgts,bskd->btkgd", weights, v)
-    return mixed.reshape(batch, t, heads, head_width)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    scores = jnp.where(_visible(segment_ids, t, window)[:, None, None], scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    mixed = jnp.einsum("bkgts,bskd->btkgd", weights, v, preferred_element_type=jnp.float32)
+    return mixed.reshape(batch, t, heads, head_width).astype(v.dtype)
+
+
+def _visible(segment_ids: jax.Array, t: int, window: int | None) -> jax.Array:
+    """Which of S keys each of the last t positions sees: bool [B, t, S]."""
+    s = segment_ids.shape[1]
+    back = jnp.arange(s - t, s)[:, None] - jnp.arange(s)[None, :]
+    near = (back >= 0) if window is None else (back >= 0) & (back < window)
+    same = segment_ids[:, s - t :, None] == segment_ids[:, None, :]
+    return near[None] & same & (segment_ids > 0)[:, None, :]

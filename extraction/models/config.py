@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config import FINAL_HOOK, HOOK_SUFFIXES
 from ..errors import DamagedData, InvalidRequest
 
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
@@ -55,15 +56,23 @@ class ModelConfig:
         return self.mlp_width if hook_point.endswith("mlp.hook_post") else self.width
 
 
+def all_hook_points(num_layers: int) -> list[str]:
+    """The name of every hook point, in depth order."""
+    names = [f"blocks.{layer}.{suffix}" for layer in range(num_layers) for suffix in HOOK_SUFFIXES.values()]
+    return [*names, FINAL_HOOK]
+
+
 # Attributes that do not reach the hidden states: generation, training, the head, and how others run the model.
 _IRRELEVANT = {
     "architectures", "attention_dropout", "attn_pdrop", "bos_token_id", "dtype", "embd_pdrop", "eos_token_id",
     "initializer_range", "max_window_layers", "model_type", "pad_token_id", "pretraining_tp", "reorder_and_upcast_attn",
     "resid_pdrop", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
     "summary_use_proj", "task_specific_params", "tie_word_embeddings", "torch_dtype", "transformers_version",
-    "unk_token_id", "use_cache", "use_mrope", "gradient_checkpointing", "n_ctx", "rope_interleaved", "is_llama_config",
-    "_name_or_path", "transformers.js_config",
+    "unk_token_id", "use_cache", "gradient_checkpointing", "n_ctx", "is_llama_config", "max_sequence_length",
+    "_attn_implementation_autoset", "_name_or_path", "_num_labels", "id2label", "label2id", "num_labels",
+    "output_attentions", "output_hidden_states", "transformers.js_config",
 }
+_ONLY = {"rope_interleaved": False, "use_mrope": False}  # attributes with one value that changes nothing
 _ROTARY = {
     "attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings", "mlp_bias",
     "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "rope_parameters", "rope_scaling",
@@ -79,30 +88,53 @@ def read_model_config(folder: Path) -> ModelConfig:
     Raises InvalidRequest (no `config.json`, an architecture or attribute that is not supported) and DamagedData.
     """
     path = folder / "config.json"
-    try:
-        written = json.loads(path.read_bytes())
-        family = written["model_type"]
-    except FileNotFoundError:
-        raise InvalidRequest(f"{folder}: no config.json here; --model needs a Hugging Face model folder") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedData(f"{path}: not a model configuration ({error})") from error
+    written = _read(path)
+    family = written["model_type"]
     if family not in _HANDLED:
         raise InvalidRequest(f"{path}: model type {family!r} is not supported; supported are {', '.join(_HANDLED)}")
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise DamagedData(f"{path}: {str(error).splitlines()[0]}") from error
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, OSError) as error:
+        raise DamagedData(f"{path}: {' '.join(str(error).split())}") from error
     _refuse_unhandled(path, family, written, type(config)())
-    return _gpt2(config, path) if family == "gpt2" else _rotary(config, path)
+    return _checked(_gpt2(config, path) if family == "gpt2" else _rotary(config, path), path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The configuration as it is written, with a `model_type`."""
+    try:
+        written = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InvalidRequest(f"{path.parent}: no config.json here; --model needs a Hugging Face model folder") from None
+    except OSError as error:
+        raise InvalidRequest(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DamagedData(f"{path}: not JSON ({error})") from error
+    if not isinstance(written, dict) or not isinstance(written.get("model_type"), str):
+        raise DamagedData(f"{path}: not a model configuration, it has no model_type")
+    return written
 
 
 def _refuse_unhandled(path: Path, family: str, written: dict[str, Any], default: Any) -> None:
-    for name, value in written.items():
-        if name in _HANDLED[family] | _IRRELEVANT or (hasattr(default, name) and getattr(default, name) == value):
+    for alias, value in written.items():
+        name = default.attribute_map.get(alias, alias)
+        if name in _HANDLED[family] | _IRRELEVANT or (name in _ONLY and value == _ONLY[name]):
             continue
-        raise InvalidRequest(f"{path}: {name} = {json.dumps(value)} is not handled for {family}")
+        if not hasattr(default, name) or getattr(default, name) != value:
+            raise InvalidRequest(f"{path}: {alias} = {json.dumps(value)} is not handled for {family}")
+
+
+def _checked(config: ModelConfig, path: Path) -> ModelConfig:
+    """The configuration, if its numbers describe a model at all."""
+    for name in ("num_layers", "width", "num_heads", "num_kv_heads", "head_width", "mlp_width", "vocab_size"):
+        if getattr(config, name) < 1:
+            raise DamagedData(f"{path}: {name} is {getattr(config, name)}")
+    if config.num_heads % config.num_kv_heads:
+        raise DamagedData(f"{path}: {config.num_heads} heads do not share {config.num_kv_heads} key-value heads evenly")
+    return config
 
 
 def _checked_activation(name: str, path: Path) -> str:

@@ -37,7 +37,7 @@ class Attention(nnx.Module):
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = (rotate(part, shared["cos"], shared["sin"]) for part in (q, k))
-        z = attention(q, k, v, shared["segment_ids"], self.config.head_width**-0.5)
+        z = attention(q, k, v, shared["segment_ids"], scale=self.config.head_width**-0.5)
         z = z.reshape(*x.shape[:2], -1)  # [B, T, H*Dh]
         tap("attn.hook_z", z)
         return self.o(z)
@@ -112,4 +112,4 @@ def weight_table(config: ModelConfig) -> dict[str, dict[str, Entry]]:
     }
 
 
-NOT_NEEDED = (r"lm_head\.weight", r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+NOT_NEEDED = (r"lm_head\.weight", r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")

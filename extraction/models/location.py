@@ -1,7 +1,7 @@
 """Where a model lies: a folder on this machine, or a hub id that is downloaded into the hub's cache.
 
 In: a folder or hub id. Out: a `ModelFolder`. Cost: nothing for a folder; one download for a hub id, of the
-configuration, the tokenizer and the safetensors alone.
+configuration, the tokenizer and the safetensors alone. With HF_HUB_OFFLINE set the cache answers, without the network.
 """
 
 from dataclasses import dataclass
@@ -23,34 +23,41 @@ class ModelFolder:
 
 def locate_model(model: str, revision: str | None = None) -> ModelFolder:
     """The folder of `model`. Raises InvalidRequest (no such folder or repository), PermissionDenied, TryAgain."""
+    if "://" in model:
+        raise InvalidRequest(f"--model {model}: give a folder on this machine or a hub id")
     path = Path(model).expanduser()
     if path.is_dir():
+        if revision is not None:
+            raise InvalidRequest(f"--revision {revision}: {model} is a folder, which has no revisions; leave the flag out")
         return ModelFolder(path, model, None)
-    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
+    if path.is_file() or model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise InvalidRequest(f"--model {model}: there is no such folder")
     return _download(model, revision)
 
 
 def _download(model: str, revision: str | None) -> ModelFolder:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
     try:
-        commit = HfApi().model_info(model, revision=revision).sha
-        return ModelFolder(Path(snapshot_download(model, revision=commit, allow_patterns=_FILES)), model, commit)
-    except GatedRepoError as error:
+        return _fetch(model, revision)
+    except errors.GatedRepoError as error:
         raise PermissionDenied(f"--model {model}: access must be granted on its page, and HF_TOKEN set") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise InvalidRequest(f"--model {model}: no such folder, and no such repository on the hub") from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise InvalidRequest(f"--revision {revision}: {model} has no such revision") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise TryAgain(f"--model {model}: no such folder here, and the hub does not answer") from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise InvalidRequest(f"--model {model}: no such folder, and no such repository on the hub") from error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            raise PermissionDenied(f"--model {model}: the hub refuses it to this HF_TOKEN") from error
+        raise TryAgain(f"--model {model}: no such folder here, and the hub does not answer ({error})") from error
+
+
+def _fetch(model: str, revision: str | None) -> ModelFolder:
+    """Pin the commit first, so that what is downloaded and what is recorded are the same."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    if constants.HF_HUB_OFFLINE:
+        path = Path(snapshot_download(model, revision=revision, local_files_only=True))
+        return ModelFolder(path, model, path.name)  # the cache names a snapshot by its commit
+    commit = HfApi().model_info(model, revision=revision).sha
+    return ModelFolder(Path(snapshot_download(model, revision=commit, allow_patterns=_FILES)), model, commit)

@@ -5,6 +5,7 @@ Parameters are in the compute dtype; norms and rotations compute in float32. Sha
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from .config import Rope
@@ -26,8 +27,10 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.einsum("...i,io->...o", x, self.kernel[...])
-        return y if self.bias is None else y + jnp.expand_dims(self.bias[...], tuple(range(y.ndim - 1)))
+        y = jnp.einsum("...i,io->...o", x, self.kernel[...], preferred_element_type=jnp.float32)
+        if self.bias is not None:
+            y += jnp.expand_dims(self.bias[...].astype(jnp.float32), tuple(range(y.ndim - 1)))
+        return y.astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -62,21 +65,27 @@ class LayerNorm(nnx.Module):
 
 def rotation(positions: jax.Array, head_width: int, rope: Rope) -> tuple[jax.Array, jax.Array]:
     """cos and sin, float32 [B, T, 1, Dh/2], for positions [B, T]."""
-    frequencies = _frequencies(head_width, rope)
+    frequencies = rope_frequencies(head_width, rope)
     angles = positions.astype(jnp.float32)[..., None, None] * frequencies[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def _frequencies(head_width: int, rope: Rope) -> jax.Array:
-    frequencies = rope.theta ** -(jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
+def rope_frequencies(head_width: int, rope: Rope) -> np.ndarray:
+    """Turns in radians for each position, float32 [Dh/2].
+
+    On the host, and rounded where the reference rounds: at position 10,000 a difference in the last place is a
+    rotation by a thousandth, and powers on an accelerator differ by more than that.
+    """
+    exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
+    powers = np.power(np.float64(rope.theta), exponents.astype(np.float64)).astype(np.float32)
+    frequencies = np.float32(1) / powers
     if rope.kind == "linear":
-        return frequencies / rope.factor
+        return frequencies / np.float32(rope.factor)
     if rope.kind == "llama3":
         # Long wavelengths are stretched by the factor, short ones kept, those between are blended.
-        turns = rope.original_max_positions * frequencies / (2 * jnp.pi)
-        blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        blend = jnp.clip(blend, 0.0, 1.0)
-        return frequencies * (blend + (1 - blend) / rope.factor)
+        turns = rope.original_max_positions / (2 * np.pi) * frequencies.astype(np.float64)
+        blend = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0)
+        return (frequencies * (blend + (1 - blend) / rope.factor)).astype(np.float32)
     return frequencies
 
 

@@ -5,7 +5,8 @@ stacked on a leading layer axis, and a digest of what was read. Guarantee: every
 the right shape, and every tensor in the files is in the table, of a layer that does not run, or known not to be needed;
 anything else raises DamagedData naming file and tensor.
 
-Cost: one read of the needed tensors; host memory is one stacked parameter beside the page cache.
+Cost: one read and one digest of the needed tensors; host memory is the stacked parameter that is being filled, in the
+compute dtype, and one tensor.
 """
 
 import hashlib
@@ -17,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import DamagedData, InvalidRequest
+
+_DTYPES = {np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16)}
 
 
 def unchanged(tensor: np.ndarray) -> np.ndarray:
@@ -67,8 +71,9 @@ class WeightFiles:
         self._open.close()
 
     @property
-    def names(self) -> Iterable[str]:
-        return self._places
+    def places(self) -> Iterable[tuple[str, Path]]:
+        """Each tensor's full name and its file."""
+        return ((name, path) for name, (path, _, _) in self._places.items())
 
     def read(self, name: str, shape: tuple[int, ...], entry: Entry) -> np.ndarray:
         """A tensor, transformed. Raises DamagedData if it is missing or does not have this shape."""
@@ -77,8 +82,10 @@ class WeightFiles:
         path, file, stored_name = self._places[name]
         try:
             stored = file.get_tensor(stored_name)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DamagedData(f"{path}: tensor {stored_name} cannot be read ({error})") from error
+        if stored.dtype not in _DTYPES:
+            raise DamagedData(f"{path}: tensor {stored_name} is {stored.dtype}; handled are float32, bfloat16 and float16")
         facts = f"{name} {stored.dtype} {stored.shape} ".encode()
         digest = hashlib.sha256(facts)
         digest.update(np.ascontiguousarray(stored).reshape(-1).view(np.uint8))
@@ -96,7 +103,10 @@ class WeightFiles:
 
 
 def _files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    """What transformers would read: the one file, or what the index names, or else every safetensors file there."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():
+        return [whole]
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
@@ -107,7 +117,7 @@ def _files(folder: Path) -> list[Path]:
     else:
         names = sorted(path.name for path in folder.glob("*.safetensors"))
     if not names:
-        raise InvalidRequest(f"{folder}: no .safetensors file here; --model needs safetensors weights")
+        raise InvalidRequest(f"{folder}: no model.safetensors, model.safetensors.index.json or other .safetensors file here")
     for name in names:
         if not (folder / name).exists():
             raise DamagedData(f"{folder / name}: named by the index, but not there")
@@ -119,9 +129,9 @@ def check_names(files: WeightFiles, table: dict[str, dict[str, Entry]], num_laye
     known = {
         entry.name.format(l=layer) for entries in table.values() for entry in entries.values() for layer in range(num_layers)
     }
-    for name in files.names:
+    for name, path in files.places:
         if name not in known and not any(re.fullmatch(pattern, name) for pattern in not_needed):
-            raise DamagedData(f"tensor {name} in the safetensors files is unknown to this architecture")
+            raise DamagedData(f"{path}: tensor {name} is unknown to this architecture")
 
 
 def load_part(
@@ -136,7 +146,7 @@ def load_part(
     for path, leaf in paths.items():
         entry = entries[path]
         if num_layers is None:
-            array = files.read(entry.name, leaf.shape, entry).astype(leaf.dtype)
+            array = files.read(entry.name, leaf.shape, entry).astype(leaf.dtype, copy=False)
         else:
             array = np.empty((num_layers, *leaf.shape), leaf.dtype)
             for layer in range(num_layers):

@@ -1,0 +1,364 @@
+"""Streams: disjoint and complete, the same bytes again, readable from any position, and never silently wrong."""
+
+import json
+import shutil
+from itertools import chain
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extraction.datasets import Origin, Row, fineweb, publish_rows
+from extraction.errors import DamagedData, InvalidRequest
+from extraction.storage import open_storage
+from extraction.streams import canonical_json, load_manifest, open_stream, parse_manifest, sha256
+from tests.corpora import contents, documents, id_of, read_all, table_of, text_of, write_corpus, write_parquet
+
+FILES = [[3, 2], [4], [1, 1, 5]]
+
+
+def publish_documents(storage, num_rows, num_streams):
+    """Materialised streams of documents."""
+    return publish_rows(storage, Origin("arc-agi", "here"), num_rows, lambda n: Row(id_of(n), text_of(n)), num_streams)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A folder of Parquet files, and the location of two streams over it."""
+    write_corpus(tmp_path / "corpus", FILES)
+    fineweb.create(open_storage(str(tmp_path / "streams")), str(tmp_path / "corpus"), 2)
+    return tmp_path / "corpus", str(tmp_path / "streams")
+
+
+def one_stream(tmp_path, groups):
+    """A single stream over a file `x.parquet` of these row groups."""
+    write_parquet(tmp_path / "x.parquet", groups)
+    location = str(tmp_path / "streams")
+    published = fineweb.create(open_storage(location), str(tmp_path / "x.parquet"), 1)
+    return open_stream(published.manifest, location, 0)
+
+
+# ---------------------------------------------------------------------------------------------- cutting
+
+
+@settings(max_examples=40, deadline=None)
+@given(files=st.lists(st.lists(st.integers(0, 5), max_size=5), min_size=1, max_size=4), num_streams=st.integers(1, 9))
+def test_references_are_disjoint_complete_and_even(tmp_path_factory, files, num_streams):
+    folder = tmp_path_factory.mktemp("any")
+    total = write_corpus(folder / "corpus", files)
+    for name in ("streams", "again"):
+        fineweb.create(open_storage(str(folder / name)), str(folder / "corpus"), num_streams)
+    streams = read_all(str(folder / "streams"))
+    assert list(chain(*streams)) == documents(range(total))
+    pieces = [len(stream.pieces) for stream in load_manifest(str(folder / "streams")).streams]
+    assert len(pieces) == num_streams and max(pieces) - min(pieces) <= 1
+    assert contents(folder / "streams") == contents(folder / "again")
+    assert list(contents(folder / "streams")) == ["manifest.json"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(num_rows=st.integers(0, 30), num_streams=st.integers(1, 9))
+def test_rows_are_dealt_out_one_by_one(tmp_path_factory, num_rows, num_streams):
+    folder = tmp_path_factory.mktemp("any")
+    for name in ("streams", "again"):
+        publish_documents(open_storage(str(folder / name)), num_rows, num_streams)
+    streams = read_all(str(folder / "streams"))
+    assert streams == [documents(range(first, num_rows, num_streams)) for first in range(num_streams)]
+    assert contents(folder / "streams") == contents(folder / "again")
+
+
+def test_stream_files_have_row_groups_of_at_most_1000_rows(tmp_path):
+    publish_documents(open_storage(str(tmp_path)), 4601, 2)
+    metadata = pq.read_metadata(tmp_path / "stream-00000.parquet")
+    assert [metadata.row_group(group).num_rows for group in range(3)] == [1000, 1000, 301]
+    assert read_all(str(tmp_path))[0] == documents(range(0, 4601, 2))
+
+
+def test_streams_in_a_bucket_are_those_in_a_folder(storage, tmp_path):
+    publish_documents(storage, 10, 3)
+    publish_documents(open_storage(str(tmp_path / "folder")), 10, 3)
+    assert read_all(storage) == read_all(storage.location) == read_all(str(tmp_path / "folder"))
+    assert {info.name: storage.read(info.name) for info in storage.list()} == contents(tmp_path / "folder")
+
+
+def test_stream_files_can_be_moved_with_their_manifest(tmp_path):
+    publish_documents(open_storage(str(tmp_path / "here")), 10, 3)
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    assert sum(map(len, read_all(str(tmp_path / "there")))) == 10
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def test_from_every_position_come_the_records_of_a_full_read(corpus):
+    manifest = load_manifest(corpus[1])
+    for index in range(2):
+        whole = list(open_stream(manifest, corpus[1], index).read_records())
+        for start in range(len(whole) + 1):
+            assert list(open_stream(manifest, corpus[1], index).read_records(start)) == whole[start:]
+
+
+def test_ids_of_every_range(corpus):
+    stream = open_stream(load_manifest(corpus[1]), corpus[1], 1)
+    ids = [record.id for record in stream.read_records()]
+    assert list(stream.read_ids()) == ids
+    for start in range(len(ids) + 1):
+        for stop in range(start, len(ids) + 1):
+            assert list(stream.read_ids(start, stop)) == ids[start:stop]
+
+
+def column_chunks(path):
+    """(row group, column name, begin, end) of all column chunks of a file."""
+    metadata = pq.read_metadata(path)
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(number)
+            begin = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+            yield group, chunk.path_in_schema, begin, begin + chunk.total_compressed_size
+
+
+def destroy(path, keep):
+    """Overwrite each column chunk unless `keep(group, column)`; size and footer stay."""
+    data = bytearray(path.read_bytes())
+    for group, column, begin, end in column_chunks(path):
+        if not keep(group, column):
+            data[begin:end] = b"\xff" * (end - begin)
+    path.write_bytes(data)
+
+
+def test_starting_late_touches_one_row_group_and_two_columns(tmp_path):
+    stream = one_stream(tmp_path, [range(10), range(10, 20), range(20, 30)])
+    destroy(tmp_path / "x.parquet", lambda group, column: group == 2 and column != "token_count")
+    assert [record.index for record in stream.read_records(25)] == [25, 26, 27, 28, 29]
+    with pytest.raises(DamagedData, match="x.parquet: row group 1 cannot be read"):
+        next(stream.read_records(19))
+
+
+def test_ids_are_read_from_their_column_alone(tmp_path):
+    stream = one_stream(tmp_path, [range(10), range(10, 20)])
+    destroy(tmp_path / "x.parquet", lambda group, column: column == "id")
+    assert list(stream.read_ids()) == [id_of(number) for number in range(20)]
+
+
+def test_files_that_are_not_needed_are_not_opened(corpus):
+    (corpus[0] / "000.parquet").unlink()
+    stream = open_stream(load_manifest(corpus[1]), corpus[1], 0)
+    assert next(stream.read_records(5)).id == id_of(5)
+    with pytest.raises(DamagedData, match="000.parquet: the file is missing"):
+        next(stream.read_records(4))
+
+
+def test_one_row_group_is_in_memory(tmp_path):
+    texts = pa.table({"text": ["x" * 10_000 + str(n) for n in range(100)], "id": ["i"] * 100, "token_count": [1] * 100})
+    stream = one_stream(tmp_path, [texts] * 5)
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in stream.read_records():
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert texts.nbytes / 2 < most < texts.nbytes * 1.5
+    assert pa.total_allocated_bytes() == before
+
+
+def test_an_abandoned_read_closes_its_file(corpus):
+    records = open_stream(load_manifest(corpus[1]), corpus[1], 0).read_records()
+    next(records)
+    records.close()  # an open file would be a ResourceWarning, which is an error here
+
+
+def test_empty_text_is_a_record(tmp_path):
+    stream = one_stream(tmp_path, [pa.table({"text": ["a", "", "b"], "id": ["1", "2", "3"], "token_count": [1, 0, 1]})])
+    assert [record.text for record in stream.read_records()] == ["a", "", "b"]
+
+
+@pytest.mark.parametrize("start", [-1, 10])
+def test_a_position_outside_the_stream_is_refused_at_once(corpus, start):
+    stream = open_stream(load_manifest(corpus[1]), corpus[1], 0)
+    assert stream.num_records == 9
+    with pytest.raises(InvalidRequest, match="stream 0 has 9 records"):
+        stream.read_records(start)
+    with pytest.raises(InvalidRequest, match="stream 0 has 9 records"):
+        stream.read_ids(start)
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_stream_that_is_not_there(corpus, index):
+    with pytest.raises(InvalidRequest, match=f"no stream {index}: .* has 2"):
+        open_stream(load_manifest(corpus[1]), corpus[1], index)
+
+
+# ---------------------------------------------------------------------------------------------- damage
+
+
+def table_with(column, position, value):
+    """Five documents, one value of which is replaced; bytes that are no UTF-8 stay as they are."""
+    table = table_of(range(5))
+    values = [text.encode() for text in table[column].to_pylist()]
+    values[position] = value
+    raw = pa.array(values, pa.binary())
+    strings = pa.StringArray.from_buffers(5, raw.buffers()[1], raw.buffers()[2], raw.buffers()[0])
+    return table.set_column(table.column_names.index(column), column, strings)
+
+
+@pytest.mark.parametrize("column", ["text", "id"])
+@pytest.mark.parametrize("value, what", [(None, "is null"), (b"ab\xffc", "is 'utf-8' codec can't decode byte 0xff")])
+@pytest.mark.parametrize("position", [0, 3])
+def test_a_bad_value_is_named_after_all_records_before_it(tmp_path, column, value, what, position):
+    stream = one_stream(tmp_path, [range(5), table_with(column, position, value)])
+    records = stream.read_records(2)
+    assert [next(records).index for _ in range(3 + position)] == list(range(2, 5 + position))
+    with pytest.raises(DamagedData) as error:
+        next(records)
+    place = f"x.parquet: row {position} of row group 1 (record {5 + position} of stream 0): {column} {what}"
+    assert place in str(error.value)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def grow(path):
+    write_parquet(path, [range(100, 200), range(200, 300)])
+
+
+def remove(path):
+    path.unlink()
+
+
+def replace_with_the_same_size(path):
+    data = path.read_bytes()
+    assert data.count(b"parquet-cpp-arrow version") == 1
+    path.write_bytes(data.replace(b"parquet-cpp-arrow version", b"parquet-cpp-arrow VERSION"))
+
+
+def flip_a_bit_of_a_page(path):
+    data = bytearray(path.read_bytes())
+    end = next(end for group, column, _, end in column_chunks(path) if (group, column) == (0, "text"))
+    data[end - 3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage, what",
+    [
+        (cut, "does not end as a Parquet file does"),
+        (empty, "does not end as a Parquet file does"),
+        (grow, "bytes, the manifest says"),
+        (remove, "is missing"),
+        (replace_with_the_same_size, "has another footer than the manifest says"),
+        (flip_a_bit_of_a_page, "row group 0 cannot be read: .*CRC"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["reference", "materialised"])
+def test_a_changed_file_is_named_when_it_is_opened(tmp_path, damage, what, kind):
+    if kind == "reference":
+        stream, path = one_stream(tmp_path, [range(5), range(5, 10)]), tmp_path / "x.parquet"
+    else:
+        manifest = publish_documents(open_storage(str(tmp_path)), 10, 1).manifest
+        stream, path = open_stream(manifest, str(tmp_path), 0), tmp_path / "stream-00000.parquet"
+    damage(path)
+    with pytest.raises(DamagedData, match=f"{path.name}.*{what}") as error:
+        list(stream.read_records())
+    assert error.value.exit_code == 65
+
+
+@pytest.mark.parametrize("footer", [b"", b"\xff" * 40])
+def test_a_footer_of_garbage_is_damage(tmp_path, footer):
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(DamagedData, match="x.parquet cannot be read"):
+        fineweb.inspect(str(path))
+
+
+# ---------------------------------------------------------------------------------------------- the manifest
+
+
+def test_the_digest_is_that_of_the_bytes(corpus):
+    data = open_storage(corpus[1]).read("manifest.json")
+    manifest = load_manifest(corpus[1])
+    assert manifest.digest == sha256(data)
+    assert data == canonical_json(json.loads(data)) and data.endswith(b"}\n")
+
+
+def test_the_digest_of_a_stream_follows_its_own_files_only(tmp_path):
+    digests = []
+    for last in (1, 2):
+        write_corpus(tmp_path / "corpus", [[2], [last]])
+        published = fineweb.create(open_storage(str(tmp_path / f"streams{last}")), str(tmp_path / "corpus"), 2)
+        digests.append([stream.digest for stream in published.manifest.streams])
+    assert digests[0][0] == digests[1][0] and digests[0][1] != digests[1][1]
+
+
+def test_no_manifest_is_a_mistake_of_the_caller(tmp_path):
+    with pytest.raises(InvalidRequest, match="holds no manifest.json"):
+        load_manifest(str(tmp_path))
+
+
+def changed(value, path, new):
+    """The JSON value with the field at `path` set to `new`, or taken out if `new` is `...`."""
+    target = value
+    for key in path[:-1]:
+        target = target[key]
+    if new is ...:
+        del target[path[-1]]
+    else:
+        target[path[-1]] = new
+    return value
+
+
+@pytest.mark.parametrize(
+    "path, new, named",
+    [
+        (["schema"], 2, "schema is 2; this version reads schema 1"),
+        (["schema"], ..., "schema is missing"),
+        (["dataset"], None, "dataset is not a string"),
+        (["source"], 3, "source is not a string"),
+        (["revision"], ..., "revision is missing"),
+        (["revision"], 3, "revision is not a string"),
+        (["options"], [], "options is not an object"),
+        (["num_streams"], 3, "num_streams is 3, but 2 streams are listed"),
+        (["num_streams"], True, "num_streams is not a whole number"),
+        (["num_records"], 17, "num_records is 17, but the streams hold 16"),
+        (["num_records"], -1, "num_records is -1, below zero"),
+        (["files"], {}, "files is not a list"),
+        (["files", 0], "x", "files[0] is not an object"),
+        (["files", 0, "name"], "../x.parquet", "files[0].name is '../x.parquet'"),
+        (["files", 0, "name"], "a/../../x.parquet", "files[0].name"),
+        (["files", 0, "name"], "", "files[0].name"),
+        (["files", 0, "name"], "/x\0.parquet", "files[0].name"),
+        (["files", 0, "size"], 1.5, "files[0].size is not a whole number"),
+        (["files", 0, "num_rows"], 6, "files[0].num_rows is 6, but the streams hold 5"),
+        (["files", 0, "footer"], "md5:abc", "files[0].footer is not sha256:"),
+        (["streams", 1, "num_records"], 8, "streams[1].num_records is not the sum"),
+        (["streams", 1, "digest"], ..., "streams[1].digest is missing"),
+        (["streams", 1, "pieces", 0], [1, 0, 0], "streams[1].pieces[0] is not [file"),
+        (["streams", 1, "pieces", 0], [9, 0, 0, 1], "streams[1].pieces[0] is [9, 0, 0, 1]"),
+        (["streams", 1, "pieces", 0], [0, 0, -1, 1], "streams[1].pieces[0] is [0, 0, -1, 1]"),
+        (["streams", 0, "pieces", 1], [0, 0, 1, 2], "streams hold rows twice: [0, 0, 0, 3] and [0, 0, 1, 2]"),
+    ],
+)
+def test_a_manifest_that_is_wrong_names_the_field(corpus, path, new, named):
+    value = json.loads(open_storage(corpus[1]).read("manifest.json"))
+    with pytest.raises(DamagedData) as error:
+        parse_manifest(canonical_json(changed(value, path, new)), "there/manifest.json")
+    assert str(error.value).startswith("there/manifest.json: ") and named in str(error.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000, b"[]", b"1" * 5000])
+def test_what_is_no_manifest_is_damage(data):
+    with pytest.raises(DamagedData, match="there/manifest.json"):
+        parse_manifest(data, "there/manifest.json")
+
+
+def test_a_piece_beyond_its_row_group_is_damage(tmp_path):
+    one_stream(tmp_path, [range(5)])
+    storage = open_storage(str(tmp_path / "streams"))
+    for piece in ([0, 0, 1, 5], [0, 1, 0, 5]):
+        value = changed(json.loads(storage.read("manifest.json")), ["streams", 0, "pieces", 0], piece)
+        stream = open_stream(parse_manifest(canonical_json(value), "there"), storage, 0)
+        with pytest.raises(DamagedData, match=f"x.parquet: row group {piece[1]}"):
+            list(stream.read_records())

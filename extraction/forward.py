@@ -159,23 +159,37 @@ def load_forward(folder: ModelFolder, config: ModelConfig, options: ForwardOptio
     Raises InvalidRequest (T beyond learned positions, a hook point that this model does not have) and DamagedData
     (weights that are not those of the configuration).
     """
+    options = _checked(config, options)
+    _use_compile_cache(options.compile_cache)
+    loaded = _load(folder, config, options)
+    widths = {name: config.hook_width(name) for name in options.hook_points}
+    return Forward(lower_step(config, options).compile(), loaded, options, widths)
+
+
+def lower_step(config: ModelConfig, options: ForwardOptions) -> jax.stages.Lowered:
+    """The step before its compilation, from the configuration alone: no weights are needed, nothing is allocated."""
+    options = _checked(config, options)
+    plan = CapturePlan.of(options.hook_points, config)
+    graphs, params = _abstract_model(config, plan, options)
+    if plan.num_layers:
+        stack = lambda leaf: jax.ShapeDtypeStruct((plan.num_layers, *leaf.shape), leaf.dtype)
+        params["blocks"] = jax.tree.map(stack, params["blocks"])
+    rows, whole = _shardings(options.shape.rows)
+    grid = jax.ShapeDtypeStruct((options.shape.rows, options.shape.seq_len), jnp.int32)
+    slots, n = jax.ShapeDtypeStruct((grid.size,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    step = jax.jit(make_step(graphs, plan, options), in_shardings=(whole, rows, rows, rows, whole, whole))
+    return step.lower(params, grid, grid, grid, slots, n)
+
+
+def _checked(config: ModelConfig, options: ForwardOptions) -> ForwardOptions:
+    """The options with `auto` resolved, if this model can do what they ask."""
     unknown = set(options.hook_points) - set(all_hook_points(config.num_layers))
     if unknown:
         raise InvalidRequest(f"{min(unknown)}: no such hook point in a model of {config.num_layers} layers")
     if config.max_positions is not None and options.shape.seq_len > config.max_positions:
         raise InvalidRequest(f"--seq-len {options.shape.seq_len}: this model has {config.max_positions} positions")
-    if options.compute_dtype == "auto":
-        options = replace(options, compute_dtype=default_compute_dtype())
-    _use_compile_cache(options.compile_cache)
-    plan = CapturePlan.of(options.hook_points, config)
-    graphs, abstract = _abstract_model(config, plan, jnp.dtype(options.compute_dtype))
-    rows, whole = _shardings(options.shape.rows)
-    loaded = _load(folder, config, plan, abstract, whole)
-    step = jax.jit(make_step(graphs, plan, options), in_shardings=(whole, rows, rows, rows, whole, whole))
-    grid = jax.ShapeDtypeStruct((options.shape.rows, options.shape.seq_len), jnp.int32)
-    slots = jax.ShapeDtypeStruct((grid.size,), jnp.int32)
-    compiled = step.lower(loaded.params, grid, grid, grid, slots, jax.ShapeDtypeStruct((), jnp.int32)).compile()
-    return Forward(compiled, loaded, options, {name: config.hook_width(name) for name in options.hook_points})
+    compute_dtype = default_compute_dtype() if options.compute_dtype == "auto" else options.compute_dtype
+    return replace(options, compute_dtype=compute_dtype)
 
 
 def _use_compile_cache(folder: str | None) -> None:
@@ -193,9 +207,9 @@ def _shardings(rows: int) -> tuple[NamedSharding, NamedSharding]:
     return NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
 
 
-def _abstract_model(config: ModelConfig, plan: CapturePlan, dtype: jnp.dtype) -> tuple[dict, dict]:
-    """For each part that runs: its flax graph, and its parameters' shapes as a nested dict."""
-    architecture = _ARCHITECTURES[config.family]
+def _abstract_model(config: ModelConfig, plan: CapturePlan, options: ForwardOptions) -> tuple[dict, dict]:
+    """For each part that runs: its flax graph, and its parameters' shapes, of one block, as a nested dict."""
+    architecture, dtype = _ARCHITECTURES[config.family], jnp.dtype(options.compute_dtype)
     parts = {"embedding": lambda: architecture.Embedding(config, dtype)}
     if plan.num_layers:
         parts["blocks"] = lambda: architecture.Block(config, dtype)
@@ -205,14 +219,17 @@ def _abstract_model(config: ModelConfig, plan: CapturePlan, dtype: jnp.dtype) ->
     return split, {name: nnx.to_pure_dict(state) for name, (_, state) in split.items()}
 
 
-def _load(folder: ModelFolder, config: ModelConfig, plan: CapturePlan, abstract: dict, sharding: NamedSharding) -> Loaded:
+def _load(folder: ModelFolder, config: ModelConfig, options: ForwardOptions) -> Loaded:
     architecture = _ARCHITECTURES[config.family]
+    plan = CapturePlan.of(options.hook_points, config)
+    _, abstract = _abstract_model(config, plan, options)
+    _, whole = _shardings(options.shape.rows)
     table = architecture.weight_table(config)
     with WeightFiles(folder.path, _PREFIXES.get(config.family, "model.")) as files:
         check_names(files, table, config.num_layers, architecture.NOT_NEEDED)
         params = {
             name: load_part(files, table[name], shapes, plan.num_layers if name == "blocks" else None,
-                            lambda array: jax.device_put(array, sharding))
+                            lambda array: jax.device_put(array, whole))
             for name, shapes in abstract.items()
         }
         return Loaded(params, files.digest)
@@ -236,7 +253,7 @@ def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions) -> Calla
             found = {Capture("hook_resid_post", _EMBEDDING): x.astype(store_dtype)}
             shared["segment_ids"] = segment_ids
             if plan.num_layers:
-                block = lambda params, x, tap: part(params, "blocks")(x, shared, tap)  # noqa: E731
+                block = lambda params, x, tap: part(params, "blocks")(x, shared, tap)
                 x, captured = _scan(block, params["blocks"], x, plan, store_dtype)
                 found |= captured
             tensors = {name: found[capture] for name, capture in plan.captures.items()}

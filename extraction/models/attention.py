@@ -46,7 +46,7 @@ def attend(
 ) -> jax.Array:
     """Plain attention of the last t of S positions, q [B, t, H, Dh], over all S, k and v [B, S, K, Dh]."""
     batch, t, heads, head_width = q.shape
-    s, kv_heads = k.shape[1:3]
+    kv_heads = k.shape[2]
     grouped = q.reshape(batch, t, kv_heads, heads // kv_heads, head_width)
     scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
     if softcap is not None:

@@ -46,7 +46,7 @@ def _download(model: str, revision: str | None) -> ModelFolder:
         raise InvalidRequest(f"--revision {revision}: {model} has no such revision") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise InvalidRequest(f"--model {model}: no such folder, and no such repository on the hub") from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+    except (errors.HTTPError, OSError) as error:  # the first is the HTTP library's, whichever the hub's client uses
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise PermissionDenied(f"--model {model}: the hub refuses it to this HF_TOKEN") from error
         raise TryAgain(f"--model {model}: no such folder here, and the hub does not answer ({error})") from error

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ml_dtypes
 import numpy as np
@@ -64,7 +64,7 @@ class WeightFiles:
                 raise DamagedData(f"{path}: tensor {name} is there twice, also in {self._places[full][0]}")
             self._places[full] = (path, file, name)
 
-    def __enter__(self) -> "WeightFiles":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -41,7 +41,10 @@ start_worker() { # number; the process group is the "machine", so that it can va
     PYTHON=$python setsid ./launch_worker.sh "$1" > "$logs/worker-$1-${2:-start}.log" 2>&1 &
     workers[$1]=$!
 }
-committed_batches() { "$python" extract_activations.py verify "$OUTPUT" --json 2> /dev/null | sed -n 's/.*"num_batches": \([0-9]*\).*/\1/p'; }
+committed_batches() { # of worker $1
+    "$python" extract_activations.py verify "$OUTPUT" --json 2> /dev/null |
+        "$python" -c "import json, sys; print(json.load(sys.stdin)['workers'][$1]['num_batches'])" 2> /dev/null
+}
 stop_workers() { for group in "${workers[@]}"; do kill -TERM -- "-$group" 2> /dev/null || true; done; }
 
 for run in "${runs[@]}"; do
@@ -54,8 +57,8 @@ for run in "${runs[@]}"; do
     say "3. $num_workers workers on $STREAMS, into $OUTPUT; logs in $logs"
     for ((i = 0; i < num_workers; i++)); do start_worker "$i"; done
 
-    say "4. once something is committed, worker 1 vanishes (kill -9)"
-    until [ "$(committed_batches || true)" -ge 1 ] 2> /dev/null || ! kill -0 "${workers[1]}" 2> /dev/null; do sleep 0.5; done
+    say "4. once worker 1 has committed something, it vanishes (kill -9)"
+    until [ "$(committed_batches 1 || true)" -ge 1 ] 2> /dev/null || ! kill -0 "${workers[1]}" 2> /dev/null; do sleep 0.5; done
     kill -KILL -- "-${workers[1]}" 2> /dev/null || echo "worker 1 had already finished"
     wait "${workers[1]}" 2> /dev/null || true
     "$python" extract_activations.py verify "$OUTPUT" || echo "(verify says $?: 75 means nothing wrong, not finished)"

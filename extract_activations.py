@@ -134,7 +134,8 @@ def report_audits(audits: list, output: str, as_json: bool) -> int:
     totals = {key: sum(getattr(audit, key) for audit in audits)
               for key in ("num_records", "num_tokens", "num_batches", "num_bytes")}
     if as_json:
-        print(json.dumps({"verdict": verdict, "problems": problems, "unfinished": waiting, "workers": len(audits)} | totals))
+        workers = [vars(audit) for audit in audits]
+        print(json.dumps({"verdict": verdict, "problems": problems, "unfinished": waiting, "workers": workers} | totals))
     else:
         for problem in problems:
             print(f"wrong: {problem}")

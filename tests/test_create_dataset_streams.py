@@ -88,12 +88,13 @@ def test_more_streams_than_row_groups_are_empty_and_said_so(corpus, tmp_path):
     assert sorted(map(len, read_all(str(tmp_path / "out")))) == [0, 0, 2, 3, 4]
 
 
-@pytest.mark.parametrize("source", ["{0}", "{0}/", "{0}/../corpus", "corpus", "./corpus", "link"])
-def test_a_folder_gives_the_same_bytes_however_it_is_spelled(corpus, tmp_path, source, monkeypatch):
+@pytest.mark.parametrize("folder", ["{0}/", "{0}/../corpus", "corpus", "./corpus", "link"])
+@pytest.mark.parametrize("files", ["", "/000.parquet", "/0*.parquet"])
+def test_a_source_gives_the_same_bytes_however_it_is_spelled(corpus, tmp_path, folder, files, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(corpus)
-    create("fineweb", corpus, 2, tmp_path / "out")
-    assert create("fineweb", source.format(corpus), 2, tmp_path / "other").exit_code == 0
+    create("fineweb", f"{corpus}{files}", 2, tmp_path / "out")
+    assert create("fineweb", folder.format(corpus) + files, 2, tmp_path / "other").exit_code == 0
     assert contents(tmp_path / "other") == contents(tmp_path / "out")
 
 

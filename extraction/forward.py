@@ -136,7 +136,8 @@ class Forward:
         padded = np.zeros(self._shape.rows * self._shape.seq_len, np.int32)
         padded[: len(slots)] = slots
         arrays = self._step(self._params, tokens, segment_ids, positions, padded, np.int32(len(slots)))
-        return StepOutput({name: self._start_transfer(*found, len(slots)) for name, found in arrays.items()}, len(slots))
+        started = {name: self._start_transfer(*arrays[name], len(slots)) for name in self.widths}
+        return StepOutput(started, len(slots))
 
     def _start_transfer(self, values: jax.Array, total: jax.Array, squares: jax.Array, num_tokens: int):
         part = -(-len(values) // _TRANSFER_PARTS)

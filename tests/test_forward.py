@@ -1,23 +1,25 @@
-"""The forward pass against transformers' torch models: each family, each hook point, packed as we pack."""
+"""The compiled step: what it captures, that a document's values are its own, what it costs in layers and programs."""
 
-import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-import torch
+from safetensors.numpy import load_file, save_file
 
-from extraction.config import resolve_hook_points
+from extraction import forward as forward_module
 from extraction.errors import InvalidRequest
-from extraction.forward import CapturePlan, ForwardOptions, StepShape, load_forward
+from extraction.forward import CapturePlan, ForwardOptions, StepShape, default_compute_dtype, lower_step
 from extraction.models.config import read_model_config
 from extraction.models.location import ModelFolder
-from extraction.packing import BatchShape, pack_batches
-from extraction.records import Cursor, TokenizedRecord
-from tests.tiny_models import CONFIGS, make_model, reference
+from tests.tiny_models import ALL, LENGTHS, Zoo, documents, error, load, run
 
-LENGTHS = (5, 40, 1, 17, 150, 33, 8)
-ALL = resolve_hook_points("all", "resid_pre,z,attn_out,resid_mid,post,mlp_out,resid_post", "ln_final.*", 3)
+TWO = ("blocks.0.attn.hook_z", "blocks.2.hook_resid_post")
+SHAPE = StepShape(2, 150)
 
 
 @pytest.fixture(autouse=True)
@@ -26,96 +28,115 @@ def strict_ranks():
         yield
 
 
-def load(folder, hook_points=ALL, rows=2, seq_len=150, **options):
-    config = read_model_config(folder)
-    settings = {"compute_dtype": "float32", "store_dtype": "float32"} | options
-    forward = load_forward(ModelFolder(folder, str(folder), None), config,
-                           ForwardOptions(tuple(hook_points), StepShape(rows, seq_len), **settings))
-    return forward
-
-
-def documents(lengths=LENGTHS):
-    rng = np.random.default_rng(1)
-    return [rng.integers(0, 97, length).astype(np.int32) for length in lengths]
-
-
-def run(forward, docs, rows, seq_len):
-    """Values of all documents in order, {hook point: [N, width]}, with the sums of each step."""
-    records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(docs)]
-    values, sums = [], []
-    for batch in pack_batches(records, Cursor(0, 0), BatchShape(1, rows, seq_len), "split"):
-        output = forward(batch.tokens[0], batch.segment_ids[0], batch.positions[0], batch.slots.astype(np.int32))
-        step_values, step_sums = output.get()
-        values.append(step_values)
-        sums.append(step_sums)
-    return {name: np.concatenate([step[name] for step in values]) for name in values[0]}, sums
-
-
-def error(ours, theirs):
-    return np.linalg.norm(ours.astype(np.float64) - theirs) / np.linalg.norm(theirs)
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return Zoo(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """name -> (folder, torch model, {hook point: the values of all documents, one at a time})."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            model = make_model(name, folder)
-            found = [reference(model, tokens) for tokens in documents()]
-            made[name] = folder, model, {hook: np.concatenate([one[hook] for one in found]) for hook in found[0]}
-        return made[name]
-
-    return get
+def two(models):
+    """A step that captures TWO."""
+    with jax.numpy_rank_promotion("raise"):
+        return load(models("llama").folder, TWO)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_hook_point_of_packed_documents_is_that_of_the_reference_alone(models, name):
-    folder, _, theirs = models(name)
-    ours, _ = run(load(folder), documents(), 2, 150)
-    assert set(ours) == set(ALL) == set(theirs)
-    for hook in ALL:
-        assert error(ours[hook], theirs[hook]) < 1e-5, hook
+def packed_by_hand():
+    """Three documents in two rows with padding between and after: tokens, segment_ids, positions."""
+    tokens, segment_ids, positions = np.zeros((3, SHAPE.rows, SHAPE.seq_len), np.int32)
+    for row, start, segment, document in ((0, 0, 1, 0), (0, 10, 2, 1), (1, 0, 1, 3)):
+        place = slice(start, start + LENGTHS[document])
+        tokens[row, place] = documents()[document]
+        segment_ids[row, place] = segment
+        positions[row, place] = np.arange(LENGTHS[document])
+    return tokens, segment_ids, positions
 
 
-@pytest.mark.parametrize("rows, seq_len", [(1, 150), (1, 300), (7, 150), (3, 256)])
+@pytest.mark.parametrize("rows, seq_len", [(1, 150), (7, 150), (3, 256)])
 def test_batch_size_and_padding_do_not_matter(models, rows, seq_len):
-    folder, _, theirs = models("llama")
-    hooks = ("blocks.0.attn.hook_z", "blocks.2.hook_resid_post")
-    if seq_len > 256:
-        seq_len = 256
-    ours, _ = run(load(folder, hooks, rows, seq_len), documents(), rows, seq_len)
-    for hook in hooks:
-        assert error(ours[hook], theirs[hook]) < 1e-5
+    model = models("llama")
+    ours, _ = run(load(model.folder, TWO, rows, seq_len), documents(), rows, seq_len)
+    for hook in TWO:
+        assert error(ours[hook], model.reference[hook]) < 1e-5
+
+
+def test_a_document_by_itself_is_the_document_among_others(two):
+    together, _ = run(two, documents())
+    alone = [run(two, [tokens])[0] for tokens in documents()]
+    for hook in TWO:
+        assert error(together[hook], np.concatenate([values[hook] for values in alone])) < 1e-6
+
+
+def test_neighbours_and_padding_do_not_reach_a_document(two):
+    """Not to rounding but to the bit, since what is masked has weight zero."""
+    tokens, segment_ids, positions = packed_by_hand()
+    slots = np.arange(10, 10 + LENGTHS[1], dtype=np.int32)
+    before, _ = two(tokens, segment_ids, positions, slots).get()
+    changed = np.where(np.isin(np.arange(tokens.size).reshape(tokens.shape), slots), tokens, 96 - tokens)
+    after, _ = two(changed, segment_ids, positions, slots).get()
+    assert (changed != tokens).any()
+    for hook in TWO:
+        np.testing.assert_array_equal(before[hook], after[hook])
+
+
+def test_values_stand_in_the_order_of_the_slots_and_sums_do_not_mind(two):
+    tokens, segment_ids, positions = packed_by_hand()
+    slots = np.flatnonzero(segment_ids).astype(np.int32)
+    forwards, sums = two(tokens, segment_ids, positions, slots).get()
+    backwards, _ = two(tokens, segment_ids, positions, slots[::-1]).get()
+    again, same_sums = two(tokens, segment_ids, positions, slots).get()
+    for hook in TWO:
+        assert forwards[hook].shape == (len(slots), 32) and np.isfinite(forwards[hook]).all()
+        np.testing.assert_array_equal(forwards[hook], backwards[hook][::-1])
+        np.testing.assert_array_equal(forwards[hook], again[hook])
+        np.testing.assert_array_equal(sums[hook].sum, same_sums[hook].sum)
+
+
+def test_results_on_their_way_to_the_host_are_cut_to_the_real_tokens(two, monkeypatch):
+    """As on an accelerator, where what is transferred costs time."""
+    tokens, segment_ids, positions = packed_by_hand()
+    slots = np.flatnonzero(segment_ids).astype(np.int32)
+    whole, _ = two(tokens, segment_ids, positions, slots).get()
+    monkeypatch.setattr(forward_module.jax, "default_backend", lambda: "tpu")
+    assert default_compute_dtype() == "bfloat16"
+    output = two(tokens, segment_ids, positions, slots)
+    assert {len(array) for array, _, _ in output._arrays.values()} == {76}  # 62 tokens, in parts of 300 / 16
+    for hook, values in output.get()[0].items():
+        np.testing.assert_array_equal(values, whole[hook])
 
 
 @pytest.mark.parametrize("hook", [ALL[0], ALL[1], ALL[4], ALL[-1], "blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out"])
 def test_a_hook_point_alone_is_the_same_and_nothing_else_is_returned(models, hook):
-    folder, _, theirs = models("qwen3")
-    ours, _ = run(load(folder, (hook,)), documents(), 2, 150)
+    model = models("qwen3")
+    ours, _ = run(load(model.folder, (hook,)), documents())
     assert list(ours) == [hook]
-    assert error(ours[hook], theirs[hook]) < 1e-5
+    assert error(ours[hook], model.reference[hook]) < 1e-5
 
 
 def test_mixed_layers_of_several_kinds_do_not_overwrite_each_other(models):
-    folder, _, theirs = models("llama")
-    hooks = ("blocks.0.attn.hook_z", "blocks.0.hook_resid_post", "blocks.1.mlp.hook_post", "blocks.2.hook_resid_post")
-    ours, _ = run(load(folder, hooks), documents(), 2, 150)
+    model = models("llama")
+    hooks = ("blocks.2.hook_resid_post", "blocks.0.attn.hook_z", "blocks.0.hook_resid_post", "blocks.1.mlp.hook_post")
+    ours, _ = run(load(model.folder, hooks), documents())
+    assert tuple(ours) == hooks
     for hook in hooks:
-        assert error(ours[hook], theirs[hook]) < 1e-5, hook
+        assert error(ours[hook], model.reference[hook]) < 1e-5, hook
 
 
-def test_the_sums_are_over_the_stored_values_of_real_tokens(models):
-    folder, _, _ = models("llama")
-    forward = load(folder, ("blocks.1.hook_resid_post",), 2, 150, store_dtype="bfloat16")
-    values, sums = run(forward, documents(LENGTHS[:3]), 2, 150)
-    stored = values["blocks.1.hook_resid_post"].astype(np.float64)
-    found = sums[0]["blocks.1.hook_resid_post"]
-    assert stored.shape == (46, 32)
-    np.testing.assert_allclose(found.sum, stored.sum(0), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(found.sum_of_squares, (stored**2).sum(0), rtol=1e-4)
+@pytest.mark.parametrize("store_dtype", ["bfloat16", "float16"])
+def test_the_sums_are_over_the_stored_values_of_real_tokens(models, store_dtype):
+    forward = load(models("llama").folder, ("blocks.1.hook_resid_post",), store_dtype=store_dtype)
+    values, sums = run(forward, documents(LENGTHS[:3]))
+    stored, found = values["blocks.1.hook_resid_post"], sums[0]["blocks.1.hook_resid_post"]
+    assert stored.shape == (46, 32) and stored.dtype.name == store_dtype
+    assert found.sum.dtype == found.sum_of_squares.dtype == np.float32
+    stored = stored.astype(np.float64)
+    np.testing.assert_allclose(found.sum, stored.sum(0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.sum_of_squares, (stored**2).sum(0), rtol=1e-5)
+
+
+def test_a_long_sum_does_not_drift():
+    rows = np.full((1 << 17, 1), 1.1, np.float32)
+    total = jax.jit(lambda x: forward_module._sum_rows(x, 64))(rows)
+    np.testing.assert_allclose(total, rows.sum(0, dtype=np.float64), rtol=1e-5)
 
 
 @pytest.mark.parametrize("hook, layers", [
@@ -123,65 +144,88 @@ def test_the_sums_are_over_the_stored_values_of_real_tokens(models):
     ("ln_final.hook_normalized", 3),
 ])
 def test_no_layer_above_the_deepest_hook_point_runs(models, hook, layers):
-    folder, _, _ = models("llama")
-    assert CapturePlan.of((hook,), read_model_config(folder)).num_layers == layers
+    assert CapturePlan.of((hook,), read_model_config(models("llama").folder)).num_layers == layers
 
 
 def test_layers_that_do_not_run_are_not_read(models, tmp_path):
     """The digest covers what was read, so a change in a later layer does not change it and one below does."""
-    from safetensors.numpy import load_file, save_file
-
-    folder, _, _ = models("llama")
+    folder = models("llama").folder
+    options = ForwardOptions(("blocks.1.hook_resid_post",), SHAPE, compute_dtype="float32")
     digests = []
     for changed in (None, "model.layers.2.mlp.up_proj.weight", "lm_head.weight", "model.layers.0.mlp.up_proj.weight"):
-        copy = tmp_path / str(changed)
-        copy.mkdir()
-        (copy / "config.json").write_text((folder / "config.json").read_text())
         tensors = load_file(folder / "model.safetensors")
         if changed:
             tensors[changed] = tensors[changed] + 1
-        save_file(tensors, copy / "model.safetensors")
-        digests.append(load(copy, ("blocks.1.hook_resid_post",)).weights_digest)
+        save_file(tensors, tmp_path / "model.safetensors")
+        source = ModelFolder(tmp_path, "", None)
+        digests.append(forward_module._load(source, read_model_config(folder), options).digest)
     assert digests[0] == digests[1] == digests[2] != digests[3]
 
 
-def test_bfloat16_weights_and_shards(tmp_path):
-    model = make_model("qwen2", tmp_path, dtype=torch.bfloat16, max_shard_size="8KB")
-    assert (tmp_path / "model.safetensors.index.json").exists()
-    ours, _ = run(load(tmp_path), documents(), 2, 150)
-    theirs = [reference(model, tokens) for tokens in documents()]
-    for hook in ALL:
-        assert error(ours[hook], np.concatenate([one[hook] for one in theirs])) < 1e-5
-
-
 def test_bfloat16_compute_stays_near(models):
-    folder, _, theirs = models("llama")
-    ours, _ = run(load(folder, compute_dtype="bfloat16"), documents(), 2, 150)
-    assert 1e-4 < error(ours["blocks.2.hook_resid_post"], theirs["blocks.2.hook_resid_post"]) < 0.03
+    model = models("llama")
+    ours, _ = run(load(model.folder, compute_dtype="bfloat16"), documents())
+    assert 1e-4 < error(ours["blocks.2.hook_resid_post"], model.reference["blocks.2.hook_resid_post"]) < 0.03
 
 
-def test_an_older_configuration_with_rope_theta_is_read(models, tmp_path):
-    folder, _, _ = models("llama")
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("rope_parameters")
-    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_theta": 5e5, "rope_scaling": None}))
-    assert read_model_config(tmp_path).rope.theta == 5e5
+def test_the_program_does_not_grow_with_depth(models):
+    config = read_model_config(models("llama").folder)
+    programs = [
+        lower_step(replace(config, num_layers=layers), ForwardOptions((f"blocks.{layers - 1}.hook_resid_post",), SHAPE))
+        for layers in (2, 12)
+    ]
+    few, many = (program.as_text().count("\n") for program in programs)
+    assert few == many
 
 
-@pytest.mark.parametrize("changes, word", [
-    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
-    ({"some_new_attribute": 3}, "some_new_attribute"),
-    ({"model_type": "mamba2"}, "supported are llama"),
-    ({"hidden_act": "xielu"}, "xielu"),
-])
-def test_a_configuration_that_is_not_handled_is_refused(models, tmp_path, changes, word):
-    folder, _, _ = models("llama")
-    (tmp_path / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | changes))
-    with pytest.raises(InvalidRequest, match=word):
-        read_model_config(tmp_path)
+def test_memory_does_not_grow_with_layers_that_are_not_captured(models):
+    config = read_model_config(models("llama").folder)
+    shallow, deep = (
+        lower_step(replace(config, num_layers=layers), ForwardOptions((*TWO, f"blocks.{layers - 1}.hook_resid_mid"), SHAPE))
+        .compile().memory_analysis().temp_size_in_bytes
+        for layers in (3, 24)
+    )
+    assert deep < shallow + SHAPE.rows * SHAPE.seq_len * 32 * 4  # less than one captured layer more
 
 
 def test_gpt2_has_no_more_positions_than_it_learned(models):
-    folder, _, _ = models("gpt2")
     with pytest.raises(InvalidRequest, match="256 positions"):
-        load(folder, seq_len=257)
+        load(models("gpt2").folder, seq_len=257)
+
+
+def test_rotary_models_run_beyond_their_trained_length(models):
+    lower_step(read_model_config(models("llama").folder), ForwardOptions(TWO, StepShape(1, 300)))
+
+
+@pytest.mark.parametrize("hook", ["blocks.3.hook_resid_post", "blocks.0.hook_z", "ln_final"])
+def test_a_hook_point_that_is_not_there(models, hook):
+    with pytest.raises(InvalidRequest, match=hook):
+        load(models("llama").folder, (hook,))
+
+
+def test_several_devices_share_the_rows_and_compiled_steps_are_kept(two, models, tmp_path):
+    """In a process of its own, since the number of devices is fixed when jax starts."""
+    tokens, segment_ids, positions = packed_by_hand()
+    slots = np.flatnonzero(segment_ids).astype(np.int32)
+    cache = tmp_path / "compiled"
+    np.savez(tmp_path / "in.npz", tokens=tokens, segment_ids=segment_ids, positions=positions, slots=slots)
+    code = f"""
+import jax, numpy as np
+from pathlib import Path
+from tests.tiny_models import load
+assert jax.device_count() == 2
+forward = load(Path({str(models("llama").folder)!r}), {TWO!r}, compile_cache={str(cache)!r})
+values, sums = forward(**np.load({str(tmp_path / "in.npz")!r})).get()
+np.savez({str(tmp_path / "out.npz")!r}, **values, **{{name + ".sum": found.sum for name, found in sums.items()}})
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parents[1]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True,
+                            check=False)
+    assert result.returncode == 0, result.stderr
+    theirs, sums = two(tokens, segment_ids, positions, slots).get()
+    ours = np.load(tmp_path / "out.npz")
+    for hook in TWO:
+        assert error(ours[hook], theirs[hook]) < 1e-6
+        assert error(ours[f"{hook}.sum"], sums[hook].sum) < 1e-5
+    assert any(path.name.startswith("jit_step") for path in cache.iterdir())

@@ -1,26 +1,40 @@
-"""Tiny random models of each family, saved as Hugging Face does, and the reference's value at each hook point."""
+"""Tiny random models of each family, saved as Hugging Face does; the reference's and our values at each hook point."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 
+from extraction.forward import Forward, ForwardOptions, StepShape, load_forward
+from extraction.models.config import all_hook_points, read_model_config
+from extraction.models.location import ModelFolder
+from extraction.packing import BatchShape, pack_batches
+from extraction.records import Cursor, TokenizedRecord
+
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 97, "max_position_embeddings": 256}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+GPT2 = partial(transformers.GPT2Config, n_embd=32, n_layer=3, n_head=4, n_positions=256, vocab_size=97)
 CONFIGS = {
-    "llama": lambda: transformers.LlamaConfig(**SIZES),
-    "llama-tied": lambda: transformers.LlamaConfig(**SIZES, tie_word_embeddings=True),
-    "llama-biases": lambda: transformers.LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
-    "llama3-rope": lambda: transformers.LlamaConfig(**SIZES, rope_parameters=LLAMA3),
-    "linear-rope": lambda: transformers.LlamaConfig(**SIZES, rope_parameters=LINEAR),
-    "qwen2": lambda: transformers.Qwen2Config(**SIZES),
-    "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=16),
-    "gpt2": lambda: transformers.GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=256, vocab_size=97),
+    "llama": partial(transformers.LlamaConfig, **SIZES),
+    "llama-biases-tied-llama3": partial(
+        transformers.LlamaConfig, **SIZES, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
+        hidden_act="gelu", rope_parameters=LLAMA3),
+    "llama-one-kv-head-linear": partial(
+        transformers.LlamaConfig, **(SIZES | {"num_key_value_heads": 1}), rms_norm_eps=1e-2, rope_parameters=LINEAR),
+    "qwen2": partial(transformers.Qwen2Config, **SIZES),
+    "qwen3": partial(transformers.Qwen3Config, **SIZES, head_dim=16),
+    "gpt2": GPT2,
+    "gpt2-narrow": partial(GPT2, n_inner=24, activation_function="relu"),
 }
+LENGTHS = (5, 40, 1, 17, 150, 33, 8)
+ALL = tuple(all_hook_points(3))
 # Where each hook point is in the reference: (module path, whether its input or its output).
 _LLAMA_HOOKS = {
     "hook_resid_pre": ("model.layers.{l}", "in"), "attn.hook_z": ("model.layers.{l}.self_attn.o_proj", "in"),
@@ -37,7 +51,9 @@ _GPT2_HOOKS = {
 }
 
 
-def make_model(name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **saving: object):
+def make_model(
+    name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **saving: object
+) -> torch.nn.Module:
     """A random model, saved to `folder`. Its weights are large enough for biases and norms to matter."""
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation="eager").eval()
@@ -46,7 +62,9 @@ def make_model(name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torc
             parameter.copy_(torch.randn_like(parameter) * 0.2 + (1.0 if parameter.dim() == 1 else 0.0))
     model.to(dtype).save_pretrained(folder, **saving)
     # Read back, since converting the model would also have rounded its rotary frequencies.
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 def reference(model: torch.nn.Module, tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -69,3 +87,61 @@ def reference(model: torch.nn.Module, tokens: np.ndarray) -> dict[str, np.ndarra
     for handle in handles:
         handle.remove()
     return found
+
+
+def documents(lengths: Iterable[int] = LENGTHS) -> list[np.ndarray]:
+    """Random documents; the same for the same lengths."""
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, 97, length).astype(np.int32) for length in lengths]
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A saved model and the reference's values for `documents()`, each run alone: {hook point: [N, width]}."""
+
+    folder: Path
+    reference: dict[str, np.ndarray]
+
+    @classmethod
+    def make(cls, name: str, folder: Path, **settings: object) -> "TinyModel":
+        model = make_model(name, folder, **settings)
+        alone = [reference(model, tokens) for tokens in documents()]
+        return cls(folder, {hook: np.concatenate([values[hook] for values in alone]) for hook in alone[0]})
+
+
+class Zoo:
+    """Models by name, each made when it is first asked for."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._made = folder, {}
+
+    def __call__(self, name: str) -> TinyModel:
+        if name not in self._made:
+            self._made[name] = TinyModel.make(name, self._folder / name)
+        return self._made[name]
+
+
+def load(
+    folder: Path, hook_points: Sequence[str] = ALL, rows: int = 2, seq_len: int = 150, **options: object
+) -> Forward:
+    """The compiled step of a saved model, in float32 unless told otherwise."""
+    settings = {"compute_dtype": "float32", "store_dtype": "float32"} | options
+    options = ForwardOptions(tuple(hook_points), StepShape(rows, seq_len), **settings)
+    return load_forward(ModelFolder(folder, str(folder), None), read_model_config(folder), options)
+
+
+def run(forward: Forward, docs: Sequence[np.ndarray], rows: int = 2, seq_len: int = 150) -> tuple[dict, list[dict]]:
+    """Values of all documents in order, {hook point: [N, width]}, and the sums of each step."""
+    records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(docs)]
+    steps = []
+    for batch in pack_batches(records, Cursor(0, 0), BatchShape(1, rows, seq_len), "split"):
+        slots = batch.slots.astype(np.int32)
+        steps.append(forward(batch.tokens[0], batch.segment_ids[0], batch.positions[0], slots).get())
+    values = {name: np.concatenate([found[name] for found, _ in steps]) for name in steps[0][0]}
+    return values, [sums for _, sums in steps]
+
+
+def error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The relative distance of two arrays of one shape."""
+    assert ours.shape == theirs.shape
+    return np.linalg.norm(ours.astype(np.float64) - theirs) / np.linalg.norm(theirs)

@@ -83,9 +83,11 @@ def rope_frequencies(head_width: int, rope: Rope) -> np.ndarray:
         return frequencies / np.float32(rope.factor)
     if rope.kind == "llama3":
         # Long wavelengths are stretched by the factor, short ones kept, those between are blended.
-        turns = rope.original_max_positions / (2 * np.pi) * frequencies.astype(np.float64)
-        blend = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0)
-        return (frequencies * (blend + (1 - blend) / rope.factor)).astype(np.float32)
+        low, high, factor = np.float32([rope.low_freq_factor, rope.high_freq_factor, rope.factor])
+        wavelengths = (1 / frequencies) * np.float32(2 * np.pi)
+        turns = (1 / wavelengths) * np.float32(rope.original_max_positions)
+        blend = np.clip((turns - low) / (high - low), 0, 1)
+        return (1 - blend) * frequencies / factor + blend * frequencies
     return frequencies
 
 

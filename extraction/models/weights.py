@@ -110,10 +110,11 @@ def _files(folder: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            outside = [name for name in names if Path(name).name != name]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedData(f"{index}: not an index of safetensors files ({error})") from error
-        if any("/" in name or name in ("", "..") for name in names):
-            raise DamagedData(f"{index}: names a file outside its folder")
+        if outside:
+            raise DamagedData(f"{index}: names a file outside its folder ({outside[0]})")
     else:
         names = sorted(path.name for path in folder.glob("*.safetensors"))
     if not names:

@@ -1,0 +1,274 @@
+"""The models against transformers' torch models: each family, each hook point; configurations, attention, rotation."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from extraction.errors import DamagedData, InvalidRequest, PermissionDenied, TryAgain
+from extraction.models.attention import attend, attend_blocks
+from extraction.models.config import Rope, all_hook_points, read_model_config
+from extraction.models.location import ModelFolder, locate_model
+from extraction.models.modules import rope_frequencies
+from tests.tiny_models import ALL, CONFIGS, LINEAR, LLAMA3, SIZES, TinyModel, Zoo, documents, error, load, run
+
+# As the hub has them, of older and newer dates; what is spelled out is what their authors wrote.
+SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
+    "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.04, "intermediate_size": 1536,
+    "is_llama_config": True, "max_position_embeddings": 8192, "mlp_bias": False, "model_type": "llama",
+    "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3, "pretraining_tp": 1,
+    "rms_norm_eps": 1e-5, "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
+    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.40.1", "use_cache": True,
+    "vocab_size": 49152,
+}
+QWEN25 = {
+    "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
+    "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02, "intermediate_size": 4864,
+    "max_position_embeddings": 32768, "max_window_layers": 24, "model_type": "qwen2", "num_attention_heads": 14,
+    "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+    "sliding_window": 32768, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True,
+    "use_mrope": False, "use_sliding_window": False, "vocab_size": 151936,
+}
+OLD_GPT2 = {
+    "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": 50256,
+    "embd_pdrop": 0.1, "eos_token_id": 50256, "id2label": {"0": "LABEL_0"}, "initializer_range": 0.02,
+    "label2id": {"LABEL_0": 0}, "layer_norm_epsilon": 1e-5, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768,
+    "n_head": 12, "n_layer": 6, "n_positions": 1024, "resid_pdrop": 0.1, "summary_activation": None,
+    "summary_first_dropout": 0.1, "summary_proj_to_labels": True, "summary_type": "cls_index", "summary_use_proj": True,
+    "task_specific_params": {"text-generation": {"do_sample": True}}, "vocab_size": 50257, "_num_labels": 1,
+}
+LLAMA = {"model_type": "llama", **SIZES}
+
+
+@pytest.fixture(autouse=True)
+def strict_ranks():
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return Zoo(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """A function that reads a configuration with these attributes."""
+
+    def read(attributes):
+        (tmp_path / "config.json").write_text(attributes if isinstance(attributes, str) else json.dumps(attributes))
+        return read_model_config(tmp_path)
+
+    return read
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_hook_point_of_packed_documents_is_that_of_the_reference_alone(models, name):
+    model = models(name)
+    forward = load(model.folder)
+    ours, _ = run(forward, documents())
+    assert list(ours) == list(ALL) and set(ALL) == set(model.reference)
+    assert forward.widths == {hook: values.shape[1] for hook, values in model.reference.items()}
+    for hook in ALL:
+        assert error(ours[hook], model.reference[hook]) < 1e-5, hook
+
+
+@pytest.mark.parametrize("name, saving", [
+    ("qwen2", {"dtype": torch.bfloat16, "max_shard_size": "8KB"}), ("gpt2", {"dtype": torch.float16}),
+])
+def test_weights_of_half_width_and_in_shards(tmp_path, name, saving):
+    model = TinyModel.make(name, tmp_path, **saving)
+    assert (tmp_path / "model.safetensors.index.json").exists() == ("max_shard_size" in saving)
+    hooks = ("blocks.1.hook_mlp_out", "ln_final.hook_normalized")
+    ours, _ = run(load(tmp_path, hooks), documents())
+    for hook in hooks:
+        assert error(ours[hook], model.reference[hook]) < 1e-5, hook
+
+
+def naive_attention(q, k, v, segment_ids, scale, window, softcap):
+    """Query by query, in float64."""
+    out = np.zeros(q.shape)
+    for b, t, h in np.ndindex(q.shape[:3]):
+        seen = [s for s in range(t + 1) if segment_ids[b, s] == segment_ids[b, t] and (window is None or t - s < window)]
+        head = h // (q.shape[2] // k.shape[2])
+        scores = k[b, seen, head].astype(np.float64) @ q[b, t, h] * scale
+        scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
+        weights = np.exp(scores - scores.max())
+        out[b, t, h] = weights @ v[b, seen, head] / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize("window, softcap", [(None, None), (7, None), (None, 2.0)])
+@pytest.mark.parametrize("form", [attend, attend_blocks])
+def test_attention_by_blocks_and_whole_is_that_of_each_query_alone(form, window, softcap):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 150, heads, 4), np.float32) for heads in (4, 2, 2))
+    segment_ids = np.sort(rng.integers(1, 4, (2, 150)), axis=1)
+    segment_ids[0, 140:] = 0
+    compiled = jax.jit(partial(form, scale=0.7, window=window, softcap=softcap))
+    ours = np.asarray(compiled(q, k, v, segment_ids))
+    theirs = naive_attention(q, k, v, segment_ids, 0.7, window, softcap)
+    real = segment_ids > 0
+    assert np.isfinite(ours).all()
+    assert error(ours[real], theirs[real]) < 1e-6
+
+
+@pytest.mark.parametrize("parameters, rope", [
+    ({"rope_type": "default", "rope_theta": 1e6}, Rope(1e6)),
+    (LINEAR, Rope(1e4, "linear", 4.0)),
+    (LLAMA3, Rope(1e4, "llama3", 8.0, 1.0, 4.0, 64)),
+])
+def test_rotations_are_those_of_the_reference_at_far_positions(parameters, rope):
+    """A frequency one place off would be a visible angle at position 100,000."""
+    config = transformers.LlamaConfig(hidden_size=128, num_attention_heads=2, rope_parameters=parameters)
+    theirs = LlamaRotaryEmbedding(config).inv_freq.numpy()
+    assert np.abs(1e5 * (rope_frequencies(64, rope).astype(np.float64) - theirs)).max() < 1e-3
+
+
+@pytest.mark.parametrize("attributes, expected", [
+    (SMOLLM2, {"num_layers": 30, "num_kv_heads": 3, "head_width": 64, "rope": Rope(1e5), "qkv_bias": False}),
+    (QWEN25, {"qkv_bias": True, "output_bias": False, "head_width": 64, "rope": Rope(1e6)}),
+    (OLD_GPT2, {"num_layers": 6, "mlp_width": 3072, "rope": None, "max_positions": 1024}),
+    (LLAMA | {"rope_theta": 5e5, "rope_scaling": None}, {"rope": Rope(5e5)}),
+    (LLAMA | {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}, {"rope": Rope(5e5, "linear", 4.0)}),
+    (LLAMA | {"rope_theta": 5e5, "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"}},
+     {"rope": Rope(5e5, "llama3", 8.0, 1.0, 4.0, 64)}),
+])
+def test_configurations_as_they_are_found(configured, attributes, expected):
+    config = configured(attributes)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"model_type": "mamba2"}, "mamba2.* supported are llama, qwen2, qwen3, gpt2"),
+    ({"some_new_attribute": 3}, "some_new_attribute"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+    ({"rope_interleaved": True}, "rope_interleaved"),
+    ({"hidden_act": "xielu"}, "xielu"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "RoPE type 'yarn'"),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE type 'dynamic'"),
+    ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}, "sliding window"),
+])
+def test_what_is_not_handled_is_refused_by_name(configured, change, message):
+    with pytest.raises(InvalidRequest, match=message):
+        configured(LLAMA | change)
+
+
+def test_gpt2_variants_that_would_change_the_values_are_refused(configured):
+    with pytest.raises(InvalidRequest, match="scale_attn_by_inverse_layer_idx"):
+        configured(OLD_GPT2 | {"scale_attn_by_inverse_layer_idx": True})
+
+
+@pytest.mark.parametrize("attributes", [
+    '{"model_type": "lla', "[]", "{}", '{"model_type": ["llama"]}', LLAMA | {"hidden_size": "wide"},
+    LLAMA | {"num_attention_heads": 0}, LLAMA | {"num_key_value_heads": 3}, LLAMA | {"num_hidden_layers": 0},
+])
+def test_a_broken_configuration_is_damaged_data(configured, attributes):
+    with pytest.raises(DamagedData, match=r"config\.json"):
+        configured(attributes)
+
+
+def test_a_folder_without_a_configuration(tmp_path):
+    with pytest.raises(InvalidRequest, match=r"no config\.json"):
+        read_model_config(tmp_path)
+
+
+def test_hook_points_are_named_in_depth_order():
+    names = all_hook_points(2)
+    assert names[:8] == [
+        "blocks.0.hook_resid_pre", "blocks.0.attn.hook_z", "blocks.0.hook_attn_out", "blocks.0.hook_resid_mid",
+        "blocks.0.mlp.hook_post", "blocks.0.hook_mlp_out", "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre",
+    ]
+    assert len(names) == 15 and names[-1] == "ln_final.hook_normalized"
+
+
+def test_configurations_are_read_without_jax(models):
+    code = f"""
+import pathlib, sys
+from extraction.models.config import read_model_config
+from extraction.models.location import locate_model
+assert not {{"jax", "flax", "torch", "transformers"}} & set(sys.modules), "at import"
+print(read_model_config(locate_model({str(models("llama").folder)!r}).path).width)
+assert not {{"jax", "flax"}} & set(sys.modules), "when reading"
+"""
+    root = Path(__file__).parents[1]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "32\n"), result.stderr
+
+
+def test_a_folder_is_its_own_location(tmp_path):
+    assert locate_model(str(tmp_path)) == ModelFolder(tmp_path, str(tmp_path), None)
+
+
+@pytest.mark.parametrize("model, revision, message", [
+    ("/no/such/folder", None, "no such folder"), ("./models", None, "no such folder"), ("a/b/c", None, "no such folder"),
+    ("gs://bucket/model", None, "a folder on this machine or a hub id"), (".", "main", "--revision main"),
+])
+def test_what_is_no_location_is_refused(model, revision, message):
+    with pytest.raises(InvalidRequest, match=message):
+        locate_model(model, revision)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub whose one model is at commit c0ffee; `hub.error` is raised instead when it is set."""
+    import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    class Hub:
+        error, asked = None, []
+
+        def model_info(self, api, model, revision):
+            if self.error is not None:
+                raise self.error
+            return huggingface_hub.hf_api.ModelInfo(id=model, sha="c0ffee")
+
+        def download(self, model, **settings):
+            self.asked = [model, settings]
+            return str(tmp_path / "c0ffee")
+
+    assert not HF_HUB_OFFLINE
+    hub = Hub()
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda api, model, revision: hub.model_info(api, model, revision))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.download)
+    return hub
+
+
+def test_a_hub_model_is_pinned_to_a_commit_and_its_other_files_stay_there(hub, tmp_path):
+    assert locate_model("org/name", "main") == ModelFolder(tmp_path / "c0ffee", "org/name", "c0ffee")
+    assert hub.asked[1]["revision"] == "c0ffee"
+    assert not {"*", "*.bin", "*.py", "*.pth"} & set(hub.asked[1]["allow_patterns"])
+
+
+def test_an_offline_hub_answers_from_its_cache(hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub.error = ConnectionError("the network was used")
+    assert locate_model("org/name").revision == "c0ffee"
+    assert hub.asked[1]["local_files_only"]
+
+
+@pytest.mark.parametrize("name, status, expected", [
+    ("GatedRepoError", 403, PermissionDenied), ("RepositoryNotFoundError", 404, InvalidRequest),
+    ("RevisionNotFoundError", 404, InvalidRequest), ("HfHubHTTPError", 403, PermissionDenied),
+    ("HfHubHTTPError", 503, TryAgain), (None, None, TryAgain),
+])
+def test_what_the_hub_refuses_becomes_the_error_that_says_what_to_do(hub, name, status, expected):
+    from huggingface_hub import errors
+
+    if name is None:
+        hub.error = errors.HTTPError("no route to host")
+    else:
+        hub.error = getattr(errors, name)("refused", response=SimpleNamespace(status_code=status, headers={}, request=None))
+    with pytest.raises(expected, match="--"):
+        locate_model("org/name", "v1")

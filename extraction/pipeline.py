@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .errors import ExtractionError
 from .packing import PackedBatch
 from .shards import SCHEMA, Shard, allocate
 
@@ -25,13 +26,15 @@ Submit = Callable[[PackedBatch, memoryview | None, dict[str, float]], None]
 
 @dataclass
 class StageTimes:
-    """Seconds the loop spent in each stage; `step` is time spent waiting for results of the device."""
+    """Seconds the loop spent in each stage (`step`: waiting for results of the device), and how full the steps were."""
 
     pack: float = 0.0
     dispatch: float = 0.0
     step: float = 0.0
     collect: float = 0.0
     submit: float = 0.0
+    num_tokens: int = 0
+    num_slots: int = 0
     _since: float = field(default_factory=time.perf_counter)
 
     def lap(self, stage: str) -> None:
@@ -43,8 +46,11 @@ class StageTimes:
     def summary(self) -> str:
         """Seconds of each stage, and which one took the most."""
         stages = {name: getattr(self, name) for name in ("pack", "dispatch", "step", "collect", "submit")}
-        slowest = max(stages, key=stages.get)
-        return ", ".join(f"{name} {value:.1f} s" for name, value in stages.items()) + f"; limited by {slowest}"
+        slowest, seconds = max(stages, key=stages.get), sum(stages.values())
+        return (
+            f"{self.num_tokens:,} tokens in {seconds:.1f} s, padding {1 - self.num_tokens / max(self.num_slots, 1):.1%}; "
+            + ", ".join(f"{name} {value:.1f} s" for name, value in stages.items()) + f"; limited by {slowest}"
+        )
 
 
 class BatchInFlight:
@@ -117,6 +123,8 @@ def _dispatch(batches: Iterable[PackedBatch], open_batch: Callable, forward: Cal
         times.lap("pack")
         for step in flight.steps:
             tokens, slots = flight.places(step)
+            times.num_tokens += len(slots)
+            times.num_slots += batch.tokens[step].size
             output = forward(batch.tokens[step], batch.segment_ids[step], batch.positions[step], slots)
             times.lap("dispatch")
             yield flight, (tokens, output)
@@ -125,10 +133,21 @@ def _dispatch(batches: Iterable[PackedBatch], open_batch: Callable, forward: Cal
 
 
 def _ahead(items: Iterator, depth: int) -> Iterator:
-    """The same items, taken from their source `depth` ahead of their use."""
+    """The same items, taken from their source `depth` ahead of their use.
+
+    A domain error of the source, such as damaged input, is raised after the items that came before it.
+    """
     waiting: deque = deque()
-    for item in items:
-        waiting.append(item)
+    trouble = None
+    while trouble is None:
+        try:
+            waiting.append(next(items))
+        except StopIteration:
+            break
+        except ExtractionError as error:
+            trouble = error
         if len(waiting) > depth:
             yield waiting.popleft()
     yield from waiting
+    if trouble is not None:
+        raise trouble

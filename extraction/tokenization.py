@@ -8,12 +8,11 @@ the record and the configuration alone; nothing is cut, padded or reordered. Cos
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from .errors import DamagedData, InvalidRequest
+from .errors import DamagedData, ExtractionError, InvalidRequest
 from .records import Record, TokenizedRecord
 
 BOS_MODES = ("auto", "always", "never")
@@ -54,8 +53,7 @@ class RecordTokenizer:
 
     def tokenize(self, records: Iterable[Record], group_size: int = 64) -> Iterator[TokenizedRecord]:
         """Token ids of each record, in order."""
-        records = iter(records)
-        while group := list(islice(records, group_size)):
+        for group in filter(None, _groups(records, group_size)):
             encoded = self._tokenizer(
                 [record.text for record in group],
                 add_special_tokens=False,
@@ -65,6 +63,21 @@ class RecordTokenizer:
             )["input_ids"]
             for record, ids in zip(group, encoded, strict=True):
                 yield TokenizedRecord(record.index, record.id, np.array(self._prefix + ids, np.int32))
+
+
+def _groups(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    """Lists of `size` records, the last one shorter; records before a damaged one are still handed on."""
+    group: list[Record] = []
+    try:
+        for record in records:
+            group.append(record)
+            if len(group) == size:
+                yield group
+                group = []
+    except ExtractionError:
+        yield group
+        raise
+    yield group
 
 
 def _load(folder: Path):

@@ -16,7 +16,7 @@ CommitFunction = Callable[[PackedBatch, memoryview | None, dict[str, float]], ob
 
 
 class BackgroundWriter:
-    """Calls `commit` for each submitted batch. Use as a context manager: a clean exit waits until all is committed."""
+    """Calls `commit` for each submitted batch. Use as a context manager: leaving it waits until all is committed."""
 
     def __init__(self, commit: CommitFunction, max_bytes: int, on_commit: Callable[[object], None]):
         self._commit, self._max_bytes, self._on_commit = commit, max_bytes, on_commit
@@ -42,18 +42,22 @@ class BackgroundWriter:
 
     def close(self) -> None:
         """Wait until everything submitted is committed. Raises the error that ended the writer."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        self._thread.join()
+        self._drain()
         self._raise()
 
     def __enter__(self) -> "BackgroundWriter":
         return self
 
     def __exit__(self, kind: type | None, error: object, trace: object) -> None:
+        self._drain()  # what came before an error of the caller is good, and is kept
         if kind is None:
-            self.close()
+            self._raise()
+
+    def _drain(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
 
     def _raise(self) -> None:
         if self._error is not None:

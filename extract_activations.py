@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import click
 from click_default_group import DefaultGroup
 
 from extraction.errors import ConfigurationMismatch, DamagedData, ExtractionError, Fenced, PermissionDenied, TryAgain
+from extraction.records import Record
 
 GRACE_SECONDS = 8
 ADVICE = {
@@ -285,14 +287,14 @@ class Worker:
             raise TryAgain(f"worker {worker_id} was told to stop; {self.chain.cursor.record:,} records are committed")
         print(f"worker {worker_id}: stream complete, {total:,} records", file=sys.stderr, flush=True)
 
-    def _records(self, total: int):
+    def _records(self, total: int) -> Iterator[Record]:
         for record in self.stream.read_records(self.chain.cursor.record):
             if record.index >= total:
                 return
             yield record
 
 
-def until(items, stop: threading.Event):
+def until(items: Iterable, stop: threading.Event) -> Iterator:
     """The items, until `stop` is set."""
     for item in items:
         if stop.is_set():

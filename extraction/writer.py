@@ -48,7 +48,7 @@ class BackgroundWriter:
     def __enter__(self) -> "BackgroundWriter":
         return self
 
-    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         self._drain()  # what came before an error of the caller is good, and is kept
         if kind is None:
             self._raise()

@@ -194,7 +194,8 @@ def test_gpt2_has_no_more_positions_than_it_learned(models):
 
 
 def test_rotary_models_run_beyond_their_trained_length(models):
-    lower_step(read_model_config(models("llama").folder), ForwardOptions(TWO, StepShape(1, 300)))
+    lowered = lower_step(read_model_config(models("llama").folder), ForwardOptions(TWO, StepShape(1, 300)))
+    assert "1x300" in lowered.as_text()
 
 
 @pytest.mark.parametrize("hook", ["blocks.3.hook_resid_post", "blocks.0.hook_z", "ln_final"])

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from extraction import storage as module
+from extraction.storage import local as module
 from extraction.errors import (
     DamagedData,
     InvalidRequest,

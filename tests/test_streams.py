@@ -3,6 +3,7 @@
 import json
 import shutil
 from itertools import chain
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -169,10 +170,15 @@ def test_reading_many_row_groups_takes_the_memory_of_one(tmp_path):
     assert peak_of_reading(one_stream(tmp_path / "five", [texts] * 5)) < one + texts.nbytes / 2
 
 
+def open_files() -> list[Path]:
+    return [Path(entry).resolve() for entry in Path("/proc/self/fd").iterdir()]
+
+
 def test_an_abandoned_read_closes_its_file(corpus):
     records = open_stream(load_manifest(corpus[1]), corpus[1], 0).read_records()
     next(records)
-    records.close()  # an open file would be a ResourceWarning, which is an error here
+    records.close()
+    assert not [path for path in open_files() if path.suffix == ".parquet"]
 
 
 def test_empty_text_is_a_record(tmp_path):

@@ -1,253 +1,25 @@
-"""Storage: whole, create-only objects by name, on a local disk or in a Google Cloud Storage bucket.
+"""Storage in a Google Cloud Storage bucket, over the service's own client with retries of our own.
 
-In: names relative to a location, and bytes. Out: `ObjectInfo`s and bytes.
-
-Guarantee: `create` returns only when the object is stored whole, with the size and crc32c of the data, under a name that
-held nothing or the same bytes before; no object is ever visible in part, replaced or deleted. An answer that was lost
-or odd is settled by reading back. Every wait is bounded, and what lies beyond the bound is `TryAgain`.
-
-Cost: one request for each operation (a large upload: one to open it, one for each 32 MiB); locally two fsyncs.
+In: names and bytes. Out: objects of the bucket under a prefix. Guarantee: as in the package; a write whose answer was
+lost or odd is settled by looking. Cost: one request for an operation (a large upload: one more for each 32 MiB).
 """
 
-import abc
-import base64
-import ctypes
-import errno
 import io
 import json
 import os
 import random
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-import google_crc32c
-
-from .errors import (
-    DamagedData,
-    InvalidRequest,
-    ObjectExists,
-    ObjectNotFound,
-    PermissionDenied,
-    TryAgain,
-)
+from ..errors import DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
+from .base import ObjectInfo, Storage, check_name, crc32c_base64
 
 READ_AHEAD = 1 << 20
-_BLOCK = 1 << 22
 _SINGLE_REQUEST = 8 << 20
 _CHUNK = 32 << 20
 _READ_TRIES = 3
 _TIMEOUT = (10, 60)  # seconds to connect, and between two bytes of an answer
 _DEFAULT_DEADLINE = 120.0
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
-_TEMPORARY = ".tmp-"
-
-
-@dataclass(frozen=True)
-class ObjectInfo:
-    """A stored object: `size` in bytes, `crc32c` in base64 (big-endian), `updated` in seconds since 1970 by the store."""
-
-    name: str
-    size: int
-    crc32c: str
-    generation: int | None = None
-    updated: float | None = None
-
-    def holds(self, size: int, crc32c: str) -> bool:
-        return (self.size, self.crc32c) == (size, crc32c)
-
-
-def crc32c_base64(data: bytes | memoryview) -> str:
-    """crc32c of the data as Google Cloud Storage writes it."""
-    checksum = google_crc32c.Checksum()
-    view = memoryview(data).cast("B")
-    for start in range(0, len(view), _BLOCK):
-        checksum.update(bytes(view[start : start + _BLOCK]))
-    return base64.b64encode(checksum.digest()).decode()
-
-
-def check_name(name: str) -> str:
-    """The name, if it stays inside the location. Raises DamagedData."""
-    if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
-        raise DamagedData(f"{name!r} is no name of an object inside this location")
-    return name
-
-
-class Storage(abc.ABC):
-    """Objects under one location."""
-
-    location: str
-
-    def __str__(self) -> str:
-        return self.location
-
-    @abc.abstractmethod
-    def create(self, name: str, data: bytes | memoryview) -> ObjectInfo:
-        """Store a new object, whole. An object with the same bytes is adopted; other bytes raise ObjectExists."""
-
-    @abc.abstractmethod
-    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes [start, end) of an object, to its end if None. Raises ObjectNotFound."""
-
-    @abc.abstractmethod
-    def stat(self, name: str) -> ObjectInfo:
-        """Size and checksum of an object. Raises ObjectNotFound."""
-
-    @abc.abstractmethod
-    def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
-        """Objects in the order of their names; on a local disk without checksums."""
-
-    @abc.abstractmethod
-    def replace(self, name: str, data: bytes) -> None:
-        """Overwrite an object that nobody relies on."""
-
-    @abc.abstractmethod
-    def open(self, name: str) -> io.BufferedIOBase | io.RawIOBase:
-        """A seekable binary file for reading. Raises ObjectNotFound."""
-
-
-def open_storage(location: str) -> Storage:
-    """The storage at `gs://bucket/prefix` or in a folder. Raises InvalidRequest for any other scheme."""
-    if location.startswith("gs://"):
-        return GcsStorage(location)
-    if "://" in location:
-        raise InvalidRequest(f"{location}: give a folder or gs://bucket/prefix")
-    return LocalStorage(location)
-
-
-# ------------------------------------------------------------------------------------------------ local disk
-
-
-class LocalStorage(Storage):
-    """Files under a folder. A write goes to a hidden temporary file, is synced, and gets its name by a hard link."""
-
-    def __init__(self, location: str):
-        self.location = location
-        self._root = Path(location)
-
-    def create(self, name: str, data: bytes | memoryview) -> ObjectInfo:
-        view, path = memoryview(data).cast("B"), self._root / check_name(name)
-        with _os_errors(str(path)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = _write_temporary(path, view)
-            try:
-                _give_name(temporary, path)
-            except FileExistsError:
-                info = self.stat(name)
-                if not info.holds(len(view), crc32c_base64(view)):
-                    raise ObjectExists(f"{path} is there with other bytes") from None
-                return info
-            finally:
-                temporary.unlink(missing_ok=True)
-            _sync_folder(path.parent)
-        return ObjectInfo(name, len(view), crc32c_base64(view))
-
-    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
-        path = self._root / check_name(name)
-        with _os_errors(str(path)), path.open("rb") as file:
-            file.seek(start)
-            return file.read(-1 if end is None else max(end - start, 0))
-
-    def stat(self, name: str) -> ObjectInfo:
-        path, checksum = self._root / check_name(name), google_crc32c.Checksum()
-        with _os_errors(str(path)), path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                checksum.update(block)
-            facts = os.fstat(file.fileno())
-        return ObjectInfo(name, facts.st_size, base64.b64encode(checksum.digest()).decode(), None, facts.st_mtime)
-
-    def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
-        folder = prefix.rpartition("/")[0]
-        with _os_errors(str(self._root / folder)):
-            paths = [path for path in (self._root / folder).rglob("*") if path.is_file()]
-            names = sorted(str(path.relative_to(self._root)) for path in paths if not path.name.startswith(_TEMPORARY))
-        for name in names:
-            if name.startswith(prefix) and name > start_after:
-                facts = (self._root / name).stat()
-                yield ObjectInfo(name, facts.st_size, "", None, facts.st_mtime)
-
-    def replace(self, name: str, data: bytes) -> None:
-        path = self._root / check_name(name)
-        with _os_errors(str(path)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_temporary(path, memoryview(data)).replace(path)
-
-    def open(self, name: str) -> io.BufferedReader:
-        path = self._root / check_name(name)
-        with _os_errors(str(path)):
-            return path.open("rb")
-
-
-class _os_errors:
-    """Turns OSError into domain errors that name the path."""
-
-    def __init__(self, path: str):
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise ObjectNotFound(f"{self._path} is not there") from error
-        if isinstance(error, NotADirectoryError | IsADirectoryError):
-            raise InvalidRequest(f"{self._path}: {error.strerror}") from error
-        if isinstance(error, OSError) and error.errno in _REFUSED:
-            raise PermissionDenied(f"{self._path}: {error.strerror}; it must be readable and writable") from error
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise TryAgain(f"{self._path}: {error.strerror}: the disk is full or failing") from error
-
-
-def _write_temporary(path: Path, data: memoryview) -> Path:
-    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _give_name(temporary: Path, path: Path) -> None:
-    """Name a finished file. Raises FileExistsError if the name is taken, by whatever means the file system offers."""
-    try:
-        os.link(temporary, path)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        _rename_without_replacing(temporary, path)
-
-
-def _rename_without_replacing(temporary: Path, path: Path) -> None:
-    at_working_folder, no_replace = -100, 1  # AT_FDCWD and RENAME_NOREPLACE of linux/fs.h
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None or rename(
-        at_working_folder, os.fsencode(temporary), at_working_folder, os.fsencode(path), no_replace
-    ):
-        code = ctypes.get_errno() if rename else errno.ENOSYS
-        if code == errno.EEXIST:
-            raise FileExistsError(code, os.strerror(code), str(path))
-        raise InvalidRequest(
-            f"{path}: this file system can neither link nor rename without replacing; use another folder or a bucket"
-        )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# ------------------------------------------------------------------------------------------------ GCS
 
 
 class GcsStorage(Storage):
@@ -343,7 +115,7 @@ class GcsStorage(Storage):
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         after = start_after
         while True:
-            page = self._call("list", prefix, lambda: self._page(prefix, after))
+            page = self._call("list", prefix, lambda after=after: self._page(prefix, after))
             for info in page:
                 if info.name > after:
                     yield info

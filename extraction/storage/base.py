@@ -1,0 +1,80 @@
+"""What a storage is: its operations, the facts of an object, and how names and checksums are written.
+
+In: names and bytes. Out: `ObjectInfo`. Guarantee: a name that passes `check_name` stays inside its location.
+Cost: one pass of crc32c over the data.
+"""
+
+import abc
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import google_crc32c
+
+from ..errors import DamagedData
+
+BLOCK = 1 << 22  # bytes in hand at once while a checksum is made
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """A stored object: `size` in bytes, `crc32c` in base64 (big-endian), `updated` in seconds since 1970 by the store."""
+
+    name: str
+    size: int
+    crc32c: str
+    generation: int | None = None
+    updated: float | None = None
+
+    def holds(self, size: int, crc32c: str) -> bool:
+        return (self.size, self.crc32c) == (size, crc32c)
+
+
+def crc32c_base64(data: bytes | memoryview) -> str:
+    """crc32c of the data as Google Cloud Storage writes it."""
+    checksum = google_crc32c.Checksum()
+    view = memoryview(data).cast("B")
+    for start in range(0, len(view), BLOCK):
+        checksum.update(bytes(view[start : start + BLOCK]))
+    return base64.b64encode(checksum.digest()).decode()
+
+
+def check_name(name: str) -> str:
+    """The name, if it stays inside the location. Raises DamagedData."""
+    if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise DamagedData(f"{name!r} is no name of an object inside this location")
+    return name
+
+
+class Storage(abc.ABC):
+    """Objects under one location."""
+
+    location: str
+
+    def __str__(self) -> str:
+        return self.location
+
+    @abc.abstractmethod
+    def create(self, name: str, data: bytes | memoryview) -> ObjectInfo:
+        """Store a new object, whole. An object with the same bytes is adopted; other bytes raise ObjectExists."""
+
+    @abc.abstractmethod
+    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        """Bytes [start, end) of an object, to its end if None. Raises ObjectNotFound."""
+
+    @abc.abstractmethod
+    def stat(self, name: str) -> ObjectInfo:
+        """Size and checksum of an object. Raises ObjectNotFound."""
+
+    @abc.abstractmethod
+    def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
+        """Objects in the order of their names; on a local disk without checksums."""
+
+    @abc.abstractmethod
+    def replace(self, name: str, data: bytes) -> None:
+        """Overwrite an object that nobody relies on."""
+
+    @abc.abstractmethod
+    def open(self, name: str) -> io.BufferedIOBase | io.RawIOBase:
+        """A seekable binary file for reading. Raises ObjectNotFound."""

@@ -1,0 +1,149 @@
+"""Storage in a folder: a file appears whole, synced, under a name that was free.
+
+In: names and bytes. Out: files under the folder. Guarantee: as in the package; names are given by hard link or, where
+a file system has none, by a rename that refuses to replace. Cost: two fsyncs for an object; `stat` reads the file.
+"""
+
+import base64
+import ctypes
+import errno
+import io
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import google_crc32c
+
+from ..errors import InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
+from .base import BLOCK, ObjectInfo, Storage, check_name, crc32c_base64
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
+_TEMPORARY = ".tmp-"
+
+
+class LocalStorage(Storage):
+    """Files under a folder. A write goes to a hidden temporary file, is synced, and gets its name by a hard link."""
+
+    def __init__(self, location: str):
+        self.location = location
+        self._root = Path(location)
+
+    def create(self, name: str, data: bytes | memoryview) -> ObjectInfo:
+        view, path = memoryview(data).cast("B"), self._root / check_name(name)
+        with _os_errors(str(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _write_temporary(path, view)
+            try:
+                _give_name(temporary, path)
+            except FileExistsError:
+                info = self.stat(name)
+                if not info.holds(len(view), crc32c_base64(view)):
+                    raise ObjectExists(f"{path} is there with other bytes") from None
+                return info
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+        return ObjectInfo(name, len(view), crc32c_base64(view))
+
+    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        path = self._root / check_name(name)
+        with _os_errors(str(path)), path.open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if end is None else max(end - start, 0))
+
+    def stat(self, name: str) -> ObjectInfo:
+        path, checksum = self._root / check_name(name), google_crc32c.Checksum()
+        with _os_errors(str(path)), path.open("rb") as file:
+            while block := file.read(BLOCK):
+                checksum.update(block)
+            facts = os.fstat(file.fileno())
+        return ObjectInfo(name, facts.st_size, base64.b64encode(checksum.digest()).decode(), None, facts.st_mtime)
+
+    def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
+        folder = prefix.rpartition("/")[0]
+        with _os_errors(str(self._root / folder)):
+            paths = [path for path in (self._root / folder).rglob("*") if path.is_file()]
+            names = sorted(str(path.relative_to(self._root)) for path in paths if not path.name.startswith(_TEMPORARY))
+        for name in names:
+            if name.startswith(prefix) and name > start_after:
+                facts = (self._root / name).stat()
+                yield ObjectInfo(name, facts.st_size, "", None, facts.st_mtime)
+
+    def replace(self, name: str, data: bytes) -> None:
+        path = self._root / check_name(name)
+        with _os_errors(str(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_temporary(path, memoryview(data)).replace(path)
+
+    def open(self, name: str) -> io.BufferedReader:
+        path = self._root / check_name(name)
+        with _os_errors(str(path)):
+            return path.open("rb")
+
+
+class _os_errors:
+    """Turns OSError into domain errors that name the path."""
+
+    def __init__(self, path: str):
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise ObjectNotFound(f"{self._path} is not there") from error
+        if isinstance(error, NotADirectoryError | IsADirectoryError):
+            raise InvalidRequest(f"{self._path}: {error.strerror}") from error
+        if isinstance(error, OSError) and error.errno in _REFUSED:
+            raise PermissionDenied(f"{self._path}: {error.strerror}; it must be readable and writable") from error
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise TryAgain(f"{self._path}: {error.strerror}: the disk is full or failing") from error
+
+
+def _write_temporary(path: Path, data: memoryview) -> Path:
+    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _give_name(temporary: Path, path: Path) -> None:
+    """Name a finished file. Raises FileExistsError if the name is taken, by whatever means the file system offers."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _rename_without_replacing(temporary, path)
+
+
+def _rename_without_replacing(temporary: Path, path: Path) -> None:
+    at_working_folder, no_replace = -100, 1  # AT_FDCWD and RENAME_NOREPLACE of linux/fs.h
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None or rename(
+        at_working_folder, os.fsencode(temporary), at_working_folder, os.fsencode(path), no_replace
+    ):
+        code = ctypes.get_errno() if rename else errno.ENOSYS
+        if code == errno.EEXIST:
+            raise FileExistsError(code, os.strerror(code), str(path))
+        raise InvalidRequest(
+            f"{path}: this file system can neither link nor rename without replacing; use another folder or a bucket"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -15,7 +15,7 @@ def test_the_reading_example_runs(tmp_path):
     streams = make_streams(write_corpus(tmp_path / "corpus", [text_of(i, 9) for i in range(4)]), tmp_path / "streams")
     result = extract(streams, tmp_path / "workflow/run-fineweb")
     assert result.returncode == 0, result.stderr
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert "blocks.1.hook_resid_post" in result.stdout, result.stderr
 

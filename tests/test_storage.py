@@ -6,7 +6,6 @@ import threading
 
 import pytest
 
-from extraction.storage import local as module
 from extraction.errors import (
     DamagedData,
     InvalidRequest,
@@ -16,6 +15,7 @@ from extraction.errors import (
     TryAgain,
 )
 from extraction.storage import crc32c_base64, open_storage
+from extraction.storage import local as module
 
 LARGE = os.urandom(1000) * 9000  # beyond one request
 SMALL = b"some bytes"

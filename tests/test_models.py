@@ -5,7 +5,6 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from extraction.errors import DamagedData, InvalidRequest, PermissionDenied, TryAgain
+from extraction.errors import DamagedData, InvalidRequest
 from extraction.models.attention import attend, attend_blocks
 from extraction.models.config import Rope, all_hook_points, read_model_config
 from extraction.models.location import ModelFolder, locate_model
@@ -218,57 +217,3 @@ def test_a_folder_is_its_own_location(tmp_path):
 def test_what_is_no_location_is_refused(model, revision, message):
     with pytest.raises(InvalidRequest, match=message):
         locate_model(model, revision)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A hub whose one model is at commit c0ffee; `hub.error` is raised instead when it is set."""
-    import huggingface_hub
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    class Hub:
-        error, asked = None, []
-
-        def model_info(self, api, model, revision):
-            if self.error is not None:
-                raise self.error
-            return huggingface_hub.hf_api.ModelInfo(id=model, sha="c0ffee")
-
-        def download(self, model, **settings):
-            self.asked = [model, settings]
-            return str(tmp_path / "c0ffee")
-
-    assert not HF_HUB_OFFLINE
-    hub = Hub()
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda api, model, revision: hub.model_info(api, model, revision))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.download)
-    return hub
-
-
-def test_a_hub_model_is_pinned_to_a_commit_and_its_other_files_stay_there(hub, tmp_path):
-    assert locate_model("org/name", "main") == ModelFolder(tmp_path / "c0ffee", "org/name", "c0ffee")
-    assert hub.asked[1]["revision"] == "c0ffee"
-    assert not {"*", "*.bin", "*.py", "*.pth"} & set(hub.asked[1]["allow_patterns"])
-
-
-def test_an_offline_hub_answers_from_its_cache(hub, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    hub.error = ConnectionError("the network was used")
-    assert locate_model("org/name").revision == "c0ffee"
-    assert hub.asked[1]["local_files_only"]
-
-
-@pytest.mark.parametrize("name, status, expected", [
-    ("GatedRepoError", 403, PermissionDenied), ("RepositoryNotFoundError", 404, InvalidRequest),
-    ("RevisionNotFoundError", 404, InvalidRequest), ("HfHubHTTPError", 403, PermissionDenied),
-    ("HfHubHTTPError", 503, TryAgain), (None, None, TryAgain),
-])
-def test_what_the_hub_refuses_becomes_the_error_that_says_what_to_do(hub, name, status, expected):
-    from huggingface_hub import errors
-
-    if name is None:
-        hub.error = errors.HTTPError("no route to host")
-    else:
-        hub.error = getattr(errors, name)("refused", response=SimpleNamespace(status_code=status, headers={}, request=None))
-    with pytest.raises(expected, match="--"):
-        locate_model("org/name", "v1")

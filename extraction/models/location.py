@@ -53,11 +53,12 @@ def _download(model: str, revision: str | None) -> ModelFolder:
 
 
 def _fetch(model: str, revision: str | None) -> ModelFolder:
-    """Pin the commit first, so that what is downloaded and what is recorded are the same."""
+    """The cache names a snapshot by its commit, so what is recorded is what was downloaded."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
-        path = Path(snapshot_download(model, revision=revision, local_files_only=True))
-        return ModelFolder(path, model, path.name)  # the cache names a snapshot by its commit
-    commit = HfApi().model_info(model, revision=revision).sha
-    return ModelFolder(Path(snapshot_download(model, revision=commit, allow_patterns=_FILES)), model, commit)
+        path = snapshot_download(model, revision=revision, local_files_only=True)
+    else:
+        HfApi().model_info(model, revision=revision)  # a refusal says more here than in the download
+        path = snapshot_download(model, revision=revision, allow_patterns=_FILES)
+    return ModelFolder(Path(path), model, Path(path).name)

@@ -57,7 +57,7 @@ def _fetch(model: str, revision: str | None) -> ModelFolder:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
-        path = snapshot_download(model, revision=revision, local_files_only=True)
+        path = snapshot_download(model, revision=revision, allow_patterns=_FILES, local_files_only=True)
     else:
         HfApi().model_info(model, revision=revision)  # a refusal says more here than in the download
         path = snapshot_download(model, revision=revision, allow_patterns=_FILES)

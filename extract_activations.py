@@ -7,21 +7,13 @@ configuration is not the run's. A worker may be killed at any instant and starte
 
 import json
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import click
 from click_default_group import DefaultGroup
 
 from extraction.errors import ConfigurationMismatch, DamagedData, ExtractionError, Fenced, PermissionDenied, TryAgain
-from extraction.records import Record
 
-GRACE_SECONDS = 8
 ADVICE = {
     DamagedData: "nothing was deleted; restore the object named above from a copy, or use a new --output",
     Fenced: "let that worker finish, or stop it and start this one again",
@@ -32,32 +24,6 @@ ADVICE = {
 WORKER_ID_VARIABLES = (
     "EXTRACT_WORKER_ID", "WORKER_ID", "TPU_WORKER_ID", "JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID", "SKYPILOT_JOB_RANK",
 )
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """The flags of `run`, as given."""
-
-    model: str
-    revision: str | None
-    streams: str
-    output: str
-    worker_id: int | None
-    stream: int | None
-    layers: str | None
-    hooks: str
-    hook_points: str | None
-    seq_len: int
-    batch_size: int
-    steps_per_batch: int | None
-    bos: str
-    long_documents: str
-    compute_dtype: str
-    store_dtype: str
-    max_records: int | None
-    compile_cache: str
-    queue_mib: int
-    progress: bool
 
 
 def option(flag: str, **settings: object):
@@ -95,7 +61,11 @@ def cli() -> None:
 @option("--progress/--no-progress", default=True, help="Show progress.")
 def run(**flags: object) -> None:
     """Extract the activations of one stream into this worker's folder; go on where it was."""
-    stop = stop_on_sigterm()
+    from extraction.preemption import stop_on_signal
+
+    stop = stop_on_signal()
+    from extraction.worker import RunOptions, extract
+
     extract(RunOptions(**flags), stop)
 
 
@@ -108,198 +78,11 @@ def verify(output: str, streams: str | None, as_json: bool) -> None:
 
     Exit 0: proven. 65: damaged, a line for each thing. 75: nothing wrong, but not all streams are finished.
     """
-    import checkpoint
-    from extraction.audit import Expected, audit_worker
-    from extraction.storage import open_storage
-    from extraction.streams import load_manifest, open_stream
+    from extraction.audit import audit_run
 
-    storage = open_storage(output)
-    run_description = checkpoint.read_run(storage)
-    location = streams or run_description["streams"]
-    manifest = load_manifest(location)
-    if manifest.digest != run_description["configuration"]["manifest_digest"]:
-        raise ConfigurationMismatch(f"{location}/manifest.json is not the manifest that {output} was made from")
-    limit = run_description["configuration"]["max_records"]
-    audits = []
-    for index in range(manifest.num_streams):
-        source = open_stream(manifest, location, index)
-        total = source.num_records if limit is None else min(limit, source.num_records)
-        audits.append(audit_worker(storage, index, run_description["fingerprint"], Expected(total, source.read_ids)))
-    sys.exit(report_audits(audits, output, as_json))
-
-
-def report_audits(audits: list, output: str, as_json: bool) -> int:
-    """Print what an audit found; returns the exit code."""
-    problems = [problem for audit in audits for problem in audit.problems]
-    waiting = [audit.worker_id for audit in audits if not audit.finished and not audit.problems]
-    verdict = "damaged" if problems else "in progress" if waiting else "proven"
-    totals = {key: sum(getattr(audit, key) for audit in audits)
-              for key in ("num_records", "num_tokens", "num_batches", "num_bytes")}
-    if as_json:
-        workers = [vars(audit) for audit in audits]
-        print(json.dumps({"verdict": verdict, "problems": problems, "unfinished": waiting, "workers": workers} | totals))
-    else:
-        for problem in problems:
-            print(f"wrong: {problem}")
-        for worker in waiting:
-            print(f"not finished: worker {worker}, {audits[worker].num_records:,} records so far")
-        print(
-            f"{output}: {verdict}. {len(audits)} streams, {totals['num_batches']:,} batches, {totals['num_records']:,} "
-            f"records, {totals['num_tokens']:,} tokens, {totals['num_bytes']:,} bytes"
-            + (", each record exactly once" if verdict == "proven" else "")
-        )
-    return DamagedData.exit_code if problems else TryAgain.exit_code if waiting else 0
-
-
-def stop_on_sigterm() -> threading.Event:
-    """An event that SIGTERM and SIGINT set; GRACE_SECONDS later the process is gone whatever it does.
-
-    A thread waits for the signals, since a handler would not run while the main thread is inside a compilation.
-    """
-    stop = threading.Event()
-    signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-
-    def wait() -> None:
-        number = signal.sigwait(signals)
-        print(f"{signal.Signals(number).name}: finishing what is in flight", file=sys.stderr, flush=True)
-        stop.set()
-        time.sleep(GRACE_SECONDS)
-        os._exit(TryAgain.exit_code)
-
-    threading.Thread(target=wait, name="signals", daemon=True).start()
-    return stop
-
-
-def extract(options: RunOptions, stop: threading.Event) -> None:
-    """Work one stream to its end. Raises the domain errors of the library."""
-    import checkpoint
-    from extraction.config import ExtractionConfig, default_steps_per_batch, resolve_hook_points
-    from extraction.errors import InvalidRequest
-    from extraction.models.config import read_model_config
-    from extraction.models.location import locate_model
-    from extraction.packing import BatchShape
-    from extraction.storage import open_storage
-    from extraction.streams import load_manifest, open_stream
-    from extraction.tokenization import RecordTokenizer
-
-    worker_id = options.stream if options.stream is not None else options.worker_id
-    if worker_id is None:
-        raise InvalidRequest("--worker-id is missing: give it, or set WORKER_ID")
-    begin = time.perf_counter()
-    folder = locate_model(options.model, options.revision)
-    model_config = read_model_config(folder.path)
-    hook_points = resolve_hook_points(options.layers, options.hooks, options.hook_points, model_config.num_layers)
-    output = open_storage(options.output)
-    manifest = load_manifest(options.streams)
-    stream = open_stream(manifest, options.streams, worker_id)
-    tokenizer = RecordTokenizer(folder.path, options.bos)
-    if tokenizer.vocabulary_size > model_config.vocab_size:
-        raise InvalidRequest(
-            f"{options.model}: the tokenizer has ids up to {tokenizer.vocabulary_size - 1}, the embedding has "
-            f"{model_config.vocab_size} rows; they do not belong together"
-        )
-    forward = load_model(options, folder, model_config, hook_points)
-    widths = {name: model_config.hook_width(name) for name in hook_points}
-    steps = options.steps_per_batch or default_steps_per_batch(
-        options.batch_size, options.seq_len, list(widths.values()), options.store_dtype
-    )
-    config = ExtractionConfig(
-        model=folder.model if folder.revision else Path(folder.path).resolve().name,
-        revision=folder.revision,
-        weights_digest=forward.weights_digest,
-        tokenizer_digest=tokenizer.digest,
-        manifest_digest=manifest.digest,
-        hook_points=hook_points,
-        compute_dtype=forward.compute_dtype,
-        store_dtype=options.store_dtype,
-        seq_len=options.seq_len,
-        batch_size=options.batch_size,
-        steps_per_batch=steps,
-        bos=options.bos,
-        long_documents=options.long_documents,
-        max_records=options.max_records,
-    )
-    details = {"fingerprint": config.fingerprint, "streams": resolve_location(options.streams)}
-    checkpoint.join_run(output, config.to_json(), details)
-    chain = checkpoint.CommitChain.load(output, worker_id, config.fingerprint)
-    print(f"worker {worker_id}: stands at record {chain.cursor.record:,} of {stream.num_records:,}, "
-          f"ready after {time.perf_counter() - begin:.1f} s", file=sys.stderr, flush=True)
-    if chain.end_of_stream:
-        print(f"worker {worker_id}: its stream is complete", file=sys.stderr, flush=True)
-        return
-    shape = BatchShape(steps, options.batch_size, options.seq_len)
-    Worker(options, chain, stream, tokenizer, forward).work(shape, widths, stop)
-
-
-def resolve_location(location: str) -> str:
-    return location if "://" in location else str(Path(location).resolve())
-
-
-def load_model(options: RunOptions, folder: object, model_config: object, hook_points: tuple[str, ...]):
-    """The compiled step for these flags."""
-    from extraction.forward import ForwardOptions, StepShape, load_forward
-
-    cache = os.path.expanduser(options.compile_cache) or None
-    shape = StepShape(options.batch_size, options.seq_len)
-    return load_forward(
-        folder, model_config, ForwardOptions(hook_points, shape, options.compute_dtype, options.store_dtype, cache)
-    )
-
-
-@dataclass
-class Worker:
-    """The parts of one worker, put together."""
-
-    options: RunOptions
-    chain: object
-    stream: object
-    tokenizer: object
-    forward: object
-
-    def work(self, shape: object, widths: dict[str, int], stop: threading.Event) -> None:
-        """From the chain's cursor to the end of the stream. Raises TryAgain when told to stop before it."""
-        from extraction.packing import pack_batches
-        from extraction.pipeline import BatchInFlight, run_pipeline
-        from extraction.progress import Progress
-        from extraction.shards import dtype_named
-        from extraction.writer import BackgroundWriter
-
-        worker_id, dtype = self.chain.worker_id, dtype_named(self.options.store_dtype)
-        total, limit = self.stream.num_records, self.options.max_records
-        total = total if limit is None else min(limit, total)
-        progress = Progress(self.chain.storage, worker_id, total, self.chain.cursor.record, self.options.progress)
-        records = self.tokenizer.tokenize(self._records(total))
-        batches = pack_batches(records, self.chain.cursor, shape, self.options.long_documents)
-        try:
-            with BackgroundWriter(self.chain.commit, self.options.queue_mib << 20, progress.on_commit) as writer:
-                times = run_pipeline(
-                    until(batches, stop),
-                    lambda batch, number: BatchInFlight(batch, worker_id, number, widths, dtype),
-                    self.forward,
-                    self.chain.next_batch,
-                    writer.submit,
-                )
-        finally:
-            progress.close()
-        print(f"worker {worker_id}: {times.summary()}", file=sys.stderr, flush=True)
-        if not self.chain.end_of_stream:
-            raise TryAgain(f"worker {worker_id} was told to stop; {self.chain.cursor.record:,} records are committed")
-        print(f"worker {worker_id}: stream complete, {total:,} records", file=sys.stderr, flush=True)
-
-    def _records(self, total: int) -> Iterator[Record]:
-        for record in self.stream.read_records(self.chain.cursor.record):
-            if record.index >= total:
-                return
-            yield record
-
-
-def until(items: Iterable, stop: threading.Event) -> Iterator:
-    """The items, until `stop` is set."""
-    for item in items:
-        if stop.is_set():
-            return
-        yield item
+    audit = audit_run(output, streams)
+    click.echo(json.dumps(audit.to_json()) if as_json else audit.to_text())
+    sys.exit(audit.exit_code)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The proof of exactly once: commits, data objects and the manifest in, a list of what is wrong out.
 
-In: the storage of a run and of its streams. Out: a `WorkerAudit` for each stream. What is checked, from metadata and
+In: where a run and its streams lie. Out: a `RunAudit`, with a `WorkerAudit` for each stream. What is checked, from metadata and
 the id column of the streams: the chain has no gap, each cursor begins where the one before ended, from (0, 0) to the
 end of the stream; each data object is there with the committed size and crc32c; the ids of the records of each commit
 are those of the stream; the counts are those of the manifest. Together this says that every token of every record was
@@ -10,14 +10,15 @@ to be read to know its checksums).
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import checkpoint
 from checkpoint import Commit
 
-from .errors import DamagedData
+from .errors import ConfigurationMismatch, DamagedData, TryAgain
 from .records import Cursor
-from .storage import Storage
+from .storage import Storage, open_storage
+from .streams import load_manifest, open_stream
 
 THREADS = 16
 ReadIds = Callable[[int, int], Iterator[str]]
@@ -42,6 +43,70 @@ class Expected:
 
     num_records: int
     read_ids: ReadIds
+
+
+@dataclass(frozen=True)
+class RunAudit:
+    """What was found in a run: proven if every stream is finished and nothing is wrong."""
+
+    output: str
+    workers: tuple[WorkerAudit, ...]
+
+    @property
+    def problems(self) -> list[str]:
+        return [problem for worker in self.workers for problem in worker.problems]
+
+    @property
+    def unfinished(self) -> list[int]:
+        return [worker.worker_id for worker in self.workers if not worker.finished and not worker.problems]
+
+    @property
+    def verdict(self) -> str:
+        return "damaged" if self.problems else "in progress" if self.unfinished else "proven"
+
+    @property
+    def exit_code(self) -> int:
+        return {"damaged": DamagedData.exit_code, "in progress": TryAgain.exit_code, "proven": 0}[self.verdict]
+
+    def totals(self) -> dict[str, int]:
+        names = ("num_records", "num_tokens", "num_batches", "num_bytes")
+        return {name: sum(getattr(worker, name) for worker in self.workers) for name in names}
+
+    def to_json(self) -> dict:
+        found = {"verdict": self.verdict, "problems": self.problems, "unfinished": self.unfinished}
+        return found | {"workers": [asdict(worker) for worker in self.workers]} | self.totals()
+
+    def to_text(self) -> str:
+        """A line for each thing that is wrong or not finished, and the summary."""
+        lines = [f"wrong: {problem}" for problem in self.problems]
+        records = {worker.worker_id: worker.num_records for worker in self.workers}
+        lines += [f"not finished: worker {number}, {records[number]:,} records so far" for number in self.unfinished]
+        totals = self.totals()
+        summary = (
+            f"{self.output}: {self.verdict}. {len(self.workers)} streams, {totals['num_batches']:,} batches, "
+            f"{totals['num_records']:,} records, {totals['num_tokens']:,} tokens, {totals['num_bytes']:,} bytes"
+        )
+        return "\n".join([*lines, summary + (", each record exactly once" if self.verdict == "proven" else "")])
+
+
+def audit_run(output: str, streams: str | None = None) -> RunAudit:
+    """Check a run against its streams, which lie where `run.json` says unless given.
+
+    Raises ConfigurationMismatch if those are not the streams that the run was made from, and what storage raises.
+    """
+    storage = open_storage(output)
+    run = checkpoint.read_run(storage)
+    location = streams or run["streams"]
+    manifest = load_manifest(location)
+    if manifest.digest != run["configuration"]["manifest_digest"]:
+        raise ConfigurationMismatch(f"{location}/manifest.json is not the manifest that {output} was made from")
+    limit = run["configuration"]["max_records"]
+    workers = []
+    for index in range(manifest.num_streams):
+        source = open_stream(manifest, location, index)
+        total = source.num_records if limit is None else min(limit, source.num_records)
+        workers.append(audit_worker(storage, index, run["fingerprint"], Expected(total, source.read_ids)))
+    return RunAudit(output, tuple(workers))
 
 
 def audit_worker(storage: Storage, worker_id: int, fingerprint: str, expected: Expected) -> WorkerAudit:

@@ -53,13 +53,22 @@ class StageTimes:
         )
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What every data object of a worker has: whose it is, {hook point: width}, and the stored dtype."""
+
+    worker_id: int
+    widths: dict[str, int]
+    dtype: np.dtype
+
+
 class BatchInFlight:
     """A batch whose steps are running, and the object that their results are put into."""
 
-    def __init__(self, batch: PackedBatch, worker_id: int, number: int, widths: dict[str, int], dtype: np.dtype):
-        self.batch, self.widths = batch, widths
+    def __init__(self, batch: PackedBatch, number: int, layout: Layout):
+        self.batch = batch
         self.started = time.perf_counter()
-        self.shard = _allocate(batch, {"worker_id": worker_id, "batch": number}, widths, dtype)
+        self.shard = _allocate(batch, number, layout)
         self.step_size = batch.tokens[0].size
         self.steps = np.unique(batch.slots // self.step_size)
 
@@ -76,19 +85,24 @@ class BatchInFlight:
             self.shard.arrays[f"{name}.sum_of_squares"] += sums[name].sum_of_squares
 
 
-def _allocate(batch: PackedBatch, numbers: dict[str, int], widths: dict[str, int], dtype: np.dtype) -> Shard:
+def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
     n, r = batch.num_tokens, batch.num_records
-    layout = {
+    arrays = {
         "record_index": ((r,), np.dtype(np.int64)),
         "record_offsets": ((r + 1,), np.dtype(np.int64)),
-        **{f"{name}.{part}": ((width,), np.dtype(np.float64)) for name, width in widths.items()
+        **{f"{name}.{part}": ((width,), np.dtype(np.float64)) for name, width in layout.widths.items()
            for part in ("sum", "sum_of_squares")},
         "tokens": ((n,), np.dtype(np.int32)),
         "positions": ((n,), np.dtype(np.int32)),
-        **{name: ((n, width), dtype) for name, width in widths.items()},
+        **{name: ((n, width), layout.dtype) for name, width in layout.widths.items()},
     }
-    metadata = {"schema": str(SCHEMA), "record_ids": json.dumps(list(batch.record_ids), ensure_ascii=False)}
-    shard = allocate(layout, metadata | {key: str(value) for key, value in numbers.items()})
+    metadata = {
+        "schema": str(SCHEMA),
+        "record_ids": json.dumps(list(batch.record_ids), ensure_ascii=False),
+        "worker_id": str(layout.worker_id),
+        "batch": str(number),
+    }
+    shard = allocate(arrays, metadata)
     shard.arrays["tokens"][:] = batch.tokens.reshape(-1)[batch.slots]
     shard.arrays["positions"][:] = batch.positions.reshape(-1)[batch.slots]
     shard.arrays["record_index"][:] = batch.record_index
@@ -97,12 +111,11 @@ def _allocate(batch: PackedBatch, numbers: dict[str, int], widths: dict[str, int
 
 
 def run_pipeline(
-    batches: Iterable[PackedBatch], open_batch: Callable[[PackedBatch, int], BatchInFlight], forward: Callable,
-    first_batch: int, submit: Submit,
+    batches: Iterable[PackedBatch], layout: Layout, forward: Callable, first_batch: int, submit: Submit
 ) -> StageTimes:
     """Work through `batches`, numbered from `first_batch`; returns when the last one is submitted."""
     times = StageTimes()
-    for flight, results in _ahead(_dispatch(batches, open_batch, forward, first_batch, times), STEPS_IN_FLIGHT):
+    for flight, results in _ahead(_dispatch(batches, layout, forward, first_batch, times), STEPS_IN_FLIGHT):
         if results is not None:
             tokens, output = results
             values = output.get()
@@ -116,10 +129,10 @@ def run_pipeline(
     return times
 
 
-def _dispatch(batches: Iterable[PackedBatch], open_batch: Callable, forward: Callable, number: int, times: StageTimes):
+def _dispatch(batches: Iterable[PackedBatch], layout: Layout, forward: Callable, number: int, times: StageTimes):
     """For each batch: (flight, (tokens, output)) for each dispatched step, then (flight, None)."""
     for batch in batches:
-        flight = open_batch(batch, number)
+        flight = BatchInFlight(batch, number, layout)
         times.lap("pack")
         for step in flight.steps:
             tokens, slots = flight.places(step)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from extraction.packing import BatchShape, PackedBatch, pack_batches
-from extraction.pipeline import BatchInFlight
+from extraction.pipeline import BatchInFlight, Layout
 from extraction.records import Cursor, TokenizedRecord
 
 SHAPE = BatchShape(steps=1, rows=2, seq_len=8)
@@ -24,7 +24,7 @@ def data_of(batch: PackedBatch, number: int) -> memoryview | None:
     """The data object of a batch, with activations that are a function of the tokens."""
     if not batch.num_tokens:
         return None
-    shard = BatchInFlight(batch, 0, number, WIDTHS, np.dtype(np.float32)).shard
+    shard = BatchInFlight(batch, number, Layout(0, WIDTHS, np.dtype(np.float32))).shard
     shard.arrays["blocks.0.hook_resid_post"][:] = shard.arrays["tokens"][:, None] * [1.0, 2.0, 3.0, 4.0]
     return shard.data
 

@@ -14,10 +14,11 @@ SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "extraction").rglob("*.py")])
 # Each level may import the levels after it.
 LEVELS = [
     {"extract_activations", "create_dataset_streams"},
+    {"worker"},
     {"checkpoint", "pipeline", "audit", "progress", "datasets"},
     {"streams", "tokenization", "packing", "forward", "shards", "writer"},
     {"models", "storage"},
-    {"config", "errors", "records", "faults"},
+    {"config", "errors", "records", "faults", "preemption"},
 ]
 # Within a level, what uses what; everything else at one level stays apart.
 BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "packing"), ("writer", "packing")}

@@ -1,0 +1,181 @@
+"""One worker, put together: options in, the stream extracted to its end or a domain error out.
+
+In: the flags of `run`, and an event that tells the worker to stop. Out: commits in the worker's folder. Guarantee: a
+worker that is started again with the same options goes on from the cursor of its chain, whatever ended it before.
+Cost: the start, which is imports, the weights and one compilation; then what the pipeline costs.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+import checkpoint
+
+from .config import ExtractionConfig, default_steps_per_batch, resolve_hook_points
+from .errors import InvalidRequest, TryAgain
+from .forward import Forward, ForwardOptions, StepShape, load_forward
+from .models.config import ModelConfig, read_model_config
+from .models.location import ModelFolder, locate_model
+from .packing import BatchShape, pack_batches
+from .pipeline import Layout, run_pipeline
+from .progress import Progress
+from .shards import dtype_named
+from .storage import open_storage
+from .streams import Manifest, Stream, load_manifest, open_stream
+from .tokenization import RecordTokenizer
+from .writer import BackgroundWriter
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The flags of `run`, as given."""
+
+    model: str
+    revision: str | None
+    streams: str
+    output: str
+    worker_id: int | None
+    stream: int | None
+    layers: str | None
+    hooks: str
+    hook_points: str | None
+    seq_len: int
+    batch_size: int
+    steps_per_batch: int | None
+    bos: str
+    long_documents: str
+    compute_dtype: str
+    store_dtype: str
+    max_records: int | None
+    compile_cache: str
+    queue_mib: int
+    progress: bool
+
+
+@dataclass(frozen=True)
+class Model:
+    """What turns records into activations: loaded, compiled, ready."""
+
+    folder: ModelFolder
+    tokenizer: RecordTokenizer
+    forward: Forward
+
+    @property
+    def name(self) -> str:
+        """The hub id, or the folder's own name: where a folder lies is no part of what it holds."""
+        return self.folder.model if self.folder.revision else Path(self.folder.path).resolve().name
+
+
+def extract(options: RunOptions, stop: threading.Event) -> None:
+    """Work one stream to its end. Raises the domain errors of the library."""
+    begin = time.perf_counter()
+    worker_id = options.stream if options.stream is not None else options.worker_id
+    if worker_id is None:
+        raise InvalidRequest("--worker-id is missing: give it, or set WORKER_ID")
+    folder = locate_model(options.model, options.revision)
+    model_config = read_model_config(folder.path)
+    hook_points = resolve_hook_points(options.layers, options.hooks, options.hook_points, model_config.num_layers)
+    output = open_storage(options.output)
+    manifest = load_manifest(options.streams)
+    stream = open_stream(manifest, options.streams, worker_id)
+    model = load_model(options, folder, model_config, hook_points)
+    config = configure(options, model, manifest)
+    details = {"fingerprint": config.fingerprint, "streams": absolute(options.streams)}
+    checkpoint.join_run(output, config.to_json(), details)
+    chain = checkpoint.CommitChain.load(output, worker_id, config.fingerprint)
+    say(worker_id, f"stands at record {chain.cursor.record:,} of {stream.num_records:,}, "
+                   f"ready after {time.perf_counter() - begin:.1f} s")
+    if chain.end_of_stream:
+        say(worker_id, "its stream is complete")
+        return
+    work(options, config, model, Task(chain, stream, stop))
+
+
+def say(worker_id: int, text: str) -> None:
+    print(f"worker {worker_id}: {text}", file=sys.stderr, flush=True)
+
+
+def absolute(location: str) -> str:
+    """The location as other machines and folders would name it."""
+    return location if "://" in location else str(Path(location).resolve())
+
+
+def load_model(
+    options: RunOptions, folder: ModelFolder, model_config: ModelConfig, hook_points: tuple[str, ...]
+) -> Model:
+    """The tokenizer, and the compiled step with its weights."""
+    tokenizer = RecordTokenizer(folder.path, options.bos)
+    if tokenizer.vocabulary_size > model_config.vocab_size:
+        raise InvalidRequest(
+            f"{options.model}: the tokenizer has ids up to {tokenizer.vocabulary_size - 1}, the embedding has "
+            f"{model_config.vocab_size} rows; they do not belong together"
+        )
+    cache = os.path.expanduser(options.compile_cache) or None
+    shape = StepShape(options.batch_size, options.seq_len)
+    step = ForwardOptions(hook_points, shape, options.compute_dtype, options.store_dtype, cache)
+    return Model(folder, tokenizer, load_forward(folder, model_config, step))
+
+
+def configure(options: RunOptions, model: Model, manifest: Manifest) -> ExtractionConfig:
+    """Everything that decides the bytes of this run."""
+    widths = model.forward.widths
+    return ExtractionConfig(
+        model=model.name,
+        revision=model.folder.revision,
+        weights_digest=model.forward.weights_digest,
+        tokenizer_digest=model.tokenizer.digest,
+        manifest_digest=manifest.digest,
+        hook_points=tuple(widths),
+        compute_dtype=model.forward.compute_dtype,
+        store_dtype=options.store_dtype,
+        seq_len=options.seq_len,
+        batch_size=options.batch_size,
+        steps_per_batch=options.steps_per_batch or default_steps_per_batch(
+            options.batch_size, options.seq_len, list(widths.values()), options.store_dtype
+        ),
+        bos=options.bos,
+        long_documents=options.long_documents,
+        max_records=options.max_records,
+    )
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stream to be worked on, from where its chain stands."""
+
+    chain: checkpoint.CommitChain
+    stream: Stream
+    stop: threading.Event
+
+
+def work(options: RunOptions, config: ExtractionConfig, model: Model, task: Task) -> None:
+    """From the chain's cursor to the end of the stream. Raises TryAgain when told to stop before it."""
+    chain, worker_id = task.chain, task.chain.worker_id
+    total = task.stream.num_records if config.max_records is None else min(config.max_records, task.stream.num_records)
+    shape = BatchShape(config.steps_per_batch, config.batch_size, config.seq_len)
+    layout = Layout(worker_id, model.forward.widths, dtype_named(config.store_dtype))
+    records = takewhile(lambda record: record.index < total, task.stream.read_records(chain.cursor.record))
+    batches = pack_batches(model.tokenizer.tokenize(records), chain.cursor, shape, config.long_documents)
+    progress = Progress(chain.storage, worker_id, total, chain.cursor.record, options.progress)
+    try:
+        with BackgroundWriter(chain.commit, options.queue_mib << 20, progress.on_commit) as writer:
+            times = run_pipeline(until(batches, task.stop), layout, model.forward, chain.next_batch, writer.submit)
+    finally:
+        progress.close()
+    say(worker_id, times.summary())
+    if not chain.end_of_stream:
+        raise TryAgain(f"worker {worker_id} was told to stop; {chain.cursor.record:,} records are committed")
+    say(worker_id, f"stream complete, {total:,} records")
+
+
+def until(items: Iterable, stop: threading.Event) -> Iterator:
+    """The items, until `stop` is set."""
+    for item in items:
+        if stop.is_set():
+            return
+        yield item

@@ -20,6 +20,7 @@ from .config import ExtractionConfig, default_steps_per_batch, resolve_hook_poin
 from .errors import InvalidRequest, TryAgain
 from .forward import Forward, ForwardOptions, StepShape, load_forward
 from .models.config import ModelConfig, read_model_config
+from .models.devices import open_devices
 from .models.location import ModelFolder, locate_model
 from .packing import BatchShape, pack_batches
 from .pipeline import Layout, run_pipeline
@@ -29,6 +30,9 @@ from .storage import open_storage
 from .streams import Manifest, Stream, load_manifest, open_stream
 from .tokenization import RecordTokenizer
 from .writer import BackgroundWriter
+
+# Of transformers only tokenizers and configurations are used: it need not say that it misses torch.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,14 @@ def extract(options: RunOptions, stop: threading.Event) -> None:
     output = open_storage(options.output)
     manifest = load_manifest(options.streams)
     stream = open_stream(manifest, options.streams, worker_id)
+    devices = open_devices()
     model = load_model(options, folder, model_config, hook_points)
     config = configure(options, model, manifest)
     details = {"fingerprint": config.fingerprint, "streams": absolute(options.streams)}
     checkpoint.join_run(output, config.to_json(), details)
     chain = checkpoint.CommitChain.load(output, worker_id, config.fingerprint)
     say(worker_id, f"stands at record {chain.cursor.record:,} of {stream.num_records:,}, "
-                   f"ready after {time.perf_counter() - begin:.1f} s")
+                   f"ready on {devices} after {time.perf_counter() - begin:.1f} s")
     if chain.end_of_stream:
         say(worker_id, "its stream is complete")
         return

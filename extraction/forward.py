@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .errors import InvalidRequest
 from .models import gpt2, llama
 from .models.config import ModelConfig, all_hook_points
+from .models.devices import device_errors
 from .models.location import ModelFolder
 from .models.weights import WeightFiles, check_names, load_part
 
@@ -110,8 +111,9 @@ class StepOutput:
 
     def get(self) -> tuple[dict[str, np.ndarray], dict[str, Sums]]:
         """Wait for the step; {hook point: [n, width]} and the sums over those n tokens."""
-        values = {name: np.asarray(array)[: self._num_tokens] for name, (array, _, _) in self._arrays.items()}
-        sums = {name: Sums(np.asarray(a), np.asarray(b)) for name, (_, a, b) in self._arrays.items()}
+        with device_errors():
+            values = {name: np.asarray(array)[: self._num_tokens] for name, (array, _, _) in self._arrays.items()}
+            sums = {name: Sums(np.asarray(a), np.asarray(b)) for name, (_, a, b) in self._arrays.items()}
         return values, sums
 
 
@@ -135,8 +137,9 @@ class Forward:
         """Dispatch one step; returns at once."""
         padded = np.zeros(self._shape.rows * self._shape.seq_len, np.int32)
         padded[: len(slots)] = slots
-        arrays = self._step(self._params, tokens, segment_ids, positions, padded, np.int32(len(slots)))
-        started = {name: self._start_transfer(*arrays[name], len(slots)) for name in self.widths}
+        with device_errors():
+            arrays = self._step(self._params, tokens, segment_ids, positions, padded, np.int32(len(slots)))
+            started = {name: self._start_transfer(*arrays[name], len(slots)) for name in self.widths}
         return StepOutput(started, len(slots))
 
     def _start_transfer(self, values: jax.Array, total: jax.Array, squares: jax.Array, num_tokens: int):
@@ -157,14 +160,15 @@ def default_compute_dtype() -> str:
 def load_forward(folder: ModelFolder, config: ModelConfig, options: ForwardOptions) -> Forward:
     """Load the weights that the hook points need and compile the step.
 
-    Raises InvalidRequest (T beyond learned positions, a hook point that this model does not have) and DamagedData
-    (weights that are not those of the configuration).
+    Raises InvalidRequest (T beyond learned positions, a hook point that this model does not have, too little memory on
+    the device), DamagedData (weights that are not those of the configuration) and TryAgain (a device that fails).
     """
     options = _checked(config, options)
     _use_compile_cache(options.compile_cache)
-    loaded = _load(folder, config, options)
     widths = {name: config.hook_width(name) for name in options.hook_points}
-    return Forward(lower_step(config, options).compile(), loaded, options, widths)
+    with device_errors():
+        loaded = _load(folder, config, options)
+        return Forward(lower_step(config, options).compile(), loaded, options, widths)
 
 
 def lower_step(config: ModelConfig, options: ForwardOptions) -> jax.stages.Lowered:
@@ -189,6 +193,8 @@ def _checked(config: ModelConfig, options: ForwardOptions) -> ForwardOptions:
         raise InvalidRequest(f"{min(unknown)}: no such hook point in a model of {config.num_layers} layers")
     if config.max_positions is not None and options.shape.seq_len > config.max_positions:
         raise InvalidRequest(f"--seq-len {options.shape.seq_len}: this model has {config.max_positions} positions")
+    if options.shape.rows * options.shape.seq_len > np.iinfo(np.int32).max:
+        raise InvalidRequest(f"--batch-size {options.shape.rows} times --seq-len {options.shape.seq_len}: over 2**31 slots")
     compute_dtype = default_compute_dtype() if options.compute_dtype == "auto" else options.compute_dtype
     return replace(options, compute_dtype=compute_dtype)
 

@@ -3,8 +3,11 @@
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
 
+from extraction.errors import InvalidRequest
+from extraction.models.devices import device_errors
 from tests.workers import ROOT
 
 CODE = "from extraction.models.devices import open_devices; print(open_devices())"
@@ -29,3 +32,8 @@ def test_a_host_without_its_accelerator_does_not_fall_back_to_the_cpu(tmp_path, 
     (tmp_path / "libtpu.py").write_text("def get_library_path(): return '/nowhere/libtpu.so'\nconfigure_library_path = print\n")
     result = opened(tmp_path, JAX_PLATFORMS=platforms)
     assert f"TryAgain: {message}" in result.stderr
+
+
+def test_too_little_memory_is_said_with_what_to_do():
+    with pytest.raises(InvalidRequest, match="memory; a smaller --batch-size"), device_errors():
+        jnp.zeros(1 << 45, jnp.float32).block_until_ready()

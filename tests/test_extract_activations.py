@@ -139,6 +139,7 @@ def test_verify_names_what_is_wrong(copy_of, name, damage):
     (("--model", "/nowhere/model"), ["/nowhere/model"]),
     (("--streams", "/nowhere/streams"), ["/nowhere/streams"]),
     (("--seq-len", "0"), ["--seq-len"]),
+    (("--seq-len", "2000000000"), ["--seq-len", "slots"]),
     (("--store-dtype", "int3"), ["--store-dtype"]),
     (("--bos", "perhaps"), ["--bos"]),
 ])

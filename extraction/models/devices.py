@@ -1,17 +1,20 @@
-"""The devices of this host, opened, or a clear refusal.
+"""The devices of this host: opened, or a clear refusal; and what their errors mean.
 
-Out: what jax computes on. Guarantee: a host that was set up for an accelerator never computes on its CPU unasked, which
+Out: what jax computes on, and domain errors. Guarantee: a host that was set up for an accelerator never computes on its CPU unasked, which
 jax does in silence when the accelerator is taken or gone: it would be slow, and in another dtype than the other workers.
 Cost: what it takes jax to open the devices, once in a process.
 """
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 
 import jax
 
-from ..errors import TryAgain
+from ..errors import InvalidRequest, TryAgain
 
+_PASSING = ("ABORTED", "CANCELLED", "DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE")
 _PACKAGES = {"TPU": "libtpu", "GPU": "jax_cuda13_plugin"}
 
 
@@ -28,3 +31,18 @@ def open_devices() -> str:
             "Set JAX_PLATFORMS=cpu to compute on the CPU"
         )
     return f"{len(devices)} x {devices[0].device_kind}"
+
+
+@contextlib.contextmanager
+def device_errors() -> Iterator[None]:
+    """Names what a device reports: too little memory is InvalidRequest, a device that fails or vanishes TryAgain."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        status, _, rest = " ".join(str(error).split()).partition(":")
+        if status == "RESOURCE_EXHAUSTED":
+            advice = "a smaller --batch-size or --seq-len needs less"
+            raise InvalidRequest(f"the step does not fit into the device's memory; {advice} ({rest.strip()[:200]})") from error
+        if status in _PASSING:
+            raise TryAgain(f"the device failed: {status}: {rest.strip()[:200]}") from error
+        raise

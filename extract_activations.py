@@ -64,6 +64,9 @@ def run(**flags: object) -> None:
     from extraction.preemption import stop_on_signal
 
     stop = stop_on_signal()
+    # Where torch is installed transformers imports it, which takes a second that no worker has a use for.
+    sys.modules.setdefault("torch", None)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     from extraction.worker import RunOptions, extract
 
     extract(RunOptions(**flags), stop)

@@ -14,7 +14,7 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from extraction.errors import DamagedData, InvalidRequest
-from extraction.models.attention import attend, attend_blocks
+from extraction.models.attention import AttentionRule, attend, attend_blocks
 from extraction.models.config import Rope, all_hook_points, read_model_config
 from extraction.models.location import ModelFolder, locate_model
 from extraction.models.modules import rope_frequencies
@@ -114,7 +114,7 @@ def test_attention_by_blocks_and_whole_is_that_of_each_query_alone(form, window,
     q, k, v = (rng.standard_normal((2, 150, heads, 4), np.float32) for heads in (4, 2, 2))
     segment_ids = np.sort(rng.integers(1, 4, (2, 150)), axis=1)
     segment_ids[0, 140:] = 0
-    compiled = jax.jit(partial(form, scale=0.7, window=window, softcap=softcap))
+    compiled = jax.jit(partial(form, rule=AttentionRule(0.7, window, softcap)))
     ours = np.asarray(compiled(q, k, v, segment_ids))
     theirs = naive_attention(q, k, v, segment_ids, 0.7, window, softcap)
     real = segment_ids > 0

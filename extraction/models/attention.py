@@ -1,13 +1,15 @@
-"""Causal attention inside segments: `attention(q, k, v, segment_ids, scale=...)`.
+"""Causal attention inside segments: `attention(q, k, v, segment_ids, rule)`.
 
 In: q [B, T, H, Dh], k and v [B, T, K, Dh] with H a multiple of K, segment_ids [B, T] with 0 for padding. Out:
-[B, T, H, Dh]. Guarantee: a token sees its own segment up to itself (with `window`, itself and the `window - 1` tokens
+[B, T, H, Dh]. Guarantee: a token sees its own segment up to itself (with a window, itself and the `window - 1` tokens
 before it) and nothing else, so its result does not depend on what else is in the row; padding gives finite values. The
 softmax is in float32.
 
 Cost: blocks of queries see only the keys that causality and the window leave them, about half of the T x T scores, and
 no more than one block of scores is in memory.
 """
+
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -16,42 +18,46 @@ _MASKED = -1e30  # finite, so that a row without any key stays a number
 _MIN_BLOCK, _MAX_BLOCKS = 128, 16  # more than 16 blocks save little arithmetic and take longer to compile
 
 
-def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *,
-    scale: float, window: int | None = None, softcap: float | None = None,
-) -> jax.Array:
+@dataclass(frozen=True)
+class AttentionRule:
+    """How scores are made of q and k: `scale * q.k`, capped to +-`softcap` by a tanh, of the last `window` keys only.
+
+    All three are known when the step is compiled. A model whose layers differ in their window chooses between two
+    rules with `jax.lax.cond`.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule) -> jax.Array:
     """The one place where a form of attention is chosen: blocks of queries, on every platform."""
-    return attend_blocks(q, k, v, segment_ids, scale=scale, window=window, softcap=softcap)
+    return attend_blocks(q, k, v, segment_ids, rule)
 
 
-def attend_blocks(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *,
-    scale: float, window: int | None = None, softcap: float | None = None,
-) -> jax.Array:
+def attend_blocks(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule) -> jax.Array:
     """`attend` for one block of queries after the other, each over no more keys than it can see."""
     length = q.shape[1]
     size = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
     blocks = []
     for start in range(0, length, size):
         end = min(start + size, length)
-        first = 0 if window is None else max(0, start - window + 1)
+        first = 0 if rule.window is None else max(0, start - rule.window + 1)
         keys, values, segments = (part[:, first:end] for part in (k, v, segment_ids))
-        blocks.append(attend(q[:, start:end], keys, values, segments, scale=scale, window=window, softcap=softcap))
+        blocks.append(attend(q[:, start:end], keys, values, segments, rule))
     return jnp.concatenate(blocks, axis=1)
 
 
-def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *,
-    scale: float, window: int | None = None, softcap: float | None = None,
-) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule) -> jax.Array:
     """Plain attention of the last t of S positions, q [B, t, H, Dh], over all S, k and v [B, S, K, Dh]."""
     batch, t, heads, head_width = q.shape
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, t, kv_heads, heads // kv_heads, head_width)
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    scores = jnp.where(_visible(segment_ids, t, window)[:, None, None], scores, _MASKED)
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32) * rule.scale
+    if rule.softcap is not None:
+        scores = rule.softcap * jnp.tanh(scores / rule.softcap)
+    scores = jnp.where(_visible(segment_ids, t, rule.window)[:, None, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     mixed = jnp.einsum("bkgts,bskd->btkgd", weights, v, preferred_element_type=jnp.float32)
     return mixed.reshape(batch, t, heads, head_width).astype(v.dtype)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .attention import attention
+from .attention import AttentionRule, attention
 from .config import ModelConfig
 from .llama import Tap
 from .modules import ACTIVATIONS, LayerNorm, Linear
@@ -25,7 +25,7 @@ class Attention(nnx.Module):
     def __call__(self, x: jax.Array, shared: dict[str, jax.Array], tap: Tap) -> jax.Array:
         shape = (*x.shape[:2], self.config.num_heads, self.config.head_width)
         q, k, v = (part.reshape(shape) for part in jnp.split(self.qkv(x), 3, axis=-1))  # [B, T, H, Dh]
-        z = attention(q, k, v, shared["segment_ids"], scale=self.config.head_width**-0.5).reshape(x.shape)
+        z = attention(q, k, v, shared["segment_ids"], AttentionRule(self.config.head_width**-0.5)).reshape(x.shape)
         tap("attn.hook_z", z)
         return self.o(z)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .attention import attention
+from .attention import AttentionRule, attention
 from .config import ModelConfig
 from .modules import ACTIVATIONS, Linear, RMSNorm, rotate, rotation
 from .weights import Entry, transposed
@@ -37,7 +37,7 @@ class Attention(nnx.Module):
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = (rotate(part, shared["cos"], shared["sin"]) for part in (q, k))
-        z = attention(q, k, v, shared["segment_ids"], scale=self.config.head_width**-0.5)
+        z = attention(q, k, v, shared["segment_ids"], AttentionRule(self.config.head_width**-0.5))
         z = z.reshape(*x.shape[:2], -1)  # [B, T, H*Dh]
         tap("attn.hook_z", z)
         return self.o(z)

@@ -43,7 +43,7 @@ class PackedBatch:
 
     `tokens`, `segment_ids`, `positions`: int32 [steps, B, T]. `slots`: int64 [N], the flat place in those arrays of each
     real token, in record order. `record_index`: int64 [R], `record_offsets`: int64 [R+1] into the N tokens,
-    `record_ids`: the R ids. A record that continues from or into another batch counts in both.
+    `record_ids`: the R ids, `record_meta`: for each JSON text or None. A record that continues from or into another batch counts in both.
     """
 
     tokens: np.ndarray
@@ -53,6 +53,7 @@ class PackedBatch:
     record_index: np.ndarray
     record_offsets: np.ndarray
     record_ids: tuple[str, ...]
+    record_meta: tuple[str | None, ...]
     cursor_before: Cursor
     cursor_after: Cursor
     end_of_stream: bool
@@ -183,7 +184,7 @@ def _fill(
         segment_ids[row, here] = segments_in_row[row]
         positions[row, here] = np.arange(window.length)
         slots.append(np.arange(window.length) + (row * shape.seq_len + column))
-    index, ids, sizes = _records_of(taken)
+    records, sizes = _records_of(taken)
     step_shape = (shape.steps, shape.rows, shape.seq_len)
     before, after, end_of_stream = span
     return PackedBatch(
@@ -191,24 +192,23 @@ def _fill(
         segment_ids=segment_ids.reshape(step_shape),
         positions=positions.reshape(step_shape),
         slots=np.concatenate(slots) if slots else np.zeros(0, np.int64),
-        record_index=np.array(index, np.int64),
+        record_index=np.array([record.index for record in records], np.int64),
         record_offsets=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64),
-        record_ids=tuple(ids),
+        record_ids=tuple(record.id for record in records),
+        record_meta=tuple(record.meta for record in records),
         cursor_before=before,
         cursor_after=after,
         end_of_stream=end_of_stream,
     )
 
 
-def _records_of(taken: list[_Window]) -> tuple[list[int], list[str], list[int]]:
-    """Index, id and number of tokens of each record that the windows touch, in order."""
-    index: list[int] = []
-    ids: list[str] = []
+def _records_of(taken: list[_Window]) -> tuple[list[TokenizedRecord], list[int]]:
+    """Each record that the windows touch, in order, and the number of its tokens in them."""
+    records: list[TokenizedRecord] = []
     sizes: list[int] = []
     for window in taken:
-        if not index or index[-1] != window.record.index:
-            index.append(window.record.index)
-            ids.append(window.record.id)
+        if not records or records[-1].index != window.record.index:
+            records.append(window.record)
             sizes.append(0)
         sizes[-1] += window.length
-    return index, ids, sizes
+    return records, sizes

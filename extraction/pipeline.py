@@ -102,6 +102,8 @@ def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
         "worker_id": str(layout.worker_id),
         "batch": str(number),
     }
+    if any(meta is not None for meta in batch.record_meta):
+        metadata["record_meta"] = f"[{','.join(meta or 'null' for meta in batch.record_meta)}]"
     shard = allocate(arrays, metadata)
     shard.arrays["tokens"][:] = batch.tokens.reshape(-1)[batch.slots]
     shard.arrays["positions"][:] = batch.positions.reshape(-1)[batch.slots]

@@ -11,11 +11,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Record:
-    """One input item: `index` is its position in its stream, from 0; `id` a stable string."""
+    """One input item: `index` is its position in its stream, from 0; `id` a stable string; `meta` JSON text or None."""
 
     index: int
     id: str
     text: str
+    meta: str | None = None
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class TokenizedRecord:
     index: int
     id: str
     tokens: np.ndarray
+    meta: str | None = None
 
 
 @dataclass(frozen=True, order=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from .errors import DamagedData
+from .errors import DamagedData, InvalidRequest
 
 SCHEMA = 1
 _ALIGNMENT = 64
@@ -50,7 +50,10 @@ def dtype_named(name: str) -> np.dtype:
 
 
 def allocate(layout: Layout, metadata: Mapping[str, str]) -> Shard:
-    """An object of this layout with zeroed arrays, to be filled in place. Arrays lie in the order of `layout`."""
+    """An object of this layout with zeroed arrays, to be filled in place. Arrays lie in the order of `layout`.
+
+    Raises InvalidRequest when the metadata is more than a reader would take.
+    """
     header: dict = {"__metadata__": dict(metadata)}
     offset = 0
     for name, (shape, dtype) in layout.items():
@@ -60,6 +63,8 @@ def allocate(layout: Layout, metadata: Mapping[str, str]) -> Shard:
         offset += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    if len(text) > _MAX_HEADER:
+        raise InvalidRequest(f"--steps-per-batch: the ids and metas of one object take {len(text):,} bytes; ask for fewer")
     buffer = memoryview(np.zeros(8 + len(text) + offset, np.uint8)).cast("B")
     buffer[:8] = len(text).to_bytes(8, "little")
     buffer[8 : 8 + len(text)] = text

@@ -62,7 +62,7 @@ class RecordTokenizer:
                 verbose=False,
             )["input_ids"]
             for record, ids in zip(group, encoded, strict=True):
-                yield TokenizedRecord(record.index, record.id, np.array(self._prefix + ids, np.int32))
+                yield TokenizedRecord(record.index, record.id, np.array(self._prefix + ids, np.int32), record.meta)
 
 
 def _groups(records: Iterable[Record], size: int) -> Iterator[list[Record]]:

@@ -36,6 +36,7 @@ from extraction.faults import kill_point
 from extraction.packing import PackedBatch
 from extraction.records import Cursor
 from extraction.storage import ObjectInfo, Storage
+from extraction.versions import software_versions
 
 SCHEMA = 1
 RUN = "run.json"
@@ -57,6 +58,7 @@ class Instance:
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
     host: str = field(default_factory=platform.node)
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    versions: dict[str, str] = field(default_factory=software_versions)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,21 @@ class DataObject:
     size: int
     crc32c: str
     generation: int | None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over a chain up to and with one commit, so that its last commit tells of all: data in bytes, the number of
+    attempts that committed something, seconds by stage."""
+
+    tokens: int = 0
+    bytes: int = 0
+    attempts: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def plus(self, num_tokens: int, num_bytes: int, seconds: dict[str, float], is_new_attempt: bool) -> "Totals":
+        stages = {key: round(self.seconds.get(key, 0.0) + seconds.get(key, 0.0), 3) for key in self.seconds | seconds}
+        return Totals(self.tokens + num_tokens, self.bytes + num_bytes, self.attempts + is_new_attempt, stages)
 
 
 @dataclass(frozen=True)
@@ -86,7 +103,9 @@ class Commit:
     record_ids_digest: str
     host: str
     started: str
+    versions: dict[str, str]
     seconds: dict[str, float]
+    totals: Totals
 
     def to_bytes(self) -> bytes:
         return (json.dumps({"schema": SCHEMA} | asdict(self), sort_keys=True) + "\n").encode()
@@ -104,6 +123,7 @@ def parse_commit(data: bytes, name: str) -> Commit:
             known[key] = Cursor(**known[key])
         if known["data"] is not None:
             known["data"] = DataObject(**known["data"])
+        known["totals"] = Totals(**known["totals"])
         commit = Commit(**known)
         _check_types(commit)
         return commit
@@ -112,7 +132,9 @@ def parse_commit(data: bytes, name: str) -> Commit:
 
 
 def _check_types(commit: Commit) -> None:
+    totals = commit.totals
     counts = [commit.worker_id, commit.batch, commit.num_records, commit.num_tokens]
+    counts += [totals.tokens, totals.bytes, totals.attempts]
     for cursor in (commit.cursor_before, commit.cursor_after):
         counts += [cursor.record, cursor.token_offset]
     strings = [commit.attempt, commit.fingerprint, commit.record_ids_digest, commit.host, commit.started]
@@ -125,8 +147,9 @@ def _check_types(commit: Commit) -> None:
         raise ValueError("a count is not a number of at least 0")
     if any(type(text) is not str for text in strings) or type(commit.end_of_stream) is not bool:
         raise ValueError("a field has the wrong type")
-    if type(commit.seconds) is not dict:
-        raise ValueError("seconds is not an object")
+    for table, kinds in ((commit.seconds, (int, float)), (totals.seconds, (int, float)), (commit.versions, (str,))):
+        if type(table) is not dict or any(type(value) not in kinds for value in table.values()):
+            raise ValueError("seconds or versions are not an object of numbers or strings")
 
 
 def digest_ids(ids: Iterable[str]) -> str:
@@ -137,23 +160,24 @@ def digest_ids(ids: Iterable[str]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def join_run(storage: Storage, configuration: dict, details: dict) -> None:
-    """Create `run.json`, or check that this start has the configuration of the run that is there.
+def join_run(storage: Storage, configuration: dict, details: dict) -> dict:
+    """Create `run.json`, or check that this start has the configuration of the run that is there; its content.
 
     `details` are further keys (the fingerprint, the manifest's digest, where the streams are). Raises
     ConfigurationMismatch with the old and the new value of each field that differs, DamagedData if `run.json` is
     unreadable.
     """
-    content = {"schema": SCHEMA, "configuration": configuration} | details
+    content = {"schema": SCHEMA, "configuration": configuration, "versions": software_versions()} | details
     kill_point("before-run")
     try:
         storage.create(RUN, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
     except ObjectExists:
-        stored = read_run(storage)
-        if stored["configuration"] != configuration:
-            lines = differences(stored["configuration"], configuration)
+        content = read_run(storage)
+        if content["configuration"] != configuration:
+            lines = differences(content["configuration"], configuration)
             raise ConfigurationMismatch(f"{storage.location}/{RUN} was made otherwise: " + "; ".join(lines)) from None
     kill_point("after-run")
+    return content
 
 
 def read_run(storage: Storage) -> dict:
@@ -189,6 +213,7 @@ class CommitChain:
         self.storage, self.worker_id, self.fingerprint = storage, worker_id, fingerprint
         self.instance = Instance()
         self.cursor, self.next_batch, self.end_of_stream = Cursor(0, 0), 0, False
+        self.totals, self._last_attempt = Totals(), ""
 
     @classmethod
     def load(cls, storage: Storage, worker_id: int, fingerprint: str) -> "CommitChain":
@@ -213,6 +238,7 @@ class CommitChain:
 
     def _advance(self, commit: Commit) -> None:
         self.cursor, self.next_batch, self.end_of_stream = commit.cursor_after, commit.batch + 1, commit.end_of_stream
+        self.totals, self._last_attempt = commit.totals, commit.attempt
 
     def commit(self, batch: PackedBatch, data: memoryview | None, seconds: dict[str, float]) -> Commit:
         """Store `data` (None if the batch has no tokens), then the commit; move the cursor.
@@ -223,6 +249,7 @@ class CommitChain:
             raise ValueError(f"batch begins at {batch.cursor_before}, the chain stands at {self.cursor}")
         begin = time.perf_counter()
         stored = None if data is None else self._store(data)
+        seconds = {key: round(value, 3) for key, value in (seconds | {"upload": time.perf_counter() - begin}).items()}
         commit = Commit(
             worker_id=self.worker_id,
             batch=self.next_batch,
@@ -234,8 +261,10 @@ class CommitChain:
             end_of_stream=batch.end_of_stream,
             fingerprint=self.fingerprint,
             record_ids_digest=digest_ids(batch.record_ids),
-            seconds={key: round(value, 3) for key, value in seconds.items()}
-            | {"upload": round(time.perf_counter() - begin, 3)},
+            seconds=seconds,
+            totals=self.totals.plus(
+                batch.num_tokens, stored.size if stored else 0, seconds, self._last_attempt != self.instance.attempt
+            ),
             **asdict(self.instance),
         )
         kill_point("before-commit", commit.batch)

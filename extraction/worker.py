@@ -29,6 +29,7 @@ from .shards import dtype_named
 from .storage import open_storage
 from .streams import Manifest, Stream, load_manifest, open_stream
 from .tokenization import RecordTokenizer
+from .versions import software_versions, version_differences
 from .writer import BackgroundWriter
 
 # Of transformers only tokenizers and configurations are used: it need not say that it misses torch.
@@ -91,7 +92,9 @@ def extract(options: RunOptions, stop: threading.Event) -> None:
     model = load_model(options, folder, model_config, hook_points)
     config = configure(options, model, manifest)
     details = {"fingerprint": config.fingerprint, "streams": absolute(options.streams)}
-    checkpoint.join_run(output, config.to_json(), details)
+    run = checkpoint.join_run(output, config.to_json(), details)
+    for line in version_differences(run.get("versions", {}), software_versions()):
+        say(worker_id, f"warning: other software than the run was begun with: {line}")
     chain = checkpoint.CommitChain.load(output, worker_id, config.fingerprint)
     say(worker_id, f"stands at record {chain.cursor.record:,} of {stream.num_records:,}, "
                    f"ready on {devices} after {time.perf_counter() - begin:.1f} s")

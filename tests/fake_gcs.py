@@ -18,6 +18,7 @@ import base64
 import contextlib
 import fnmatch
 import hashlib
+import itertools
 import json
 import re
 import socket
@@ -25,11 +26,13 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import google_crc32c
+from sortedcontainers import SortedDict
 
 
 def crc32c(data: bytes) -> str:
@@ -41,6 +44,14 @@ class Object:
     data: bytes
     generation: int
     updated: float
+
+    @cached_property
+    def crc32c(self) -> str:
+        return crc32c(self.data)
+
+    @cached_property
+    def md5(self) -> str:
+        return base64.b64encode(hashlib.md5(self.data).digest()).decode()
 
 
 @dataclass
@@ -79,7 +90,7 @@ class FakeGcs(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.bucket, self.folder = bucket, folder
         self.lock = threading.Lock()
-        self.objects: dict[str, Object] = {}
+        self.objects: SortedDict[str, Object] = SortedDict()
         self.sessions: dict[str, Session] = {}
         self.instructions: list[Instruction] = []
         self.history: list[tuple[float, str, str, int]] = []
@@ -278,14 +289,14 @@ class Handler(BaseHTTPRequestHandler):
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(stored.updated))
         return json.dumps({
             "kind": "storage#object", "bucket": self.server.bucket, "name": name, "generation": str(stored.generation),
-            "metageneration": "1", "size": str(len(stored.data)), "crc32c": crc32c(stored.data), "updated": stamp,
-            "md5Hash": base64.b64encode(hashlib.md5(stored.data).digest()).decode(), "timeCreated": stamp,
+            "metageneration": "1", "size": str(len(stored.data)), "crc32c": stored.crc32c, "updated": stamp,
+            "md5Hash": stored.md5, "timeCreated": stamp,
             "etag": str(stored.generation), "contentType": "application/octet-stream",
         }).encode()
 
     def _read(self, name: str) -> None:
         stored, told = self.server.find(name), self.told
-        data, status, headers = stored.data, 200, {"X-Goog-Hash": f"crc32c={crc32c(stored.data)}"}
+        data, status, headers = stored.data, 200, {"X-Goog-Hash": f"crc32c={stored.crc32c}"}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if asked and (asked[1] != "0" or asked[2]):
             first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
@@ -299,13 +310,22 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(status, data, cut=bool(told and told.action == "cut"), **headers)
 
     def _list(self) -> None:
-        prefix, start = self.query.get("prefix", ""), self.query.get("startOffset", "")
-        after, most = self.query.get("pageToken", ""), int(self.query.get("maxResults", 1000))
+        prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter")
+        first = max(prefix, self.query.get("startOffset", ""), self.query.get("pageToken", ""))
+        most, items, prefixes, token = int(self.query.get("maxResults", 1000)), [], [], {}
         with self.server.lock:
-            found = sorted(n for n in self.server.objects if n.startswith(prefix) and n >= start and n > after)
-            page = [json.loads(self._metadata(name, self.server.objects[name])) for name in found[:most]]
-        token = {"nextPageToken": found[most - 1]} if len(found) > most else {}
-        self._answer(200, json.dumps({"kind": "storage#objects", "items": page} | token).encode())
+            names = self.server.objects.irange(first)
+            for name in itertools.takewhile(lambda name: name.startswith(prefix), names):
+                if len(items) + len(prefixes) == most:
+                    token = {"nextPageToken": name}
+                    break
+                folder, found, _ = name[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
+                if not found:
+                    items.append(json.loads(self._metadata(name, self.server.objects[name])))
+                elif prefix + folder + found not in prefixes[-1:]:
+                    prefixes.append(prefix + folder + found)
+        content = {"kind": "storage#objects"} | ({"items": items} if items else {}) | ({"prefixes": prefixes} if prefixes else {})
+        self._answer(200, json.dumps(content | token).encode())
 
     def _answer(self, status: int, body: bytes, cut: bool = False, **headers: str) -> None:
         self.send_response(status)

@@ -190,3 +190,30 @@ def test_a_commit_cannot_name_data_outside_its_folder(storage):
     stolen["data"] = stolen["data"] | {"name": "../../secret"}
     with pytest.raises(DamagedData, match="outside"):
         checkpoint.parse_commit(json.dumps(stolen).encode(), "commit")
+
+
+def test_the_last_commit_sums_up_the_whole_chain(storage):
+    for _ in range(2):
+        commit_next(load(storage))
+    extract_all(load(storage))
+    commits = [json.loads(storage.read(name)) for name in checkpoint.list_commits(storage, 0)]
+    totals = commits[-1]["totals"]
+    assert totals["tokens"] == sum(commit["num_tokens"] for commit in commits) == sum(LENGTHS)
+    assert totals["bytes"] == sum(commit["data"]["size"] for commit in commits if commit["data"])
+    assert totals["attempts"] == len({commit["attempt"] for commit in commits}) == 3
+    assert totals["seconds"]["step"] == pytest.approx(sum(commit["seconds"].get("step", 0) for commit in commits))
+
+
+def test_each_commit_and_the_run_say_which_software_it_was(storage):
+    run = checkpoint.join_run(storage, {}, {"fingerprint": FINGERPRINT})
+    commit = commit_next(load(storage))
+    assert run["versions"] == commit.versions == checkpoint.read_run(storage)["versions"]
+    assert {"project", "jax", "jaxlib", "flax"} <= commit.versions.keys()
+
+
+def test_other_software_is_named():
+    from extraction.versions import software_versions, version_differences
+
+    assert version_differences(software_versions(), software_versions()) == []
+    (line,) = version_differences(software_versions() | {"jax": "0.1"}, software_versions())
+    assert line.startswith("jax: 0.1 in the run, ")

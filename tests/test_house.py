@@ -18,7 +18,7 @@ LEVELS = [
     {"checkpoint", "pipeline", "audit", "progress", "datasets"},
     {"streams", "tokenization", "packing", "forward", "shards", "writer"},
     {"models", "storage"},
-    {"config", "errors", "records", "faults", "preemption"},
+    {"config", "errors", "records", "faults", "preemption", "versions"},
 ]
 # Within a level, what uses what; everything else at one level stays apart.
 BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "packing"), ("writer", "packing")}

@@ -237,3 +237,25 @@ def test_files_get_the_users_umask(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+def test_folders_are_those_directly_under_the_location(storage):
+    assert list(storage.folders()) == []
+    for name in ("run.json", "b/1/x", "b/2", "a/1", "c/x/y"):
+        storage.create(name, b"x")
+    assert list(storage.folders()) == ["a", "b", "c"]
+
+
+def test_a_view_is_the_bytes_of_the_object(storage):
+    storage.create("x", LARGE)
+    storage.create("empty", b"")
+    assert storage.view("x") == LARGE
+    assert storage.view("x", 5, 1000) == LARGE[5:1000]
+    assert storage.view("empty") == b""
+    with pytest.raises(ObjectNotFound):
+        storage.view("y")
+
+
+def test_now_is_the_clock_of_the_timestamps(storage):
+    storage.create("x", b"x")
+    assert -1 <= storage.now() - storage.stat("x").updated < 20  # a bucket tells whole seconds

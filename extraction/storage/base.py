@@ -7,7 +7,7 @@ Cost: one pass of crc32c over the data.
 import abc
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import google_crc32c
@@ -63,6 +63,10 @@ class Storage(abc.ABC):
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes [start, end) of an object, to its end if None. Raises ObjectNotFound."""
 
+    def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
+        """As `read`, but what lies on a local disk is mapped into memory and not copied."""
+        return memoryview(self.read(name, start, end))
+
     @abc.abstractmethod
     def stat(self, name: str) -> ObjectInfo:
         """Size and checksum of an object. Raises ObjectNotFound."""
@@ -70,6 +74,14 @@ class Storage(abc.ABC):
     @abc.abstractmethod
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         """Objects in the order of their names; on a local disk without checksums."""
+
+    @abc.abstractmethod
+    def folders(self) -> Sequence[str]:
+        """Names of the folders directly under the location, in order, whatever lies in them."""
+
+    @abc.abstractmethod
+    def now(self) -> float:
+        """The time by the clock that `ObjectInfo.updated` is read from, in seconds since 1970."""
 
     @abc.abstractmethod
     def replace(self, name: str, data: bytes) -> None:

@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from email.utils import parsedate_to_datetime
 
 from ..errors import DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
 from .base import ObjectInfo, Storage, check_name, crc32c_base64
@@ -113,23 +114,37 @@ class GcsStorage(Storage):
         raise DamagedData(f"{self._url(name)}: what was read is not what its crc32c says, {_READ_TRIES} times")
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
-        after = start_after
-        while True:
-            page = self._call("list", prefix, lambda after=after: self._page(prefix, after))
-            for info in page:
-                if info.name > after:
-                    yield info
-            if len(page) < 2:
-                return
-            after = page[-1].name
+        token, more = None, True
+        while more:
+            page, token = self._call("list", prefix, lambda token=token: self._page(prefix, start_after, token))
+            yield from (info for info in page if info.name > start_after)
+            more = token is not None
 
-    def _page(self, prefix: str, after: str) -> Sequence[ObjectInfo]:
+    def _page(self, prefix: str, start_after: str, token: str | None) -> tuple[Sequence[ObjectInfo], str | None]:
+        """Up to 1,000 objects, and the token of the next page."""
         blobs = self._client.list_blobs(
-            self._bucket, prefix=self._prefix + prefix, start_offset=self._prefix + after if after else None,
-            max_results=1000, fields="items(name,size,crc32c,generation,updated),nextPageToken",
+            self._bucket, prefix=self._prefix + prefix, start_offset=self._prefix + start_after if start_after else None,
+            page_token=token, page_size=1000, fields="items(name,size,crc32c,generation,updated),nextPageToken",
             timeout=_TIMEOUT, retry=None,
         )
-        return [self._info(blob) for blob in blobs]
+        return [self._info(blob) for blob in next(blobs.pages, ())], blobs.next_page_token
+
+    def folders(self) -> Sequence[str]:
+        def attempt() -> Sequence[str]:
+            blobs = self._client.list_blobs(
+                self._bucket, prefix=self._prefix, delimiter="/", fields="prefixes,nextPageToken", timeout=_TIMEOUT, retry=None
+            )
+            for _ in blobs.pages:
+                pass
+            return sorted(prefix.removeprefix(self._prefix).rstrip("/") for prefix in blobs.prefixes)
+
+        return self._call("list", "", attempt)
+
+    def now(self) -> float:
+        path = f"/storage/v1/b/{self._bucket_name}/o?maxResults=1&fields=nextPageToken"
+        url = self._client._connection.API_BASE_URL + path
+        answer = self._call("list", "", lambda: self._client._http.get(url, timeout=_TIMEOUT))
+        return parsedate_to_datetime(answer.headers["Date"]).timestamp()
 
     def replace(self, name: str, data: bytes) -> None:
         blob = self._bucket.blob(self._key(name))

@@ -8,9 +8,11 @@ import base64
 import ctypes
 import errno
 import io
+import mmap
 import os
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import google_crc32c
@@ -54,6 +56,15 @@ class LocalStorage(Storage):
             file.seek(start)
             return file.read(-1 if end is None else max(end - start, 0))
 
+    def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
+        path = self._root / check_name(name)
+        with _os_errors(str(path)), path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return memoryview(b"")
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        pages.madvise(mmap.MADV_SEQUENTIAL)
+        return memoryview(pages)[start:end]
+
     def stat(self, name: str) -> ObjectInfo:
         path, checksum = self._root / check_name(name), google_crc32c.Checksum()
         with _os_errors(str(path)), path.open("rb") as file:
@@ -71,6 +82,16 @@ class LocalStorage(Storage):
             if name.startswith(prefix) and name > start_after:
                 facts = (self._root / name).stat()
                 yield ObjectInfo(name, facts.st_size, "", None, facts.st_mtime)
+
+    def folders(self) -> Sequence[str]:
+        try:
+            with _os_errors(str(self._root)):
+                return sorted(entry.name for entry in os.scandir(self._root) if entry.is_dir())
+        except ObjectNotFound:
+            return []
+
+    def now(self) -> float:
+        return time.time()
 
     def replace(self, name: str, data: bytes) -> None:
         path = self._root / check_name(name)

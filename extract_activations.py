@@ -38,7 +38,7 @@ def cli() -> None:
 
 
 @cli.command()
-@option("--model", required=True, help="Hub id or folder with config.json, *.safetensors and tokenizer.json.")
+@option("--model", required=True, help="Hub id, folder or gs:// folder of a Hugging Face model.")
 @option("--revision", default=None, help="Branch, tag or commit of a hub model; pinned to a commit in run.json.")
 @option("--streams", required=True, help="Folder or gs:// prefix made by create_dataset_streams.py.")
 @option("--output", required=True, help="Folder or gs:// prefix of the run; the same for all workers.")
@@ -56,6 +56,7 @@ def cli() -> None:
         help="auto is bfloat16 on TPU and GPU, float32 on CPU.")
 @option("--store-dtype", default="bfloat16", type=click.Choice(["bfloat16", "float16", "float32"]))
 @option("--max-records", type=click.IntRange(0), help="Use only the first records of each stream.")
+@option("--mesh", default=None, help="data=4,model=2: devices that share the rows, and the weights; chosen by memory.")
 @option("--compile-cache", default="~/.cache/activation-extraction/xla", help="Folder of compiled steps; '' for none.")
 @option("--queue-mib", default=512, type=click.IntRange(1), help="Data that may wait for upload; then compute waits.")
 @option("--progress/--no-progress", default=True, help="Show progress.")

@@ -77,12 +77,13 @@ class BatchInFlight:
         tokens = np.flatnonzero(self.batch.slots // self.step_size == step)
         return tokens, (self.batch.slots[tokens] - step * self.step_size).astype(np.int32)
 
-    def put(self, tokens: np.ndarray, activations: dict[str, np.ndarray], sums: dict) -> None:
-        """Take over the results of one step."""
-        for name, values in activations.items():
-            self.shard.arrays[name][tokens] = values
-            self.shard.arrays[f"{name}.sum"] += sums[name].sum
-            self.shard.arrays[f"{name}.sum_of_squares"] += sums[name].sum_of_squares
+    def put(self, tokens: np.ndarray, parts: Iterable, sums: dict) -> None:
+        """Take over the results of one step: what each device computed for its part of these tokens, and the sums."""
+        for name, places, columns, values in parts:
+            self.shard.arrays[name][:, columns][tokens[places]] = values
+        for name, (total, squares) in sums.items():
+            self.shard.arrays[f"{name}.sum"] += total
+            self.shard.arrays[f"{name}.sum_of_squares"] += squares
 
 
 def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
@@ -120,9 +121,9 @@ def run_pipeline(
     for flight, results in _ahead(_dispatch(batches, layout, forward, first_batch, times), STEPS_IN_FLIGHT):
         if results is not None:
             tokens, output = results
-            values = output.get()
+            parts, sums = output.parts(), output.sums()
             times.lap("step")
-            flight.put(tokens, *values)
+            flight.put(tokens, parts, sums)
             times.lap("collect")
         else:
             seconds = {"step": time.perf_counter() - flight.started}

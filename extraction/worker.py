@@ -22,6 +22,7 @@ from .forward import Forward, ForwardOptions, StepShape, load_forward
 from .models.config import ModelConfig, read_model_config
 from .models.devices import open_devices
 from .models.location import ModelFolder, locate_model
+from .models.sharding import MeshShape
 from .packing import BatchShape, pack_batches
 from .pipeline import Layout, run_pipeline
 from .progress import Progress
@@ -57,6 +58,7 @@ class RunOptions:
     compute_dtype: str
     store_dtype: str
     max_records: int | None
+    mesh: str | None
     compile_cache: str
     queue_mib: int
     progress: bool
@@ -69,11 +71,6 @@ class Model:
     folder: ModelFolder
     tokenizer: RecordTokenizer
     forward: Forward
-
-    @property
-    def name(self) -> str:
-        """The hub id, or the folder's own name: where a folder lies is no part of what it holds."""
-        return self.folder.model if self.folder.revision else Path(self.folder.path).resolve().name
 
 
 def extract(options: RunOptions, stop: threading.Event) -> None:
@@ -97,7 +94,7 @@ def extract(options: RunOptions, stop: threading.Event) -> None:
         say(worker_id, f"warning: other software than the run was begun with: {line}")
     chain = checkpoint.CommitChain.load(output, worker_id, config.fingerprint)
     say(worker_id, f"stands at record {chain.cursor.record:,} of {stream.num_records:,}, "
-                   f"ready on {devices} after {time.perf_counter() - begin:.1f} s")
+                   f"ready on {devices} (mesh {model.forward.mesh}) after {time.perf_counter() - begin:.1f} s")
     if chain.end_of_stream:
         say(worker_id, "its stream is complete")
         return
@@ -125,7 +122,8 @@ def load_model(
         )
     cache = os.path.expanduser(options.compile_cache) or None
     shape = StepShape(options.batch_size, options.seq_len)
-    step = ForwardOptions(hook_points, shape, options.compute_dtype, options.store_dtype, cache)
+    mesh = MeshShape.parse(options.mesh) if options.mesh else None
+    step = ForwardOptions(hook_points, shape, options.compute_dtype, options.store_dtype, cache, mesh)
     return Model(folder, tokenizer, load_forward(folder, model_config, step))
 
 
@@ -133,7 +131,7 @@ def configure(options: RunOptions, model: Model, manifest: Manifest) -> Extracti
     """Everything that decides the bytes of this run."""
     widths = model.forward.widths
     return ExtractionConfig(
-        model=model.name,
+        model=model.folder.name,
         revision=model.folder.revision,
         weights_digest=model.forward.weights_digest,
         tokenizer_digest=model.tokenizer.digest,

@@ -16,6 +16,7 @@ from extraction.errors import InvalidRequest
 from extraction.forward import CapturePlan, ForwardOptions, StepShape, default_compute_dtype, lower_step
 from extraction.models.config import read_model_config
 from extraction.models.location import ModelFolder
+from extraction.models.sharding import MeshShape
 from tests.tiny_models import ALL, LENGTHS, Zoo, documents, error, load, run
 
 TWO = ("blocks.0.attn.hook_z", "blocks.2.hook_resid_post")
@@ -99,7 +100,7 @@ def test_results_on_their_way_to_the_host_are_cut_to_the_real_tokens(two, monkey
     monkeypatch.setattr(forward_module.jax, "default_backend", lambda: "tpu")
     assert default_compute_dtype() == "bfloat16"
     output = two(tokens, segment_ids, positions, slots)
-    assert {len(array) for array, _, _ in output._arrays.values()} == {76}  # 62 tokens, in parts of 300 / 16
+    assert {array.shape[1] for array, _, _ in output._arrays.values()} == {76}  # 62 tokens, in parts of 300 / 16
     for hook, values in output.get()[0].items():
         np.testing.assert_array_equal(values, whole[hook])
 
@@ -135,7 +136,7 @@ def test_the_sums_are_over_the_stored_values_of_real_tokens(models, store_dtype)
 
 def test_a_long_sum_does_not_drift():
     rows = np.full((1 << 17, 1), 1.1, np.float32)
-    total = jax.jit(lambda x: forward_module._sum_rows(x, 64))(rows)
+    total = jax.jit(lambda x: forward_module._sum_rows(x, 64))(rows[None])[0]
     np.testing.assert_allclose(total, rows.sum(0, dtype=np.float64), rtol=1e-5)
 
 
@@ -150,7 +151,7 @@ def test_no_layer_above_the_deepest_hook_point_runs(models, hook, layers):
 def test_layers_that_do_not_run_are_not_read(models, tmp_path):
     """The digest covers what was read, so a change in a later layer does not change it and one below does."""
     folder = models("llama").folder
-    options = ForwardOptions(("blocks.1.hook_resid_post",), SHAPE, compute_dtype="float32")
+    options = ForwardOptions(("blocks.1.hook_resid_post",), SHAPE, compute_dtype="float32", mesh=MeshShape(1, 1))
     digests = []
     for changed in (None, "model.layers.2.mlp.up_proj.weight", "lm_head.weight", "model.layers.0.mlp.up_proj.weight"):
         tensors = load_file(folder / "model.safetensors")

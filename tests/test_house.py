@@ -21,7 +21,7 @@ LEVELS = [
     {"config", "errors", "records", "faults", "preemption", "versions"},
 ]
 # Within a level, what uses what; everything else at one level stays apart.
-BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "packing"), ("writer", "packing")}
+BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "packing"), ("writer", "packing"), ("models", "storage")}
 PLAIN = LEVELS[-1]
 
 

@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from extraction.errors import DamagedData, InvalidRequest
-from extraction.models.weights import Entry, WeightFiles, load_part, transposed
+from extraction.models.location import ModelFolder
+from extraction.models.tensors import WeightFiles
 from tests.tiny_models import Zoo, documents, error, load, run
 
 LAST = ("blocks.2.hook_resid_post",)
@@ -49,9 +50,9 @@ def digest_of(folder, change=None):
     """The digest of the final norm alone, after a change."""
     if change:
         rewrite(folder, change)
-    with WeightFiles(folder, "model.") as files:
-        files.read("model.norm.weight", (32,), Entry("model.norm.weight"))
-        return files.digest
+    with WeightFiles(ModelFolder(folder, "", None), "model.") as files:
+        files.feed(["model.norm.weight"], lambda name, tensor: None)
+        return files.digest()
 
 
 def test_names_without_the_prefix_and_known_buffers_are_understood(models, tmp_path):
@@ -95,7 +96,7 @@ def test_the_digest_covers_bytes_shape_and_dtype(model):
     (lambda t: t.update({"model.layers.1.self_attn.q_proj.bias": t["model.norm.weight"]}), r"q_proj\.bias is unknown"),
     (lambda t: t.update({UP: t[UP][:-1]}), rf"model\.safetensors: tensor {UP} has shape"),
     (lambda t: t.update({UP: np.ascontiguousarray(t[UP].T)}), f"{UP} has shape"),
-    (lambda t: t.update({UP: t[UP].astype(np.int8)}), f"{UP} is int8"),
+    (lambda t: t.update({UP: t[UP].astype(np.int8)}), f"{UP} is I8"),
     (lambda t: t.update({"norm.weight": t["model.norm.weight"]}), r"norm\.weight is there twice"),
 ])
 def test_tensors_that_do_not_fit_are_named(model, change, message):
@@ -150,11 +151,3 @@ def test_no_weights_at_all(model):
         load(model, LAST)
 
 
-def test_layers_are_stacked_in_the_compute_dtype(model):
-    stored = load_file(model / "model.safetensors")
-    entries = {"mlp.up.kernel": Entry("model.layers.{l}.mlp.up_proj.weight", transposed)}
-    abstract = {"mlp": {"up": {"kernel": np.empty((32, 48), ml_dtypes.bfloat16)}}}
-    with WeightFiles(model, "model.") as files:
-        stacked = load_part(files, entries, abstract, 2, lambda array: array)["mlp"]["up"]["kernel"]
-    assert stacked.shape == (2, 32, 48) and stacked.dtype == ml_dtypes.bfloat16
-    np.testing.assert_array_equal(stacked[1], stored[UP].T.astype(ml_dtypes.bfloat16))

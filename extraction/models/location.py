@@ -1,38 +1,85 @@
-"""Where a model lies: a folder on this machine, or a hub id that is downloaded into the hub's cache.
+"""Where a model lies: a folder on this machine, a hub id that is downloaded into the hub's cache, or a gs:// folder.
 
-In: a folder or hub id. Out: a `ModelFolder`. Cost: nothing for a folder; one download for a hub id, of the
-configuration, the tokenizer and the safetensors alone. With HF_HUB_OFFLINE set the cache answers, without the network.
+In: a folder, hub id or gs:// URL. Out: a `ModelFolder`. Cost: nothing for a folder; one download for a hub id, of the
+configuration, the tokenizer and the safetensors alone; for a bucket one listing and the small files, which are kept in
+a local cache folder, while the safetensors stay where they are and are read in ranges. With HF_HUB_OFFLINE set the
+hub's cache answers, without the network.
 """
 
+import fnmatch
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InvalidRequest, PermissionDenied, TryAgain
+from ..errors import InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
+from ..storage import ObjectInfo, Storage, open_storage
 
-_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
+_SMALL_FILES = ["*.json", "*.model", "merges.txt", "vocab.txt"]
+_FILES = [*_SMALL_FILES, "*.safetensors"]
+_CACHE = "~/.cache/activation-extraction/models"
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model's files. `model` is what was asked for, `revision` the commit of a hub model, None for a folder."""
+    """A model's files. `model` is what was asked for, `revision` the commit of a hub model, None for another.
+
+    `path` holds the configuration and the tokenizer, and the weights too unless `bucket` says where those are.
+    """
 
     path: Path
     model: str
     revision: str | None
+    bucket: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The hub id, or the folder's own name: where a folder lies is no part of what it holds."""
+        if self.revision:
+            return self.model
+        return self.bucket.rstrip("/").rpartition("/")[2] if self.bucket else self.path.resolve().name
+
+    @property
+    def weights(self) -> Storage:
+        """Where the safetensors are read from."""
+        return open_storage(self.bucket or str(self.path))
 
 
 def locate_model(model: str, revision: str | None = None) -> ModelFolder:
     """The folder of `model`. Raises InvalidRequest (no such folder or repository), PermissionDenied, TryAgain."""
-    if "://" in model:
-        raise InvalidRequest(f"--model {model}: give a folder on this machine or a hub id")
+    if "://" in model and not model.startswith("gs://"):
+        raise InvalidRequest(f"--model {model}: give a folder on this machine, gs://bucket/folder or a hub id")
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model.startswith("gs://") or path.is_dir():
         if revision is not None:
             raise InvalidRequest(f"--revision {revision}: {model} is a folder, which has no revisions; leave the flag out")
-        return ModelFolder(path, model, None)
+        return _from_bucket(model) if model.startswith("gs://") else ModelFolder(path, model, None)
     if path.is_file() or model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise InvalidRequest(f"--model {model}: there is no such folder")
     return _download(model, revision)
+
+
+def _from_bucket(model: str) -> ModelFolder:
+    """The small files in a cache folder named after what they are, so that a changed model is another folder."""
+    source = open_storage(model)
+    files = [info for info in source.list() if any(fnmatch.fnmatch(info.name, pattern) for pattern in _SMALL_FILES)]
+    files = [info for info in files if "/" not in info.name]
+    if not files:
+        raise InvalidRequest(f"--model {model}: there is no config.json in this folder of the bucket")
+    facts = "".join(f"{info.name} {info.size} {info.crc32c}\n" for info in files)
+    folder = Path(os.path.expanduser(_CACHE)) / hashlib.sha256(facts.encode()).hexdigest()[:32]
+    cache = open_storage(str(folder))
+    for info in files:
+        if not _is_there(cache, info):
+            cache.create(info.name, source.read(info.name))
+    return ModelFolder(folder, model, None, model)
+
+
+def _is_there(cache: Storage, info: ObjectInfo) -> bool:
+    try:
+        return cache.stat(info.name).holds(info.size, info.crc32c)
+    except ObjectNotFound:
+        return False
 
 
 def _download(model: str, revision: str | None) -> ModelFolder:

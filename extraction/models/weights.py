@@ -1,170 +1,152 @@
-"""One strict loader: safetensors of a Hugging Face folder -> the parameters of the parts that run.
+"""One strict loader: the tensors of a model -> the parameters of the parts that run, on the devices.
 
-In: the folder, a table of names, and the abstract parameters. Out: arrays on the device in the compute dtype, blocks
-stacked on a leading layer axis, and a digest of what was read. Guarantee: every tensor of the table is there once with
-the right shape, and every tensor in the files is in the table, of a layer that does not run, or known not to be needed;
-anything else raises DamagedData naming file and tensor.
+In: the tensors, a table of names, and the abstract parameters. Out: arrays in the compute dtype where `placement` wants
+them, blocks stacked on a leading layer axis. Guarantee: every tensor of the table is there once with the right shape,
+and every tensor in the files is in the table, of a layer that does not run, or known not to be needed; anything else
+raises DamagedData naming file and tensor, before anything is read.
 
-Cost: one read and one digest of the needed tensors; host memory is the stacked parameter that is being filled, in the
-compute dtype, and one tensor.
+Cost: one read of the needed tensors in the order in which they lie. A tensor goes to the device as it is stored; it is
+turned, cast and put into its place there. Beside the parameters, a device holds one tensor.
 """
 
-import hashlib
-import json
 import re
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple
 
-import ml_dtypes
+import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from ..errors import DamagedData, InvalidRequest
+from ..errors import DamagedData
+from .sharding import Placement
+from .tensors import DTYPES, WeightFiles
 
-_DTYPES = {np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16)}
 
-
-def unchanged(tensor: np.ndarray) -> np.ndarray:
+def unchanged(tensor: jax.Array) -> jax.Array:
     return tensor
 
 
-def transposed(tensor: np.ndarray) -> np.ndarray:
+def transposed(tensor: jax.Array) -> jax.Array:
     return tensor.T
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a parameter comes from: a tensor's name, `{l}` for the layer, and what is done to it."""
+    """Where a parameter comes from: a tensor's name and what is done to it.
+
+    `{l}` in the name stands for the layer. `{e}` stands for the expert: such a parameter has a leading axis of
+    `num_experts`, filled from as many tensors. `transform` runs on the device, compiled; two entries may take their parts
+    of one tensor.
+    """
 
     name: str
-    transform: Callable[[np.ndarray], np.ndarray] = unchanged
+    transform: Callable[[jax.Array], jax.Array] = unchanged
+    num_experts: int = 1
+
+    def names(self, num_layers: int) -> Iterator[tuple[tuple[int, ...], str]]:
+        """Each tensor's name, and its place on the leading axes of layers and experts that the name has."""
+        for layer in range(num_layers if "{l}" in self.name else 1):
+            for expert in range(self.num_experts if "{e}" in self.name else 1):
+                place = [n for mark, n in (("{l}", layer), ("{e}", expert)) if mark in self.name]
+                yield tuple(place), self.name.replace("{l}", str(layer)).replace("{e}", str(expert))
 
 
-class WeightFiles:
-    """The tensors of a folder by name, without the prefix that some files leave out. Use as a context manager."""
+class Parameter(NamedTuple):
+    """A parameter to be filled: its path in the tree, its whole shape and its dtype."""
 
-    def __init__(self, folder: Path, prefix: str):
-        self._open, self._places, self._digests = ExitStack(), {}, {}
-        self._folder = folder
-        for path in _files(folder):
-            self._index(path, prefix)
-
-    def _index(self, path: Path, prefix: str) -> None:
-        try:
-            file = self._open.enter_context(safe_open(path, "np"))
-            names = list(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise DamagedData(f"{path}: not a whole safetensors file ({error})") from error
-        for name in names:
-            full = name if name.startswith((prefix, "lm_head.")) else prefix + name
-            if full in self._places:
-                raise DamagedData(f"{path}: tensor {name} is there twice, also in {self._places[full][0]}")
-            self._places[full] = (path, file, name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._open.close()
-
-    @property
-    def places(self) -> Iterable[tuple[str, Path]]:
-        """Each tensor's full name and its file."""
-        return ((name, path) for name, (path, _, _) in self._places.items())
-
-    def read(self, name: str, shape: tuple[int, ...], entry: Entry) -> np.ndarray:
-        """A tensor, transformed. Raises DamagedData if it is missing or does not have this shape."""
-        if name not in self._places:
-            raise DamagedData(f"{self._folder}: tensor {name} is missing from the safetensors files")
-        path, file, stored_name = self._places[name]
-        try:
-            stored = file.get_tensor(stored_name)
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DamagedData(f"{path}: tensor {stored_name} cannot be read ({error})") from error
-        if stored.dtype not in _DTYPES:
-            raise DamagedData(f"{path}: tensor {stored_name} is {stored.dtype}; handled are float32, bfloat16 and float16")
-        facts = f"{name} {stored.dtype} {stored.shape} ".encode()
-        digest = hashlib.sha256(facts)
-        digest.update(np.ascontiguousarray(stored).reshape(-1).view(np.uint8))
-        self._digests[name] = digest.hexdigest()
-        tensor = entry.transform(stored)
-        if tensor.shape != shape:
-            raise DamagedData(f"{path}: tensor {stored_name} has shape {tensor.shape}, the configuration needs {shape}")
-        return tensor
-
-    @property
-    def digest(self) -> str:
-        """Over name, dtype, shape and bytes of every tensor that was read, in the order of names."""
-        lines = "".join(f"{name} {self._digests[name]}\n" for name in sorted(self._digests))
-        return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
-def _files(folder: Path) -> list[Path]:
-    """What transformers would read: the one file, or what the index names, or else every safetensors file there."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.exists():
-        return [whole]
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-            outside = [name for name in names if Path(name).name != name]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedData(f"{index}: not an index of safetensors files ({error})") from error
-        if outside:
-            raise DamagedData(f"{index}: names a file outside its folder ({outside[0]})")
-    else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not names:
-        raise InvalidRequest(f"{folder}: no model.safetensors, model.safetensors.index.json or other .safetensors file here")
-    for name in names:
-        if not (folder / name).exists():
-            raise DamagedData(f"{folder / name}: named by the index, but not there")
-    return [folder / name for name in names]
+class Fill(NamedTuple):
+    """One tensor's place in a parameter: `index` on its leading axes, () for all of it."""
+
+    parameter: Parameter
+    index: tuple[int, ...]
+    transform: Callable[[jax.Array], jax.Array]
 
 
 def check_names(files: WeightFiles, table: dict[str, dict[str, Entry]], num_layers: int, not_needed: Iterable[str]) -> None:
     """Raise DamagedData for a tensor that no table entry, of any layer, knows."""
-    known = {
-        entry.name.format(l=layer) for entries in table.values() for entry in entries.values() for layer in range(num_layers)
-    }
-    for name, path in files.places:
+    known = {name for entries in table.values() for entry in entries.values() for _, name in entry.names(num_layers)}
+    for name, place in files.places:
         if name not in known and not any(re.fullmatch(pattern, name) for pattern in not_needed):
-            raise DamagedData(f"{path}: tensor {name} is unknown to this architecture")
+            raise DamagedData(f"{files.where(place.file)}: tensor {name} is unknown to this architecture")
 
 
-def load_part(
-    files: WeightFiles, entries: dict[str, Entry], abstract: dict[str, Any], num_layers: int | None,
-    put: Callable[[np.ndarray], Any],
+def load_params(
+    files: WeightFiles, table: dict[str, dict[str, Entry]], abstract: dict[str, Any], num_layers: int, placement: Placement
 ) -> dict[str, Any]:
-    """The parameters of one part as a nested dict like `abstract`; stacked over `num_layers` layers unless None."""
-    paths = {".".join(path): leaf for path, leaf in _leaves(abstract)}
-    if set(paths) != set(entries):
-        raise ValueError(f"weight table and module differ in {sorted(set(paths) ^ set(entries))}")
-    loaded: dict[str, Any] = {}
-    for path, leaf in paths.items():
-        entry = entries[path]
-        if num_layers is None:
-            array = files.read(entry.name, leaf.shape, entry).astype(leaf.dtype, copy=False)
-        else:
-            array = np.empty((num_layers, *leaf.shape), leaf.dtype)
-            for layer in range(num_layers):
-                array[layer] = files.read(entry.name.format(l=layer), leaf.shape, entry)
-        _set(loaded, path.split("."), put(array))
-    return loaded
+    """The parameters as a nested dict like `abstract`, which holds whole shapes: `blocks` with its layer axis."""
+    fills = _plan(table, abstract, num_layers)
+    for name, wanted in fills.items():
+        for fill in wanted:
+            _check(files, name, fill)
+    params: dict[tuple[str, ...], jax.Array] = {}
+
+    def use(name: str, tensor: np.ndarray) -> None:
+        source = placement.send(tensor)
+        for parameter, index, transform in fills[name]:
+            path = parameter.path
+            if not index:
+                params[path] = placement.make(path, source, transform, parameter.dtype)
+                continue
+            if path not in params:
+                params[path] = placement.empty(path, parameter.shape, parameter.dtype)
+            params[path] = placement.fill(path, params[path], index, source, transform)
+        # The host's memory is given back when the tensor is in its place, not when that was asked for.
+        jax.block_until_ready([params[fill.parameter.path] for fill in fills[name]])
+
+    files.feed(sorted(fills, key=lambda name: (files.find(name).file, files.find(name).start)), use)
+    return _nested(params)
 
 
-def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
+def _plan(table: dict[str, dict[str, Entry]], abstract: dict[str, Any], num_layers: int) -> dict[str, list[Fill]]:
+    """For each tensor that is needed, where it goes."""
+    fills: dict[str, list[Fill]] = {}
+    for part, tree in abstract.items():
+        leaves = {".".join(path): leaf for path, leaf in leaves_of(tree)}
+        if set(leaves) != set(table[part]):
+            raise ValueError(f"weight table and module differ in {sorted(set(leaves) ^ set(table[part]))}")
+        for path, leaf in leaves.items():
+            parameter = Parameter((part, *path.split(".")), tuple(leaf.shape), np.dtype(leaf.dtype))
+            entry = table[part][path]
+            for index, name in entry.names(num_layers):
+                fills.setdefault(name, []).append(Fill(parameter, index, entry.transform))
+    return fills
+
+
+def _check(files: WeightFiles, name: str, fill: Fill) -> None:
+    """Raise DamagedData unless the tensor is there, of a known dtype, and becomes what the parameter needs."""
+    place = files.find(name)
+    where = f"{files.where(place.file)}: tensor {place.name}"
+    if place.dtype not in DTYPES:
+        raise DamagedData(f"{where} is {place.dtype}; handled are {', '.join(DTYPES)}")
+    needed = fill.parameter.shape[len(fill.index) :]
+    stored = jax.ShapeDtypeStruct(place.shape, DTYPES[place.dtype])
+    try:
+        shape = place.shape if fill.transform is unchanged else jax.eval_shape(fill.transform, stored).shape
+    except (TypeError, ValueError, IndexError) as error:
+        raise DamagedData(f"{where} has shape {place.shape}, from which {needed} cannot be made") from error
+    if shape != needed:
+        raise DamagedData(f"{where} has shape {place.shape}, which becomes {shape}; the configuration needs {needed}")
+
+
+def leaves_of(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each leaf of a nested dict with its path."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, (*path, name))
+            yield from leaves_of(value, (*path, name))
         else:
             yield (*path, name), value
 
 
-def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value
+def _nested(leaves: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, value in leaves.items():
+        at = nested
+        for name in path[:-1]:
+            at = at.setdefault(name, {})
+        at[path[-1]] = value
+    return nested

@@ -1,0 +1,221 @@
+"""The tensors of a model's safetensors files, read one by one from a folder or a bucket.
+
+In: a `ModelFolder`. Out: NumPy arrays in the order asked for, and a digest of the weights. Guarantee: names, shapes,
+dtypes and lengths are known and checked from the headers before any tensor is read; a tensor that is given out is whole.
+
+Cost: each tensor is read once, in parts of `PART_BYTES` by `NUM_READERS` threads, ahead of its use. Host memory is the
+largest tensor and `MARGIN_BYTES`, whatever the size of the model. The digest needs no reading of its own: it is made
+from the hub's commit and etags, from the bucket's checksums and generations, or on the way for a folder.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Self
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import DamagedData, InvalidRequest, ObjectNotFound
+from ..storage import ObjectInfo, Storage
+from .location import ModelFolder
+
+PART_BYTES = 8 << 20
+NUM_READERS = 8
+MARGIN_BYTES = 2 * NUM_READERS * PART_BYTES  # parts on their way, and small tensors read ahead
+_MAX_HEADER = 100_000_000  # the limit of the safetensors library
+_ALIGNMENT = 64  # what lets a CPU backend take over a buffer without copying it
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: `size` bytes from `start` on in `file`, which calls it `name`; dtype as safetensors names it."""
+
+    file: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+class WeightFiles:
+    """The tensors of a model by name, without the prefix that some files leave out. Use as a context manager."""
+
+    def __init__(self, folder: ModelFolder, prefix: str):
+        self._folder, self._storage = folder, folder.weights
+        self._places: dict[str, Place] = {}
+        self._digests: dict[str, str] = {}
+        self._facts: dict[str, ObjectInfo] = {}
+        self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="weights")
+        try:
+            for file in _files(self._storage):
+                if folder.bucket:
+                    self._facts[file] = self._storage.stat(file)
+                self._index(file, prefix)
+        except BaseException:
+            self._readers.shutdown()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._readers.shutdown(cancel_futures=True)
+
+    def where(self, file: str) -> str:
+        """The file as messages name it."""
+        return f"{self._storage}/{file}"
+
+    @property
+    def places(self) -> Iterable[tuple[str, Place]]:
+        """Each tensor's full name and its place."""
+        return self._places.items()
+
+    def find(self, name: str) -> Place:
+        """Raises DamagedData if there is no such tensor."""
+        if name not in self._places:
+            raise DamagedData(f"{self._storage}: tensor {name} is missing from the safetensors files")
+        return self._places[name]
+
+    def _index(self, file: str, prefix: str) -> None:
+        for place in _read_header(self._storage, file):
+            full = place.name if place.name.startswith((prefix, "lm_head.")) else prefix + place.name
+            if full in self._places:
+                other = self.where(self._places[full].file)
+                raise DamagedData(f"{self.where(file)}: tensor {place.name} is there twice, also in {other}")
+            self._places[full] = place
+
+    def feed(self, names: Sequence[str], use: Callable[[str, np.ndarray], None]) -> None:
+        """Hand the tensors of these names to `use`, in order, read ahead as far as the bound on memory allows.
+
+        `use` must not keep the array: its memory counts as free when `use` returns.
+        """
+        window = max([NUM_READERS * PART_BYTES, *(self.find(name).size for name in names)])
+        waiting: deque[tuple[np.ndarray, list[Future]]] = deque()
+        in_hand = ahead = 0
+        for name in names:
+            while ahead < len(names) and in_hand + self.find(names[ahead]).size <= window:
+                in_hand += self.find(names[ahead]).size
+                waiting.append(self._start(self.find(names[ahead])))
+                ahead += 1
+            self._finish(name, *waiting.popleft(), use)
+            in_hand -= self.find(name).size
+
+    def _start(self, place: Place) -> tuple[np.ndarray, list[Future]]:
+        """A buffer, and the parts on their way into it."""
+        padded = np.empty(place.size + _ALIGNMENT, np.uint8)
+        first = -padded.ctypes.data % _ALIGNMENT
+        buffer = padded[first : first + place.size]
+        starts = range(0, place.size, PART_BYTES)
+        parts = [self._readers.submit(self._read_part, place, buffer[start : start + PART_BYTES], start) for start in starts]
+        return buffer.view(DTYPES[place.dtype]).reshape(place.shape), parts
+
+    def _finish(self, name: str, tensor: np.ndarray, parts: list[Future], use: Callable[[str, np.ndarray], None]) -> None:
+        for part in parts:
+            part.result()
+        if not self._facts and not self._folder.revision:
+            digest = hashlib.sha256(f"{name} {tensor.dtype} {tensor.shape} ".encode())
+            digest.update(tensor.reshape(-1).view(np.uint8))
+            self._digests[name] = digest.hexdigest()
+        use(name, tensor)
+
+    def _read_part(self, place: Place, into: np.ndarray, start: int) -> None:
+        first = place.start + start
+        data = self._storage.read(place.file, first, first + len(into))
+        if len(data) != len(into):
+            raise DamagedData(f"{self.where(place.file)}: tensor {place.name} ends early: the file was changed meanwhile")
+        into[:] = np.frombuffer(data, np.uint8)
+
+    def digest(self) -> str:
+        """What tells these weights from others, from what is known when they have been read.
+
+        From the hub: its commit, and names and etags of the files. From a bucket: name, size, crc32c and generation of
+        the files. From a folder: name, dtype, shape and bytes of every tensor that was read. Raises DamagedData if an
+        object in the bucket is not the one that was opened.
+        """
+        lines = [f"{name} {self._digests[name]}\n" for name in sorted(self._digests)]
+        if self._folder.revision:
+            files = sorted({place.file for place in self._places.values()})
+            lines = [f"{self._folder.revision}\n", *(f"{file} {_etag(self._folder, file)}\n" for file in files)]
+        for file, facts in sorted(self._facts.items()):
+            if self._storage.stat(file) != facts:
+                raise DamagedData(f"{self.where(file)}: the object was replaced while it was read")
+            lines.append(f"{file} {facts.size} {facts.crc32c} {facts.generation}\n")
+        return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
+def _etag(folder: ModelFolder, file: str) -> str:
+    """The hub's name for the content: in its cache a file of a snapshot is a link to a blob of that name."""
+    return os.path.basename(os.path.realpath(folder.path / file))
+
+
+def _files(storage: Storage) -> list[str]:
+    """What transformers would read: the one file, or what the index names, or else every safetensors file there."""
+    there = sorted(info.name for info in storage.list() if "/" not in info.name)
+    whole, index = "model.safetensors", "model.safetensors.index.json"
+    if whole in there:
+        return [whole]
+    if index not in there:
+        names = [name for name in there if name.endswith(".safetensors")]
+        if not names:
+            raise InvalidRequest(f"{storage}: no {whole}, {index} or other .safetensors file here")
+        return names
+    try:
+        names = sorted(set(json.loads(storage.read(index))["weight_map"].values()))
+        outside = [name for name in names if os.path.basename(name) != name]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedData(f"{storage}/{index}: not an index of safetensors files ({error})") from error
+    if outside:
+        raise DamagedData(f"{storage}/{index}: names a file outside its folder ({outside[0]})")
+    for name in names:
+        if name not in there:
+            raise DamagedData(f"{storage}/{name}: named by the index, but not there")
+    return names
+
+
+def _read_header(storage: Storage, file: str) -> list[Place]:
+    """The tensors of a file, whose length must be what they add up to."""
+    where = f"{storage}/{file}"
+    try:
+        with closing(storage.open(file)) as handle:
+            total = handle.seek(0, os.SEEK_END)
+            handle.seek(0)
+            size = int.from_bytes(handle.read(8), "little")
+            if total < 8 or not 0 < size <= min(_MAX_HEADER, total - 8):
+                raise DamagedData(f"{where}: not a whole safetensors file, it is cut off inside its header")
+            header = json.loads(handle.read(size))
+    except (ValueError, RecursionError) as error:
+        raise DamagedData(f"{where}: not a whole safetensors file, its header is not JSON ({error})") from error
+    except ObjectNotFound as error:
+        raise DamagedData(f"{where}: the file is missing") from error
+    try:
+        entries = sorted(
+            (*entry["data_offsets"], entry["dtype"], tuple(entry["shape"]), name)
+            for name, entry in header.items() if name != "__metadata__"
+        )
+        places = [Place(file, name, dtype, shape, 8 + size + start, end - start) for start, end, dtype, shape, name in entries]
+        ends = [0, *(end for _, end, *_ in entries)]
+        whole = [start for start, *_ in entries] == ends[:-1] and 8 + size + ends[-1] == total
+        broken = next((place.name for place in places if not _is_of_its_size(place)), None)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DamagedData(f"{where}: not a whole safetensors file ({error})") from error
+    if broken is not None:
+        raise DamagedData(f"{where}: tensor {broken} is not of the size that its header gives")
+    if not whole:
+        raise DamagedData(f"{where}: not a whole safetensors file, its tensors do not add up to its {total:,} bytes")
+    return places
+
+
+def _is_of_its_size(place: Place) -> bool:
+    """Of kinds that are handled; a mask or a buffer that nobody reads may be of any kind."""
+    if min(place.shape, default=0) < 0 or place.size < 0:
+        return False
+    return place.dtype not in DTYPES or place.size == math.prod(place.shape) * DTYPES[place.dtype].itemsize

@@ -1,6 +1,10 @@
 """The fused kernel, interpreted on the CPU: against float64 for ragged lengths and every option; lowered for a GPU."""
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -89,3 +93,11 @@ def test_default_tiles_fit_the_hardware():
 def test_what_it_does_not_have_is_refused(change):
     with pytest.raises(ValueError, match="no fused attention"):
         fused_attention(*drawn(8, **change), None, AttentionRule(1.0), KernelForm(interpret=True))
+
+
+def test_the_benchmark_says_that_there_is_no_gpu():
+    script = Path(__file__).parents[1] / "benchmarks/attention.py"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert result.returncode == 2
+    assert "no GPU here" in result.stderr and not result.stdout

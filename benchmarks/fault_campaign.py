@@ -124,6 +124,8 @@ def snapshot(location: str) -> dict[str, str]:
             commit = json.loads(content)
             for key in ("attempt", "host", "started", "seconds"):
                 del commit[key]
+            for key in ("attempts", "seconds"):
+                del commit["totals"][key]
             if commit["data"]:
                 del commit["data"]["generation"]
             content = json.dumps(commit, sort_keys=True).encode()

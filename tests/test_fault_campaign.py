@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SHORT = ("--kills", "4", "--streams", "1", "--records", "100", "--window", "1.5", "--seed", "7", "--exec-share", "0")
+SHORT = ("--kills", "4", "--streams", "1", "--records", "100", "--window", "0.7", "--seed", "7", "--exec-share", "0")
 
 
 def campaign(state, *arguments):
@@ -36,7 +36,7 @@ def forge(state):
     expected["worker-00000/batches/00000001.safetensors"] = "other"
     del expected["worker-00000/commits/00000002.json"]
     path.write_text(json.dumps(expected))
-    return ["worker-00000/batches/00000001.safetensors: other bytes", "worker-00000/commits/00000002.json: unexpected"]
+    return {"worker-00000/batches/00000001.safetensors: other bytes", "worker-00000/commits/00000002.json: unexpected"}
 
 
 def test_it_is_stopped_goes_on_and_finds_what_differs(tmp_path):
@@ -56,5 +56,5 @@ def test_it_is_stopped_goes_on_and_finds_what_differs(tmp_path):
     assert results["kills"] == sum(sum(kills.values()) for kills in results["kills_by_phase"].values()) >= 4
     assert results["by_backend"]["local"]["batches"] == results["by_backend"]["gcs"]["batches"] > 2
     assert results["by_backend"]["local"]["mismatches"] == 0
-    assert [problem.partition(": ")[2] for problem in results["problems"]] == forged, output
+    assert {problem.partition(": ")[2] for problem in results["problems"]} == forged, output
     assert second.returncode == 1

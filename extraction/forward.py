@@ -285,7 +285,8 @@ def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: 
                 found |= captured
             tensors = {name: found[capture] for name, capture in plan.captures.items()}
             if plan.final_norm:
-                tensors["ln_final.hook_normalized"] = part(params["final_norm"], "final_norm")(x).astype(store_dtype)
+                normalized = layout.rows(part(params["final_norm"], "final_norm")(layout.rows(x)))
+                tensors["ln_final.hook_normalized"] = normalized.astype(store_dtype)
             return {name: _compact(tensors[name], slots, counts, layout) for name in options.hook_points}
 
     return step
@@ -297,8 +298,8 @@ def _scan(block: Callable, params: dict, x: jax.Array, what: tuple[CapturePlan, 
 
     def run(x: jax.Array, layer_params: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
         taps: dict[str, jax.Array] = {}
-        x = layout.rows(block(layer_params, x, taps.__setitem__))
-        return x, {kind: taps[kind].astype(dtype) for kind in plan.layers_of}
+        x = layout.rows(block(layer_params, layout.rows(x), taps.__setitem__))
+        return x, {kind: layout.tapped(kind, taps[kind]).astype(dtype) for kind in plan.layers_of}
 
     def body(carry: tuple, scanned: tuple) -> tuple:
         x, buffers = carry

@@ -1,10 +1,6 @@
 """The compiled step: what it captures, that a document's values are its own, what it costs in layers and programs."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -203,31 +199,3 @@ def test_rotary_models_run_beyond_their_trained_length(models):
 def test_a_hook_point_that_is_not_there(models, hook):
     with pytest.raises(InvalidRequest, match=hook):
         load(models("llama").folder, (hook,))
-
-
-def test_several_devices_share_the_rows_and_compiled_steps_are_kept(two, models, tmp_path):
-    """In a process of its own, since the number of devices is fixed when jax starts."""
-    tokens, segment_ids, positions = packed_by_hand()
-    slots = np.flatnonzero(segment_ids).astype(np.int32)
-    cache = tmp_path / "compiled"
-    np.savez(tmp_path / "in.npz", tokens=tokens, segment_ids=segment_ids, positions=positions, slots=slots)
-    code = f"""
-import jax, numpy as np
-from pathlib import Path
-from tests.tiny_models import load
-assert jax.device_count() == 2
-forward = load(Path({str(models("llama").folder)!r}), {TWO!r}, compile_cache={str(cache)!r})
-values, sums = forward(**np.load({str(tmp_path / "in.npz")!r})).get()
-np.savez({str(tmp_path / "out.npz")!r}, **values, **{{name + ".sum": found.sum for name, found in sums.items()}})
-"""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).parents[1]
-    result = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True,
-                            check=False)
-    assert result.returncode == 0, result.stderr
-    theirs, sums = two(tokens, segment_ids, positions, slots).get()
-    ours = np.load(tmp_path / "out.npz")
-    for hook in TWO:
-        assert error(ours[hook], theirs[hook]) < 1e-6
-        assert error(ours[f"{hook}.sum"], sums[hook].sum) < 1e-5
-    assert any(path.name.startswith("jit_step") for path in cache.iterdir())

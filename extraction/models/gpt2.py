@@ -1,6 +1,7 @@
-"""GPT-2: learned positions, layer norms, one matrix for q, k and v, a plain mlp.
+"""GPT-2: learned positions, layer norms, a plain mlp.
 
-In and out as in the other architectures; the weight names are those of `GPT2LMHeadModel`, whose matrices are [I, O].
+In and out as in the other architectures; the weight names are those of `GPT2LMHeadModel`, whose matrices are [I, O] and
+which keeps q, k and v in one. Here they are three, so that each can be shared out by heads.
 """
 
 from functools import partial
@@ -13,18 +14,18 @@ from .attention import AttentionRule, attention
 from .config import ModelConfig
 from .llama import Tap
 from .modules import ACTIVATIONS, LayerNorm, Linear
-from .weights import Entry
+from .weights import Entry, unchanged
 
 
 class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         self.config = config
-        self.qkv = Linear(config.width, 3 * config.width, True, dtype)
+        self.q, self.k, self.v = (Linear(config.width, config.width, True, dtype) for _ in range(3))
         self.o = Linear(config.width, config.width, True, dtype)
 
     def __call__(self, x: jax.Array, shared: dict[str, jax.Array], tap: Tap) -> jax.Array:
         shape = (*x.shape[:2], self.config.num_heads, self.config.head_width)
-        q, k, v = (part.reshape(shape) for part in jnp.split(self.qkv(x), 3, axis=-1))  # [B, T, H, Dh]
+        q, k, v = (part(x).reshape(shape) for part in (self.q, self.k, self.v))  # [B, T, H, Dh]
         z = attention(q, k, v, shared["segment_ids"], AttentionRule(self.config.head_width**-0.5)).reshape(x.shape)
         tap("attn.hook_z", z)
         return self.o(z)
@@ -76,10 +77,12 @@ FinalNorm = LayerNorm
 def weight_table(config: ModelConfig) -> dict[str, dict[str, Entry]]:
     """For each part, our parameter path -> the name in the file, `{l}` being the layer."""
     block = {}
-    for ours, theirs in (("attention.qkv", "attn.c_attn"), ("attention.o", "attn.c_proj"), ("mlp.up", "mlp.c_fc"),
-                         ("mlp.down", "mlp.c_proj")):
-        block[f"{ours}.kernel"] = Entry(f"transformer.h.{{l}}.{theirs}.weight")
-        block[f"{ours}.bias"] = Entry(f"transformer.h.{{l}}.{theirs}.bias")
+    linears = [(f"attention.{name}", "attn.c_attn", partial(_third, number)) for number, name in enumerate("qkv")]
+    linears += [(ours, theirs, unchanged) for ours, theirs in (
+        ("attention.o", "attn.c_proj"), ("mlp.up", "mlp.c_fc"), ("mlp.down", "mlp.c_proj"))]
+    for ours, theirs, transform in linears:
+        block[f"{ours}.kernel"] = Entry(f"transformer.h.{{l}}.{theirs}.weight", transform)
+        block[f"{ours}.bias"] = Entry(f"transformer.h.{{l}}.{theirs}.bias", transform)
     for ours, theirs in (("norm_attention", "ln_1"), ("norm_mlp", "ln_2")):
         block[f"{ours}.scale"] = Entry(f"transformer.h.{{l}}.{theirs}.weight")
         block[f"{ours}.bias"] = Entry(f"transformer.h.{{l}}.{theirs}.bias")
@@ -88,6 +91,11 @@ def weight_table(config: ModelConfig) -> dict[str, dict[str, Entry]]:
         "blocks": block,
         "final_norm": {"scale": Entry("transformer.ln_f.weight"), "bias": Entry("transformer.ln_f.bias")},
     }
+
+
+def _third(number: int, tensor: jax.Array) -> jax.Array:
+    """Of three equal parts of the last axis, one."""
+    return jnp.split(tensor, 3, axis=-1)[number]
 
 
 NOT_NEEDED = (r"lm_head\.weight", r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")

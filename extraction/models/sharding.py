@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ..errors import InvalidRequest
 from .config import ModelConfig
 
+CUT_KINDS = ("attn.hook_z", "mlp.hook_post")  # of these a device has its columns only
 USABLE = 0.9  # of a device's memory; the rest is for what was not foreseen
 # A parameter's last axes, by the end of its path. The first two kinds of kernel are followed by the third in each
 # block, so that one sum over `model` is all that attention and mlp need. A stack of experts is cut as one mlp is.
@@ -31,8 +32,7 @@ _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(attention\.(q|k|v)|mlp\.(.*\.)?(gate|up))\.bias", ("model",)),
     # Cut by width and not by token: looking a token up is then local, whatever the size of the vocabulary.
     (r"embedding\.(table|positions)", (None, "model")),
-    # One matrix for q, k and v, or a router: small, and not cut between heads.
-    (r"attention\.qkv\.(kernel|bias)|mlp\.router\..*|.*norm.*\.(scale|bias)|.*(o|down)\.bias", ()),
+    (r"mlp\.router\..*|.*norm.*\.(scale|bias)|.*(o|down)\.bias", ()),
 )
 
 
@@ -168,6 +168,10 @@ class Layout:
         """[B, ...], every device of a group with all columns."""
         return self._put(x, "data")
 
+    def tapped(self, kind: str, x: jax.Array) -> jax.Array:
+        """[B, T, width] in a block. What each device has in full stays so there, though it keeps its columns only."""
+        return x if kind in CUT_KINDS else self.rows(x)
+
     def captured(self, x: jax.Array) -> jax.Array:
         """[places, B, T, width], each device with its own columns."""
         return self._put(x, None, "data", None, self._columns(x))
@@ -185,14 +189,22 @@ class Layout:
 
 @lru_cache(256)
 def _maker(transform: Callable, dtype: jnp.dtype, sharding: NamedSharding) -> Callable:
-    return jax.jit(lambda source: transform(source).astype(dtype), out_shardings=sharding)
+    def make(source: jax.Array) -> jax.Array:
+        return transform(_whole(source, sharding)).astype(dtype)
+
+    return jax.jit(make, out_shardings=sharding)
 
 
 @lru_cache(256)
 def _filler(transform: Callable, sharding: NamedSharding) -> Callable:
     def fill(parameter: jax.Array, source: jax.Array, index: tuple[jax.Array, ...]) -> jax.Array:
-        part = transform(source).astype(parameter.dtype)
+        part = transform(_whole(source, sharding)).astype(parameter.dtype)
         rest = (0,) * part.ndim
         return jax.lax.dynamic_update_slice(parameter, jnp.expand_dims(part, tuple(range(len(index)))), (*index, *rest))
 
     return jax.jit(fill, out_shardings=sharding, donate_argnums=0)
+
+
+def _whole(source: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """The tensor on each device, exchanged between them, before each takes its part."""
+    return jax.lax.with_sharding_constraint(source, NamedSharding(sharding.mesh, PartitionSpec()))

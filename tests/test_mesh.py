@@ -1,0 +1,172 @@
+"""One host, several devices: the same tensors on every mesh, each device with its own part, meshes that cannot be."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from extraction import forward as forward_module
+from extraction.errors import InvalidRequest
+from extraction.forward import CapturePlan, ForwardOptions, StepShape, demand_of
+from extraction.models.config import read_model_config
+from extraction.models.sharding import Demand, MeshShape, Placement, choose_mesh, mesh_of, misfit
+from extraction.models.weights import leaves_of
+from tests.tiny_models import ALL, CONFIGS, Zoo, documents, error, load, run
+
+ROWS = 8
+MESHES = ("data=2", "data=8", "data=4,model=2", "data=2,model=4")
+# Every family on the mesh that cuts both ways and has fewer key-value heads than devices; one of them on all.
+CASES = [("llama", mesh) for mesh in MESHES] + [(name, MESHES[3]) for name in ("llama-biases-tied-llama3", "qwen3", "gpt2")]
+CODE = """
+import sys, json, re
+from pathlib import Path
+import numpy as np
+from extraction.models.sharding import MeshShape
+from tests.tiny_models import documents, load, run
+folder, rows, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+for name, mesh in cases:
+    forward = load(folder / name, rows=rows, mesh=MeshShape.parse(mesh), compile_cache=str(folder / "compiled"))
+    values, (sums,) = run(forward, documents(), rows=rows)
+    exchanges = re.findall(r"= .* (all-\\w+|collective-permute|reduce-scatter)(?:-start)?\\(", forward._step.as_text())
+    np.savez(folder / f"{name} {mesh}.npz", exchanges=exchanges, digest=forward.weights_digest, **values,
+             **{hook + ".sum": found.sum for hook, found in sums.items()})
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return Zoo(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def on_meshes(models):
+    """{(model, mesh): what eight devices computed}, from one process, since jax's devices are fixed when it starts."""
+    folder = {models(name).folder.parent for name, _ in CASES}.pop()
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run([sys.executable, "-c", CODE, folder, str(ROWS), json.dumps(CASES)], env=environment,
+                            cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return {case: np.load(folder / f"{case[0]} {case[1]}.npz") for case in CASES}
+
+
+@pytest.mark.parametrize("name, mesh", CASES)
+def test_every_hook_point_is_the_same_on_every_mesh(models, on_meshes, name, mesh):
+    found = on_meshes[name, mesh]
+    for hook in ALL:
+        expected = models(name).reference[hook]
+        assert error(found[hook], expected) < 1e-5, hook
+        assert error(found[f"{hook}.sum"], expected.sum(0)) < 1e-4, hook
+
+
+def test_the_digest_does_not_depend_on_the_mesh(models, on_meshes):
+    digests = {str(on_meshes["llama", mesh]["digest"]) for mesh in MESHES}
+    assert digests == {load(models("llama").folder, ALL).weights_digest}
+
+
+def test_compiled_steps_are_kept(models, on_meshes):
+    kept = [path.name for path in (models("llama").folder.parent / "compiled").iterdir()]
+    assert sum(name.startswith("jit_step") and name.endswith("-cache") for name in kept) == len(CASES)
+
+
+def test_devices_exchange_what_they_must_and_no_more(on_meshes):
+    """None between rows; in a block one sum after attention and one after the mlp; before it the embedding's columns."""
+    for name, mesh in CASES:
+        exchanges = sorted(on_meshes[name, mesh]["exchanges"].tolist())
+        assert exchanges == ([] if "model" not in mesh else ["all-gather", "all-reduce", "all-reduce"]), (name, mesh)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_parameter_of_every_family_has_its_place(models, name):
+    """A matrix that no rule cuts would be whole on each device, and the model would fit on none."""
+    config = read_model_config(models(name).folder)
+    options = ForwardOptions(ALL, StepShape(2, 16), "float32")
+    _, params = forward_module._abstract_model(config, CapturePlan.of(ALL, config), options)
+    placement = Placement(jax.sharding.AbstractMesh((2, 2), ("data", "model")), config)
+    for path, leaf in leaves_of(params):
+        spec = placement.spec(path, leaf.ndim)
+        kernel = path[-1] in ("kernel", "table", "positions") and "router" not in path
+        has_heads = path[-2] not in ("k", "v") or config.num_kv_heads % 2 == 0
+        assert ("model" in spec) == (kernel and has_heads or path[-2] in ("q", "k", "v", "gate", "up") and has_heads), path
+
+
+@pytest.mark.parametrize("text, mesh", [
+    ("data=4,model=2", MeshShape(4, 2)), ("model=2", MeshShape(1, 2)), (" data = 8 ", MeshShape(8, 1)),
+])
+def test_a_mesh_is_read_as_it_is_written(text, mesh):
+    assert MeshShape.parse(text) == mesh == MeshShape.parse(str(mesh))
+
+
+@pytest.mark.parametrize("text", ["", "4x2", "data=0", "data=2,data=2", "rows=2", "data=2;model=2", "data=-1"])
+def test_what_is_no_mesh_is_refused(text):
+    with pytest.raises(InvalidRequest, match="--mesh"):
+        MeshShape.parse(text)
+
+
+@pytest.mark.parametrize("mesh, message", [
+    ("data=2", "needs 2 devices, this host has 1"), ("data=3", "--batch-size 8 cannot be shared by data=3"),
+    ("model=3", "4 heads cannot be shared by model=3"),
+])
+def test_a_mesh_that_does_not_fit_is_refused_by_name(models, mesh, message):
+    folder = models("llama").folder
+    shape = MeshShape.parse(mesh)
+    assert message in misfit(shape, read_model_config(folder), ROWS, 1 if "needs" in message else 12)
+    with pytest.raises(InvalidRequest, match=f"--mesh {shape}: needs"):
+        load(folder, rows=6, mesh=shape)
+
+
+def test_key_value_heads_are_shared_or_doubled_or_refused(models):
+    config = read_model_config(models("llama").folder)
+    wide = replace(config, num_heads=12, num_kv_heads=6, mlp_width=48, width=48)
+    assert [model for model in range(1, 13) if misfit(MeshShape(1, model), wide, ROWS, 12) is None] == [1, 2, 3, 6, 12]
+    assert "6 key-value heads" in misfit(MeshShape(1, 4), wide, ROWS, 12)
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize("rows, weights, row, devices, memory, expected", [
+    (32, 2 * GIB, GIB // 64, 1, 16 * GIB, MeshShape(1, 1)),
+    (32, 2 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(8, 1)),
+    (32, 15 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(4, 2)),
+    (32, 50 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(2, 4)),
+    (6, 2 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(6, 1)),
+    (1, 2 * GIB, GIB // 64, 4, 16 * GIB, MeshShape(1, 1)),
+    (32, 500 * GIB, GIB, 8, None, MeshShape(8, 1)),
+])
+def test_weights_are_shared_by_as_few_devices_as_can_hold_them(models, rows, weights, row, devices, memory, expected):
+    config = read_model_config(models("llama").folder)
+    assert choose_mesh(config, Demand(rows, weights, row), devices, memory) == expected
+
+
+def test_what_fits_nowhere_is_refused_before_it_is_tried(models):
+    config = read_model_config(models("llama").folder)
+    with pytest.raises(InvalidRequest, match=r"needs about 25\.5 GiB on each of 8 devices, which have 16\.0"):
+        choose_mesh(config, Demand(32, 100 * GIB, GIB // 8), 8, 16 * GIB)
+
+
+def test_the_demand_counts_the_layers_that_run(models):
+    config = read_model_config(models("llama").folder)
+    size = {path: leaf for path, leaf in load_sizes(models("llama").folder)}
+    for hooks, parts in ((ALL[-1:], 3), (("blocks.0.hook_resid_pre",), 0)):
+        demand = demand_of(config, ForwardOptions(hooks, StepShape(2, 16), "bfloat16"))
+        blocks = sum(n for name, n in size.items() if any(f"layers.{layer}." in name for layer in range(parts)))
+        final = size["model.norm.weight"] if parts else 0
+        assert demand.weight_bytes == 2 * (size["model.embed_tokens.weight"] + blocks + final)
+
+
+def load_sizes(folder):
+    from safetensors.numpy import load_file
+
+    return ((name, tensor.size) for name, tensor in load_file(folder / "model.safetensors").items())
+
+
+def test_one_device_is_a_mesh_too(models):
+    assert mesh_of(MeshShape(1, 1), jax.devices()).shape == {"data": 1, "model": 1}
+    values, _ = run(load(models("qwen2").folder, ALL[:3]), documents())
+    assert error(values[ALL[2]], models("qwen2").reference[ALL[2]]) < 1e-5

@@ -47,6 +47,12 @@ def worker_folder(worker_id: int) -> str:
     return f"worker-{worker_id:05d}"
 
 
+def worker_number(folder: str) -> int | None:
+    """The number in the name of a worker's folder, None for another folder."""
+    match = re.fullmatch(r"worker-(\d{5,})", folder)
+    return int(match[1]) if match and worker_folder(int(match[1])) == folder else None
+
+
 def commit_name(worker_id: int, batch: int) -> str:
     return f"{worker_folder(worker_id)}/commits/{batch:08d}.json"
 

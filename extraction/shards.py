@@ -9,8 +9,10 @@ before an array is made, and it never allocates more than the header it was give
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -44,6 +46,15 @@ class Shard:
     metadata: dict[str, str]
 
 
+class Entry(NamedTuple):
+    """An array of a data object: its bytes are [first, last) after the header."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    first: int
+    last: int
+
+
 def dtype_named(name: str) -> np.dtype:
     """The NumPy dtype of `float32`, `bfloat16`, ... ."""
     return next(dtype for dtype in _NAMES if dtype.name == name)
@@ -68,17 +79,14 @@ def allocate(layout: Layout, metadata: Mapping[str, str]) -> Shard:
     buffer = memoryview(np.zeros(8 + len(text) + offset, np.uint8)).cast("B")
     buffer[:8] = len(text).to_bytes(8, "little")
     buffer[8 : 8 + len(text)] = text
-    return _view(buffer, 8 + len(text), header)
+    return _view(buffer, 8 + len(text), header, "data object")
 
 
 def decode(data: bytes | memoryview, name: str = "data object") -> Shard:
     """Arrays and metadata of the bytes of a data object, without copying. Raises DamagedData naming `name`."""
     view = memoryview(data).cast("B")
     start, header = decode_header(view, name)
-    try:
-        return _view(view, start, header)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DamagedData(f"{name}: its header does not describe its data ({error})") from error
+    return _view(view, start, header, name)
 
 
 def decode_header(data: bytes | memoryview, name: str = "data object") -> tuple[int, dict]:
@@ -97,18 +105,30 @@ def decode_header(data: bytes | memoryview, name: str = "data object") -> tuple[
     return 8 + size, header
 
 
-def _view(buffer: memoryview, start: int, header: dict) -> Shard:
-    arrays, end = {}, 0
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        shape, (first, last) = tuple(entry["shape"]), entry["data_offsets"]
-        if any(type(n) is not int or n < 0 for n in (*shape, first, last)) or first != end:
-            raise ValueError(f"bad shape or offsets of {name}")
-        arrays[name] = np.frombuffer(buffer[start + first : start + last], _DTYPES[entry["dtype"]]).reshape(shape)
-        if arrays[name].nbytes != last - first:
-            raise ValueError(f"wrong size of {name}")
-        end = last
-    if start + end != len(buffer):
-        raise ValueError("wrong length")
+def entries_of(header: dict, length: int, name: str = "data object") -> dict[str, Entry]:
+    """Where each array lies in the `length` bytes after the header. Raises DamagedData if they do not fill them."""
+    entries, end = {}, 0
+    try:
+        for key, value in header.items():
+            if key == "__metadata__":
+                continue
+            shape, (first, last) = tuple(value["shape"]), value["data_offsets"]
+            if any(type(n) is not int or n < 0 for n in (*shape, first, last)) or first != end:
+                raise ValueError(f"bad shape or offsets of {key}")
+            entries[key] = Entry(_DTYPES[value["dtype"]], shape, first, last)
+            if math.prod(shape) * entries[key].dtype.itemsize != last - first:
+                raise ValueError(f"wrong size of {key}")
+            end = last
+        if end != length:
+            raise ValueError("wrong length")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DamagedData(f"{name}: its header does not describe its data ({error})") from error
+    return entries
+
+
+def _view(buffer: memoryview, start: int, header: dict, name: str) -> Shard:
+    arrays = {
+        key: np.frombuffer(buffer[start + entry.first : start + entry.last], entry.dtype).reshape(entry.shape)
+        for key, entry in entries_of(header, len(buffer) - start, name).items()
+    }
     return Shard(buffer, arrays, dict(header.get("__metadata__", {})))

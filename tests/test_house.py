@@ -14,14 +14,15 @@ SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "extraction").rglob("*.py")])
 # Each level may import the levels after it.
 LEVELS = [
     {"extract_activations", "create_dataset_streams"},
-    {"worker"},
-    {"checkpoint", "pipeline", "audit", "progress", "datasets"},
-    {"streams", "tokenization", "packing", "forward", "shards", "writer"},
+    {"worker", "shuffle"},
+    {"checkpoint", "pipeline", "audit", "progress", "datasets", "reader"},
+    {"streams", "tokenization", "packing", "forward", "shards", "writer", "objects"},
     {"models", "storage"},
     {"config", "errors", "records", "faults", "preemption", "versions"},
 ]
 # Within a level, what uses what; everything else at one level stays apart.
-BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "packing"), ("writer", "packing"), ("models", "storage")}
+BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "packing"), ("writer", "packing"),
+          ("models", "storage"), ("reader", "checkpoint"), ("objects", "shards")}
 PLAIN = LEVELS[-1]
 
 

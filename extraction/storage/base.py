@@ -64,7 +64,7 @@ class Storage(abc.ABC):
         """Bytes [start, end) of an object, to its end if None. Raises ObjectNotFound."""
 
     def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
-        """As `read`, but what lies on a local disk is mapped into memory and not copied."""
+        """As `read`, for much: mapped into memory from a local disk, ranges in parallel from a bucket."""
         return memoryview(self.read(name, start, end))
 
     @abc.abstractmethod

@@ -1,0 +1,105 @@
+"""One committed data object, read in part or whole, from a folder or a bucket.
+
+In: a storage and a `BatchRef`, what a commit says about its data. Out: NumPy arrays of any of its rows; they are views
+of the mapped file on a local disk. Guarantee: size and header are checked against the commit before an array is made;
+what the bytes say is `verify --deep`'s matter. Cost: one request for the header, one for each array or run of rows.
+"""
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import DamagedData
+from .records import Cursor
+from .shards import decode_header, entries_of
+from .storage import Storage
+
+_HEAD = 256 << 10  # bytes of the first request; holds the header of some thousand records
+SUMS = (".sum", ".sum_of_squares")
+
+
+class BatchRef(NamedTuple):
+    """What a commit says: which batch, where its data lies, how many tokens it has and which part of the stream."""
+
+    worker_id: int
+    batch: int
+    name: str
+    size: int
+    num_tokens: int
+    begin: Cursor
+    end: Cursor
+
+
+class StoredBatch:
+    """The data object of one commit."""
+
+    def __init__(self, storage: Storage, ref: BatchRef):
+        self._storage, self.ref = storage, ref
+        head = storage.view(ref.name, 0, min(_HEAD, ref.size))
+        needed = 8 + int.from_bytes(head[:8], "little")
+        if len(head) < needed <= ref.size:
+            head = storage.view(ref.name, 0, needed)
+        self._start, header = decode_header(head, ref.name)
+        self._entries = entries_of(header, ref.size - self._start, ref.name)
+        self._metadata = header.get("__metadata__", {})
+        self._held, self._held_first = head, 0
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """{hook point: width}"""
+        sums = [name.removesuffix(SUMS[0]) for name in self._entries if name.endswith(SUMS[0])]
+        return {name: self._entries[name].shape[1] for name in sums}
+
+    @cached_property
+    def record_ids(self) -> list[str]:
+        """The ids of its R records, in order."""
+        try:
+            ids = json.loads(self._metadata["record_ids"])
+            if type(ids) is list and all(type(text) is str for text in ids):
+                return ids
+        except (KeyError, ValueError, RecursionError):
+            pass
+        raise DamagedData(f"{self.ref.name}: its header has no list of record ids")
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Get everything from the first to the last of these arrays in one piece, to be handed out by `array`."""
+        entries = [self._entry(name) for name in names]
+        first, last = min(entry.first for entry in entries), max(entry.last for entry in entries)
+        if not self._holds(self._start + first, self._start + last):
+            self._held_first = self._start + first
+            self._held = self._view(self._held_first, self._start + last)
+
+    def array(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Rows [first, last) of an array. Raises DamagedData if there is no such array or the object is cut."""
+        entry = self._entry(name)
+        last = entry.shape[0] if last is None else min(last, entry.shape[0])
+        row = (entry.last - entry.first) // max(entry.shape[0], 1)
+        begin, end = self._start + entry.first + first * row, self._start + entry.first + last * row
+        if self._holds(begin, end):
+            data = self._held[begin - self._held_first : end - self._held_first]
+        else:
+            data = self._view(begin, end)
+        return np.frombuffer(data, entry.dtype).reshape(last - first, *entry.shape[1:])
+
+    def records_of(self, first: int, last: int) -> np.ndarray:
+        """int64 [last - first, 2]: stream and record index of the tokens [first, last)."""
+        offsets, index = self.array("record_offsets"), self.array("record_index")
+        places = np.searchsorted(offsets, np.arange(first, last), side="right") - 1
+        return np.stack([np.full(last - first, self.ref.worker_id, np.int64), index[places]], axis=1)
+
+    def _entry(self, name: str):
+        if name not in self._entries or not self._entries[name].shape:
+            raise DamagedData(f"{self.ref.name}: it has no array {name}")
+        return self._entries[name]
+
+    def _holds(self, begin: int, end: int) -> bool:
+        return self._held_first <= begin and end <= self._held_first + len(self._held)
+
+    def _view(self, begin: int, end: int) -> memoryview:
+        data = self._storage.view(self.ref.name, begin, end)
+        if len(data) != end - begin:
+            raise DamagedData(f"{self.ref.name}: it ends before byte {end}, {self.ref.size} bytes were committed")
+        return data

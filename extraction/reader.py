@@ -1,0 +1,261 @@
+"""Reading what a run stored: by batch, by record, by hook point, and the statistics of all of it.
+
+In: OUTPUT, a folder or gs://bucket/prefix, finished or not. Out: NumPy arrays in the stored dtype.
+
+    reader = ActivationReader("gs://bucket/run")
+    for activations, tokens, record, position in reader.rows("blocks.6.hook_resid_post"): ...
+
+Guarantee: only what is committed is seen, each token once, in the order of workers, batches and records; a chain with a
+gap, a commit of another run or an object of another size raises DamagedData. Shuffled reading is in `shuffle`.
+
+Cost: opening reads `run.json` and lists the workers. The commits of a worker are listed and read when its first batch
+is wanted. Data is mapped from a local disk; from a bucket it comes in parallel ranges, one batch ahead of its use.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+import checkpoint
+
+from .errors import DamagedData, InvalidRequest, ObjectNotFound
+from .objects import SUMS, BatchRef, StoredBatch
+from .records import Cursor
+from .storage import open_storage
+
+_THREADS = 16
+_READ_AHEAD = 1
+
+
+class Rows(NamedTuple):
+    """n tokens: activations [n, width], tokens int32 [n], record int64 [n, 2] (stream, index), position int32 [n].
+
+    Positions count from 0 in each sequence. Where several hook points were asked for, activations is a dict of them.
+    """
+
+    activations: np.ndarray | dict[str, np.ndarray]
+    tokens: np.ndarray
+    record: np.ndarray
+    position: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One commit: N tokens of R records. A record that goes on in the next batch is in both.
+
+    `activations`: {hook point: [N, width]}, `tokens`, `positions`: int32 [N], `record_index`: int64 [R],
+    `record_offsets`: int64 [R+1] into the N tokens, `record_ids`: the R ids.
+    """
+
+    ref: BatchRef
+    activations: dict[str, np.ndarray]
+    tokens: np.ndarray
+    positions: np.ndarray
+    record_index: np.ndarray
+    record_offsets: np.ndarray
+    record_ids: list[str]
+
+
+@dataclass(frozen=True)
+class RecordActivations:
+    """One whole record of n tokens: `activations` {hook point: [n, width]}, `tokens` and `positions` int32 [n]."""
+
+    stream: int
+    index: int
+    id: str
+    activations: dict[str, np.ndarray]
+    tokens: np.ndarray
+    positions: np.ndarray
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Over `count` tokens: `mean` and `std` float64 [width] of each coordinate, `norm` the root mean square of ‖x‖."""
+
+    count: int
+    mean: np.ndarray
+    std: np.ndarray
+    norm: float
+
+
+class ActivationReader:
+    """A run, open for reading. What is committed after a worker's commits were first read is not seen."""
+
+    def __init__(self, output: str):
+        self.storage = open_storage(output)
+        try:
+            self.run = checkpoint.read_run(self.storage)
+        except ObjectNotFound:
+            raise InvalidRequest(f"{output} holds no {checkpoint.RUN}: not the output of a run") from None
+        self.hook_points: tuple[str, ...] = tuple(self.run["configuration"].get("hook_points", ()))
+        self.workers = tuple(
+            number for folder in self.storage.folders() if (number := checkpoint.worker_number(folder)) is not None
+        )
+        self._refs: dict[int, tuple[BatchRef, ...]] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+        self._unscanned: Iterator[BatchRef] | None = None
+        self._pool = ThreadPoolExecutor(_THREADS, "reader")
+
+    # ------------------------------------------------------------------------------------------ what is there
+
+    def refs(self, worker_id: int) -> Iterator[BatchRef]:
+        """The batches of one worker that have data, in order."""
+        if worker_id in self._refs:
+            return iter(self._refs[worker_id])
+        return self._read_commits(worker_id)
+
+    def all_refs(self, workers: Iterable[int] | None = None) -> Iterator[BatchRef]:
+        """The batches of these workers, of all by default."""
+        for worker_id in self.workers if workers is None else workers:
+            yield from self.refs(worker_id)
+
+    def num_tokens(self) -> int:
+        """How many tokens are committed; reads every commit that was not read yet."""
+        return sum(ref.num_tokens for ref in self.all_refs())
+
+    def _read_commits(self, worker_id: int) -> Iterator[BatchRef]:
+        names = checkpoint.list_commits(self.storage, worker_id)
+        found, cursor = [], Cursor(0, 0)
+        read = self._ahead(names, lambda name: checkpoint.parse_commit(self.storage.read(name), name), _THREADS)
+        for number, (name, commit) in enumerate(zip(names, read, strict=True)):
+            if (commit.worker_id, commit.batch, commit.fingerprint) != (worker_id, number, self.run["fingerprint"]):
+                raise DamagedData(f"{name}: says worker {commit.worker_id}, batch {commit.batch} of another run")
+            if commit.cursor_before != cursor:
+                raise DamagedData(f"{name}: begins at {commit.cursor_before}, the batch before it ended at {cursor}")
+            cursor = commit.cursor_after
+            if commit.data is not None:
+                data = f"{checkpoint.worker_folder(worker_id)}/{commit.data.name}"
+                size, tokens, before = commit.data.size, commit.num_tokens, commit.cursor_before
+                ref = BatchRef(worker_id, number, data, size, tokens, before, cursor)
+                found.append(ref)
+                yield ref
+        self._refs[worker_id] = tuple(found)
+
+    def _ahead(self, items: Iterable, load: Callable, depth: int) -> Iterator:
+        """`load(item)` of each item in order, up to `depth` of them being loaded while one is used."""
+        source, waiting = iter(items), deque()
+        for item in source:
+            waiting.append(self._pool.submit(load, item))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    # ------------------------------------------------------------------------------------------ reading
+
+    def batches(
+        self, hook_points: Sequence[str] | None = None, workers: Iterable[int] | None = None
+    ) -> Iterator[Batch]:
+        """Every batch, with these hook points (all by default). Raises InvalidRequest for one the run does not have."""
+        names = self.checked(hook_points)
+        return self._load_batches(self.all_refs(workers), names)
+
+    def rows(self, hook_point: str, workers: Iterable[int] | None = None) -> Iterator[Rows]:
+        """The tokens of every batch with their activations at one hook point."""
+        for batch in self.batches([hook_point], workers):
+            index = np.repeat(batch.record_index, np.diff(batch.record_offsets))
+            record = np.stack([np.full(len(index), batch.ref.worker_id, np.int64), index], axis=1)
+            yield Rows(batch.activations[hook_point], batch.tokens, record, batch.positions)
+
+    def records(
+        self, hook_points: Sequence[str] | None = None, workers: Iterable[int] | None = None
+    ) -> Iterator[RecordActivations]:
+        """Every record that is committed whole, joined where it goes over batches; records without tokens aside."""
+        names = self.checked(hook_points)
+        for worker_id in self.workers if workers is None else workers:
+            yield from _join(self._load_batches(self.refs(worker_id), names))
+
+    def record(self, record_id: str, hook_points: Sequence[str] | None = None) -> RecordActivations:
+        """The record of this id. Raises ObjectNotFound. The headers of the batches up to it are read, once each."""
+        names = self.checked(hook_points)
+        if self._unscanned is None:
+            self._unscanned = self._headers()
+        while record_id not in self._places:
+            stored = next(self._unscanned, None)
+            if stored is None:
+                raise ObjectNotFound(f"{self.storage.location} holds no record {record_id!r}")
+            for found in stored.record_ids:
+                self._places.setdefault(found, (stored.ref.worker_id, stored.ref.batch))
+        worker_id, batch = self._places[record_id]
+        refs = (ref for ref in self.refs(worker_id) if ref.batch >= batch)
+        for record in _join(self._load_batches(refs, names)):
+            if record.id == record_id:
+                return record
+        raise ObjectNotFound(f"{self.storage.location} does not hold all of record {record_id!r} yet")
+
+    def statistics(self, hook_points: Sequence[str] | None = None) -> dict[str, Statistics]:
+        """{hook point: Statistics} of all tokens, from the sums in each object's first bytes; rows are not read."""
+        names = self.checked(hook_points)
+        count, sums = 0, {name: [0.0, 0.0] for name in names}
+        for stored in self._headers():
+            count += stored.ref.num_tokens
+            for name in names:
+                for part, suffix in enumerate(SUMS):
+                    sums[name][part] = sums[name][part] + stored.array(name + suffix)
+        if not count:
+            raise InvalidRequest(f"{self.storage.location} holds no tokens yet")
+        return {name: _statistics(count, *parts) for name, parts in sums.items()}
+
+    def _headers(self) -> Iterator[StoredBatch]:
+        return self._ahead(self.all_refs(), lambda ref: StoredBatch(self.storage, ref), _THREADS)
+
+    def _load_batches(self, refs: Iterable[BatchRef], names: Sequence[str]) -> Iterator[Batch]:
+        return self._ahead(refs, lambda ref: self._load(ref, names), _READ_AHEAD)
+
+    def _load(self, ref: BatchRef, names: Sequence[str]) -> Batch:
+        stored = StoredBatch(self.storage, ref)
+        stored.fetch(["record_index", "record_offsets", "tokens", "positions", *names])
+        return Batch(
+            ref, {name: stored.array(name) for name in names}, stored.array("tokens"), stored.array("positions"),
+            stored.array("record_index"), stored.array("record_offsets"), stored.record_ids,
+        )
+
+    def checked(self, hook_points: Sequence[str] | None) -> tuple[str, ...]:
+        """These hook points, all of the run by default. Raises InvalidRequest for one that the run does not have."""
+        names = self.hook_points if hook_points is None else tuple(hook_points)
+        for name in names:
+            if name not in self.hook_points:
+                raise InvalidRequest(f"{name}: the run has the hook points {', '.join(self.hook_points)}")
+        return names
+
+
+def _statistics(count: int, total: np.ndarray, squares: np.ndarray) -> Statistics:
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    return Statistics(count, mean, std, float(np.sqrt(squares.sum() / count)))
+
+
+def _join(batches: Iterator[Batch]) -> Iterator[RecordActivations]:
+    """Whole records of consecutive batches of one worker; a first record that began before them is left out."""
+    parts: list[RecordActivations] = []
+    for batch in batches:
+        last = len(batch.record_ids) - 1
+        for at, record_id in enumerate(batch.record_ids):
+            begun_before = at == 0 and batch.ref.begin.token_offset > 0
+            if begun_before and not parts:
+                continue
+            parts.append(_part(batch, at, record_id))
+            if at < last or batch.ref.end.token_offset == 0:
+                yield _concatenate(parts)
+                parts = []
+
+
+def _part(batch: Batch, at: int, record_id: str) -> RecordActivations:
+    here = slice(int(batch.record_offsets[at]), int(batch.record_offsets[at + 1]))
+    activations = {name: values[here] for name, values in batch.activations.items()}
+    index = int(batch.record_index[at])
+    return RecordActivations(
+        batch.ref.worker_id, index, record_id, activations, batch.tokens[here], batch.positions[here]
+    )
+
+
+def _concatenate(parts: list[RecordActivations]) -> RecordActivations:
+    if len(parts) == 1:
+        return parts[0]
+    activations = {name: np.concatenate([part.activations[name] for part in parts]) for name in parts[0].activations}
+    tokens, positions = (np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "positions"))
+    return RecordActivations(parts[0].stream, parts[0].index, parts[0].id, activations, tokens, positions)

@@ -1,0 +1,63 @@
+"""Whole runs without a model: real chains and data objects, whose activations are a function of the token."""
+
+from collections.abc import Iterable
+
+import ml_dtypes
+import numpy as np
+
+import checkpoint
+from extraction.packing import BatchShape, pack_batches
+from extraction.pipeline import BatchInFlight, Layout
+from extraction.records import TokenizedRecord
+
+SHAPE = BatchShape(steps=1, rows=2, seq_len=8)
+FINGERPRINT = "sha256:of-the-configuration"
+WIDTHS = {"blocks.0.hook_resid_post": 4, "blocks.1.mlp.hook_post": 6}
+DTYPE = np.dtype(ml_dtypes.bfloat16)
+
+
+def record_id(worker_id: int, index: int) -> str:
+    return f"<urn:{worker_id}/{index}>"
+
+
+def tokens_of(worker_id: int, index: int, length: int) -> np.ndarray:
+    """Token ids that occur once in a run."""
+    return np.arange(length, dtype=np.int32) + 100 * index + 100_000 * worker_id
+
+
+def activations_of(tokens: np.ndarray, width: int) -> np.ndarray:
+    """[n, width], told apart by token and coordinate to the precision of bfloat16."""
+    spread = (tokens.astype(np.int64) * 2654435761 % 251)[:, None] - 125
+    return (spread * (1 + np.arange(width)) / 16).astype(DTYPE)
+
+
+def make_run(storage: object, streams: Iterable[Iterable[int]], stop_after: int | None = None) -> None:
+    """A run with a worker for each list of record lengths; each worker stops after some batches, at the end if None."""
+    configuration = {"hook_points": list(WIDTHS)}
+    checkpoint.join_run(storage, configuration, {"fingerprint": FINGERPRINT, "streams": "/nowhere"})
+    for worker_id, lengths in enumerate(streams):
+        extract(checkpoint.CommitChain.load(storage, worker_id, FINGERPRINT), list(lengths), stop_after)
+
+
+def extract(chain: checkpoint.CommitChain, lengths: list[int], stop_after: int | None = None) -> None:
+    """Commit the batches of one worker from where its chain stands."""
+    layout = Layout(chain.worker_id, WIDTHS, DTYPE)
+    records = (
+        TokenizedRecord(index, record_id(chain.worker_id, index), tokens_of(chain.worker_id, index, length))
+        for index, length in enumerate(lengths) if index >= chain.cursor.record
+    )
+    for number, batch in enumerate(pack_batches(records, chain.cursor, SHAPE, "split")):
+        if number == stop_after:
+            return
+        data = fill(BatchInFlight(batch, chain.next_batch, layout).shard) if batch.num_tokens else None
+        chain.commit(batch, data, {"step": 0.5})
+
+
+def fill(shard: object) -> memoryview:
+    """The object, with activations and their sums put in."""
+    for name, width in WIDTHS.items():
+        values = activations_of(shard.arrays["tokens"], width)
+        shard.arrays[name][:] = values
+        shard.arrays[f"{name}.sum"][:] = values.astype(np.float64).sum(axis=0)
+        shard.arrays[f"{name}.sum_of_squares"][:] = (values.astype(np.float64) ** 2).sum(axis=0)
+    return shard.data

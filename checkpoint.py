@@ -23,6 +23,7 @@ Cost: one listing and two reads to resume; two create requests for each batch.
 
 import hashlib
 import json
+import math
 import platform
 import re
 import time
@@ -36,11 +37,14 @@ from extraction.faults import kill_point
 from extraction.packing import PackedBatch
 from extraction.records import Cursor
 from extraction.storage import ObjectInfo, Storage
+from extraction.strict_json import loads
 from extraction.versions import software_versions
 
 SCHEMA = 1
 RUN = "run.json"
-_COMMIT_NAME = re.compile(r"(\d{8})\.json")
+MAX_COMMIT = 1 << 20  # bytes; a commit has about 1,000
+_MAX_COUNT = 1 << 63
+_COMMIT_NAME = re.compile(r"([0-9]{8})\.json")
 
 
 def worker_folder(worker_id: int) -> str:
@@ -62,7 +66,7 @@ class Instance:
     """One start of a worker: what a rival is told about who won."""
 
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
-    host: str = field(default_factory=platform.node)
+    host: str = field(default_factory=lambda: "".join(c if c.isprintable() else "?" for c in platform.node()))
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     versions: dict[str, str] = field(default_factory=software_versions)
 
@@ -118,12 +122,15 @@ class Commit:
 
 
 def parse_commit(data: bytes, name: str) -> Commit:
-    """The commit stored under `name`. Raises DamagedData naming it if it is not a commit this version can read."""
+    """The commit stored under `name`. Raises DamagedData naming it if it is not a commit this version can read.
+
+    Memory: at most 64 bytes for each byte of `data`, of which more than MAX_COMMIT are refused unread.
+    """
     try:
-        value = json.loads(data)
-        schema = value.pop("schema")
-        if schema != SCHEMA:
-            raise DamagedData(f"{name}: commit of schema {schema!r}, this version reads {SCHEMA}; use a newer version")
+        if len(data) > MAX_COMMIT:
+            raise ValueError(f"{len(data):,} bytes are too many")
+        value = loads(data)
+        _check_schema(value.pop("schema"), f"{name}: commit")
         known = {key: value[key] for key in Commit.__dataclass_fields__}
         for key in ("cursor_before", "cursor_after"):
             known[key] = Cursor(**known[key])
@@ -133,8 +140,15 @@ def parse_commit(data: bytes, name: str) -> Commit:
         commit = Commit(**known)
         _check_types(commit)
         return commit
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise DamagedData(f"{name}: not a readable commit ({error or type(error).__name__})") from error
+
+
+def _check_schema(schema: object, what: str) -> None:
+    if type(schema) is not int:
+        raise ValueError("its schema is not a number")
+    if schema != SCHEMA:
+        raise DamagedData(f"{what} of schema {schema}, this version reads {SCHEMA}; use a newer version")
 
 
 def _check_types(commit: Commit) -> None:
@@ -145,16 +159,20 @@ def _check_types(commit: Commit) -> None:
         counts += [cursor.record, cursor.token_offset]
     strings = [commit.attempt, commit.fingerprint, commit.record_ids_digest, commit.host, commit.started]
     if commit.data is not None:
-        counts.append(commit.data.size)
+        counts += [commit.data.size, 0 if commit.data.generation is None else commit.data.generation]
         strings += [commit.data.name, commit.data.crc32c]
-        if not re.fullmatch(r"batches/\d{8}(-[0-9a-f]+)?\.safetensors", commit.data.name):
+        if not re.fullmatch(r"batches/[0-9]{8}(-[0-9a-f]{1,64})?\.safetensors", commit.data.name):
             raise ValueError(f"data object {commit.data.name!r} is outside the batches folder")
-    if any(type(count) is not int or count < 0 for count in counts):
-        raise ValueError("a count is not a number of at least 0")
-    if any(type(text) is not str for text in strings) or type(commit.end_of_stream) is not bool:
-        raise ValueError("a field has the wrong type")
+    if any(type(count) is not int or not 0 <= count < _MAX_COUNT for count in counts):
+        raise ValueError("a count is not a number from 0 to 2**63")
+    if any(type(text) is not str or not text.isprintable() for text in strings):
+        raise ValueError("a text is not a string that can be printed")
+    if type(commit.end_of_stream) is not bool:
+        raise ValueError("end_of_stream is not true or false")
     for table, kinds in ((commit.seconds, (int, float)), (totals.seconds, (int, float)), (commit.versions, (str,))):
-        if type(table) is not dict or any(type(value) not in kinds for value in table.values()):
+        if type(table) is not dict or any(
+            type(value) not in kinds or (kinds != (str,) and not math.isfinite(value)) for value in table.values()
+        ):
             raise ValueError("seconds or versions are not an object of numbers or strings")
 
 
@@ -188,15 +206,25 @@ def join_run(storage: Storage, configuration: dict, details: dict) -> dict:
 
 def read_run(storage: Storage) -> dict:
     """The content of `run.json`. Raises ObjectNotFound or DamagedData."""
+    return parse_run(storage.read(RUN), f"{storage.location}/{RUN}")
+
+
+def parse_run(data: bytes, name: str) -> dict:
+    """The run description stored under `name`. Raises DamagedData. Memory: at most 64 bytes for each byte of `data`."""
     try:
-        run = json.loads(storage.read(RUN))
-        if run["schema"] != SCHEMA:
-            raise DamagedData(f"{RUN}: schema {run['schema']!r}, this version reads {SCHEMA}; use a newer version")
+        run = loads(data)
+        _check_schema(run["schema"], f"{name}: run description")
         if not isinstance(run["configuration"], dict) or not isinstance(run["fingerprint"], str):
             raise ValueError("wrong types")
         return run
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedData(f"{storage.location}/{RUN}: not a readable run description ({error})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedData(f"{name}: not a readable run description ({error})") from error
+
+
+def batch_of(name: str) -> int | None:
+    """The batch of a commit's name, or None if it is not the name of a commit."""
+    match = _COMMIT_NAME.fullmatch(name.rpartition("/")[2])
+    return int(match[1]) if match else None
 
 
 def list_commits(storage: Storage, worker_id: int) -> list[str]:
@@ -204,10 +232,10 @@ def list_commits(storage: Storage, worker_id: int) -> list[str]:
     folder = f"{worker_folder(worker_id)}/commits/"
     names = [info.name for info in storage.list(folder)]
     for number, name in enumerate(names):
-        match = _COMMIT_NAME.fullmatch(name.removeprefix(folder))
-        if match is None:
+        batch = batch_of(name)
+        if batch is None or name != commit_name(worker_id, batch):
             raise DamagedData(f"{name}: no commit has such a name; move it out of the folder")
-        if int(match[1]) != number:
+        if batch != number:
             raise DamagedData(f"{commit_name(worker_id, number)} is missing, but {name} is there: restore it")
     return names
 
@@ -304,12 +332,24 @@ class CommitChain:
 
 def check_data(storage: Storage, commit: Commit) -> ObjectInfo:
     """Compare a committed data object with what the store has. Raises DamagedData naming the object."""
-    name = f"{worker_folder(commit.worker_id)}/{commit.data.name}"
     try:
-        info = storage.stat(name)
+        info = storage.stat(data_name(commit))
     except ObjectNotFound:
-        raise DamagedData(f"{name}: committed by batch {commit.batch}, but it is not there; restore it") from None
-    if (info.size, info.crc32c) != (commit.data.size, commit.data.crc32c):
+        info = None
+    return compare_data(commit, info)
+
+
+def data_name(commit: Commit) -> str:
+    """The name of a commit's data object, in the run."""
+    return f"{worker_folder(commit.worker_id)}/{commit.data.name}"
+
+
+def compare_data(commit: Commit, info: ObjectInfo | None) -> ObjectInfo:
+    """As `check_data`, with what is known of the object; None if it is not there."""
+    name = data_name(commit)
+    if info is None:
+        raise DamagedData(f"{name}: committed by batch {commit.batch}, but it is not there; restore it")
+    if not info.holds(commit.data.size, commit.data.crc32c):
         raise DamagedData(
             f"{name}: {info.size} bytes with crc32c {info.crc32c}, but {commit.data.size} bytes with "
             f"{commit.data.crc32c} were committed; restore it"

@@ -5,7 +5,7 @@ the finished file, so filling the arrays makes the object and nothing is copied 
 safetensors one (github.com/huggingface/safetensors): 8 bytes little-endian header size, JSON header, data.
 
 Guarantee: same layout and values, same bytes. `decode` trusts nothing: sizes, names, dtypes and offsets are checked
-before an array is made, and it never allocates more than the header it was given.
+before an array is made, and it allocates at most 64 bytes for each byte of the header.
 """
 
 import json
@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from .errors import DamagedData, InvalidRequest
+from .strict_json import loads
 
 SCHEMA = 1
 _ALIGNMENT = 64
@@ -95,10 +96,10 @@ def decode_header(data: bytes | memoryview, name: str = "data object") -> tuple[
     if len(data) < 8 or size > _MAX_HEADER or 8 + size > len(data):
         raise DamagedData(f"{name}: cut off inside its header")
     try:
-        header = json.loads(bytes(data[8 : 8 + size]))
+        header = loads(bytes(data[8 : 8 + size]))
         metadata = header.get("__metadata__", {})
         strings = all(isinstance(item, str) for pair in metadata.items() for item in pair)
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, AttributeError) as error:
         raise DamagedData(f"{name}: its header is not a JSON object") from error
     if not strings:
         raise DamagedData(f"{name}: its metadata is not strings")
@@ -114,10 +115,10 @@ def entries_of(header: dict, length: int, name: str = "data object") -> dict[str
                 continue
             shape, (first, last) = tuple(value["shape"]), value["data_offsets"]
             if any(type(n) is not int or n < 0 for n in (*shape, first, last)) or first != end:
-                raise ValueError(f"bad shape or offsets of {key}")
+                raise ValueError(f"bad shape or offsets of {key!r}")
             entries[key] = Entry(_DTYPES[value["dtype"]], shape, first, last)
             if math.prod(shape) * entries[key].dtype.itemsize != last - first:
-                raise ValueError(f"wrong size of {key}")
+                raise ValueError(f"wrong size of {key!r}")
             end = last
         if end != length:
             raise ValueError("wrong length")

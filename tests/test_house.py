@@ -18,7 +18,7 @@ LEVELS = [
     {"checkpoint", "pipeline", "audit", "progress", "datasets", "reader"},
     {"streams", "tokenization", "packing", "forward", "shards", "writer", "objects"},
     {"models", "storage"},
-    {"config", "errors", "records", "faults", "preemption", "versions"},
+    {"config", "errors", "records", "faults", "preemption", "versions", "strict_json"},
 ]
 # Within a level, what uses what; everything else at one level stays apart.
 BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "packing"), ("writer", "packing"),

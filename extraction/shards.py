@@ -23,6 +23,7 @@ from .strict_json import loads
 SCHEMA = 1
 _ALIGNMENT = 64
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
+_MAX_AXES, _MAX_SIZE = 8, 1 << 48  # of an array, in numbers
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -114,10 +115,12 @@ def entries_of(header: dict, length: int, name: str = "data object") -> dict[str
             if key == "__metadata__":
                 continue
             shape, (first, last) = tuple(value["shape"]), value["data_offsets"]
-            if any(type(n) is not int or n < 0 for n in (*shape, first, last)) or first != end:
+            if any(type(n) is not int or n < 0 for n in (*shape, first, last)) or first != end or len(shape) > _MAX_AXES:
                 raise ValueError(f"bad shape or offsets of {key!r}")
             entries[key] = Entry(_DTYPES[value["dtype"]], shape, first, last)
-            if math.prod(shape) * entries[key].dtype.itemsize != last - first:
+            # An axis of no length hides how long the others are, and NumPy makes no such array.
+            too_long = math.prod(n or 1 for n in shape) > _MAX_SIZE
+            if too_long or math.prod(shape) * entries[key].dtype.itemsize != last - first:
                 raise ValueError(f"wrong size of {key!r}")
             end = last
         if end != length:

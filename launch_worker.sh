@@ -9,13 +9,20 @@
 # LAYERS, HOOKS, STREAM    optional; every other flag is EXTRACT_<FLAG>, such as EXTRACT_SEQ_LEN=1024
 # PYTHON                   interpreter; by default .venv/bin/python beside this script, else python3
 #
-# Exit 75 (try again) and death by a signal are followed by a new start after a growing, jittered pause. Any other exit
-# code is final and is this script's own. SIGTERM and SIGINT are passed on; then there is no new start.
+# What follows the end of the worker, after a growing, jittered pause; a new commit starts all counts and pauses anew:
+#   75 (try again), 137, 143 (killed)   a preemption: a new start, as often as it takes
+#   death by another signal             a failure: LAUNCH_FAILURES (5) in a row without a new commit, then it stops
+#   a kill within LAUNCH_QUICK (300) seconds, without a new commit, LAUNCH_KILLS (10) in a row: a crash loop, it stops
+#   anything else                       is final
+# The exit code is the worker's last one. SIGTERM and SIGINT are passed on as SIGTERM; then there is no new start: 75.
 set -euo pipefail
 
 here=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
 first_pause=${LAUNCH_FIRST_PAUSE:-1}
 longest_pause=${LAUNCH_LONGEST_PAUSE:-60}
+most_failures=${LAUNCH_FAILURES:-5}
+most_kills=${LAUNCH_KILLS:-10}
+quick=${LAUNCH_QUICK:-300}
 
 stop_with() { # exit code, message
     echo "launch_worker: $2" >&2
@@ -35,7 +42,8 @@ if [ $# -gt 0 ] && [[ $1 != -* ]]; then
 else
     worker_id=$(find_worker_id)
 fi
-[ -n "$worker_id" ] || [ -n "${STREAM:-}" ] || stop_with 2 "which worker? give its number: ./launch_worker.sh 0, or set WORKER_ID"
+[ -n "$worker_id" ] || [ -n "${STREAM:-}" ] ||
+    stop_with 2 "which worker? give its number: ./launch_worker.sh 0, or set WORKER_ID"
 [ -z "$worker_id" ] || [[ $worker_id =~ ^[0-9]+$ ]] || stop_with 2 "worker id '$worker_id' is not a number"
 for name in MODEL STREAMS OUTPUT; do
     [ -n "${!name:-}" ] || stop_with 2 "$name is not set; see the top of $here/launch_worker.sh"
@@ -67,40 +75,66 @@ arguments=(--model "$MODEL" --streams "$STREAMS" --output "$OUTPUT")
 [ -z "${HOOKS:-}" ] || arguments+=(--hooks "$HOOKS")
 [ -z "${STREAM:-}" ] || arguments+=(--stream "$STREAM")
 
-worker=
-stopping=
-pass_on() { # signal
-    stopping=yes
-    [ -z "$worker" ] || kill -s "$1" "$worker" 2> /dev/null || true
+child=
+stopping=0
+pass_on() { # SIGTERM, whatever came: a background process ignores SIGINT until it asks for it
+    stopping=$((stopping + 1))
+    [ -z "$child" ] || kill -s TERM "$child" 2> /dev/null || true
 }
-trap 'pass_on TERM' TERM
-trap 'pass_on INT' INT
+trap pass_on TERM INT
 
-wait_for() { # process; its exit code, also when a trapped signal interrupts the waiting
-    local code=0
-    wait "$1" || code=$?
-    while kill -0 "$1" 2> /dev/null; do
-        code=0
-        wait "$1" || code=$?
+run_child() { # command; its exit code
+    local code signals=-1
+    "$@" &
+    child=$!
+    [ "$stopping" -eq 0 ] || pass_on # for a signal that came before there was a child
+    while [ "$signals" -ne "$stopping" ]; do # a signal ends the waiting, not the child
+        signals=$stopping code=0
+        wait "$child" || code=$?
     done
+    child=
     return "$code"
 }
 
-pause=$first_pause
-while true; do
-    [ -z "$stopping" ] || exit 75
-    began=$SECONDS
-    code=0
-    "$python" "$here/extract_activations.py" run "${arguments[@]}" "$@" &
-    worker=$!
-    wait_for "$worker" || code=$?
-    worker=
-    if [ "$code" -ne 75 ] && [ "$code" -le 128 ]; then exit "$code"; fi
-    [ -z "$stopping" ] || exit 75
-    if [ $((SECONDS - began)) -ge "$longest_pause" ]; then pause=$first_pause; fi
+pause_before_next() {
+    local seconds
     seconds=$(awk -v pause="$pause" -v seed="$RANDOM" 'BEGIN { srand(seed); print pause * (0.5 + rand() / 2) }')
-    echo "launch_worker: worker ended with $code; again in $seconds s" >&2
-    sleep "$seconds" &
-    wait_for $! || true
+    echo "launch_worker: worker ended with $1; again in $seconds s" >&2
+    run_child sleep "$seconds" || true
     pause=$(awk -v pause="$pause" -v most="$longest_pause" 'BEGIN { print (pause * 2 < most) ? pause * 2 : most }')
+}
+
+give_up() { # exit code, what happened
+    echo "launch_worker: $2 without a new commit; not started again" >&2
+    stop_with "$1" "see the worker's last lines above and dmesg (out of memory? then a lower --batch-size, \
+--steps-per-batch or --queue-mib); what is committed stays, and the same command goes on from there"
+}
+
+# The worker writes the name of each new commit there: did this start get anywhere?
+LAUNCH_COMMIT_FILE=$(mktemp) || stop_with 2 "no place for a temporary file; set TMPDIR"
+export LAUNCH_COMMIT_FILE
+trap 'rm -f "$LAUNCH_COMMIT_FILE"' EXIT
+
+pause=$first_pause failures=0 kills=0
+while true; do
+    [ "$stopping" -eq 0 ] || exit 75
+    : > "$LAUNCH_COMMIT_FILE"
+    began=$SECONDS code=0
+    run_child "$python" "$here/extract_activations.py" run "${arguments[@]}" "$@" || code=$?
+    if [ "$code" -ne 75 ] && [ "$code" -le 128 ]; then exit "$code"; fi
+    [ "$stopping" -eq 0 ] || exit 75
+    if [ -s "$LAUNCH_COMMIT_FILE" ]; then pause=$first_pause failures=0 kills=0; fi
+    case $code in
+        75) ;;
+        137 | 143)
+            kills=$((SECONDS - began < quick ? kills + 1 : 0))
+            [ "$kills" -lt "$most_kills" ] || give_up "$code" "killed $kills times in a row, soon after the start and"
+            ;;
+        *)
+            failures=$((failures + 1))
+            what="$failures crashes in a row, the last by signal $((code - 128)),"
+            [ "$failures" -lt "$most_failures" ] || give_up "$code" "$what"
+            ;;
+    esac
+    pause_before_next "$code"
 done

@@ -1,12 +1,15 @@
 """What a person sees of a running worker: a live bar on a terminal, a line every 30 s elsewhere, `progress.json`.
 
-In: each commit. Out: text on stderr and at most one overwrite of `progress.json` in 10 s. Nothing here is trusted when
-resuming; where overwriting is refused `progress.json` is skipped.
+In: each commit. Out: text on stderr, at most one overwrite of `progress.json` in 10 s, and the name of the first commit
+of a start in the local file LAUNCH_COMMIT_FILE, if that is set, so that launch_worker.sh knows whether a start got
+anywhere. Nothing here is trusted when resuming; where overwriting is refused `progress.json` is skipped.
 """
 
 import json
+import os
 import sys
 import time
+from pathlib import Path
 
 import checkpoint
 from checkpoint import Commit
@@ -27,6 +30,7 @@ class Progress:
         self._begin = self._last_line = time.monotonic()
         self._last_file = self._begin - FILE_EVERY
         self._writes_file = True
+        self._told_launcher = False
         self._bar = self._make_bar(done) if visible and sys.stderr.isatty() else None
         self._lines = visible and self._bar is None
 
@@ -42,6 +46,7 @@ class Progress:
 
     def on_commit(self, commit: Commit) -> None:
         """Show and note one more commit."""
+        self._tell_launcher(commit)
         self._tokens += commit.num_tokens
         now = time.monotonic()
         rate = self._tokens / max(now - self._begin, 1e-9)
@@ -53,6 +58,16 @@ class Progress:
         if self._writes_file and (now - self._last_file >= FILE_EVERY or commit.end_of_stream):
             self._last_file = now
             self._write_file(commit, rate)
+
+    def _tell_launcher(self, commit: Commit) -> None:
+        path = os.environ.get("LAUNCH_COMMIT_FILE")
+        if not path or self._told_launcher:
+            return
+        self._told_launcher = True
+        try:
+            Path(path).write_text(f"{checkpoint.commit_name(commit.worker_id, commit.batch)}\n")
+        except OSError as error:
+            print(f"LAUNCH_COMMIT_FILE {path} is not written: {error}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -7,7 +7,7 @@ are is no part of it.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 
@@ -97,22 +97,29 @@ def parse_layers(text: str, num_layers: int) -> list[int]:
     return sorted(layers)
 
 
-def resolve_hook_points(layers: str | None, hooks: str, hook_points: str | None, num_layers: int) -> tuple[str, ...]:
+def resolve_hook_points(
+    layers: str | None, hooks: str, hook_points: str | None, num_layers: int, absent: Mapping[str, str]
+) -> tuple[str, ...]:
     """Full hook point names in depth order, from `--layers` with `--hooks`, or from `--hook-points` (names, globs).
 
+    `absent`: suffixes of hook points that the blocks of this model do not have, and why; a glob passes them over.
     Raises InvalidRequest for a layer, short name or pattern that the model does not have.
     """
-    names = [f"blocks.{layer}.{suffix}" for layer in range(num_layers) for suffix in HOOK_SUFFIXES.values()]
-    names.append(FINAL_HOOK)
+    suffixes = [suffix for suffix in HOOK_SUFFIXES.values() if suffix not in absent]
+    names = [*(f"blocks.{layer}.{suffix}" for layer in range(num_layers) for suffix in suffixes), FINAL_HOOK]
     chosen: set[str] = set()
     for pattern in hook_points.split(",") if hook_points else []:
         found = [name for name in names if fnmatchcase(name, pattern.strip())]
         if not found:
-            raise InvalidRequest(f"--hook-points {pattern.strip()}: no such hook point in a model of {num_layers} layers")
+            reason = absent.get(pattern.strip().split(".", 2)[-1], f"the model has {num_layers} layers")
+            raise InvalidRequest(f"--hook-points {pattern.strip()}: no such hook point: {reason}")
         chosen.update(found)
     for short in hooks.split(",") if layers else []:
         if short.strip() not in HOOK_SUFFIXES:
             raise InvalidRequest(f"--hooks {short.strip()}: choose from {', '.join(HOOK_SUFFIXES)}")
+        if HOOK_SUFFIXES[short.strip()] in absent:
+            reason = absent[HOOK_SUFFIXES[short.strip()]]
+            raise InvalidRequest(f"--hooks {short.strip()}: no such hook point: {reason}")
         chosen.update(f"blocks.{layer}.{HOOK_SUFFIXES[short.strip()]}" for layer in parse_layers(layers, num_layers))
     if not chosen:
         raise InvalidRequest("give --layers (with --hooks) or --hook-points: which activations shall be stored?")

@@ -24,17 +24,15 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .errors import InvalidRequest
-from .models import gpt2, llama
+from .models.architectures import ARCHITECTURES
 from .models.captures import EMBEDDING, Capture, CapturePlan
-from .models.config import ModelConfig, all_hook_points
+from .models.config import ModelConfig
 from .models.devices import device_errors
 from .models.location import ModelFolder
 from .models.sharding import Demand, Layout, MeshShape, Placement, choose_mesh, memory_of, mesh_of, misfit
 from .models.tensors import WeightFiles
 from .models.weights import check_names, leaves_of, load_params
 
-_ARCHITECTURES = {"llama": llama, "qwen2": llama, "qwen3": llama, "gpt2": gpt2}
-_PREFIXES = {"gpt2": "transformer."}
 _TRANSFER_PARTS = 16  # results are cut to a multiple of this part of all slots before they cross to the host
 
 
@@ -196,9 +194,10 @@ def lower_step(
 
 def _checked(config: ModelConfig, options: ForwardOptions, devices: Sequence[jax.Device]) -> ForwardOptions:
     """The options with what is left open resolved, if this model can do what they ask."""
-    unknown = set(options.hook_points) - set(all_hook_points(config.num_layers))
+    unknown = set(options.hook_points) - set(config.hook_points)
     if unknown:
-        raise InvalidRequest(f"{min(unknown)}: no such hook point in a model of {config.num_layers} layers")
+        reason = config.absent_hooks.get(min(unknown).split(".", 2)[-1], f"the model has {config.num_layers} layers")
+        raise InvalidRequest(f"{min(unknown)}: no such hook point: {reason}")
     if config.max_positions is not None and options.shape.seq_len > config.max_positions:
         raise InvalidRequest(f"--seq-len {options.shape.seq_len}: this model has {config.max_positions} positions")
     if options.shape.rows * options.shape.seq_len > np.iinfo(np.int32).max:
@@ -233,7 +232,7 @@ def _use_compile_cache(folder: str | None) -> None:
 
 def _abstract_model(config: ModelConfig, plan: CapturePlan, options: ForwardOptions) -> tuple[dict, dict]:
     """For each part that runs: the flax graph (of one block), and its parameters' whole shapes as a nested dict."""
-    architecture, dtype = _ARCHITECTURES[config.family], jnp.dtype(options.compute_dtype)
+    architecture, dtype = ARCHITECTURES[config.family], jnp.dtype(options.compute_dtype)
     parts = {"embedding": lambda: architecture.Embedding(config, dtype)}
     if plan.num_layers:
         parts["blocks"] = lambda: architecture.Block(config, dtype)
@@ -248,12 +247,12 @@ def _abstract_model(config: ModelConfig, plan: CapturePlan, options: ForwardOpti
 
 
 def _load(folder: ModelFolder, config: ModelConfig, options: ForwardOptions) -> Loaded:
-    architecture = _ARCHITECTURES[config.family]
+    architecture = ARCHITECTURES[config.family]
     plan = CapturePlan.of(options.hook_points, config)
     _, abstract = _abstract_model(config, plan, options)
     table = architecture.weight_table(config)
     placement = Placement(mesh_of(options.mesh, jax.local_devices()), config)
-    with WeightFiles(folder, _PREFIXES.get(config.family, "model.")) as files:
+    with WeightFiles(folder, architecture.PREFIX) as files:
         check_names(files, table, config.num_layers, architecture.NOT_NEEDED)
         params = load_params(files, table, abstract, plan.num_layers, placement)
         return Loaded(params, files.digest())
@@ -280,8 +279,9 @@ def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: 
             found = {Capture("hook_resid_post", EMBEDDING): x.astype(store_dtype)}
             shared["segment_ids"] = segment_ids
             if plan.num_layers:
-                block = lambda params, x, tap: part(params, "blocks")(x, shared, tap)
-                x, captured = _scan(block, params["blocks"], x, (plan, store_dtype, layout))
+                block = lambda layer, x, tap: part(layer["params"], "blocks")(x, shared | layer["flags"], tap)
+                layers = {"params": params["blocks"], "flags": plan.flags()}
+                x, captured = _scan(block, layers, x, (plan, store_dtype, layout))
                 found |= captured
             tensors = {name: found[capture] for name, capture in plan.captures.items()}
             if plan.final_norm:
@@ -292,27 +292,27 @@ def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: 
     return step
 
 
-def _scan(block: Callable, params: dict, x: jax.Array, what: tuple[CapturePlan, jnp.dtype, Layout]):
-    """x after the last layer that runs, and {capture: [B, T, width]}."""
+def _scan(block: Callable, layers: dict, x: jax.Array, what: tuple[CapturePlan, jnp.dtype, Layout]):
+    """x after the last layer that runs, and {capture: [B, T, width]}. Leaves of `layers` have a leading layer axis."""
     plan, dtype, layout = what
 
-    def run(x: jax.Array, layer_params: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def run(x: jax.Array, layer: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
         taps: dict[str, jax.Array] = {}
-        x = layout.rows(block(layer_params, layout.rows(x), taps.__setitem__))
+        x = layout.rows(block(layer, layout.rows(x), taps.__setitem__))
         return x, {kind: layout.tapped(kind, taps[kind]).astype(dtype) for kind in plan.layers_of}
 
     def body(carry: tuple, scanned: tuple) -> tuple:
         x, buffers = carry
-        layer_params, places = scanned
-        x, taps = run(x, layer_params)
+        layer, places = scanned
+        x, taps = run(x, layer)
         return (x, {kind: layout.captured(_write(buffers[kind], taps[kind], places[kind])) for kind in buffers}), None
 
-    first = jax.tree.map(lambda array: array[0], params)
+    first = jax.tree.map(lambda array: array[0], layers)
     shapes = jax.eval_shape(run, x, first)[1]
     buffers = {
         kind: layout.captured(jnp.zeros((len(plan.layers_of[kind]), *shape.shape), dtype)) for kind, shape in shapes.items()
     }
-    (x, buffers), _ = jax.lax.scan(body, (x, buffers), (params, plan.places()))
+    (x, buffers), _ = jax.lax.scan(body, (x, buffers), (layers, plan.places()))
     found = {
         Capture(kind, layer): buffers[kind][place]
         for kind, layers in plan.layers_of.items() for place, layer in enumerate(layers)

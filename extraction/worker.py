@@ -81,7 +81,9 @@ def extract(options: RunOptions, stop: threading.Event) -> None:
         raise InvalidRequest("--worker-id is missing: give it, or set WORKER_ID")
     folder = locate_model(options.model, options.revision)
     model_config = read_model_config(folder.path)
-    hook_points = resolve_hook_points(options.layers, options.hooks, options.hook_points, model_config.num_layers)
+    hook_points = resolve_hook_points(
+        options.layers, options.hooks, options.hook_points, model_config.num_layers, model_config.absent_hooks
+    )
     output = open_storage(options.output)
     manifest = load_manifest(options.streams)
     stream = open_stream(manifest, options.streams, worker_id)

@@ -28,7 +28,7 @@ def test_layers_that_are_none(text):
 
 
 def test_hook_points_come_in_depth_order():
-    assert resolve_hook_points("1,0", "resid_post,z", "ln_final.*", 2) == (
+    assert resolve_hook_points("1,0", "resid_post,z", "ln_final.*", 2, {}) == (
         "blocks.0.attn.hook_z", "blocks.0.hook_resid_post", "blocks.1.attn.hook_z", "blocks.1.hook_resid_post",
         "ln_final.hook_normalized",
     )
@@ -37,7 +37,7 @@ def test_hook_points_come_in_depth_order():
 @pytest.mark.parametrize("layers, hooks, names", [("0", "resid", None), (None, "resid_post", "blocks.9.*"), (None, "z", None)])
 def test_hook_points_that_are_none(layers, hooks, names):
     with pytest.raises(InvalidRequest):
-        resolve_hook_points(layers, hooks, names, 2)
+        resolve_hook_points(layers, hooks, names, 2, {})
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(ExtractionConfig)])

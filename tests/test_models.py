@@ -17,8 +17,8 @@ from extraction.errors import DamagedData, InvalidRequest
 from extraction.models.attention import AttentionRule, attend, attend_blocks
 from extraction.models.config import Rope, all_hook_points, read_model_config
 from extraction.models.location import ModelFolder, locate_model
-from extraction.models.modules import rope_frequencies
-from tests.tiny_models import ALL, CONFIGS, LINEAR, LLAMA3, SIZES, TinyModel, Zoo, documents, error, load, run
+from extraction.models.rope import rope_frequencies
+from tests.tiny_models import CONFIGS, LINEAR, LLAMA3, SIZES, TinyModel, Zoo, documents, error, load, run
 
 # As the hub has them, of older and newer dates; what is spelled out is what their authors wrote.
 SMOLLM2 = {
@@ -74,11 +74,12 @@ def configured(tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_hook_point_of_packed_documents_is_that_of_the_reference_alone(models, name):
     model = models(name)
-    forward = load(model.folder)
+    hooks = read_model_config(model.folder).hook_points
+    forward = load(model.folder, hooks)
     ours, _ = run(forward, documents())
-    assert list(ours) == list(ALL) and set(ALL) == set(model.reference)
+    assert list(ours) == hooks and set(hooks) == set(model.reference)
     assert forward.widths == {hook: values.shape[1] for hook, values in model.reference.items()}
-    for hook in ALL:
+    for hook in hooks:
         assert error(ours[hook], model.reference[hook]) < 1e-5, hook
 
 
@@ -149,15 +150,21 @@ def test_configurations_as_they_are_found(configured, attributes, expected):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"model_type": "mamba2"}, "mamba2.* supported are llama, qwen2, qwen3, gpt2"),
+    ({"model_type": "mamba2"}, "mamba2.* supported are llama, mistral, qwen2, qwen3, gemma2, "),
     ({"some_new_attribute": 3}, "some_new_attribute"),
     ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
     ({"rope_interleaved": True}, "rope_interleaved"),
     ({"hidden_act": "xielu"}, "xielu"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "RoPE type 'yarn'"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "turns": 2.0}}, "RoPE parameters turns"),
     ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE type 'dynamic'"),
-    ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}, "sliding window"),
+    ({"sliding_window": 16}, "sliding_window = 16 is not handled for llama"),
+    ({"model_type": "qwen2", "layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "chunked"),
+    ({"model_type": "mistral", "layer_types": ["sliding_attention"] * 3}, "layer_types"),
+    ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "layer 1 has no experts"),
+    ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "layer 0 has no experts"),
 ])
 def test_what_is_not_handled_is_refused_by_name(configured, change, message):
     with pytest.raises(InvalidRequest, match=message):
@@ -172,6 +179,10 @@ def test_gpt2_variants_that_would_change_the_values_are_refused(configured):
 @pytest.mark.parametrize("attributes", [
     '{"model_type": "lla', "[]", "{}", '{"model_type": ["llama"]}', LLAMA | {"hidden_size": "wide"},
     LLAMA | {"num_attention_heads": 0}, LLAMA | {"num_key_value_heads": 3}, LLAMA | {"num_hidden_layers": 0},
+    LLAMA | {"model_type": "mistral", "sliding_window": 0}, LLAMA | {"model_type": "mixtral", "num_experts_per_tok": 9},
+    LLAMA | {"model_type": "qwen3_moe", "decoder_sparse_step": 0},
+    LLAMA | {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3},
+    LLAMA | {"rope_scaling": {"rope_type": "linear"}},
 ])
 def test_a_broken_configuration_is_damaged_data(configured, attributes):
     with pytest.raises(DamagedData, match=r"config\.json"):

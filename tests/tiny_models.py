@@ -20,7 +20,13 @@ SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "nu
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 GPT2 = partial(transformers.GPT2Config, n_embd=32, n_layer=3, n_head=4, n_positions=256, vocab_size=97)
+NEOX = partial(transformers.GPTNeoXConfig, **{k: v for k, v in SIZES.items() if k != "num_key_value_heads"})
+WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+GEMMA = SIZES | WINDOWS | {"head_dim": 16, "query_pre_attn_scalar": 10}
+EXPERTS = SIZES | {"num_local_experts": 5, "num_experts_per_tok": 2}
+QWEN3_MOE = partial(transformers.Qwen3MoeConfig, **EXPERTS, moe_intermediate_size=24, head_dim=16)
 CONFIGS = {
     "llama": partial(transformers.LlamaConfig, **SIZES),
     "llama-biases-tied-llama3": partial(
@@ -28,10 +34,34 @@ CONFIGS = {
         hidden_act="gelu", rope_parameters=LLAMA3),
     "llama-one-kv-head-linear": partial(
         transformers.LlamaConfig, **(SIZES | {"num_key_value_heads": 1}), rms_norm_eps=1e-2, rope_parameters=LINEAR),
+    "mistral": partial(transformers.MistralConfig, **SIZES, sliding_window=16),
     "qwen2": partial(transformers.Qwen2Config, **SIZES),
+    "qwen2-window-above": partial(
+        transformers.Qwen2Config, **SIZES, use_sliding_window=True, sliding_window=16, max_window_layers=1),
     "qwen3": partial(transformers.Qwen3Config, **SIZES, head_dim=16),
+    "qwen3-yarn-tied-window": partial(
+        transformers.Qwen3Config, **SIZES, head_dim=16, attention_bias=True, tie_word_embeddings=True,
+        rope_parameters=YARN | {"attention_factor": 1.5, "beta_fast": 16}, use_sliding_window=True, **WINDOWS),
+    "gemma2": partial(transformers.Gemma2Config, **GEMMA, attn_logit_softcapping=2.0),
+    "gemma2-uncapped-untied": partial(
+        transformers.Gemma2Config, **GEMMA, attn_logit_softcapping=None, tie_word_embeddings=False),
+    "gemma3_text": partial(transformers.Gemma3TextConfig, **GEMMA, rope_parameters={
+        "full_attention": LINEAR | {"rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}),
     "gpt2": GPT2,
     "gpt2-narrow": partial(GPT2, n_inner=24, activation_function="relu"),
+    "gpt_neox": NEOX,
+    "gpt_neox-in-turn-linear": partial(
+        NEOX, use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True,
+        rope_parameters=LINEAR | {"partial_rotary_factor": 0.5}),
+    "olmo2": partial(transformers.Olmo2Config, **SIZES, eos_token_id=1),
+    "olmo2-biases": partial(
+        transformers.Olmo2Config, **SIZES, eos_token_id=1, attention_bias=True, rope_parameters=LLAMA3),
+    "mixtral": partial(transformers.MixtralConfig, **EXPERTS),
+    "mixtral-window": partial(transformers.MixtralConfig, **EXPERTS, sliding_window=16, head_dim=16),
+    "qwen3_moe": QWEN3_MOE,
+    "qwen3_moe-normalized-window": partial(
+        QWEN3_MOE, norm_topk_prob=True, use_sliding_window=True, sliding_window=16, rope_parameters=YARN),
 }
 LENGTHS = (5, 40, 1, 17, 150, 33, 8)
 ALL = tuple(all_hook_points(3))
@@ -43,12 +73,39 @@ _LLAMA_HOOKS = {
     "mlp.hook_post": ("model.layers.{l}.mlp.down_proj", "in"), "hook_mlp_out": ("model.layers.{l}.mlp", "out"),
     "hook_resid_post": ("model.layers.{l}", "out"), "ln_final.hook_normalized": ("model.norm", "out"),
 }
+_OLMO2_HOOKS = _LLAMA_HOOKS | {
+    "hook_attn_out": ("model.layers.{l}.post_attention_layernorm", "out"),
+    "hook_resid_mid": ("model.layers.{l}.mlp", "in"),
+    "hook_mlp_out": ("model.layers.{l}.post_feedforward_layernorm", "out"),
+}
+_GEMMA_HOOKS = _OLMO2_HOOKS | {"hook_resid_mid": ("model.layers.{l}.pre_feedforward_layernorm", "in")}
 _GPT2_HOOKS = {
     "hook_resid_pre": ("transformer.h.{l}", "in"), "attn.hook_z": ("transformer.h.{l}.attn.c_proj", "in"),
     "hook_attn_out": ("transformer.h.{l}.attn.c_proj", "out"), "hook_resid_mid": ("transformer.h.{l}.ln_2", "in"),
     "mlp.hook_post": ("transformer.h.{l}.mlp.c_proj", "in"), "hook_mlp_out": ("transformer.h.{l}.mlp", "out"),
     "hook_resid_post": ("transformer.h.{l}", "out"), "ln_final.hook_normalized": ("transformer.ln_f", "out"),
 }
+_NEOX_HOOKS = {
+    "hook_resid_pre": ("gpt_neox.layers.{l}", "in"), "attn.hook_z": ("gpt_neox.layers.{l}.attention.dense", "in"),
+    "hook_attn_out": ("gpt_neox.layers.{l}.attention.dense", "out"),
+    "hook_resid_mid": ("gpt_neox.layers.{l}.post_attention_layernorm", "in"),
+    "mlp.hook_post": ("gpt_neox.layers.{l}.mlp.dense_4h_to_h", "in"),
+    "hook_mlp_out": ("gpt_neox.layers.{l}.mlp", "out"), "hook_resid_post": ("gpt_neox.layers.{l}", "out"),
+    "ln_final.hook_normalized": ("gpt_neox.final_layer_norm", "out"),
+}
+_HOOKS = {
+    "gpt2": _GPT2_HOOKS, "gpt_neox": _NEOX_HOOKS, "olmo2": _OLMO2_HOOKS, "gemma2": _GEMMA_HOOKS,
+    "gemma3_text": _GEMMA_HOOKS,
+}
+
+
+def _hooks_of(config: transformers.PreTrainedConfig) -> dict[str, tuple[str, str]]:
+    table = dict(_HOOKS.get(config.model_type, _LLAMA_HOOKS))
+    if getattr(config, "use_parallel_residual", False):
+        del table["hook_resid_mid"]
+    if hasattr(config, "num_experts_per_tok"):
+        del table["mlp.hook_post"]
+    return table
 
 
 def make_model(
@@ -69,9 +126,8 @@ def make_model(
 
 def reference(model: torch.nn.Module, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """{hook point: [t, width]} of one document of t tokens."""
-    table = _GPT2_HOOKS if model.config.model_type == "gpt2" else _LLAMA_HOOKS
     found, handles = {}, []
-    for suffix, (path, side) in table.items():
+    for suffix, (path, side) in _hooks_of(model.config).items():
         for layer in range(model.config.num_hidden_layers):
             name = suffix if suffix.startswith("ln_final") else f"blocks.{layer}.{suffix}"
             module = model.get_submodule(path.format(l=layer))

@@ -35,6 +35,7 @@ class CapturePlan:
     captures: dict[str, Capture]
     layers_of: dict[str, list[int]]
     final_norm: bool
+    windowed: tuple[bool, ...]
 
     @classmethod
     def of(cls, hook_points: tuple[str, ...], config: ModelConfig) -> "CapturePlan":
@@ -46,7 +47,12 @@ class CapturePlan:
             if capture.layer != EMBEDDING:
                 layers_of.setdefault(capture.kind, set()).add(capture.layer)
         sorted_layers = {kind: sorted(layers) for kind, layers in layers_of.items()}
-        return cls(config.num_layers if final_norm else deepest + 1, captures, sorted_layers, final_norm)
+        num_layers = config.num_layers if final_norm else deepest + 1
+        return cls(num_layers, captures, sorted_layers, final_norm, config.windowed[:num_layers])
+
+    def flags(self) -> dict[str, np.ndarray]:
+        """What tells one layer from another, by name, bool [layers]; nothing where no layer has a window."""
+        return {"windowed": np.array(self.windowed)} if self.windowed else {}
 
     def places(self) -> dict[str, np.ndarray]:
         """For each kind, int32 [layers]: the place in its buffer that each layer writes to."""

@@ -1,7 +1,6 @@
 """GPT-2: learned positions, layer norms, a plain mlp.
 
-In and out as in the other architectures; the weight names are those of `GPT2LMHeadModel`, whose matrices are [I, O] and
-which keeps q, k and v in one. Here they are three, so that each can be shared out by heads.
+The weight names are those of `GPT2LMHeadModel`, whose matrices are [I, O], with q, k and v side by side in one.
 """
 
 from functools import partial
@@ -10,55 +9,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .attention import AttentionRule, attention
+from . import block
 from .config import ModelConfig
-from .llama import Tap
-from .modules import ACTIVATIONS, LayerNorm, Linear
-from .weights import Entry, unchanged
+from .modules import MLP, LayerNorm
+from .tables import Table
+from .weights import Entry
+
+PREFIX = "transformer."
+NOT_NEEDED = (r"lm_head\.weight", r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
+FinalNorm = LayerNorm
 
 
-class Attention(nnx.Module):
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        self.config = config
-        self.q, self.k, self.v = (Linear(config.width, config.width, True, dtype) for _ in range(3))
-        self.o = Linear(config.width, config.width, True, dtype)
-
-    def __call__(self, x: jax.Array, shared: dict[str, jax.Array], tap: Tap) -> jax.Array:
-        shape = (*x.shape[:2], self.config.num_heads, self.config.head_width)
-        q, k, v = (part(x).reshape(shape) for part in (self.q, self.k, self.v))  # [B, T, H, Dh]
-        z = attention(q, k, v, shared["segment_ids"], AttentionRule(self.config.head_width**-0.5)).reshape(x.shape)
-        tap("attn.hook_z", z)
-        return self.o(z)
-
-
-class MLP(nnx.Module):
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        self.activation = ACTIVATIONS[config.activation]
-        self.up = Linear(config.width, config.mlp_width, True, dtype)
-        self.down = Linear(config.mlp_width, config.width, True, dtype)
-
-    def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
-        inner = self.activation(self.up(x))  # [B, T, F]
-        tap("mlp.hook_post", inner)
-        return self.down(inner)
-
-
-class Block(nnx.Module):
+class Block(block.Block):
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         norm = partial(LayerNorm, config.width, config.norm_epsilon, dtype)
-        self.norm_attention, self.norm_mlp = norm(), norm()
-        self.attention, self.mlp = Attention(config, dtype), MLP(config, dtype)
-
-    def __call__(self, x: jax.Array, shared: dict[str, jax.Array], tap: Tap) -> jax.Array:
-        added = self.attention(self.norm_attention(x), shared, tap)
-        tap("hook_attn_out", added)
-        x = x + added
-        tap("hook_resid_mid", x)
-        added = self.mlp(self.norm_mlp(x), tap)
-        tap("hook_mlp_out", added)
-        x = x + added
-        tap("hook_resid_post", x)
-        return x
+        super().__init__(block.Attention(config, dtype), MLP(config, dtype), before=norm)
 
 
 class Embedding(nnx.Module):
@@ -71,31 +36,25 @@ class Embedding(nnx.Module):
         return self.table[...][tokens] + self.positions[...][positions], {}
 
 
-FinalNorm = LayerNorm
-
-
-def weight_table(config: ModelConfig) -> dict[str, dict[str, Entry]]:
+def weight_table(config: ModelConfig) -> dict[str, Table]:
     """For each part, our parameter path -> the name in the file, `{l}` being the layer."""
-    block = {}
-    linears = [(f"attention.{name}", "attn.c_attn", partial(_third, number)) for number, name in enumerate("qkv")]
-    linears += [(ours, theirs, unchanged) for ours, theirs in (
-        ("attention.o", "attn.c_proj"), ("mlp.up", "mlp.c_fc"), ("mlp.down", "mlp.c_proj"))]
-    for ours, theirs, transform in linears:
-        block[f"{ours}.kernel"] = Entry(f"transformer.h.{{l}}.{theirs}.weight", transform)
-        block[f"{ours}.bias"] = Entry(f"transformer.h.{{l}}.{theirs}.bias", transform)
+    table = {}
+    for ours, theirs in (("attention.o", "attn.c_proj"), ("mlp.up", "mlp.c_fc"), ("mlp.down", "mlp.c_proj")):
+        table[f"{ours}.kernel"] = Entry(f"transformer.h.{{l}}.{theirs}.weight")
+        table[f"{ours}.bias"] = Entry(f"transformer.h.{{l}}.{theirs}.bias")
+    for third, ours in enumerate("qkv"):
+        table[f"attention.{ours}.kernel"] = Entry("transformer.h.{l}.attn.c_attn.weight", partial(_third, third))
+        table[f"attention.{ours}.bias"] = Entry("transformer.h.{l}.attn.c_attn.bias", partial(_third, third))
     for ours, theirs in (("norm_attention", "ln_1"), ("norm_mlp", "ln_2")):
-        block[f"{ours}.scale"] = Entry(f"transformer.h.{{l}}.{theirs}.weight")
-        block[f"{ours}.bias"] = Entry(f"transformer.h.{{l}}.{theirs}.bias")
+        table[f"{ours}.scale"] = Entry(f"transformer.h.{{l}}.{theirs}.weight")
+        table[f"{ours}.bias"] = Entry(f"transformer.h.{{l}}.{theirs}.bias")
     return {
         "embedding": {"table": Entry("transformer.wte.weight"), "positions": Entry("transformer.wpe.weight")},
-        "blocks": block,
+        "blocks": table,
         "final_norm": {"scale": Entry("transformer.ln_f.weight"), "bias": Entry("transformer.ln_f.bias")},
     }
 
 
-def _third(number: int, tensor: jax.Array) -> jax.Array:
-    """Of three equal parts of the last axis, one."""
-    return jnp.split(tensor, 3, axis=-1)[number]
-
-
-NOT_NEEDED = (r"lm_head\.weight", r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
+def _third(index: int, tensor: jax.Array) -> jax.Array:
+    """q, k or v of what is [..., 3 * D]."""
+    return jnp.split(tensor, 3, axis=-1)[index]

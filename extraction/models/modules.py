@@ -1,14 +1,18 @@
-"""The flax modules that the architectures share, and rotary embedding.
+"""The flax modules that the architectures share: linear maps, norms, embedding, and both kinds of mlp.
 
-Parameters are in the compute dtype; norms and rotations compute in float32. Shapes: x [B, T, D].
+Parameters are in the compute dtype; norms compute in float32. Shapes: x [B, T, D].
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from .config import Rope
+from .config import ModelConfig
+from .rope import rotation
+
+Tap = Callable[[str, jax.Array], None]  # takes the value of a hook point
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -29,21 +33,33 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jnp.einsum("...i,io->...o", x, self.kernel[...], preferred_element_type=jnp.float32)
         if self.bias is not None:
-            y += jnp.expand_dims(self.bias[...].astype(jnp.float32), tuple(range(y.ndim - 1)))
+            y += _last(self.bias, y.ndim)
         return y.astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * scale over the last axis."""
+    """x / rms(x) * scale over the last axis, rounded to the dtype of x before the scale, as Llama does."""
 
     def __init__(self, width: int, epsilon: float, dtype: jnp.dtype):
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.zeros((width,), dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return self.normalized(x).astype(x.dtype) * jnp.expand_dims(self.scale[...], tuple(range(x.ndim - 1)))
+
+    def normalized(self, x: jax.Array) -> jax.Array:
+        """x / rms(x) in float32."""
         wide = x.astype(jnp.float32)
-        wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
-        return wide.astype(x.dtype) * jnp.expand_dims(self.scale[...], tuple(range(x.ndim - 1)))
+        return wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
+
+
+class WideRMSNorm(RMSNorm):
+    """The same, rounded once, after the scale; what the scale is counted from is `offset`."""
+
+    offset = 0.0
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return (self.normalized(x) * (self.offset + _last(self.scale, x.ndim))).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -58,40 +74,50 @@ class LayerNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         wide -= jnp.mean(wide, axis=-1, keepdims=True)
         wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
-        axes = tuple(range(x.ndim - 1))
-        scale, bias = (jnp.expand_dims(p[...].astype(jnp.float32), axes) for p in (self.scale, self.bias))
-        return (wide * scale + bias).astype(x.dtype)
+        return (wide * _last(self.scale, x.ndim) + _last(self.bias, x.ndim)).astype(x.dtype)
 
 
-def rotation(positions: jax.Array, head_width: int, rope: Rope) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, float32 [B, T, 1, Dh/2], for positions [B, T]."""
-    frequencies = rope_frequencies(head_width, rope)
-    angles = positions.astype(jnp.float32)[..., None, None] * frequencies[None, None, None]
-    return jnp.cos(angles), jnp.sin(angles)
+class MLP(nnx.Module):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        self.activation = ACTIVATIONS[config.activation]
+        self.up = Linear(config.width, config.mlp_width, config.mlp_bias, dtype)
+        self.down = Linear(config.mlp_width, config.width, config.mlp_bias, dtype)
+
+    def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
+        inner = self.activation(self.up(x))  # [B, T, F]
+        tap("mlp.hook_post", inner)
+        return self.down(inner)
 
 
-def rope_frequencies(head_width: int, rope: Rope) -> np.ndarray:
-    """Turns in radians for each position, float32 [Dh/2].
+class GatedMLP(nnx.Module):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        self.activation = ACTIVATIONS[config.activation]
+        self.gate = Linear(config.width, config.mlp_width, config.mlp_bias, dtype)
+        self.up = Linear(config.width, config.mlp_width, config.mlp_bias, dtype)
+        self.down = Linear(config.mlp_width, config.width, config.mlp_bias, dtype)
 
-    On the host, and rounded where the reference rounds: at position 10,000 a difference in the last place is a
-    rotation by a thousandth, and powers on an accelerator differ by more than that.
-    """
-    exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
-    powers = np.power(np.float64(rope.theta), exponents.astype(np.float64)).astype(np.float32)
-    frequencies = np.float32(1) / powers
-    if rope.kind == "linear":
-        return frequencies / np.float32(rope.factor)
-    if rope.kind == "llama3":
-        # Long wavelengths are stretched by the factor, short ones kept, those between are blended.
-        low, high, factor = np.float32([rope.low_freq_factor, rope.high_freq_factor, rope.factor])
-        wavelengths = (1 / frequencies) * np.float32(2 * np.pi)
-        turns = (1 / wavelengths) * np.float32(rope.original_max_positions)
-        blend = np.clip((turns - low) / (high - low), 0, 1)
-        return (1 - blend) * frequencies / factor + blend * frequencies
-    return frequencies
+    def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
+        inner = self.activation(self.gate(x)) * self.up(x)  # [B, T, F]
+        tap("mlp.hook_post", inner)
+        return self.down(inner)
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """x [B, T, H, Dh] with its first and second half of Dh rotated against each other."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+class Embedding(nnx.Module):
+    """The embedding of rotary models."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        self.config = config
+        self.table = nnx.Param(jnp.zeros((config.vocab_size, config.width), dtype))
+
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """x [B, T, D], and what all blocks share: rotations, in windowed layers `window_cos` and `window_sin`."""
+        shared = {}
+        for prefix, rope in (("", self.config.rope), ("window_", self.config.window_rope)):
+            if rope is not None:
+                shared[f"{prefix}cos"], shared[f"{prefix}sin"] = rotation(positions, self.config.head_width, rope)
+        return self.table[...][tokens], shared
+
+
+def _last(parameter: nnx.Param, ndim: int) -> jax.Array:
+    """In float32, along the last of `ndim` axes."""
+    return jnp.expand_dims(parameter[...].astype(jnp.float32), tuple(range(ndim - 1)))

@@ -1,0 +1,106 @@
+"""The block that the architectures share: attention, then an mlp, each added to the residual stream.
+
+In: x [B, T, D] and what is common to all blocks (segments, rotations) with the flags of this layer. Out: x [B, T, D];
+hook points go to `tap`. Guarantee: one program serves all layers of a stack. Where only some layers have a window, both
+forms of attention are compiled and a layer runs one of them, so that a window saves arithmetic and each form knows its
+window when it is compiled.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .attention import AttentionRule, attention
+from .config import ModelConfig
+from .modules import Linear, RMSNorm, Tap
+from .rope import rotate
+
+
+class Attention(nnx.Module):
+    """q, k and v from x, rotated where the model rotates, attention, output projection."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, norm: type[nnx.Module] = RMSNorm):
+        self.config = config
+        heads, kv_heads = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+        self.q = Linear(config.width, heads, config.qkv_bias, dtype)
+        self.k = Linear(config.width, kv_heads, config.qkv_bias, dtype)
+        self.v = Linear(config.width, kv_heads, config.qkv_bias, dtype)
+        self.o = Linear(heads, config.width, config.output_bias, dtype)
+        if config.qk_norm:
+            widths = (heads, kv_heads) if config.qk_norm == "width" else (config.head_width, config.head_width)
+            self.q_norm, self.k_norm = (norm(width, config.norm_epsilon, dtype) for width in widths)
+
+    def __call__(self, x: jax.Array, shared: dict[str, jax.Array], tap: Tap) -> jax.Array:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.config.qk_norm == "width":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (
+            part.reshape(*x.shape[:2], -1, self.config.head_width) for part in (q, k, v)
+        )  # [B, T, H, Dh], [B, T, K, Dh], [B, T, K, Dh]
+        if self.config.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.config.rope is not None:
+            cos, sin = self._rotation(shared)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        z = self._attend(q, k, v, shared).reshape(*x.shape[:2], -1)  # [B, T, H*Dh]
+        tap("attn.hook_z", z)
+        return self.o(z)
+
+    def _rotation(self, shared: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        if self.config.window_rope is None:
+            return shared["cos"], shared["sin"]
+        return tuple(jnp.where(shared["windowed"], shared[f"window_{name}"], shared[name]) for name in ("cos", "sin"))
+
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, shared: dict[str, jax.Array]) -> jax.Array:
+        config, arrays = self.config, (q, k, v, shared["segment_ids"])
+        scale = config.head_width**-0.5 if config.attention_scale is None else config.attention_scale
+        far = AttentionRule(scale, softcap=config.softcap)
+        near = AttentionRule(scale, config.window, config.softcap)
+        if config.window is None or config.window >= q.shape[1]:
+            return attention(*arrays, far)
+        if all(config.windowed):
+            return attention(*arrays, near)
+        return jax.lax.cond(shared["windowed"], lambda *a: attention(*a, near), lambda *a: attention(*a, far), *arrays)
+
+
+class Block(nnx.Module):
+    """Attention and mlp in turn. `before` makes the norms of what they read, `after` of what they add; None is none."""
+
+    def __init__(
+        self, attention: nnx.Module, mlp: nnx.Module, before: Callable[[], nnx.Module] | None,
+        after: Callable[[], nnx.Module] | None = None,
+    ):
+        self.attention, self.mlp = attention, mlp
+        if before:
+            self.norm_attention, self.norm_mlp = before(), before()
+        if after:
+            self.norm_attention_out, self.norm_mlp_out = after(), after()
+        self.before, self.after = before is not None, after is not None
+
+    def __call__(self, x: jax.Array, shared: dict[str, jax.Array], tap: Tap) -> jax.Array:
+        added = self.attention(self.norm_attention(x) if self.before else x, shared, tap)
+        added = self.norm_attention_out(added) if self.after else added
+        tap("hook_attn_out", added)
+        x = x + added
+        tap("hook_resid_mid", x)
+        added = self.mlp(self.norm_mlp(x) if self.before else x, tap)
+        added = self.norm_mlp_out(added) if self.after else added
+        tap("hook_mlp_out", added)
+        x = x + added
+        tap("hook_resid_post", x)
+        return x
+
+
+class ParallelBlock(Block):
+    """Attention and mlp read the same x, each through its own norm, and are added at once: there is no middle."""
+
+    def __call__(self, x: jax.Array, shared: dict[str, jax.Array], tap: Tap) -> jax.Array:
+        from_attention = self.attention(self.norm_attention(x), shared, tap)
+        tap("hook_attn_out", from_attention)
+        from_mlp = self.mlp(self.norm_mlp(x), tap)
+        tap("hook_mlp_out", from_mlp)
+        x = from_mlp + from_attention + x
+        tap("hook_resid_post", x)
+        return x

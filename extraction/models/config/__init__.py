@@ -1,0 +1,106 @@
+"""A model's configuration, read from its Hugging Face folder. No jax.
+
+In: a folder with `config.json`. Out: a frozen `ModelConfig`. Guarantee: an attribute that would change the forward pass
+and is not handled raises, so that a model that is not quite supported cannot run quietly wrong.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...errors import DamagedData, InvalidRequest
+from . import gemma, gpt2, gpt_neox, llama, moe, olmo2
+from .base import Experts, ModelConfig, Rope, all_hook_points
+
+__all__ = ["FAMILIES", "Experts", "Family", "ModelConfig", "Rope", "all_hook_points", "read_model_config"]
+
+
+class Family(NamedTuple):
+    """How configurations of a model type are read, and the attributes that this takes into account."""
+
+    read: Callable[[Any, Path], ModelConfig]
+    handled: set[str]
+
+
+FAMILIES = {
+    "llama": Family(llama.llama, llama.LLAMA),
+    "mistral": Family(llama.mistral, llama.MISTRAL),
+    "qwen2": Family(llama.qwen2, llama.QWEN),
+    "qwen3": Family(llama.qwen3, llama.QWEN),
+    "gemma2": Family(gemma.gemma2, gemma.GEMMA2),
+    "gemma3_text": Family(gemma.gemma3, gemma.GEMMA3),
+    "gpt2": Family(gpt2.gpt2, gpt2.GPT2),
+    "gpt_neox": Family(gpt_neox.gpt_neox, gpt_neox.GPT_NEOX),
+    "olmo2": Family(olmo2.olmo2, olmo2.OLMO2),
+    "mixtral": Family(moe.mixtral, moe.MIXTRAL),
+    "qwen3_moe": Family(moe.qwen3_moe, moe.QWEN3_MOE),
+}
+# Attributes that do not reach the hidden states: generation, training, the head, and how others run the model.
+_IRRELEVANT = {
+    "architectures", "attention_dropout", "attn_pdrop", "bos_token_id", "classifier_dropout", "dtype", "embd_pdrop",
+    "eos_token_id", "hidden_dropout", "initializer_range", "is_decoder", "max_window_layers", "model_type",
+    "output_router_logits", "pad_token_id", "pretraining_tp", "reorder_and_upcast_attn", "resid_pdrop",
+    "router_aux_loss_coef", "router_jitter_noise", "summary_activation", "summary_first_dropout",
+    "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "tie_word_embeddings",
+    "torch_dtype", "transformers_version", "unk_token_id", "use_cache", "gradient_checkpointing", "n_ctx",
+    "is_llama_config", "max_sequence_length", "_attn_implementation_autoset", "_name_or_path", "_num_labels",
+    "id2label", "label2id", "num_labels", "output_attentions", "output_hidden_states", "transformers.js_config",
+}
+_ONLY = {"rope_interleaved": False, "use_mrope": False}  # attributes with one value that changes nothing
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The configuration of the model in `folder`.
+
+    Raises InvalidRequest (no `config.json`, an architecture or attribute that is not supported) and DamagedData.
+    """
+    path = folder / "config.json"
+    written = _read(path)
+    model_type = written["model_type"]
+    if model_type not in FAMILIES:
+        raise InvalidRequest(f"{path}: model type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        _refuse_unhandled(path, written, type(config)())
+        return _checked(FAMILIES[model_type].read(config, path), path)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, OSError) as error:
+        raise DamagedData(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The configuration as it is written, with a `model_type`."""
+    try:
+        written = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InvalidRequest(f"{path.parent}: no config.json here; --model needs a Hugging Face model folder") from None
+    except OSError as error:
+        raise InvalidRequest(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DamagedData(f"{path}: not JSON ({error})") from error
+    if not isinstance(written, dict) or not isinstance(written.get("model_type"), str):
+        raise DamagedData(f"{path}: not a model configuration, it has no model_type")
+    return written
+
+
+def _refuse_unhandled(path: Path, written: dict[str, Any], default: Any) -> None:
+    model_type = written["model_type"]
+    for alias, value in written.items():
+        name = default.attribute_map.get(alias, alias)
+        if name in FAMILIES[model_type].handled | _IRRELEVANT or (name in _ONLY and value == _ONLY[name]):
+            continue
+        if not hasattr(default, name) or getattr(default, name) != value:
+            raise InvalidRequest(f"{path}: {alias} = {json.dumps(value)} is not handled for {model_type}")
+
+
+def _checked(config: ModelConfig, path: Path) -> ModelConfig:
+    """The configuration, if its numbers describe a model at all."""
+    for name in ("num_layers", "width", "num_heads", "num_kv_heads", "head_width", "mlp_width", "vocab_size", "window"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise DamagedData(f"{path}: {name} is {getattr(config, name)}")
+    if config.num_heads % config.num_kv_heads:
+        raise DamagedData(f"{path}: {config.num_heads} heads do not share {config.num_kv_heads} key-value heads evenly")
+    return config

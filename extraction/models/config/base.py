@@ -1,0 +1,101 @@
+"""What the forward pass needs to know of a model: `ModelConfig`. No jax.
+
+Widths are in elements, windows in tokens. A field that holds for some families only has a default that changes nothing.
+"""
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+from ...config import FINAL_HOOK, HOOK_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding. `fraction` of a head's width is rotated; `attention_factor` scales what is rotated.
+
+    `kind` is `default`, `linear`, `llama3` or `yarn`: `factor` belongs to the last three, the frequency factors to
+    `llama3`, the betas and `truncate` to `yarn`, `original_max_positions` to these two.
+    """
+
+    theta: float
+    kind: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+    fraction: float = 1.0
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture: `per_token` of `count` experts see a token; `normalized` weights of the chosen sum to 1."""
+
+    count: int
+    per_token: int
+    normalized: bool
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder. `max_positions` only where positions are learned; `rope` only where they rotate.
+
+    A layer that is `windowed` (one flag for each layer, none where there is no window) sees `window` tokens, its own
+    included, and rotates by `window_rope` where the model has one. `qk_norm` is over each `head`, or over the `width`
+    of all heads. `attention_scale` is 1 / sqrt(head_width) unless given. `mlp_width` is one expert's where there are
+    experts. `parallel`: attention and mlp read the same x.
+    """
+
+    family: str
+    num_layers: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    mlp_width: int
+    vocab_size: int
+    norm_epsilon: float
+    activation: str
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    rope: Rope | None
+    max_positions: int | None = None
+    attention_scale: float | None = None
+    softcap: float | None = None
+    qk_norm: str | None = None
+    window: int | None = None
+    windowed: tuple[bool, ...] = ()
+    window_rope: Rope | None = None
+    parallel: bool = False
+    experts: Experts | None = None
+
+    @property
+    def absent_hooks(self) -> dict[str, str]:
+        """Hook points that the blocks of this model do not have, by suffix, and why."""
+        absent = {}
+        if self.parallel:
+            absent["hook_resid_mid"] = f"in this {self.family} model, attention and mlp are added at once"
+        if self.experts:
+            absent["mlp.hook_post"] = f"in this {self.family} model, each token has its own choice of experts"
+        return absent
+
+    @property
+    def hook_points(self) -> list[str]:
+        """The name of every hook point that this model has, in depth order."""
+        return all_hook_points(self.num_layers, self.absent_hooks)
+
+    def hook_width(self, hook_point: str) -> int:
+        """The last axis of this hook point's tensor."""
+        if hook_point.endswith("attn.hook_z"):
+            return self.num_heads * self.head_width
+        return self.mlp_width if hook_point.endswith("mlp.hook_post") else self.width
+
+
+def all_hook_points(num_layers: int, absent: Container[str] = ()) -> list[str]:
+    """The name of every hook point of a model whose blocks have all but the `absent` ones, in depth order."""
+    suffixes = [suffix for suffix in HOOK_SUFFIXES.values() if suffix not in absent]
+    return [*(f"blocks.{layer}.{suffix}" for layer in range(num_layers) for suffix in suffixes), FINAL_HOOK]

@@ -1,0 +1,113 @@
+"""What the readers of configurations share: rotary embedding, windows, activations, and the fields of most models.
+
+In: a configuration as transformers read it, and its path for messages. Raises InvalidRequest for what is not handled,
+DamagedData for what cannot be.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from ...errors import DamagedData, InvalidRequest
+from .base import ModelConfig, Rope
+
+ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+# The attributes that `decoder` and `rope` read.
+DECODER = {
+    "attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings",
+    "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "rope_parameters",
+    "rope_scaling", "rope_theta", "vocab_size",
+}
+
+
+def decoder(config: Any, path: Path, **more: Any) -> ModelConfig:
+    """A decoder with RMS norms and rotary embedding; `more` are further fields, or other values of these."""
+    bias = bool(getattr(config, "attention_bias", False))
+    fields = {
+        "family": config.model_type,
+        "num_layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "num_heads": config.num_attention_heads,
+        "num_kv_heads": config.num_key_value_heads or config.num_attention_heads,
+        "head_width": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        "mlp_width": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+        "norm_epsilon": config.rms_norm_eps,
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "mlp_bias": False,
+    }
+    if "activation" not in more:
+        fields["activation"] = activation(config.hidden_act, path)
+    if "rope" not in more:
+        fields["rope"] = rope(config.rope_parameters, config, path)
+    return ModelConfig(**(fields | more))
+
+
+def activation(name: str, path: Path) -> str:
+    if name not in ACTIVATIONS:
+        raise InvalidRequest(f"{path}: activation {name!r} is not handled; handled are {', '.join(ACTIVATIONS)}")
+    return name
+
+
+def window_everywhere(config: Any) -> dict[str, Any]:
+    """The fields of a model whose layers all have the window, if it has one."""
+    if config.sliding_window is None:
+        return {}
+    return {"window": config.sliding_window, "windowed": (True,) * config.num_hidden_layers}
+
+
+def window_by_layer(config: Any, path: Path) -> dict[str, Any]:
+    """The fields of a model whose `layer_types` say which layers have the window."""
+    unknown = set(config.layer_types) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise InvalidRequest(f"{path}: layer type {min(unknown)!r} is not handled for {config.model_type}")
+    if len(config.layer_types) != config.num_hidden_layers:
+        raise DamagedData(f"{path}: {len(config.layer_types)} layer_types for {config.num_hidden_layers} layers")
+    windowed = tuple(kind == "sliding_attention" for kind in config.layer_types)
+    if not any(windowed):
+        return {}
+    if config.sliding_window is None:
+        raise DamagedData(f"{path}: layer_types has sliding_attention, but sliding_window is off")
+    return {"window": config.sliding_window, "windowed": windowed}
+
+
+def rope(parameters: dict[str, Any], config: Any, path: Path, fraction: float = 1.0) -> Rope:
+    """The rotary embedding that `rope_parameters` describes. Every parameter must be known."""
+    left = {name: value for name, value in parameters.items() if value is not None and name != "type"}
+    kind, theta = left.pop("rope_type", "default"), float(left.pop("rope_theta"))
+    if kind not in ROPE_TYPES:
+        raise InvalidRequest(f"{path}: RoPE type {kind!r} is not handled; handled are {', '.join(ROPE_TYPES)}")
+    found: dict[str, Any] = {"fraction": fraction}
+    if kind in ("llama3", "yarn"):
+        original = left.pop("original_max_position_embeddings", config.max_position_embeddings)
+        found["original_max_positions"] = int(original)
+    if kind == "yarn":
+        found |= _yarn(left, config.max_position_embeddings / found["original_max_positions"])
+    needed = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}.get(kind, ())
+    for name in needed:
+        if name not in left:
+            raise DamagedData(f"{path}: RoPE type {kind!r} without {name}")
+        found[name] = float(left.pop(name))
+    if left:
+        raise InvalidRequest(f"{path}: RoPE parameters {', '.join(sorted(left))} are not handled")
+    return Rope(theta, kind, **found)
+
+
+def _yarn(left: dict[str, Any], growth: float) -> dict[str, Any]:
+    """Taken out of `left`. The attention factor is what the paper (arXiv 2309.00071) suggests, unless it is given."""
+    factor = float(left.pop("factor", growth))
+    scales = [left.pop(name, None) for name in ("mscale", "mscale_all_dim")]
+
+    def suggested(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    inferred = suggested(scales[0]) / suggested(scales[1]) if all(scales) else suggested(1.0)
+    return {
+        "factor": factor,
+        "attention_factor": float(left.pop("attention_factor", inferred)),
+        "beta_fast": float(left.pop("beta_fast", 32)),
+        "beta_slow": float(left.pop("beta_slow", 1)),
+        "truncate": bool(left.pop("truncate", True)),
+    }

@@ -1,0 +1,115 @@
+"""Mixtral and Qwen3-MoE: the block of Llama with a mixture of experts as its mlp.
+
+A router gives each token to a few of the experts. Rows are sorted by expert, and each expert multiplies its own rows:
+no token is dropped, and none is computed by an expert that it was not given to. There is no `mlp.hook_post`: its place
+would be another choice of experts for each token. The weight names are those of `MixtralForCausalLM` and
+`Qwen3MoeForCausalLM`, one tensor for each expert.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from . import block, tables
+from .config import ModelConfig
+from .modules import ACTIVATIONS, Embedding, Linear, RMSNorm, Tap
+from .tables import NOT_NEEDED, Table
+from .weights import Entry, transposed
+
+__all__ = ["NOT_NEEDED", "PREFIX", "Block", "Embedding", "FinalNorm", "weight_table"]
+
+PREFIX = "model."
+FinalNorm = RMSNorm
+_BLOCK = 64  # rows that are multiplied at once on a CPU
+
+
+class ExpertKernel(nnx.Module):
+    """The kernels of all experts, [E, I, O]."""
+
+    def __init__(self, count: int, inputs: int, outputs: int, dtype: jnp.dtype):
+        self.kernel = nnx.Param(jnp.zeros((count, inputs, outputs), dtype))
+
+    def __call__(self, rows: jax.Array, sizes: jax.Array) -> jax.Array:
+        return grouped_dot(rows, self.kernel[...], sizes).astype(rows.dtype)
+
+
+class Experts(nnx.Module):
+    """Gated mlps, each for its rows: rows [M, D] sorted by expert, sizes [E] their numbers -> [M, D]."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        self.activation, experts = ACTIVATIONS[config.activation], config.experts
+        self.gate = ExpertKernel(experts.count, config.width, config.mlp_width, dtype)
+        self.up = ExpertKernel(experts.count, config.width, config.mlp_width, dtype)
+        self.down = ExpertKernel(experts.count, config.mlp_width, config.width, dtype)
+
+    def __call__(self, rows: jax.Array, sizes: jax.Array) -> jax.Array:
+        return self.down(self.activation(self.gate(rows, sizes)) * self.up(rows, sizes), sizes)
+
+
+class Mixture(nnx.Module):
+    """x [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        self.config = config.experts
+        self.router = Linear(config.width, config.experts.count, False, dtype)
+        self.experts = Experts(config, dtype)
+
+    def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
+        tokens = x.reshape(-1, x.shape[-1])  # [N, D]
+        chances = jax.nn.softmax(self.router(tokens).astype(jnp.float32), axis=-1)  # [N, E]
+        weights, chosen = jax.lax.top_k(chances, self.config.per_token)  # [N, k]
+        if self.config.normalized:
+            weights /= weights.sum(axis=-1, keepdims=True)
+        order = jnp.argsort(chosen.reshape(-1))  # stable, so that the rows of an expert stay in the order of tokens
+        sizes = jnp.bincount(chosen.reshape(-1), length=self.config.count)
+        rows = self.experts(tokens[order // self.config.per_token], sizes)  # [N*k, D]
+        back = jnp.argsort(order)  # a gather, since adding rows up in place has no fixed order on every device
+        parts = rows[back].reshape(*chosen.shape, -1).astype(jnp.float32) * weights[..., None]  # [N, k, D]
+        return parts.sum(axis=1).astype(x.dtype).reshape(x.shape)
+
+
+class Block(block.Block):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        norm = partial(RMSNorm, config.width, config.norm_epsilon, dtype)
+        super().__init__(block.Attention(config, dtype), Mixture(config, dtype), before=norm)
+
+
+def weight_table(config: ModelConfig) -> dict[str, Table]:
+    mixture, names = "model.layers.{l}.mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+    if config.family == "mixtral":
+        mixture, names = "model.layers.{l}.block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}
+    table = {"mlp.router.kernel": Entry(f"{mixture}.gate.weight", transposed)}
+    for ours, theirs in names.items():
+        name = f"{mixture}.experts.{{e}}.{theirs}.weight"
+        table[f"mlp.experts.{ours}.kernel"] = Entry(name, transposed, config.experts.count)
+    norms = tables.norms({"norm_attention": "input_layernorm", "norm_mlp": "post_attention_layernorm"})
+    return tables.model(tables.attention(config) | table | norms)
+
+
+def grouped_dot(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
+    """rows [M, I] sorted by group, kernels [E, I, O], sizes [E] that add up to M -> float32 [M, O]."""
+    ragged = partial(jax.lax.ragged_dot, preferred_element_type=jnp.float32)
+    return jax.lax.platform_dependent(rows, kernels, sizes, cpu=dot_by_blocks, default=ragged)
+
+
+def dot_by_blocks(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
+    """The same where the compiler would multiply all rows by all kernels: a loop over blocks of one group's rows.
+
+    A group's last block reaches into the rows of the next one, whose own blocks come later and overwrite it.
+    """
+    last_block = jnp.cumsum(-(-sizes // _BLOCK))
+    first_row = jnp.cumsum(sizes) - sizes
+    padded = jnp.pad(rows, ((0, _BLOCK), (0, 0)))
+
+    def multiply(number: jax.Array, out: jax.Array) -> jax.Array:
+        group = jnp.searchsorted(last_block, number, side="right")
+        done = jnp.where(group > 0, last_block[group - 1], 0)
+        start = first_row[group] + (number - done) * _BLOCK
+        part = jax.lax.dynamic_slice_in_dim(padded, start, _BLOCK)
+        product = jnp.einsum("mi,io->mo", part, kernels[group], preferred_element_type=jnp.float32)
+        return jax.lax.dynamic_update_slice_in_dim(out, product, start, 0)
+
+    out = jnp.zeros((len(padded), kernels.shape[-1]), jnp.float32)
+    return jax.lax.fori_loop(0, last_block[-1], multiply, out)[: len(rows)]

@@ -1,5 +1,6 @@
 """A model by its hub id: pinned to a commit, only the files that are needed, refusals that say what to do."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -36,6 +37,9 @@ def test_a_worker_takes_its_model_from_the_hub_and_later_from_the_cache(hub, tmp
     assert verify(tmp_path / "first").returncode == 0
     configuration = json.loads((tmp_path / "first/run.json").read_text())["configuration"]
     assert (configuration["model"], configuration["revision"]) == ("lab/tiny", COMMIT)
+    etag = hashlib.sha1((hub.folder / "model.safetensors").read_bytes()).hexdigest()
+    expected = hashlib.sha256(f"{COMMIT}\nmodel.safetensors {etag}\n".encode()).hexdigest()
+    assert configuration["weights_digest"] == f"sha256:{expected}"
     fetched = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
     assert "model.safetensors" in fetched and not fetched & {"pytorch_model.bin", "modeling_tiny.py"}
 

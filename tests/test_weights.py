@@ -2,15 +2,20 @@
 
 import json
 import shutil
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from extraction.errors import DamagedData, InvalidRequest
-from extraction.models.location import ModelFolder
+from extraction.errors import DamagedData, InvalidRequest, PermissionDenied
+from extraction.forward import ForwardOptions, StepShape, load_forward
+from extraction.models import location, tensors
+from extraction.models.config import read_model_config
+from extraction.models.location import ModelFolder, locate_model
 from extraction.models.tensors import WeightFiles
+from extraction.storage import open_storage
 from tests.tiny_models import Zoo, documents, error, load, run
 
 LAST = ("blocks.2.hook_resid_post",)
@@ -29,9 +34,9 @@ def model(models, tmp_path):
 
 
 def rewrite(folder, change):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
+    stored = load_file(folder / "model.safetensors")
+    change(stored)
+    save_file(stored, folder / "model.safetensors")
 
 
 def split(folder, index=True):
@@ -151,3 +156,87 @@ def test_no_weights_at_all(model):
         load(model, LAST)
 
 
+
+
+def test_the_host_holds_the_largest_tensor_and_a_margin(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensors, "PART_BYTES", 1 << 18)
+    monkeypatch.setattr(tensors, "NUM_READERS", 2)
+    sizes = {"big": 1 << 24, **{f"small-{i}": 3000 for i in range(50)}, **{f"middle-{i}": 1_500_000 for i in range(30)}}
+    stored = {name: np.full(size // 4, i, np.float32) for i, (name, size) in enumerate(sizes.items())}
+    save_file(stored, tmp_path / "model.safetensors")
+    seen = []
+    with WeightFiles(ModelFolder(tmp_path, "", None), "") as files:
+        tracemalloc.start()
+        files.feed(list(sizes)[::-1], lambda name, tensor: seen.append((name, tensor.shape, set(tensor[[0, -1]]))))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert seen == [(name, stored[name].shape, {stored[name][0]}) for name in list(sizes)[::-1]]
+    assert (1 << 24) < peak < (1 << 24) + 2 * 2 * (1 << 18) + 300_000  # the last for what Python itself needs
+
+
+@pytest.fixture
+def in_bucket(models, gcs, monkeypatch, tmp_path):
+    """Puts the tiny Llama in two files and an index into the bucket; returns its place and its objects."""
+    monkeypatch.setattr(location, "_CACHE", str(tmp_path / "cache"))
+    folder = shutil.copytree(models("llama").folder, tmp_path / "upload")
+    split(folder)
+    storage = open_storage("gs://bucket/models/tiny")
+    for path in folder.iterdir():
+        storage.create(path.name, path.read_bytes())
+    return "gs://bucket/models/tiny", storage
+
+
+def test_a_model_in_a_bucket_is_read_in_ranges_and_only_small_files_are_kept(models, in_bucket, gcs, tmp_path):
+    folder = locate_model(in_bucket[0])
+    assert (folder.name, folder.revision) == ("tiny", None)
+    kept = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    assert "config.json" in kept and not any(name.endswith(".safetensors") for name in kept)
+    gcs.history.clear()
+    assert locate_model(in_bucket[0]) == folder
+    assert not any(what.startswith("read") for _, _, what, _ in gcs.history)
+
+    config, options = read_model_config(folder.path), ForwardOptions(LAST, StepShape(2, 150), "float32", "float32")
+    ours, _ = run(load_forward(folder, config, options), documents())
+    assert error(ours[LAST[0]], models("llama").reference[LAST[0]]) < 1e-5
+
+
+def digest_in_bucket(place):
+    with WeightFiles(locate_model(place), "model.") as files:
+        return files.digest()
+
+
+def test_the_digest_of_a_bucket_is_made_of_checksums_and_generations(in_bucket, gcs):
+    place, storage = in_bucket
+    before = digest_in_bucket(place)
+    gcs.history.clear()
+    assert digest_in_bucket(place) == before
+    size = sum(info.size for info in storage.list())
+    storage.replace("part-0.safetensors", storage.read("part-0.safetensors"))
+    assert digest_in_bucket(place) != before and size == sum(info.size for info in storage.list())
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_noticed(in_bucket):
+    place, storage = in_bucket
+    with WeightFiles(locate_model(place), "model.") as files:
+        storage.replace("part-1.safetensors", storage.read("part-1.safetensors"))
+        with pytest.raises(DamagedData, match=r"gs://bucket/models/tiny/part-1\.safetensors: the object was replaced"):
+            files.digest()
+
+
+def test_a_model_that_is_not_in_the_bucket_or_not_whole(in_bucket, gcs):
+    place, storage = in_bucket
+    with pytest.raises(InvalidRequest, match="--model gs://bucket/models/other: there is no config.json"):
+        locate_model("gs://bucket/models/other")
+    with pytest.raises(InvalidRequest, match="gs://nowhere: there is no such bucket"):
+        locate_model("gs://nowhere/models/tiny")
+    gcs.instruct("list", "*", "fail", status=403, count=2)
+    with pytest.raises(PermissionDenied, match=r"storage\.objects\.list on gs://bucket"):
+        locate_model(place)
+    gcs.instructions.clear()
+    gcs.instruct("read", "*part-0*", "fail", status=403, count=9)
+    with pytest.raises(PermissionDenied, match=r"storage\.objects\.get on gs://bucket"):
+        digest_in_bucket(place)
+    gcs.instructions.clear()
+    del gcs.objects["models/tiny/part-1.safetensors"]
+    with pytest.raises(DamagedData, match=r"gs://bucket/models/tiny/part-1\.safetensors: named by the index, but not there"):
+        digest_in_bucket(place)

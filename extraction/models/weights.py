@@ -6,7 +6,7 @@ and every tensor in the files is in the table, of a layer that does not run, or 
 raises DamagedData naming file and tensor, before anything is read.
 
 Cost: one read of the needed tensors in the order in which they lie. A tensor goes to the device as it is stored; it is
-turned, cast and put into its place there. Beside the parameters, a device holds one tensor.
+turned, cast and put into its place there. Beside the parameters, a device holds one tensor as stored and as turned.
 """
 
 import re
@@ -88,13 +88,12 @@ def load_params(
     def use(name: str, tensor: np.ndarray) -> None:
         source = placement.send(tensor)
         for parameter, index, transform in fills[name]:
-            path = parameter.path
-            if not index:
-                params[path] = placement.make(path, source, transform, parameter.dtype)
-                continue
-            if path not in params:
-                params[path] = placement.empty(path, parameter.shape, parameter.dtype)
-            params[path] = placement.fill(path, params[path], index, source, transform)
+            path, shape = parameter.path, parameter.shape
+            like = jax.ShapeDtypeStruct(shape[len(index) :], parameter.dtype)
+            part = placement.turn(path, source, transform, like)
+            if index and path not in params:
+                params[path] = placement.empty(path, shape, parameter.dtype)
+            params[path] = placement.fill(path, params[path], index, part) if index else part
         # The host's memory is given back when the tensor is in its place, not when that was asked for.
         jax.block_until_ready([params[fill.parameter.path] for fill in fills[name]])
 

@@ -26,6 +26,15 @@ WORKER_ID_VARIABLES = (
 )
 
 
+class StreamNumber(click.ParamType):
+    """A number from 0, or `any`."""
+
+    name = "NUMBER|any"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        return value if value == "any" else click.IntRange(0).convert(value, param, ctx)
+
+
 def option(flag: str, **settings: object):
     """A click option that also reads `EXTRACT_<FLAG>`."""
     variable = "EXTRACT_" + flag.split("/")[0].removeprefix("--").replace("-", "_").upper()
@@ -43,7 +52,9 @@ def cli() -> None:
 @option("--streams", required=True, help="Folder or gs:// prefix made by create_dataset_streams.py.")
 @option("--output", required=True, help="Folder or gs:// prefix of the run; the same for all workers.")
 @option("--worker-id", type=click.IntRange(0), envvar=WORKER_ID_VARIABLES, help="Number of this worker, from 0.")
-@option("--stream", type=click.IntRange(0), help="Stream and folder to work on; by default the worker's number.")
+@option("--stream", type=StreamNumber(), help="Stream to work on, by default the worker's number; or any.")
+@option("--idle-after", default=300.0, type=click.FloatRange(0),
+        help="With --stream any: seconds without a commit after which another worker's stream may be taken.")
 @option("--layers", default=None, help="all, a list, ranges 0:24:2, negatives.")
 @option("--hooks", default="resid_post", help="Short names: resid_pre, attn_out, resid_mid, mlp_out, resid_post, z, post.")
 @option("--hook-points", default=None, help="Full names or globs, besides or instead of --layers.")

@@ -52,6 +52,10 @@ class ExtractionConfig:
     def to_json(self) -> dict:
         return asdict(self) | {"hook_points": list(self.hook_points)}
 
+    def limit(self, num_records: int) -> int:
+        """How many of a stream's records are worked on."""
+        return num_records if self.max_records is None else min(self.max_records, num_records)
+
     @property
     def fingerprint(self) -> str:
         """`sha256:` and the digest of the canonical JSON of all fields."""

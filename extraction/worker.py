@@ -15,8 +15,11 @@ from itertools import takewhile
 from pathlib import Path
 
 import checkpoint
+from checkpoint import Instance
 
+from .attempts import note_start, noted_ending
 from .config import ExtractionConfig, default_steps_per_batch, resolve_hook_points
+from .elastic import StreamChooser, work_all
 from .errors import InvalidRequest, TryAgain
 from .forward import Forward, ForwardOptions, StepShape, load_forward
 from .models.config import ModelConfig, read_model_config
@@ -27,7 +30,7 @@ from .packing import BatchShape, pack_batches
 from .pipeline import Layout, run_pipeline
 from .progress import Progress
 from .shards import dtype_named
-from .storage import open_storage
+from .storage import Storage, open_storage
 from .streams import Manifest, Stream, load_manifest, open_stream
 from .tokenization import RecordTokenizer
 from .versions import software_versions, version_differences
@@ -35,6 +38,9 @@ from .writer import BackgroundWriter
 
 # Of transformers only tokenizers and configurations are used: it need not say that it misses torch.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+ANY_STREAM = "any"
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class RunOptions:
     streams: str
     output: str
     worker_id: int | None
-    stream: int | None
+    stream: int | str | None
+    idle_after: float
     layers: str | None
     hooks: str
     hook_points: str | None
@@ -73,12 +80,38 @@ class Model:
     forward: Forward
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A run that this start may take part in, with the model loaded: streams can be worked on, one after the other."""
+
+    options: RunOptions
+    config: ExtractionConfig
+    model: Model
+    manifest: Manifest
+    output: Storage
+
+
 def extract(options: RunOptions, stop: threading.Event) -> None:
-    """Work one stream to its end. Raises the domain errors of the library."""
-    begin = time.perf_counter()
-    worker_id = options.stream if options.stream is not None else options.worker_id
-    if worker_id is None:
+    """Work one stream to its end, or with `--stream any` one after the other. Raises domain errors."""
+    if options.stream == ANY_STREAM:
+        run = prepare(options)
+        chooser = StreamChooser(run.output, run.manifest.num_streams, options.idle_after)
+        work_all(chooser, lambda number: extract_stream(run, number, Instance(), stop), print_line, stop)
+        print_line("all streams are finished")
+        return
+    number = options.stream if options.stream is not None else options.worker_id
+    if number is None:
         raise InvalidRequest("--worker-id is missing: give it, or set WORKER_ID")
+    instance, output = Instance(), open_storage(options.output)
+    open_stream(load_manifest(options.streams), options.streams, number)
+    with noted_ending(output, number, instance):
+        run = prepare(options)
+    extract_stream(run, number, instance, stop)
+
+
+def prepare(options: RunOptions) -> Prepared:
+    """Load the model and join the run."""
+    begin = time.perf_counter()
     folder = locate_model(options.model, options.revision)
     model_config = read_model_config(folder.path)
     hook_points = resolve_hook_points(
@@ -86,25 +119,43 @@ def extract(options: RunOptions, stop: threading.Event) -> None:
     )
     output = open_storage(options.output)
     manifest = load_manifest(options.streams)
-    stream = open_stream(manifest, options.streams, worker_id)
     devices = open_devices()
     model = load_model(options, folder, model_config, hook_points)
     config = configure(options, model, manifest)
-    details = {"fingerprint": config.fingerprint, "streams": absolute(options.streams)}
+    details = {
+        "fingerprint": config.fingerprint,
+        "streams": absolute(options.streams),
+        "records_per_stream": [config.limit(stream.num_records) for stream in manifest.streams],
+    }
     run = checkpoint.join_run(output, config.to_json(), details)
     for line in version_differences(run.get("versions", {}), software_versions()):
-        say(worker_id, f"warning: other software than the run was begun with: {line}")
-    chain = checkpoint.CommitChain.load(output, worker_id, config.fingerprint)
-    say(worker_id, f"stands at record {chain.cursor.record:,} of {stream.num_records:,}, "
-                   f"ready on {devices} (mesh {model.forward.mesh}) after {time.perf_counter() - begin:.1f} s")
-    if chain.end_of_stream:
-        say(worker_id, "its stream is complete")
-        return
-    work(options, config, model, Task(chain, stream, stop))
+        print_line(f"warning: other software than the run was begun with: {line}")
+    seconds = time.perf_counter() - begin
+    print_line(f"ready on {devices} (mesh {model.forward.mesh}) after {seconds:.1f} s")
+    return Prepared(options, config, model, manifest, output)
+
+
+def extract_stream(run: Prepared, number: int, instance: Instance, stop: threading.Event) -> None:
+    """Work one stream to its end, from where its chain stands."""
+    stream = open_stream(run.manifest, run.options.streams, number)
+    with noted_ending(run.output, number, instance):
+        chain = checkpoint.CommitChain.load(run.output, number, run.config.fingerprint)
+        chain.instance = instance
+        say(number, f"stands at record {chain.cursor.record:,} of {stream.num_records:,}")
+        if chain.end_of_stream:
+            say(number, "its stream is complete")
+            return
+        if run.options.stream == ANY_STREAM:
+            note_start(run.output, number, instance)
+        work(run.options, run.config, run.model, Task(chain, stream, stop))
+
+
+def print_line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def say(worker_id: int, text: str) -> None:
-    print(f"worker {worker_id}: {text}", file=sys.stderr, flush=True)
+    print_line(f"worker {worker_id}: {text}")
 
 
 def absolute(location: str) -> str:
@@ -164,7 +215,7 @@ class Task:
 def work(options: RunOptions, config: ExtractionConfig, model: Model, task: Task) -> None:
     """From the chain's cursor to the end of the stream. Raises TryAgain when told to stop before it."""
     chain, worker_id = task.chain, task.chain.worker_id
-    total = task.stream.num_records if config.max_records is None else min(config.max_records, task.stream.num_records)
+    total = config.limit(task.stream.num_records)
     shape = BatchShape(config.steps_per_batch, config.batch_size, config.seq_len)
     layout = Layout(worker_id, model.forward.widths, dtype_named(config.store_dtype))
     records = takewhile(lambda record: record.index < total, task.stream.read_records(chain.cursor.record))

@@ -15,14 +15,17 @@ SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "extraction").rglob("*.py")])
 LEVELS = [
     {"extract_activations", "create_dataset_streams"},
     {"worker", "shuffle"},
-    {"checkpoint", "pipeline", "audit", "progress", "datasets", "reader"},
+    {"checkpoint", "pipeline", "audit", "progress", "datasets", "reader", "attempts", "standing", "elastic",
+     "status"},
     {"streams", "tokenization", "packing", "forward", "shards", "writer", "objects"},
     {"models", "storage"},
     {"config", "errors", "records", "faults", "preemption", "versions", "strict_json"},
 ]
 # Within a level, what uses what; everything else at one level stays apart.
 BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "packing"), ("writer", "packing"),
-          ("models", "storage"), ("reader", "checkpoint"), ("objects", "shards")}
+          ("models", "storage"), ("reader", "checkpoint"), ("objects", "shards"),
+          ("attempts", "checkpoint"), ("standing", "checkpoint"), ("standing", "attempts"), ("elastic", "standing"),
+          ("status", "checkpoint"), ("status", "standing")}
 PLAIN = LEVELS[-1]
 
 

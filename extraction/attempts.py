@@ -1,0 +1,69 @@
+"""Small notes in a worker's folder about its attempts: for people, and for those who choose a stream to work on.
+
+In: the start of an attempt on a stream, and how it ended if that was not well. Out: create-only objects
+`worker-NNNNN/starts/<attempt>.json` and `worker-NNNNN/ended/<attempt>.json`. Nothing that is committed depends on
+them: a note that cannot be written is said and left. Cost: one small object for each.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import checkpoint
+from checkpoint import Instance
+
+from .errors import ExtractionError, Fenced, TryAgain
+from .storage import Storage
+
+STARTS, ENDED = "starts/", "ended/"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended: `state` is fenced or failed, `message` what it said."""
+
+    state: str
+    message: str
+    attempt: str
+    host: str
+
+
+def note_start(storage: Storage, worker_id: int, instance: Instance) -> None:
+    """Leave word that this attempt works on the stream from now on, by the store's clock."""
+    _note(storage, f"{checkpoint.worker_folder(worker_id)}/{STARTS}{instance.attempt}.json", {"host": instance.host})
+
+
+@contextlib.contextmanager
+def noted_ending(storage: Storage, worker_id: int, instance: Instance) -> Iterator[None]:
+    """Leave word of an error that passes through, unless it is one that the next start is likely to get past."""
+    try:
+        yield
+    except TryAgain:
+        raise
+    except Exception as error:
+        state = "fenced" if isinstance(error, Fenced) else "failed"
+        message = str(error) if isinstance(error, ExtractionError) else f"{type(error).__name__}: {error}"
+        ending = Ending(state, message[:2000], instance.attempt, instance.host)
+        _note(storage, f"{checkpoint.worker_folder(worker_id)}/{ENDED}{instance.attempt}.json", asdict(ending))
+        raise
+
+
+def parse_ending(data: bytes) -> Ending:
+    """The note of an ending; what cannot be read as one is an ending that says so."""
+    try:
+        value = json.loads(data)
+        ending = Ending(*(value[key] for key in Ending.__dataclass_fields__))
+        if ending.state in ("fenced", "failed") and all(type(text) is str for text in asdict(ending).values()):
+            return ending
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    return Ending("failed", "(the note of its ending cannot be read)", "", "")
+
+
+def _note(storage: Storage, name: str, content: dict) -> None:
+    try:
+        storage.create(name, (json.dumps({"schema": 1} | content) + "\n").encode())
+    except ExtractionError as error:
+        print(f"{name} is not written: {error}", file=sys.stderr, flush=True)

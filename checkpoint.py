@@ -132,11 +132,10 @@ def parse_commit(data: bytes, name: str) -> Commit:
         value = loads(data)
         _check_schema(value.pop("schema"), f"{name}: commit")
         known = {key: value[key] for key in Commit.__dataclass_fields__}
-        for key in ("cursor_before", "cursor_after"):
-            known[key] = Cursor(**known[key])
-        if known["data"] is not None:
-            known["data"] = DataObject(**known["data"])
-        known["totals"] = Totals(**known["totals"])
+        kinds = {"cursor_before": Cursor, "cursor_after": Cursor, "data": DataObject, "totals": Totals}
+        for key, kind in kinds.items():
+            if key != "data" or known[key] is not None:
+                known[key] = kind(**{part: known[key][part] for part in kind.__dataclass_fields__})
         commit = Commit(**known)
         _check_types(commit)
         return commit
@@ -161,8 +160,8 @@ def _check_types(commit: Commit) -> None:
     if commit.data is not None:
         counts += [commit.data.size, 0 if commit.data.generation is None else commit.data.generation]
         strings += [commit.data.name, commit.data.crc32c]
-        if not re.fullmatch(r"batches/[0-9]{8}(-[0-9a-f]{1,64})?\.safetensors", commit.data.name):
-            raise ValueError(f"data object {commit.data.name!r} is outside the batches folder")
+        if not re.fullmatch(rf"batches/{commit.batch:08d}(-[0-9a-f]{{1,64}})?\.safetensors", commit.data.name):
+            raise ValueError(f"data object {commit.data.name!r} is not one of this batch in the batches folder")
     if any(type(count) is not int or not 0 <= count < _MAX_COUNT for count in counts):
         raise ValueError("a count is not a number from 0 to 2**63")
     if any(type(text) is not str or not text.isprintable() for text in strings):
@@ -230,14 +229,24 @@ def batch_of(name: str) -> int | None:
 def list_commits(storage: Storage, worker_id: int) -> list[str]:
     """Names of a worker's commits in order. Raises DamagedData if one is missing in the middle or does not belong."""
     folder = f"{worker_folder(worker_id)}/commits/"
-    names = [info.name for info in storage.list(folder)]
-    for number, name in enumerate(names):
-        batch = batch_of(name)
-        if batch is None or name != commit_name(worker_id, batch):
-            raise DamagedData(f"{name}: no commit has such a name; move it out of the folder")
-        if batch != number:
-            raise DamagedData(f"{commit_name(worker_id, number)} is missing, but {name} is there: restore it")
-    return names
+    numbers = set()
+    for info in storage.list(folder):
+        batch = batch_of(info.name)
+        if batch is None or info.name != commit_name(worker_id, batch):
+            raise DamagedData(f"{info.name}: no commit has such a name; move it out of the folder")
+        numbers.add(batch)
+    for number in range(max(numbers, default=-1)):
+        if number not in numbers:
+            _find_missing(storage, commit_name(worker_id, number), commit_name(worker_id, max(numbers)))
+    return [commit_name(worker_id, number) for number in range(max(numbers, default=-1) + 1)]
+
+
+def _find_missing(storage: Storage, missing: str, later: str) -> None:
+    """A folder that is listed while a worker commits may show a commit without the one before it: look for that."""
+    try:
+        storage.stat(missing)
+    except ObjectNotFound:
+        raise DamagedData(f"{missing} is missing, but {later} is there: restore it") from None
 
 
 class CommitChain:
@@ -302,32 +311,43 @@ class CommitChain:
             **asdict(self.instance),
         )
         kill_point("before-commit", commit.batch)
-        self._publish(commit)
+        stored = self._publish(commit)
         kill_point("after-commit", commit.batch)
-        self._advance(commit)
-        return commit
+        self._advance(stored)
+        return stored
 
     def _store(self, data: memoryview) -> DataObject:
         kill_point("before-data", self.next_batch)
         folder, name = worker_folder(self.worker_id), f"batches/{self.next_batch:08d}"
         try:
             info = self.storage.create(f"{folder}/{name}.safetensors", data)
-        except ObjectExists:
+        except ObjectExists:  # and nobody has committed it: what it is does not matter, it stays
             name = f"{name}-{self.instance.attempt}"
-            info = self.storage.create(f"{folder}/{name}.safetensors", data)
+            info = self._store_as_ours(f"{folder}/{name}.safetensors", data)
         kill_point("after-data", self.next_batch)
         return DataObject(f"{name}.safetensors", info.size, info.crc32c, info.generation)
 
-    def _publish(self, commit: Commit) -> None:
+    def _store_as_ours(self, name: str, data: memoryview) -> ObjectInfo:
+        try:
+            return self.storage.create(name, data)
+        except ObjectExists:
+            raise DamagedData(f"{name}: only this worker writes it, and it holds other bytes than were sent") from None
+
+    def _publish(self, commit: Commit) -> Commit:
+        """Create the commit. Returns the one that is stored: this one, or what an earlier request of this attempt that
+        landed late has made of the same batch. Raises Fenced if it is another's."""
         name = commit_name(self.worker_id, commit.batch)
         try:
             self.storage.create(name, commit.to_bytes())
+            return commit
         except ObjectExists:
             winner = parse_commit(self.storage.read(name), name)
+        if winner.attempt != self.instance.attempt:  # which nobody else can have written
             raise Fenced(
                 f"{name} was committed by another worker: attempt {winner.attempt} on host {winner.host}, "
                 f"started {winner.started}"
-            ) from None
+            )
+        return winner
 
 
 def check_data(storage: Storage, commit: Commit) -> ObjectInfo:

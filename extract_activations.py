@@ -5,8 +5,13 @@ lines on stderr, an exit code: 0 done, 2 usage, 65 damaged data, 73 fenced, 75 t
 configuration is not the run's. A worker may be killed at any instant and started again with the same command.
 """
 
-import json
 import os
+import signal
+
+if __name__ == "__main__":  # told to stop while the imports below are under way: try again, as at any later moment
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(75))
+
+import json
 import sys
 
 import click
@@ -73,9 +78,9 @@ def cli() -> None:
 @option("--progress/--no-progress", default=True, help="Show progress.")
 def run(**flags: object) -> None:
     """Extract the activations of one stream into this worker's folder; go on where it was."""
-    from extraction.preemption import stop_on_signal
+    from extraction.preemption import stop_when_told
 
-    stop = stop_on_signal()
+    stop = stop_when_told()
     # Where torch is installed transformers imports it, which takes a second that no worker has a use for.
     sys.modules.setdefault("torch", None)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch

@@ -2,7 +2,8 @@
 
 In: each commit. Out: text on stderr, at most one overwrite of `progress.json` in 10 s, and the name of the first commit
 of a start in the local file LAUNCH_COMMIT_FILE, if that is set, so that launch_worker.sh knows whether a start got
-anywhere. Nothing here is trusted when resuming; where overwriting is refused `progress.json` is skipped.
+anywhere. Nothing here is trusted when resuming: where overwriting is refused `progress.json` is skipped, and where
+storage is busy it is not waited for.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 import checkpoint
 from checkpoint import Commit
 
-from .errors import ExtractionError
+from .errors import ExtractionError, PermissionDenied
 from .storage import Storage
 
 LINE_EVERY = 30.0
@@ -89,6 +90,8 @@ class Progress:
             self._storage.replace(
                 f"{checkpoint.worker_folder(self._worker_id)}/progress.json", (json.dumps(content) + "\n").encode()
             )
-        except ExtractionError as error:
+        except PermissionDenied as error:
             self._writes_file = False
             print(f"progress.json is not written: {error}", file=sys.stderr, flush=True)
+        except ExtractionError:
+            pass  # storage is busy: the next one, 10 s later, tells more

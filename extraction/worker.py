@@ -7,7 +7,6 @@ Cost: the start, which is imports, the weights and one compilation; then what th
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from .models.location import ModelFolder, locate_model
 from .models.sharding import MeshShape
 from .packing import BatchShape, pack_batches
 from .pipeline import Layout, run_pipeline
+from .preemption import Stop
 from .progress import Progress
 from .shards import dtype_named
 from .storage import Storage, open_storage
@@ -91,7 +91,7 @@ class Prepared:
     output: Storage
 
 
-def extract(options: RunOptions, stop: threading.Event) -> None:
+def extract(options: RunOptions, stop: Stop) -> None:
     """Work one stream to its end, or with `--stream any` one after the other. Raises domain errors."""
     if options.stream == ANY_STREAM:
         run = prepare(options)
@@ -135,7 +135,7 @@ def prepare(options: RunOptions) -> Prepared:
     return Prepared(options, config, model, manifest, output)
 
 
-def extract_stream(run: Prepared, number: int, instance: Instance, stop: threading.Event) -> None:
+def extract_stream(run: Prepared, number: int, instance: Instance, stop: Stop) -> None:
     """Work one stream to its end, from where its chain stands."""
     stream = open_stream(run.manifest, run.options.streams, number)
     with noted_ending(run.output, number, instance):
@@ -209,7 +209,7 @@ class Task:
 
     chain: checkpoint.CommitChain
     stream: Stream
-    stop: threading.Event
+    stop: Stop
 
 
 def work(options: RunOptions, config: ExtractionConfig, model: Model, task: Task) -> None:
@@ -220,11 +220,13 @@ def work(options: RunOptions, config: ExtractionConfig, model: Model, task: Task
     layout = Layout(worker_id, model.forward.widths, dtype_named(config.store_dtype))
     records = takewhile(lambda record: record.index < total, task.stream.read_records(chain.cursor.record))
     batches = pack_batches(model.tokenizer.tokenize(records), chain.cursor, shape, config.long_documents)
+    task.stop.busy = True
     progress = Progress(chain.storage, worker_id, total, chain.cursor.record, options.progress)
     try:
         with BackgroundWriter(chain.commit, options.queue_mib << 20, progress.on_commit) as writer:
             times = run_pipeline(until(batches, task.stop), layout, model.forward, chain.next_batch, writer.submit)
     finally:
+        task.stop.busy = False
         progress.close()
     say(worker_id, times.summary())
     if not chain.end_of_stream:
@@ -232,7 +234,7 @@ def work(options: RunOptions, config: ExtractionConfig, model: Model, task: Task
     say(worker_id, f"stream complete, {total:,} records")
 
 
-def until(items: Iterable, stop: threading.Event) -> Iterator:
+def until(items: Iterable, stop: Stop) -> Iterator:
     """The items, until `stop` is set."""
     for item in items:
         if stop.is_set():

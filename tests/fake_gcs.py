@@ -27,6 +27,7 @@ import itertools
 import json
 import re
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -138,6 +139,10 @@ class FakeGcs(ThreadingHTTPServer):
             told.release.set()
         self.shutdown()
         self.server_close()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that was killed is no news
+            super().handle_error(request, client_address)
 
     def instruct(self, operation: str, name: str, action: str, **settings: object) -> Instruction:
         with self.lock:

@@ -56,6 +56,13 @@ def extract(streams: object, output: object, worker_id: int = 0, *more: object, 
     return python("extract_activations.py", *arguments_for(streams, output, worker_id, *more), **environment)
 
 
+def start(streams: object, output: object, worker_id: int = 0, *more: object, **environment: str) -> subprocess.Popen:
+    """A worker that runs on its own; its stderr is a pipe."""
+    command = [sys.executable, ROOT / "extract_activations.py", *arguments_for(streams, output, worker_id, *more)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
+    return subprocess.Popen([*map(str, command)], env=environment, stderr=subprocess.PIPE, text=True)
+
+
 def verify(output: object, *more: object, **environment: str) -> subprocess.CompletedProcess:
     return python("extract_activations.py", "verify", output, *more, **environment)
 

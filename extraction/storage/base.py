@@ -42,7 +42,8 @@ def crc32c_base64(data: bytes | memoryview) -> str:
 
 def check_name(name: str) -> str:
     """The name, if it stays inside the location. Raises DamagedData."""
-    if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+    inside = "\\" not in name and "\0" not in name and {"", ".", ".."}.isdisjoint(name.split("/"))
+    if not inside or any("\ud800" <= character <= "\udfff" for character in name):
         raise DamagedData(f"{name!r} is no name of an object inside this location")
     return name
 
@@ -85,7 +86,7 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def replace(self, name: str, data: bytes) -> None:
-        """Overwrite an object that nobody relies on."""
+        """Overwrite an object that nobody relies on. Tried once: what matters more must not wait for it."""
 
     @abc.abstractmethod
     def open(self, name: str) -> io.BufferedIOBase | io.RawIOBase:

@@ -5,7 +5,7 @@ lost or odd is settled by looking. Cost: one request for an operation (a large u
 """
 
 import io
-import json
+import math
 import os
 import random
 import time
@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 
 from ..errors import DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
 from .base import ObjectInfo, Storage, check_name, crc32c_base64
+from .gcs_errors import is_bucket_missing, is_passing, is_worth_another_upload, reason
 
 READ_AHEAD = 1 << 20
 _SINGLE_REQUEST = 8 << 20
@@ -38,7 +39,7 @@ class GcsStorage(Storage):
         if not self._bucket_name:
             raise InvalidRequest(f"{location}: give gs://bucket/prefix")
         self._prefix = prefix + "/" if prefix else ""
-        self._deadline = float(os.environ.get("EXTRACT_RETRY_DEADLINE", _DEFAULT_DEADLINE))
+        self._deadline = _deadline()
         self._client = self._call("get", self.location, _make_client)
         self._bucket = self._client.bucket(self._bucket_name)
 
@@ -48,13 +49,13 @@ class GcsStorage(Storage):
 
         def attempt() -> ObjectInfo:
             try:
-                return self._upload(name, view)
+                return self._upload(name, view, checksum)
             except Exception as error:
                 # Whatever went wrong, the object may have landed: look before anything else is believed.
                 info = self._find(name)
+                if info is None and is_worth_another_upload(error):
+                    raise ConnectionError(f"the upload left nothing: {reason(error)}") from error
                 if info is None:
-                    if isinstance(error, KeyError | json.JSONDecodeError):  # a cut answer, and nothing has landed
-                        raise ConnectionError(str(error)) from error
                     raise
                 return info
 
@@ -63,23 +64,29 @@ class GcsStorage(Storage):
             raise ObjectExists(f"{self._url(name)} is there with other bytes")
         return info
 
-    def _upload(self, name: str, view: memoryview) -> ObjectInfo:
+    def _upload(self, name: str, view: memoryview, checksum: str) -> ObjectInfo:
         blob = self._bucket.blob(self._key(name), chunk_size=_CHUNK if len(view) > _SINGLE_REQUEST else None)
+        # The service holds the content against the checksum in the metadata before the object appears. The client's own
+        # check comes after that and deletes what fails it, which a rival may have adopted by then: it stays off.
+        blob.crc32c = checksum
         blob.upload_from_file(
             _Reader(view), size=len(view), content_type="application/octet-stream", if_generation_match=0,
-            checksum="crc32c", timeout=_TIMEOUT, retry=None,
+            checksum=None, timeout=_TIMEOUT, retry=None,
         )
-        return self._info(blob) if blob.crc32c else self._stat(name)
+        return self._info(blob) if blob.crc32c and blob.generation else self._stat(name)
 
     def _find(self, name: str) -> ObjectInfo | None:
-        from google.api_core.exceptions import NotFound
+        from google.api_core.exceptions import Forbidden, NotFound, Unauthorized
 
         try:
             return self._stat(name)
         except NotFound as error:
-            if _is_bucket_missing(error):
+            if is_bucket_missing(error):
                 raise
             return None
+        except (Forbidden, Unauthorized) as error:
+            self._raise_final(error, "get", name)
+            raise
 
     def _stat(self, name: str) -> ObjectInfo:
         blob = self._bucket.blob(self._key(name))
@@ -90,6 +97,10 @@ class GcsStorage(Storage):
         return self._call("get", name, lambda: self._stat(name))
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        return self.read_generation(name, None, start, end)
+
+    def read_generation(self, name: str, generation: int | None, start: int, end: int | None) -> bytes:
+        """As `read`, from one generation of the object. Raises ObjectNotFound when that is no longer there."""
         from google.api_core.exceptions import RequestRangeNotSatisfiable
         from google.cloud.storage.exceptions import DataCorruption
 
@@ -99,7 +110,7 @@ class GcsStorage(Storage):
         whole = start == 0 and end is None
 
         def attempt() -> bytes:
-            blob = self._bucket.blob(self._key(name))
+            blob = self._bucket.blob(self._key(name), generation=generation)
             try:
                 return blob.download_as_bytes(
                     start=None if whole else start, end=last, checksum="crc32c" if whole else None,
@@ -170,10 +181,10 @@ class GcsStorage(Storage):
 
     def replace(self, name: str, data: bytes) -> None:
         blob = self._bucket.blob(self._key(name))
-        self._call("create", name, lambda: blob.upload_from_string(data, timeout=_TIMEOUT, retry=None))
+        self._call("create", name, lambda: blob.upload_from_string(data, timeout=(5, 5), retry=None), tries=1)
 
     def open(self, name: str) -> io.BufferedReader:
-        return io.BufferedReader(_RangedFile(self, name, self.stat(name).size), READ_AHEAD)
+        return io.BufferedReader(_RangedFile(self, self.stat(name)), READ_AHEAD)
 
     def _key(self, name: str) -> str:
         return self._prefix + check_name(name)
@@ -186,61 +197,63 @@ class GcsStorage(Storage):
         updated = blob.updated.timestamp() if blob.updated else None
         return ObjectInfo(name, blob.size, blob.crc32c, blob.generation, updated)
 
-    def _call(self, permission: str, name: str, attempt: Callable):
+    def _call(self, permission: str, name: str, attempt: Callable, tries: float = math.inf):
         """The result of `attempt`, tried again with growing, jittered pauses up to the deadline; domain errors."""
-        from google.api_core import exceptions
-        from google.auth.exceptions import GoogleAuthError, TransportError
-        from google.cloud.storage.exceptions import InvalidResponse
-        from requests.exceptions import RequestException
-        from urllib3.exceptions import HTTPError
-
         end, pause = time.monotonic() + self._deadline, 0.1
         while True:
             try:
                 return attempt()
-            except exceptions.NotFound as error:
-                if _is_bucket_missing(error):
-                    raise InvalidRequest(f"gs://{self._bucket_name}: there is no such bucket") from error
-                raise ObjectNotFound(f"{self._url(name)} is not there") from error
-            except (exceptions.Forbidden, exceptions.Unauthorized) as error:
-                raise self._denied(permission, error) from error
-            except (exceptions.TooManyRequests, exceptions.ServerError, exceptions.RetryError) as error:
-                trouble = error
-            except (RequestException, HTTPError, ConnectionError, TimeoutError, TransportError, InvalidResponse) as error:
-                trouble = error
-            except GoogleAuthError as error:
-                raise self._denied(permission, error) from error
-            except exceptions.GoogleAPICallError as error:
-                if error.code != 408:  # a time-out at the service, for which the client has no class
+            except Exception as error:
+                tries -= 1
+                if not is_passing(error):
+                    self._raise_final(error, permission, name)
                     raise
-                trouble = error
-            if time.monotonic() + pause > end:
-                first_line = str(trouble).splitlines()[0][:200]
-                raise TryAgain(f"{self._url(name)}: no success within {self._deadline:g} s: {first_line}") from trouble
+                if tries < 1 or time.monotonic() + pause > end:
+                    bound = f"within {self._deadline:g} s" if tries else "at the only try"
+                    raise TryAgain(f"{self._url(name)}: no success {bound}: {reason(error)}") from error
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, 10.0)
 
-    def _denied(self, permission: str, error: Exception) -> PermissionDenied:
-        first_line = (str(error).splitlines() or [""])[0][:200]
-        return PermissionDenied(f"storage.objects.{permission} on gs://{self._bucket_name} was refused: {first_line}")
+    def _raise_final(self, error: Exception, permission: str, name: str) -> None:
+        """Raise the domain error for what the client raised, if there is one."""
+        from google.api_core import exceptions
+        from google.auth.exceptions import GoogleAuthError
+
+        if isinstance(error, exceptions.NotFound) and is_bucket_missing(error):
+            raise InvalidRequest(f"gs://{self._bucket_name}: there is no such bucket") from error
+        if isinstance(error, exceptions.NotFound):
+            raise ObjectNotFound(f"{self._url(name)} is not there") from error
+        if isinstance(error, exceptions.Forbidden | exceptions.Unauthorized | GoogleAuthError):
+            raise PermissionDenied(
+                f"storage.objects.{permission} on gs://{self._bucket_name} was refused: {reason(error)}"
+            ) from error
+        if isinstance(error, exceptions.GoogleAPICallError):
+            raise InvalidRequest(f"{self._url(name)}: the service refused: {reason(error)}") from error
+
+
+def _deadline() -> float:
+    text = os.environ.get("EXTRACT_RETRY_DEADLINE", _DEFAULT_DEADLINE)
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidRequest(f"EXTRACT_RETRY_DEADLINE={text} is not a number of seconds") from None
 
 
 def _make_client():
     import requests.adapters
     from google.auth.credentials import AnonymousCredentials
+    from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage
 
-    if os.environ.get("STORAGE_EMULATOR_HOST"):
-        client = storage.Client(project="emulator", credentials=AnonymousCredentials())
-    else:
-        client = storage.Client()
+    emulated = os.environ.get("STORAGE_EMULATOR_HOST")
+    try:
+        # Objects need no project, and credentials of a person often name none.
+        client = storage.Client(project=None, credentials=AnonymousCredentials() if emulated else None)
+    except OSError as error:
+        raise DefaultCredentialsError(f"the credentials cannot be read: {error}") from error
     for scheme in ("https://", "http://"):
         client._http.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=32))
     return client
-
-
-def _is_bucket_missing(error: Exception) -> bool:
-    return "bucket does not exist" in str(error)
 
 
 class _Reader(io.RawIOBase):
@@ -264,10 +277,10 @@ class _Reader(io.RawIOBase):
 
 
 class _RangedFile(io.RawIOBase):
-    """An object as a seekable file of ranged reads."""
+    """One generation of an object as a seekable file of ranged reads."""
 
-    def __init__(self, storage: GcsStorage, name: str, size: int):
-        self._storage, self._name, self._size, self._at = storage, name, size, 0
+    def __init__(self, storage: GcsStorage, info: ObjectInfo):
+        self._storage, self._info, self._at = storage, info, 0
 
     def readable(self) -> bool:
         return True
@@ -279,11 +292,15 @@ class _RangedFile(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._info.size}[whence]
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:
-        data = self._storage.read(self._name, self._at, min(self._at + len(buffer), self._size))
+        name, end = self._info.name, min(self._at + len(buffer), self._info.size)
+        try:
+            data = self._storage.read_generation(name, self._info.generation, self._at, end)
+        except ObjectNotFound as error:
+            raise DamagedData(f"{self._storage}/{name}: it was replaced or removed while it was read") from error
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

@@ -1,10 +1,12 @@
 """Storage in a folder: a file appears whole, synced, under a name that was free.
 
 In: names and bytes. Out: files under the folder. Guarantee: as in the package; names are given by hard link or, where
-a file system has none, by a rename that refuses to replace. Cost: two fsyncs for an object; `stat` reads the file.
+a file system has none, by a rename that refuses to replace. A killed write leaves a hidden `.tmp-...` that nothing
+reads and anybody may remove. Cost: two fsyncs for an object; `stat` reads the file.
 """
 
 import base64
+import contextlib
 import ctypes
 import errno
 import io
@@ -23,6 +25,7 @@ from .base import BLOCK, ObjectInfo, Storage, check_name, crc32c_base64
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
+_WRONG = {errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EFBIG}
 _TEMPORARY = ".tmp-"
 
 
@@ -36,7 +39,7 @@ class LocalStorage(Storage):
     def create(self, name: str, data: bytes | memoryview) -> ObjectInfo:
         view, path = memoryview(data).cast("B"), self._root / check_name(name)
         with _os_errors(str(path)):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             temporary = _write_temporary(path, view)
             try:
                 _give_name(temporary, path)
@@ -44,10 +47,10 @@ class LocalStorage(Storage):
                 info = self.stat(name)
                 if not info.holds(len(view), crc32c_base64(view)):
                     raise ObjectExists(f"{path} is there with other bytes") from None
-                return info
+                _sync(path)  # who wrote it may have been killed before it was durable
             finally:
                 temporary.unlink(missing_ok=True)
-            _sync_folder(path.parent)
+            _sync(path.parent)
         return ObjectInfo(name, len(view), crc32c_base64(view))
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
@@ -75,12 +78,11 @@ class LocalStorage(Storage):
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         folder = prefix.rpartition("/")[0]
-        with _os_errors(str(self._root / folder)):
-            paths = [path for path in (self._root / folder).rglob("*") if path.is_file()]
-            names = sorted(str(path.relative_to(self._root)) for path in paths if not path.name.startswith(_TEMPORARY))
-        for name in names:
+        top = self._root / (check_name(folder) if folder else "")
+        with _os_errors(str(top)):
+            found = [(os.path.relpath(entry.path, self._root), entry.stat()) for entry in _files_under(top)]
+        for name, facts in sorted(found, key=lambda pair: pair[0]):
             if name.startswith(prefix) and name > start_after:
-                facts = (self._root / name).stat()
                 yield ObjectInfo(name, facts.st_size, "", None, facts.st_mtime)
 
     def folders(self) -> Sequence[str]:
@@ -96,8 +98,12 @@ class LocalStorage(Storage):
     def replace(self, name: str, data: bytes) -> None:
         path = self._root / check_name(name)
         with _os_errors(str(path)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_temporary(path, memoryview(data)).replace(path)
+            _make_folder(path.parent)
+            temporary = _write_temporary(path, memoryview(data))
+            try:
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def open(self, name: str) -> io.BufferedReader:
         path = self._root / check_name(name)
@@ -105,24 +111,48 @@ class LocalStorage(Storage):
             return path.open("rb")
 
 
-class _os_errors:
+@contextlib.contextmanager
+def _os_errors(path: str) -> Iterator[None]:
     """Turns OSError into domain errors that name the path."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ObjectNotFound(f"{path} is not there") from error
+    except FileExistsError as error:
+        raise InvalidRequest(f"{path}: a file is where a folder must be") from error
+    except OSError as error:
+        if error.errno in _REFUSED:
+            raise PermissionDenied(f"{path}: {error.strerror}; it must be readable and writable") from error
+        if error.errno in _FULL:
+            raise TryAgain(f"{path}: {error.strerror}: the disk is full or failing") from error
+        if error.errno in _WRONG:
+            raise InvalidRequest(f"{path}: {error.strerror}") from error
+        raise TryAgain(f"{path}: {error.strerror or error}: the file system does not answer as it should") from error
 
-    def __init__(self, path: str):
-        self._path = path
 
-    def __enter__(self) -> None:
-        return None
+def _files_under(folder: str | Path) -> Iterator[os.DirEntry]:
+    """The finished files under a folder; none if it is not there. Raises OSError for a folder that cannot be read."""
+    try:
+        entries = os.scandir(folder)
+    except FileNotFoundError:
+        return
+    with entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files_under(entry.path)
+            elif entry.is_file() and not entry.name.startswith(_TEMPORARY):
+                yield entry
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise ObjectNotFound(f"{self._path} is not there") from error
-        if isinstance(error, NotADirectoryError | IsADirectoryError):
-            raise InvalidRequest(f"{self._path}: {error.strerror}") from error
-        if isinstance(error, OSError) and error.errno in _REFUSED:
-            raise PermissionDenied(f"{self._path}: {error.strerror}; it must be readable and writable") from error
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise TryAgain(f"{self._path}: {error.strerror}: the disk is full or failing") from error
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each durable in the one that holds it."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
 
 
 def _write_temporary(path: Path, data: memoryview) -> Path:
@@ -155,15 +185,16 @@ def _rename_without_replacing(temporary: Path, path: Path) -> None:
         at_working_folder, os.fsencode(temporary), at_working_folder, os.fsencode(path), no_replace
     ):
         code = ctypes.get_errno() if rename else errno.ENOSYS
-        if code == errno.EEXIST:
-            raise FileExistsError(code, os.strerror(code), str(path))
+        if code not in _NO_LINKS | {errno.EINVAL}:
+            raise OSError(code, os.strerror(code), str(path))
         raise InvalidRequest(
             f"{path}: this file system can neither link nor rename without replacing; use another folder or a bucket"
         )
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

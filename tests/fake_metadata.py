@@ -1,7 +1,7 @@
 """The part of Google's metadata server that tells of a preemption, over real HTTP: `instance/preempted`.
 
-As documented for Compute Engine ("wait for change"): requests need `Metadata-Flavor: Google`; with `wait_for_change` and
-`last_etag` an answer comes as soon as the value has another mark than that one, or after `timeout_sec`.
+As documented for Compute Engine ("wait for change"): requests need `Metadata-Flavor: Google`; with `wait_for_change`
+and `last_etag` an answer comes as soon as the value has another mark than that one, or after `timeout_sec`.
 """
 
 import threading

@@ -12,6 +12,7 @@ import checkpoint
 from checkpoint import CommitChain
 from extraction.errors import ConfigurationMismatch, DamagedData, Fenced
 from extraction.records import Cursor
+from extraction.storage import open_storage
 from tests.batches import LENGTHS, batches_from, data_of, extract_all
 
 FINGERPRINT = "sha256:of-the-configuration"
@@ -40,8 +41,6 @@ def committed(storage):
 
 @pytest.fixture
 def undisturbed(tmp_path):
-    from extraction.storage import open_storage
-
     storage = open_storage(str(tmp_path / "undisturbed"))
     extract_all(load(storage))
     return committed(storage)
@@ -169,8 +168,6 @@ def test_a_gap_stops_the_worker_and_names_what_is_missing(storage):
 
 
 def test_a_damaged_or_missing_last_data_object_stops_the_worker(tmp_path):
-    from extraction.storage import open_storage
-
     storage = open_storage(str(tmp_path))
     commit_next(load(storage))
     path = tmp_path / "worker-00000/batches/00000000.safetensors"
@@ -184,11 +181,12 @@ def test_a_damaged_or_missing_last_data_object_stops_the_worker(tmp_path):
         load(storage)
 
 
-def test_a_commit_cannot_name_data_outside_its_folder(storage):
-    commit = commit_next(load(storage))
+@pytest.mark.parametrize("name", ["../../secret", "batches/../x.safetensors", "batches/00000000.safetensors"])
+def test_a_commit_cannot_name_data_outside_its_folder_or_of_another_batch(tmp_path, name):
+    commit = commit_next(load(open_storage(str(tmp_path))))
     stolen = json.loads(commit.to_bytes()) | {"batch": 1}
-    stolen["data"] = stolen["data"] | {"name": "../../secret"}
-    with pytest.raises(DamagedData, match="outside"):
+    stolen["data"] = stolen["data"] | {"name": name}
+    with pytest.raises(DamagedData, match="not one of this batch in the batches folder"):
         checkpoint.parse_commit(json.dumps(stolen).encode(), "commit")
 
 

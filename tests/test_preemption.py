@@ -22,7 +22,8 @@ WIDE = ("--layers", "all", "--hooks", "resid_post,post,z", "--store-dtype", "flo
 def undisturbed(tmp_path_factory):
     """Streams, and what a worker that nobody stops commits from them."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    streams = make_streams(write_corpus(folder / "corpus", [text_of(i, 5 + i * 4) for i in range(14)]), folder / "streams")
+    corpus = write_corpus(folder / "corpus", [text_of(i, 5 + i * 4) for i in range(14)])
+    streams = make_streams(corpus, folder / "streams")
     result = extract(streams, folder / "output", 0, *WIDE)
     assert result.returncode == 0, result.stderr
     return streams, committed(open_storage(str(folder / "output")))
@@ -63,7 +64,7 @@ def test_while_it_starts(undisturbed, tmp_path):
 def test_while_it_compiles(undisturbed, tmp_path):
     worker = start(undisturbed[0], tmp_path / "output", 0, "--compile-cache", "", JAX_LOG_COMPILES="1")
     wait_for_line(worker, "Compiling jit(step)")
-    stop(worker)
+    assert "nothing is in flight" in stop(worker)
 
 
 @pytest.mark.parametrize("name, times", [("*/batches/00000001*", 1), ("*/commits/00000001*", 2)])

@@ -147,7 +147,8 @@ def machine() -> dict[str, str | None]:
         torch_version = None
     device = jax.devices()[0]
     return {"device": device.device_kind, "platform": device.client.platform_version,
-            "python": platform.python_version(), "jax": jax.__version__, "torch": torch_version, "command": " ".join(["python", *sys.argv])}
+            "python": platform.python_version(), "jax": jax.__version__, "torch": torch_version,
+            "command": " ".join(["python", *sys.argv])}
 
 
 def table(cases: list[dict]) -> str:

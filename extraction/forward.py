@@ -189,7 +189,8 @@ def lower_step(
     slots = jax.ShapeDtypeStruct((options.mesh.data, grid.size // options.mesh.data), jnp.int32)
     counts = jax.ShapeDtypeStruct((options.mesh.data,), jnp.int32)
     step = make_step(graphs, plan, options, Layout(placement.mesh))
-    return jax.jit(step, in_shardings=(where, *[rows] * 5)).lower(params, grid, grid, grid, slots, counts)
+    with jax.set_mesh(placement.mesh):
+        return jax.jit(step, in_shardings=(where, *[rows] * 5)).lower(params, grid, grid, grid, slots, counts)
 
 
 def _checked(config: ModelConfig, options: ForwardOptions, devices: Sequence[jax.Device]) -> ForwardOptions:

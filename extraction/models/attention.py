@@ -5,16 +5,22 @@ In: q [B, T, H, Dh], k and v [B, T, K, Dh] with H a multiple of K, segment_ids [
 before it) and nothing else, so its result does not depend on what else is in the row; padding gives finite values. The
 softmax is in float32.
 
-Cost: blocks of queries see only the keys that causality and the window leave them, about half of the T x T scores, and
-no more than one block of scores is in memory.
+On a TPU it is jax's splash kernel (splash_attention.py), on a GPU cuDNN's where that has the case, else and on a CPU
+blocks of queries (`attend_blocks`). `attend` is the plain form that all are tested against.
+
+Cost: blocks see only the keys that causality and the window leave them, about half of the T x T scores, and no more
+than one block of scores is in memory; the kernels keep scores on the chip.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 _MASKED = -1e30  # finite, so that a row without any key stays a number
+_CUDNN_MAX_HEAD_WIDTH = 128  # on every GPU that it supports
 _MIN_BLOCK, _MAX_BLOCKS = 128, 16  # more than 16 blocks save little arithmetic and take longer to compile
 
 
@@ -32,8 +38,42 @@ class AttentionRule:
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule) -> jax.Array:
-    """The one place where a form of attention is chosen: blocks of queries, on every platform."""
-    return attend_blocks(q, k, v, segment_ids, rule)
+    """Attention in the form for the platform that the step is compiled for."""
+    return form_for(_platform(), q, rule)(q, k, v, segment_ids, rule)
+
+
+def form_for(platform: str, q: jax.Array, rule: AttentionRule) -> Callable:
+    """The one place where a form of attention is chosen."""
+    if platform == "tpu":
+        from .splash_attention import attend_splash
+
+        return attend_splash
+    if platform == "gpu" and cudnn_has(q, rule):
+        return partial(attend_library, implementation="cudnn")
+    return attend_blocks
+
+
+def _platform() -> str:
+    """Of the mesh that is set, which may be of machines that are not here; else of this machine."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def cudnn_has(q: jax.Array, rule: AttentionRule) -> bool:
+    """Whether cuDNN's kernel covers this case."""
+    half = q.dtype in (jnp.float16, jnp.bfloat16)
+    return half and q.shape[-1] <= _CUDNN_MAX_HEAD_WIDTH and q.shape[-1] % 8 == 0 and rule.softcap is None
+
+
+def attend_library(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule, implementation: str
+) -> jax.Array:
+    """jax's own attention, `cudnn` or `xla`; it has no softcap."""
+    window = None if rule.window is None else (rule.window - 1, 0)
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=_same_segment(segment_ids, q.shape[1])[:, None], scale=rule.scale, is_causal=True,
+        local_window_size=window, implementation=implementation,
+    )
 
 
 def attend_blocks(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule) -> jax.Array:
@@ -68,5 +108,10 @@ def _visible(segment_ids: jax.Array, t: int, window: int | None) -> jax.Array:
     s = segment_ids.shape[1]
     back = jnp.arange(s - t, s)[:, None] - jnp.arange(s)[None, :]
     near = (back >= 0) if window is None else (back >= 0) & (back < window)
-    same = segment_ids[:, s - t :, None] == segment_ids[:, None, :]
-    return near[None] & same & (segment_ids > 0)[:, None, :]
+    return near[None] & _same_segment(segment_ids, t)
+
+
+def _same_segment(segment_ids: jax.Array, t: int) -> jax.Array:
+    """Which of S keys are real and in the segment of each of the last t positions: bool [B, t, S]."""
+    same = segment_ids[:, segment_ids.shape[1] - t :, None] == segment_ids[:, None, :]
+    return same & (segment_ids > 0)[:, None, :]

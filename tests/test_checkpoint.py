@@ -84,6 +84,19 @@ def test_stopped_twice_it_ends_with_the_same_bytes(storage, undisturbed, first):
     assert committed(storage) == undisturbed
 
 
+def test_resuming_lists_the_commits_reads_the_last_and_looks_up_its_data(gcs):
+    storage = open_storage("gs://bucket/run")
+    extract_all(load(storage))
+    before = len(gcs.operations())
+    load(storage)
+    last = f"{NUM_BATCHES - 1:08d}"
+    assert gcs.operations()[before:] == [
+        "list run/worker-00000/commits/",
+        f"read run/worker-00000/commits/{last}.json",
+        f"get run/worker-00000/batches/{last}.safetensors",
+    ]
+
+
 def test_the_end_of_the_stream_is_remembered(storage):
     extract_all(load(storage))
     chain = load(storage)

@@ -193,9 +193,8 @@ class GcsStorage(Storage):
         return f"gs://{self._bucket_name}/{self._prefix}{name}"
 
     def _info(self, blob: object) -> ObjectInfo:
-        name = blob.name.removeprefix(self._prefix)
-        updated = blob.updated.timestamp() if blob.updated else None
-        return ObjectInfo(name, blob.size, blob.crc32c, blob.generation, updated)
+        name, updated = blob.name.removeprefix(self._prefix), blob.updated  # parsed anew each time it is asked for
+        return ObjectInfo(name, blob.size, blob.crc32c, blob.generation, updated.timestamp() if updated else None)
 
     def _call(self, permission: str, name: str, attempt: Callable, tries: float = math.inf):
         """The result of `attempt`, tried again with growing, jittered pauses up to the deadline; domain errors."""

@@ -92,15 +92,16 @@ def run(**flags: object) -> None:
 @cli.command()
 @click.argument("output")
 @option("--streams", default=None, help="Where the streams are, if not where run.json says.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
-def verify(output: str, streams: str | None, as_json: bool) -> None:
+@click.option("--deep", is_flag=True, help="Read every data object too, and check what it holds.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; keys as in extraction/audit/findings.py.")
+def verify(output: str, streams: str | None, deep: bool, as_json: bool) -> None:
     """Prove that every token of every record is in OUTPUT exactly once, or say what is missing.
 
     Exit 0: proven. 65: damaged, a line for each thing. 75: nothing wrong, but not all streams are finished.
     """
     from extraction.audit import audit_run
 
-    audit = audit_run(output, streams)
+    audit = audit_run(output, streams, deep, visible=sys.stderr.isatty())
     click.echo(json.dumps(audit.to_json()) if as_json else audit.to_text())
     sys.exit(audit.exit_code)
 

@@ -35,3 +35,6 @@ class Cursor:
 
     record: int
     token_offset: int
+
+    def __str__(self) -> str:
+        return f"record {self.record} token {self.token_offset}"

@@ -1,0 +1,268 @@
+"""One worker's folder: its commits in order, its data objects, and the ids of its stream.
+
+In: the worker's number, the facts of the run, its stream, a pool to read in. Out: a `WorkerAudit`. Guarantee: what a
+running worker adds meanwhile is not taken for damage. The commits are listed first and the data objects after them, so
+data of a listed commit must be in the second list; a commit that is missing in the middle was created before the one
+after it, so a second listing must show it.
+
+Cost: a request for each 1,000 commits and each 1,000 data objects, one for each commit, and one column of the stream;
+of a local folder every data object is read besides, since nothing else knows its checksum. With `deep` each data object
+is read once, wherever it lies. Memory: `AHEAD` commits, a line for each problem, and with `deep` as many data objects
+as the pool has threads.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+import checkpoint
+from checkpoint import Commit, Totals
+
+from ..errors import DamagedData, ObjectNotFound
+from ..records import Cursor
+from ..storage import ObjectInfo, Storage
+from .contents import Contents, check_contents
+from .facts import RunFacts
+from .findings import WorkerAudit
+
+AHEAD = 256
+ReadIds = Callable[[int, int], Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a worker's stream holds: its number of records, and their ids from one record up to another."""
+
+    num_records: int
+    read_ids: ReadIds
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an audit reads: from where, in which threads, whether data objects too, and whom it tells of each commit."""
+
+    storage: Storage
+    pool: ThreadPoolExecutor
+    deep: bool = False
+    expect: Callable[[int], None] = lambda count: None
+    advance: Callable[[int], None] = lambda count: None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A commit as found: None if it cannot be read; what is wrong with it and its data; what its data holds."""
+
+    name: str
+    commit: Commit | None
+    problems: tuple[str, ...] = ()
+    contents: Contents = field(default_factory=lambda: Contents(()))
+
+
+def audit_worker(reading: Reading, worker_id: int, run: RunFacts, expected: Expected) -> WorkerAudit:
+    """Check one worker against its stream. Storage errors pass through; damage is listed, not raised."""
+    audit = WorkerAudit(worker_id, expected.num_records)
+    commits = _list_commits(reading.storage, worker_id, audit.problems)
+    stored = {info.name: info for info in reading.storage.list(f"{checkpoint.worker_folder(worker_id)}/batches/")}
+    uncommitted = dict.fromkeys(stored)
+    reading.expect(len(commits))
+    walk = _Walk(audit, run, expected)
+    for seen in _in_order(reading.pool, lambda info: _look(reading, info, stored, run), commits):
+        walk.step(seen)
+        if seen.commit and seen.commit.data:
+            uncommitted.pop(checkpoint.data_name(seen.commit), None)
+        reading.advance(1)
+    walk.end()
+    audit.uncommitted += uncommitted
+    return audit
+
+
+def _list_commits(storage: Storage, worker_id: int, problems: list[str]) -> list[ObjectInfo]:
+    """The commits there are, in order; what is missing between them or has another name goes into `problems`."""
+    folder = f"{checkpoint.worker_folder(worker_id)}/commits/"
+    found, strays = _by_batch(storage.list(folder))
+    last = max(found, default=-1)
+    if len(found) <= last:
+        found |= {batch: info for batch, info in _by_batch(storage.list(folder))[0].items() if batch < last}
+    problems += [f"{name}: no commit has such a name; move it out of the folder" for name in strays]
+    expected = 0
+    for batch in sorted(found):
+        if batch > expected:
+            more = f" and the {batch - expected - 1:,} after it are" if batch - expected > 1 else " is"
+            problems.append(f"{checkpoint.commit_name(worker_id, expected)}{more} missing, but {found[batch].name} "
+                            "is there: restore it")
+        expected = batch + 1
+    return [found[batch] for batch in sorted(found)]
+
+
+def _by_batch(infos: Iterable[ObjectInfo]) -> tuple[dict[int, ObjectInfo], list[str]]:
+    found, strays = {}, []
+    for info in infos:
+        batch = checkpoint.batch_of(info.name)
+        if batch is None or info.name.count("/") != 2:
+            strays.append(info.name)
+        else:
+            found[batch] = info
+    return found, strays
+
+
+def _in_order(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> Iterator:
+    """The function's results in the order of the items, at most `AHEAD` of them in work or waiting."""
+    rest = iter(items)
+    waiting = deque(pool.submit(function, item) for item in islice(rest, AHEAD))
+    while waiting:
+        result = waiting.popleft().result()
+        waiting.extend(pool.submit(function, item) for item in islice(rest, 1))
+        yield result
+
+
+def _look(reading: Reading, info: ObjectInfo, stored: dict[str, ObjectInfo], run: RunFacts) -> _Seen:
+    """Read a commit, and hold its data object against it."""
+    try:
+        if info.size > checkpoint.MAX_COMMIT:
+            raise DamagedData(f"{info.name}: not a readable commit ({info.size:,} bytes are too many)")
+        commit = checkpoint.parse_commit(reading.storage.read(info.name), info.name)
+    except DamagedData as error:
+        return _Seen(info.name, None, (str(error),))
+    except ObjectNotFound:
+        return _Seen(info.name, None, (f"{info.name}: it was listed, and then it was not there; restore it",))
+    if commit.data is None or info.name != checkpoint.commit_name(commit.worker_id, commit.batch):
+        return _Seen(info.name, commit)
+    try:
+        return _look_at_data(reading, commit, stored.get(checkpoint.data_name(commit)), run)
+    except (DamagedData, ObjectNotFound) as error:
+        return _Seen(info.name, commit, (str(error),))
+
+
+def _look_at_data(reading: Reading, commit: Commit, data: ObjectInfo | None, run: RunFacts) -> _Seen:
+    name = checkpoint.commit_name(commit.worker_id, commit.batch)
+    if data is None or data.crc32c:
+        checkpoint.compare_data(commit, data)
+    elif not reading.deep:
+        checkpoint.check_data(reading.storage, commit)
+    if not reading.deep:
+        return _Seen(name, commit)
+    contents = check_contents(reading.storage.read(data.name), commit, run)
+    return _Seen(name, commit, contents.problems, contents)
+
+
+class _Walk:
+    """Goes along the commits of one worker and notes down in `audit` what does not follow from the one before."""
+
+    def __init__(self, audit: WorkerAudit, run: RunFacts, expected: Expected):
+        self._audit, self._run, self._expected = audit, run, expected
+        # Where the next commit has to begin and what it has to sum up; None when the one before it is not known.
+        self._batch: int = 0
+        self._cursor: Cursor | None = Cursor(0, 0)
+        self._totals: Totals | None = Totals()
+        self._ids: _StreamIds | None = _StreamIds(expected)
+
+    def step(self, seen: _Seen) -> None:
+        audit, commit = self._audit, seen.commit
+        audit.problems += seen.problems
+        batch = checkpoint.batch_of(seen.name)
+        if batch != self._batch:
+            self._cursor = self._totals = None
+        self._batch = batch + 1
+        if commit is None:
+            self._cursor = self._totals = None
+            return
+        problems = [*self._check_identity(commit, batch), *self._check_cursors(commit), *self._check_sums(commit)]
+        if audit.finished:
+            problems.append("stands after the end of the stream")
+        problems = problems or list(self._check_ids(commit))
+        audit.problems += [f"{seen.name}: {problem}" for problem in problems]
+        self._cursor, self._totals = commit.cursor_after, commit.totals
+        audit.num_batches += 1
+        audit.num_tokens += commit.num_tokens
+        audit.num_bytes += commit.data.size if commit.data else 0
+        audit.num_records = max(audit.num_records, commit.cursor_after.record)
+        audit.finished = commit.end_of_stream
+        audit.non_finite += seen.contents.non_finite
+        self._check_widths(seen)
+
+    def end(self) -> None:
+        audit, total = self._audit, self._expected.num_records
+        if self._cursor and (self._cursor > Cursor(total, 0) or (audit.finished and self._cursor != Cursor(total, 0))):
+            folder = checkpoint.worker_folder(audit.worker_id)
+            audit.problems.append(f"{folder}: ends at {self._cursor}, its stream has {total} records")
+
+    def _check_identity(self, commit: Commit, batch: int) -> Iterator[str]:
+        if (commit.worker_id, commit.batch) != (self._audit.worker_id, batch):
+            yield f"says worker {commit.worker_id}, batch {commit.batch}"
+        if commit.fingerprint != self._run.fingerprint:
+            yield f"is of another run: fingerprint {commit.fingerprint}, that of run.json is {self._run.fingerprint}"
+        if commit.data and not commit.data.name.startswith(f"batches/{commit.batch:08d}"):
+            yield f"names the data of another batch, {commit.data.name}"
+
+    def _check_cursors(self, commit: Commit) -> Iterator[str]:
+        before, after = commit.cursor_before, commit.cursor_after
+        if self._cursor and before != self._cursor:
+            which = "twice" if before < self._cursor else "not at all"
+            yield f"begins at {before}, the batch before it ended at {self._cursor}: what lies between is there {which}"
+        if after < before or (after == before and commit.num_tokens):
+            yield "its cursor does not move forward"
+        if after.record + (after.token_offset > 0) - before.record != commit.num_records:
+            yield f"counts {commit.num_records} records from {before} to {after}"
+        offsets, window = {before.token_offset, after.token_offset}, self._run.seq_len
+        if any(offset if self._run.truncates else offset % window for offset in offsets):
+            yield f"a cursor stands inside a window of {window} tokens, from {before} to {after}"
+
+    def _check_sums(self, commit: Commit) -> Iterator[str]:
+        if (commit.data is None) != (commit.num_tokens == 0):
+            yield f"{commit.num_tokens} tokens do not go with data {commit.data}"
+        if commit.num_tokens > self._run.num_slots:
+            yield f"counts {commit.num_tokens:,} tokens, and a batch has room for {self._run.num_slots:,}"
+        if self._totals is not None:
+            tokens = self._totals.tokens + commit.num_tokens
+            num_bytes = self._totals.bytes + (commit.data.size if commit.data else 0)
+            if (commit.totals.tokens, commit.totals.bytes) != (tokens, num_bytes):
+                yield (f"its totals are {commit.totals.tokens:,} tokens and {commit.totals.bytes:,} bytes, "
+                       f"those of its chain {tokens:,} and {num_bytes:,}")
+
+    def _check_ids(self, commit: Commit) -> Iterator[str]:
+        first = commit.cursor_before.record
+        if first + commit.num_records > self._expected.num_records:
+            yield f"reaches beyond the {self._expected.num_records} records of its stream"
+        elif self._ids:
+            try:
+                ids = self._ids.take(first, first + commit.num_records)
+            except DamagedData as error:
+                self._ids = None
+                yield f"its record ids, and those after it, cannot be compared with the stream: {error}"
+            else:
+                if checkpoint.digest_ids(ids) != commit.record_ids_digest:
+                    yield f"its record ids are not those of records {first} and on of the stream"
+
+    def _check_widths(self, seen: _Seen) -> None:
+        for hook_point, width in seen.contents.widths.items():
+            known = self._audit.widths.setdefault(width_kind(hook_point), width)
+            if width != known:
+                what = f"{hook_point} is {width} wide, and such are {known} wide elsewhere"
+                self._audit.problems.append(f"{checkpoint.data_name(seen.commit)}: {what}")
+
+
+def width_kind(hook_point: str) -> str:
+    """Hook points of one kind are equally wide: D, but for what lies inside attention or the mlp."""
+    return next((kind for kind in ("attn.hook_z", "mlp.hook_post") if hook_point.endswith(kind)), "residual stream")
+
+
+class _StreamIds:
+    """The ids of a stream, in one pass while each request begins where the last one ended, or in its last record."""
+
+    def __init__(self, expected: Expected):
+        self._expected = expected
+        self._source: Iterator[str] = iter(())
+        self._next, self._last = -1, ""
+
+    def take(self, first: int, stop: int) -> list[str]:
+        """The ids of records [first, stop). Raises DamagedData if the stream cannot be read."""
+        if first == stop:
+            return []
+        ids = [self._last] if first == self._next - 1 else []
+        if first + len(ids) != self._next:
+            self._source = self._expected.read_ids(first, self._expected.num_records)
+        ids += islice(self._source, stop - first - len(ids))
+        self._next, self._last = stop, ids[-1]
+        return ids

@@ -1,0 +1,151 @@
+"""One data object, read and held against its commit and the run's configuration.
+
+In: the bytes of a data object, its commit, the facts of the run. Out: `Contents`: what is wrong, how wide its hook
+points are, and how many of its values are NaN or infinite. Shapes are those of the format: N tokens, R records.
+
+What is proven of an object without a problem: its bytes have the committed size and crc32c; header, arrays, shapes
+and dtypes are those of the format and of `run.json`; its records are those from `cursor_before` to `cursor_after`,
+with the committed ids, and their tokens fill it: a record that began in an earlier batch goes on where that ended, one
+that goes on in the next ends at its cursor; positions count from 0 in each window of T; and the sums are those of the
+values, to the rounding of float32 sums of at most T + B terms.
+
+NaN and infinite values are counted and are no damage: a model may compute them, and then they are what was to be
+stored. Cost: each byte is read once; memory is the object and blocks of 2 MiB.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import checkpoint
+from checkpoint import Commit
+
+from ..errors import DamagedData
+from ..shards import SCHEMA, Shard, decode, dtype_named
+from ..storage import ObjectInfo, crc32c_base64
+from ..strict_json import loads
+from .facts import RunFacts
+
+_BLOCK = 1 << 18  # values that are in float64 at once
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What was found in one data object; see `WorkerAudit` for the meaning of the fields."""
+
+    problems: tuple[str, ...]
+    widths: dict[str, int] = field(default_factory=dict)
+    non_finite: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+def check_contents(data: bytes, commit: Commit, run: RunFacts) -> Contents:
+    """Check the data object of a commit that has one. Damage is listed, not raised."""
+    name = checkpoint.data_name(commit)
+    try:
+        checkpoint.compare_data(commit, ObjectInfo(name, len(data), crc32c_base64(data)))
+        shard = decode(data, name)
+    except DamagedData as error:
+        return Contents((str(error),))
+    problems = list(_check_layout(shard, commit, run))
+    if problems:
+        return Contents(tuple(f"{name}: {problem}" for problem in problems))
+    found: Counter[tuple[str, str]] = Counter()
+    problems += _check_header(shard, commit)
+    problems += _check_records(shard, commit, run)
+    for hook_point in run.hook_points:
+        problems += _check_values(shard, hook_point, run, found)
+    widths = {hook_point: shard.arrays[hook_point].shape[1] for hook_point in run.hook_points}
+    return Contents(tuple(f"{name}: {problem}" for problem in problems), widths, +found)
+
+
+def _check_layout(shard: Shard, commit: Commit, run: RunFacts) -> Iterator[str]:
+    """Arrays that are missing or have another shape or dtype; further ones are allowed."""
+    n, r = commit.num_tokens, commit.num_records
+    wanted = {
+        "tokens": ((n,), "int32"), "positions": ((n,), "int32"),
+        "record_index": ((r,), "int64"), "record_offsets": ((r + 1,), "int64"),
+    }
+    for hook_point in run.hook_points:
+        shape = shard.arrays[hook_point].shape if hook_point in shard.arrays else ()
+        width = shape[-1] if shape else 0
+        wanted[hook_point] = ((n, width), run.store_dtype)
+        wanted |= {f"{hook_point}.{part}": ((width,), "float64") for part in ("sum", "sum_of_squares")}
+    for name, (shape, dtype) in wanted.items():
+        array = shard.arrays.get(name)
+        if array is None:
+            yield f"it has no array {name}"
+        elif (array.shape, array.dtype) != (shape, dtype_named(dtype)):
+            yield f"{name} is {array.dtype}{list(array.shape)}, its commit and run.json say {dtype}{list(shape)}"
+
+
+def _check_header(shard: Shard, commit: Commit) -> Iterator[str]:
+    for key, value in (("schema", SCHEMA), ("worker_id", commit.worker_id), ("batch", commit.batch)):
+        if shard.metadata.get(key) != str(value):
+            yield f"its header says {key} {shard.metadata.get(key)!r}, not {value}"
+    try:
+        ids = _strings(shard.metadata["record_ids"])
+    except (KeyError, ValueError):
+        yield "the record_ids of its header are not a JSON list of strings"
+    else:
+        if len(ids) != commit.num_records or checkpoint.digest_ids(ids) != commit.record_ids_digest:
+            yield "the record ids of its header are not those of its commit"
+
+
+def _strings(text: str) -> list[str]:
+    values = loads(text.encode())
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError("not a list of strings")
+    return values
+
+
+def _check_records(shard: Shard, commit: Commit, run: RunFacts) -> Iterator[str]:
+    """Which records the tokens belong to, and their positions."""
+    before, after, n = commit.cursor_before, commit.cursor_after, commit.num_tokens
+    index, offsets = shard.arrays["record_index"], shard.arrays["record_offsets"]
+    if not np.array_equal(index, np.arange(before.record, before.record + commit.num_records)):
+        yield f"its record_index does not count from {before.record}"
+    if commit.num_records == 0 or offsets[0] != 0 or offsets[-1] != n or (offsets[1:] < offsets[:-1]).any():
+        yield f"its record_offsets do not rise from 0 to its {n:,} tokens"
+        return
+    lengths = np.diff(offsets)
+    if before.token_offset and lengths[0] == 0:
+        yield f"record {before.record} does not go on at token {before.token_offset}, where the batch before it ended"
+    start = before.token_offset if commit.num_records == 1 else 0
+    if after.token_offset and start + lengths[-1] != after.token_offset:
+        yield f"record {after.record} ends at token {start + lengths[-1]}, its commit says {after.token_offset}"
+    if run.truncates and (lengths > run.seq_len).any():
+        yield f"a record has more than {run.seq_len} tokens, at which records were to be cut"
+    if not np.array_equal(shard.arrays["positions"], (np.arange(n) - np.repeat(offsets[:-1], lengths)) % run.seq_len):
+        yield f"its positions do not count from 0 in each window of {run.seq_len}"
+    if n and shard.arrays["tokens"].min() < 0:
+        yield "it holds a token below 0"
+
+
+def _check_values(shard: Shard, hook_point: str, run: RunFacts, found: Counter[tuple[str, str]]) -> Iterator[str]:
+    """The sums of the values; what is not finite goes into `found`."""
+    values = shard.arrays[hook_point]
+    total, squares = np.zeros((2, values.shape[1]))
+    rows = max(1, _BLOCK // max(1, values.shape[1]))
+    with np.errstate(all="ignore"):
+        for start in range(0, len(values), rows):
+            block = values[start : start + rows].astype(np.float64)
+            ones = np.ones(len(block))
+            total += ones @ block
+            part = ones @ np.square(block)
+            squares += part
+            if not np.isfinite(part).all():
+                found[hook_point, "nan"] += int(np.isnan(block).sum())
+                found[hook_point, "inf"] += int(np.isinf(block).sum())
+        # By Cauchy-Schwarz the absolute values sum up to no more than the root.
+        slack = (run.seq_len + run.batch_size) * 2.0**-23
+        bounds = {"sum": slack * np.sqrt(len(values) * squares), "sum_of_squares": slack * squares}
+        for part, ours in (("sum", total), ("sum_of_squares", squares)):
+            theirs = shard.arrays[f"{hook_point}.{part}"]
+            # A column that is not finite, or that overflows float32, has no sum to compare.
+            wrong = (squares < _FLOAT32_MAX) & ~(np.abs(theirs - ours) <= bounds[part] + 1e-30)
+            if wrong.any():
+                column = int(np.argmax(wrong))
+                yield f"{hook_point}.{part}[{column}] is {theirs[column]:g}, its values sum up to {ours[column]:g}"

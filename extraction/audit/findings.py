@@ -1,0 +1,130 @@
+"""What an audit found: plain values, for people as lines and for machines as JSON.
+
+In: what `chain` and `contents` noted down for each worker. Out: `RunAudit`, its verdict and exit code. Guarantee: equal
+findings give equal text and JSON, whatever threads found them. Cost: none to speak of.
+
+The JSON of `verify --json`; keys stay, more may follow:
+
+    schema            1
+    output, deep      what was looked at; whether the data objects were read
+    verdict           "proven", "in progress" or "damaged"
+    problems          a sentence for each thing that is wrong; it begins with the object's name
+    unfinished        numbers of the workers whose stream has not ended, and with whom nothing is wrong
+    uncommitted       names of data objects that no commit names: of attempts that were killed, or in flight
+    num_records, num_tokens, num_batches, num_bytes     what is committed, over all workers
+    expected_records  how many records the streams have
+    not_finite        {hook point: {"nan": n, "inf": n}} where there are any; null without --deep
+    workers           the same of each worker, with worker_id and finished, in the order of worker_id
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ..errors import DamagedData, TryAgain
+
+SCHEMA = 1
+LINES = 20  # of a kind and worker that people are shown
+COUNTS = ("num_records", "num_tokens", "num_batches", "num_bytes", "expected_records")
+
+
+@dataclass
+class WorkerAudit:
+    """What was found in one worker's folder. `finished`: the end of its stream is committed.
+
+    `non_finite` counts (hook point, "nan" or "inf"); `widths` are those of its data objects, {hook point: width}.
+    """
+
+    worker_id: int
+    expected_records: int = 0
+    num_records: int = 0
+    num_tokens: int = 0
+    num_batches: int = 0
+    num_bytes: int = 0
+    finished: bool = False
+    problems: list[str] = field(default_factory=list)
+    uncommitted: list[str] = field(default_factory=list)
+    non_finite: Counter[tuple[str, str]] = field(default_factory=Counter)
+    widths: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self, deep: bool) -> dict:
+        names = ("worker_id", "finished", "problems", "uncommitted", *COUNTS)
+        return {name: getattr(self, name) for name in names} | {"not_finite": _table(self.non_finite) if deep else None}
+
+
+@dataclass(frozen=True)
+class RunAudit:
+    """What was found in a run: proven if every stream is finished and nothing is wrong."""
+
+    output: str
+    deep: bool
+    workers: tuple[WorkerAudit, ...]
+    strays: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> list[str]:
+        return [*self.strays, *(problem for worker in self.workers for problem in worker.problems)]
+
+    @property
+    def unfinished(self) -> list[int]:
+        return [worker.worker_id for worker in self.workers if not worker.finished and not worker.problems]
+
+    @property
+    def uncommitted(self) -> list[str]:
+        return [name for worker in self.workers for name in worker.uncommitted]
+
+    @property
+    def non_finite(self) -> Counter[tuple[str, str]]:
+        return sum((worker.non_finite for worker in self.workers), Counter())
+
+    @property
+    def verdict(self) -> str:
+        return "damaged" if self.problems else "in progress" if self.unfinished else "proven"
+
+    @property
+    def exit_code(self) -> int:
+        return {"damaged": DamagedData.exit_code, "in progress": TryAgain.exit_code, "proven": 0}[self.verdict]
+
+    def totals(self) -> dict[str, int]:
+        return {name: sum(getattr(worker, name) for worker in self.workers) for name in COUNTS}
+
+    def to_json(self) -> dict:
+        found = {"schema": SCHEMA, "output": self.output, "deep": self.deep, "verdict": self.verdict}
+        found |= {"problems": self.problems, "unfinished": self.unfinished, "uncommitted": self.uncommitted}
+        found |= self.totals() | {"not_finite": _table(self.non_finite) if self.deep else None}
+        return found | {"workers": [worker.to_json(self.deep) for worker in self.workers]}
+
+    def to_text(self) -> str:
+        """A line for each thing that is wrong, not finished or ignored, and the summary."""
+        lines, unfinished = [f"wrong: {problem}" for problem in self.strays], set(self.unfinished)
+        for worker in self.workers:
+            lines += _shortened([f"wrong: {problem}" for problem in worker.problems], f"worker {worker.worker_id}")
+        lines += [
+            f"not finished: worker {worker.worker_id}, {worker.num_records:,} of {worker.expected_records:,} records"
+            for worker in self.workers if worker.worker_id in unfinished
+        ]
+        lines += _shortened([f"not committed, ignored: {name}" for name in self.uncommitted], "the run")
+        for hook_point, found in _table(self.non_finite).items():
+            lines.append(f"not finite: {hook_point} has {found['nan']:,} NaN and {found['inf']:,} infinite values")
+        return "\n".join([*lines, self._summary()])
+
+    def _summary(self) -> str:
+        totals = self.totals()
+        once = ", each record exactly once"
+        end = {"proven": once, "in progress": f"{once} so far", "damaged": ""}
+        return (
+            f"{self.output}: {self.verdict}. {len(self.workers)} streams, {totals['num_batches']:,} batches, "
+            f"{totals['num_records']:,} records, {totals['num_tokens']:,} tokens, {totals['num_bytes']:,} bytes"
+            f"{', all of them read' if self.deep else ''}{end[self.verdict]}"
+        )
+
+
+def _shortened(lines: list[str], of: str) -> Iterator[str]:
+    yield from lines[:LINES]
+    if len(lines) > LINES:
+        yield f"  and {len(lines) - LINES:,} more such lines of {of}; --json has them all"
+
+
+def _table(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    names = sorted({hook_point for hook_point, _ in counts})
+    return {name: {kind: counts[name, kind] for kind in ("nan", "inf")} for name in names}

@@ -193,8 +193,6 @@ class _Walk:
             yield f"says worker {commit.worker_id}, batch {commit.batch}"
         if commit.fingerprint != self._run.fingerprint:
             yield f"is of another run: fingerprint {commit.fingerprint}, that of run.json is {self._run.fingerprint}"
-        if commit.data and not commit.data.name.startswith(f"batches/{commit.batch:08d}"):
-            yield f"names the data of another batch, {commit.data.name}"
 
     def _check_cursors(self, commit: Commit) -> Iterator[str]:
         before, after = commit.cursor_before, commit.cursor_after

@@ -67,7 +67,7 @@ class Sums(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Some of a step's values on the host: [places, columns] of a hook point, `places` counting in the order of slots."""
+    """Some of a step's values on the host: [places, columns] of a hook point; `places` count in the order of slots."""
 
     hook_point: str
     places: np.ndarray
@@ -272,7 +272,8 @@ def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: 
         return nnx.merge(graph, state)
 
     def step(
-        params: dict, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, slots: jax.Array, counts: jax.Array
+        params: dict, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array,
+        slots: jax.Array, counts: jax.Array,
     ) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
         with jax.default_matmul_precision(precision):
             x, shared = part(params["embedding"], "embedding")(tokens, positions)
@@ -311,7 +312,8 @@ def _scan(block: Callable, layers: dict, x: jax.Array, what: tuple[CapturePlan, 
     first = jax.tree.map(lambda array: array[0], layers)
     shapes = jax.eval_shape(run, x, first)[1]
     buffers = {
-        kind: layout.captured(jnp.zeros((len(plan.layers_of[kind]), *shape.shape), dtype)) for kind, shape in shapes.items()
+        kind: layout.captured(jnp.zeros((len(plan.layers_of[kind]), *shape.shape), dtype))
+        for kind, shape in shapes.items()
     }
     (x, buffers), _ = jax.lax.scan(body, (x, buffers), (layers, plan.places()))
     found = {
@@ -342,6 +344,6 @@ def _compact(tensor: jax.Array, slots: jax.Array, counts: jax.Array, layout: Lay
 
 
 def _sum_rows(rows: jax.Array, parts: int) -> jax.Array:
-    """The sums of [groups, n, width] over n in float32, by parts: a long chain of additions would round at each link."""
+    """The sums of [groups, n, width] over n in float32, by parts: a long chain of additions rounds at each link."""
     partial = rows.reshape(len(rows), parts, -1, rows.shape[-1]).sum(axis=2)
     return jax.lax.optimization_barrier(partial).sum(axis=1)  # else the compiler makes one chain of both

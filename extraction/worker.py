@@ -17,6 +17,7 @@ import checkpoint
 from checkpoint import Instance
 
 from .attempts import note_start, noted_ending
+from .background import in_background
 from .config import ExtractionConfig, default_steps_per_batch, resolve_hook_points
 from .elastic import StreamChooser, work_all
 from .errors import InvalidRequest, TryAgain
@@ -41,6 +42,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 ANY_STREAM = "any"
+BATCHES_AHEAD = 2  # packed and waiting for the pipeline
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def prepare(options: RunOptions) -> Prepared:
     details = {
         "fingerprint": config.fingerprint,
         "streams": absolute(options.streams),
+        "special_tokens": model.tokenizer.special_tokens(),
         "records_per_stream": [config.limit(stream.num_records) for stream in manifest.streams],
     }
     run = checkpoint.join_run(output, config.to_json(), details)
@@ -220,6 +223,7 @@ def work(options: RunOptions, config: ExtractionConfig, model: Model, task: Task
     layout = Layout(worker_id, model.forward.widths, dtype_named(config.store_dtype))
     records = takewhile(lambda record: record.index < total, task.stream.read_records(chain.cursor.record))
     batches = pack_batches(model.tokenizer.tokenize(records), chain.cursor, shape, config.long_documents)
+    batches = in_background(batches, BATCHES_AHEAD)
     task.stop.busy = True
     progress = Progress(chain.storage, worker_id, total, chain.cursor.record, options.progress)
     try:

@@ -19,7 +19,7 @@ LEVELS = [
      "status"},
     {"streams", "tokenization", "packing", "forward", "shards", "writer", "objects"},
     {"models", "storage"},
-    {"config", "errors", "records", "faults", "preemption", "versions", "strict_json"},
+    {"config", "errors", "records", "faults", "preemption", "versions", "strict_json", "background"},
 ]
 # Within a level, what uses what; everything else at one level stays apart.
 BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "packing"), ("writer", "packing"),

@@ -22,7 +22,8 @@ from tests.tiny_models import ALL, CONFIGS, Zoo, documents, error, load, run
 ROWS = 8
 MESHES = ("data=2", "data=8", "data=4,model=2", "data=2,model=4")
 # Every family on the mesh that cuts both ways and has fewer key-value heads than devices; one of them on all.
-CASES = [("llama", mesh) for mesh in MESHES] + [(name, MESHES[3]) for name in ("llama-biases-tied-llama3", "qwen3", "gpt2")]
+OTHERS = ("llama-biases-tied-llama3", "qwen3", "gpt2")
+CASES = [("llama", mesh) for mesh in MESHES] + [(name, MESHES[3]) for name in OTHERS]
 CODE = """
 import sys, json, re
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_compiled_steps_are_kept(models, on_meshes):
 
 
 def test_devices_exchange_what_they_must_and_no_more(on_meshes):
-    """None between rows; in a block one sum after attention and one after the mlp; before it the embedding's columns."""
+    """None between rows; in a block a sum after attention and one after the mlp; before it the embedding's columns."""
     for name, mesh in CASES:
         exchanges = sorted(on_meshes[name, mesh]["exchanges"].tolist())
         assert exchanges == ([] if "model" not in mesh else ["all-gather", "all-reduce", "all-reduce"]), (name, mesh)
@@ -92,7 +93,8 @@ def test_every_parameter_of_every_family_has_its_place(models, name):
         spec = placement.spec(path, leaf.ndim)
         kernel = path[-1] in ("kernel", "table", "positions") and "router" not in path
         has_heads = path[-2] not in ("k", "v") or config.num_kv_heads % 2 == 0
-        assert ("model" in spec) == (kernel and has_heads or path[-2] in ("q", "k", "v", "gate", "up") and has_heads), path
+        first = path[-2] in ("q", "k", "v", "gate", "up")
+        assert ("model" in spec) == (has_heads and (kernel or first)), path
 
 
 @pytest.mark.parametrize("text, mesh", [

@@ -79,7 +79,7 @@ def misfit(mesh: MeshShape, config: ModelConfig, rows: int, num_devices: int) ->
         if size % mesh.model:
             return f"the model's {size} {name} cannot be shared by model={mesh.model}"
     if kv_heads % mesh.model and mesh.model % kv_heads:
-        return f"the model's {kv_heads} key-value heads can neither be shared by model={mesh.model} nor be doubled for it"
+        return f"the model's {kv_heads} key-value heads can neither be shared by model={mesh.model} nor doubled for it"
     return None
 
 
@@ -145,7 +145,9 @@ class Placement:
         """A parameter that is going to be filled."""
         return jnp.zeros(shape, dtype, device=self.sharding(path, len(shape)))
 
-    def turn(self, path: Sequence[str], source: jax.Array, transform: Callable, like: jax.ShapeDtypeStruct) -> jax.Array:
+    def turn(
+        self, path: Sequence[str], source: jax.Array, transform: Callable, like: jax.ShapeDtypeStruct
+    ) -> jax.Array:
         """From one tensor, all of a parameter or one of those it is stacked of: transformed, cast, in its place."""
         own = self.sharding(path, like.ndim)
         return _turner(transform, jnp.dtype(like.dtype), own)(source)

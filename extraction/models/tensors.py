@@ -1,7 +1,7 @@
 """The tensors of a model's safetensors files, read one by one from a folder or a bucket.
 
 In: a `ModelFolder`. Out: NumPy arrays in the order asked for, and a digest of the weights. Guarantee: names, shapes,
-dtypes and lengths are known and checked from the headers before any tensor is read; a tensor that is given out is whole.
+dtypes and lengths are known from the headers, and checked, before any tensor is read; what is given out is whole.
 
 Cost: each tensor is read once, in parts of `PART_BYTES` by `NUM_READERS` threads, ahead of its use. Host memory is the
 largest tensor and `MARGIN_BYTES`, whatever the size of the model. The digest needs no reading of its own: it is made
@@ -36,7 +36,7 @@ DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.d
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: `size` bytes from `start` on in `file`, which calls it `name`; dtype as safetensors names it."""
+    """Where a tensor lies: `size` bytes from `start` on in `file`, which calls it `name`; dtype as in its header."""
 
     file: str
     name: str
@@ -115,10 +115,14 @@ class WeightFiles:
         first = -padded.ctypes.data % _ALIGNMENT
         buffer = padded[first : first + place.size]
         starts = range(0, place.size, PART_BYTES)
-        parts = [self._readers.submit(self._read_part, place, buffer[start : start + PART_BYTES], start) for start in starts]
+        parts = [
+            self._readers.submit(self._read_part, place, buffer[start : start + PART_BYTES], start) for start in starts
+        ]
         return buffer.view(DTYPES[place.dtype]).reshape(place.shape), parts
 
-    def _finish(self, name: str, tensor: np.ndarray, parts: list[Future], use: Callable[[str, np.ndarray], None]) -> None:
+    def _finish(
+        self, name: str, tensor: np.ndarray, parts: list[Future], use: Callable[[str, np.ndarray], None]
+    ) -> None:
         for part in parts:
             part.result()
         if not self._facts and not self._folder.revision:
@@ -131,7 +135,7 @@ class WeightFiles:
         first = place.start + start
         data = self._storage.read(place.file, first, first + len(into))
         if len(data) != len(into):
-            raise DamagedData(f"{self.where(place.file)}: tensor {place.name} ends early: the file was changed meanwhile")
+            raise DamagedData(f"{self.where(place.file)}: tensor {place.name} ends early: the file has changed")
         into[:] = np.frombuffer(data, np.uint8)
 
     def digest(self) -> str:
@@ -201,7 +205,9 @@ def _read_header(storage: Storage, file: str) -> list[Place]:
             (*entry["data_offsets"], entry["dtype"], tuple(entry["shape"]), name)
             for name, entry in header.items() if name != "__metadata__"
         )
-        places = [Place(file, name, dtype, shape, 8 + size + start, end - start) for start, end, dtype, shape, name in entries]
+        places = [
+            Place(file, name, dtype, shape, 8 + size + start, end - start) for start, end, dtype, shape, name in entries
+        ]
         ends = [0, *(end for _, end, *_ in entries)]
         whole = [start for start, *_ in entries] == ends[:-1] and 8 + size + ends[-1] == total
         broken = next((place.name for place in places if not _is_of_its_size(place)), None)

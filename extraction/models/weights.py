@@ -35,8 +35,8 @@ class Entry:
     """Where a parameter comes from: a tensor's name and what is done to it.
 
     `{l}` in the name stands for the layer. `{e}` stands for the expert: such a parameter has a leading axis of
-    `num_experts`, filled from as many tensors. `transform` runs on the device, compiled; two entries may take their parts
-    of one tensor.
+    `num_experts`, filled from as many tensors. `transform` runs on the device, compiled; two entries may take their
+    parts of one tensor.
     """
 
     name: str
@@ -49,6 +49,9 @@ class Entry:
             for expert in range(self.num_experts if "{e}" in self.name else 1):
                 place = [n for mark, n in (("{l}", layer), ("{e}", expert)) if mark in self.name]
                 yield tuple(place), self.name.replace("{l}", str(layer)).replace("{e}", str(expert))
+
+
+Table = dict[str, dict[str, Entry]]  # for each part of the model, a parameter's path -> where it comes from
 
 
 class Parameter(NamedTuple):
@@ -67,7 +70,7 @@ class Fill(NamedTuple):
     transform: Callable[[jax.Array], jax.Array]
 
 
-def check_names(files: WeightFiles, table: dict[str, dict[str, Entry]], num_layers: int, not_needed: Iterable[str]) -> None:
+def check_names(files: WeightFiles, table: Table, num_layers: int, not_needed: Iterable[str]) -> None:
     """Raise DamagedData for a tensor that no table entry, of any layer, knows."""
     known = {name for entries in table.values() for entry in entries.values() for _, name in entry.names(num_layers)}
     for name, place in files.places:
@@ -76,7 +79,7 @@ def check_names(files: WeightFiles, table: dict[str, dict[str, Entry]], num_laye
 
 
 def load_params(
-    files: WeightFiles, table: dict[str, dict[str, Entry]], abstract: dict[str, Any], num_layers: int, placement: Placement
+    files: WeightFiles, table: Table, abstract: dict[str, Any], num_layers: int, placement: Placement
 ) -> dict[str, Any]:
     """The parameters as a nested dict like `abstract`, which holds whole shapes: `blocks` with its layer axis."""
     fills = _plan(table, abstract, num_layers)
@@ -101,7 +104,7 @@ def load_params(
     return _nested(params)
 
 
-def _plan(table: dict[str, dict[str, Entry]], abstract: dict[str, Any], num_layers: int) -> dict[str, list[Fill]]:
+def _plan(table: Table, abstract: dict[str, Any], num_layers: int) -> dict[str, list[Fill]]:
     """For each tensor that is needed, where it goes."""
     fills: dict[str, list[Fill]] = {}
     for part, tree in abstract.items():

@@ -1,0 +1,109 @@
+"""Records to ids: those of the model's own tokenizer, whatever the grouping and the number of threads."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer
+
+from extraction.errors import DamagedData, InvalidRequest
+from extraction.records import Record
+from extraction.tokenization import RecordTokenizer
+from tests.workers import MODEL, text_of
+
+TEXTS = ["", "one", *(text_of(i, 3 + 17 * i) for i in range(30)), "naïve ☃ \n\t  12345 <s> </s>", "x" * 3000]
+RECORDS = [Record(i, f"id-{i}", text, '{"n": 1}' if i % 2 else None) for i, text in enumerate(TEXTS)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tokenizer that puts <s> before and </s> after a text, and whose file asks for truncation and padding."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    marks = ["<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    around = [(mark, number) for number, mark in enumerate(marks)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=around)
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=16, pad_id=1, pad_token="</s>")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return folder
+
+
+@pytest.mark.parametrize("bos, prefix", [("auto", [0]), ("always", [0]), ("never", [])])
+def test_ids_are_the_tokenizers_own_with_the_beginning_asked_for(folder, bos, prefix):
+    reference = AutoTokenizer.from_pretrained(folder)
+    tokenizer = RecordTokenizer(folder, bos)
+    found = list(tokenizer.tokenize(RECORDS))
+    assert [(record.index, record.id, record.meta) for record in found] == [(r.index, r.id, r.meta) for r in RECORDS]
+    for record, text in zip(found, TEXTS, strict=True):
+        assert record.tokens.dtype == np.int32
+        ids = reference(text, add_special_tokens=False, truncation=False)["input_ids"]
+        assert record.tokens.tolist() == prefix + ids
+    assert tokenizer.special_tokens() == {"ids": {"<s>": 0, "</s>": 1}, "record_prefix": prefix}
+
+
+def test_a_tokenizer_that_begins_with_nothing(tmp_path):
+    reference = AutoTokenizer.from_pretrained(MODEL)
+    ids = [record.tokens.tolist() for record in RecordTokenizer(MODEL, "auto").tokenize(RECORDS)]
+    assert ids == [reference(text)["input_ids"] for text in TEXTS]
+
+
+@pytest.mark.parametrize("group_size", [1, 7])
+@pytest.mark.parametrize("parallelism", ["true", "false"])
+def test_groups_and_threads_do_not_matter(folder, monkeypatch, group_size, parallelism):
+    expected = [record.tokens.tolist() for record in RecordTokenizer(folder).tokenize(RECORDS)]
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallelism)
+    assert [record.tokens.tolist() for record in RecordTokenizer(folder).tokenize(RECORDS, group_size)] == expected
+
+
+def test_records_before_a_damaged_one_are_handed_on(folder):
+    def damaged():
+        yield from RECORDS[:3]
+        raise DamagedData("row 3")
+
+    found = RecordTokenizer(folder).tokenize(damaged())
+    assert [next(found).index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(DamagedData, match="row 3"):
+        next(found)
+
+
+def test_the_digest_covers_what_decides_the_ids(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert RecordTokenizer(copy).digest == RecordTokenizer(folder).digest
+    (copy / "README.md").write_text("no part of it")
+    assert RecordTokenizer(copy).digest == RecordTokenizer(folder).digest
+    (copy / "tokenizer_config.json").write_text("{}")
+    assert RecordTokenizer(copy).digest != RecordTokenizer(folder).digest
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize("change, bos, error, message", [
+    (without("tokenizer.json"), "auto", InvalidRequest, r"no tokenizer\.json here"),
+    (lambda folder: (folder / "tokenizer.json").write_text("{"), "auto", DamagedData, "the tokenizer cannot be read"),
+    (lambda folder: (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}'),
+     "always", InvalidRequest, "--bos always: this tokenizer has no beginning-of-text token"),
+])
+def test_what_is_no_tokenizer_is_refused(folder, tmp_path, change, bos, error, message):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    change(copy)
+    with pytest.raises(error, match=message):
+        RecordTokenizer(copy, bos)
+
+
+def test_a_tokenizer_without_a_fast_form_is_refused(tmp_path):
+    (tmp_path / "vocab.json").write_text('{"<unk>": 0, "a</w>": 1}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CTRLTokenizer"}')
+    with pytest.raises(InvalidRequest, match=r"CTRLTokenizer has no fast form"):
+        RecordTokenizer(tmp_path)

@@ -40,6 +40,16 @@ class RecordTokenizer:
         """One more than the largest token id."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model was trained on conversations that its tokenizer can write."""
+        return bool(self._tokenizer.chat_template)
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """A conversation as text, ended where the model speaks next; without the beginning that `tokenize` adds."""
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text.removeprefix(self._tokenizer.bos_token or "") if self._prefix else text
+
     def _find_prefix(self, bos: str) -> list[int]:
         if bos == "never":
             return []

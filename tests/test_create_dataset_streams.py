@@ -63,7 +63,7 @@ def test_arc_agi_is_rendered(tasks, tmp_path):
     result = create("arc-agi", tasks, 3, tmp_path / "out")
     assert result.stdout == f"{tmp_path}/out/manifest.json: 3 streams, 8 records, 3 Parquet files\n"
     assert [[name for name, _ in stream] for stream in read_all(str(tmp_path / "out"))] == [
-        ["a/0", "b/1", "d/0"], ["a/1", "c/0", "d/1"], ["b/0", "c/1"],
+        ["a/0/0", "a/1/0"], ["b/0/0", "b/1/0", "c/0/0"], ["c/1/0", "d/0/0", "d/1/0"],
     ]  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def test_what_was_interrupted_is_completed(tasks, tmp_path, lost):
     assert {name: after[name] for name in kept} == kept
 
 
-@pytest.mark.parametrize("num_streams, name", [(2, "stream-00000.parquet"), (4, "stream-00000.parquet")])
+@pytest.mark.parametrize("num_streams, name", [(2, "stream-00000.parquet"), (4, "stream-00001.parquet")])
 def test_what_others_left_unfinished_is_refused_and_not_touched(tasks, tmp_path, num_streams, name):
     create("arc-agi", tasks, 3, tmp_path / "out")
     (tmp_path / "out" / "manifest.json").unlink()
@@ -204,7 +204,7 @@ def test_a_damaged_manifest_is_not_replaced(corpus, tmp_path):
 @pytest.mark.parametrize(
     "source, said",
     [("nowhere", "no Parquet file there"), ("*.nothing", "no Parquet file there"), (".", "no Parquet file there"),
-     ("hf://datasets/HuggingFaceFW/fineweb", "give a local folder")],
+     ("s3://bucket/fineweb", "give a local folder"), ("hf://fineweb", "give hf://datasets/OWNER/NAME")],
 )  # fmt: skip
 def test_no_files(tmp_path, source, said, monkeypatch):
     monkeypatch.chdir(tmp_path)

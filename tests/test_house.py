@@ -18,14 +18,16 @@ LEVELS = [
     {"checkpoint", "pipeline", "audit", "progress", "datasets", "reader", "attempts", "standing", "elastic",
      "status"},
     {"streams", "tokenization", "packing", "forward", "shards", "writer", "objects"},
+    {"manifest", "parquet"},
     {"models", "storage"},
-    {"config", "errors", "records", "faults", "preemption", "versions", "strict_json", "background"},
+    {"config", "errors", "records", "faults", "preemption", "versions", "strict_json", "background", "prefetch",
+     "selection"},
 ]
 # Within a level, what uses what; everything else at one level stays apart.
 BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "packing"), ("writer", "packing"),
           ("models", "storage"), ("reader", "checkpoint"), ("objects", "shards"),
           ("attempts", "checkpoint"), ("standing", "checkpoint"), ("standing", "attempts"), ("elastic", "standing"),
-          ("status", "checkpoint"), ("status", "standing")}
+          ("status", "checkpoint"), ("status", "standing"), ("parquet", "manifest")}
 PLAIN = LEVELS[-1]
 
 

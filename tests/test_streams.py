@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from itertools import chain
+import time
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,9 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extraction.datasets import Origin, Row, fineweb, publish_rows
+from extraction import streams as reading
+from extraction.datasets.footers import Wanted, inspect
+from extraction.datasets.sources import SourceFile
 from extraction.errors import DamagedData, InvalidRequest
 from extraction.storage import open_storage
-from extraction.streams import canonical_json, load_manifest, open_stream, parse_manifest, sha256
+from extraction.manifest import canonical_json, load_manifest, parse_manifest, sha256
+from extraction.parquet import Files
+from extraction.streams import open_stream
 from tests.corpora import contents, documents, id_of, read_all, table_of, text_of, write_corpus, write_parquet
 
 FILES = [[3, 2], [4], [1, 1, 5]]
@@ -22,7 +28,8 @@ FILES = [[3, 2], [4], [1, 1, 5]]
 
 def publish_documents(storage, num_rows, num_streams):
     """Materialised streams of documents."""
-    return publish_rows(storage, Origin("arc-agi", "here"), num_rows, lambda n: Row(id_of(n), text_of(n)), num_streams)
+    rows = (Row(id_of(n), text_of(n)) for n in range(num_rows))
+    return publish_rows(storage, Origin("arc-agi", "here"), rows, num_streams)
 
 
 @pytest.fixture
@@ -53,28 +60,31 @@ def test_references_are_disjoint_complete_and_even(tmp_path_factory, files, num_
         fineweb.create(open_storage(str(folder / name)), str(folder / "corpus"), num_streams)
     streams = read_all(str(folder / "streams"))
     assert list(chain(*streams)) == documents(range(total))
-    pieces = [len(stream.pieces) for stream in load_manifest(str(folder / "streams")).streams]
-    assert len(pieces) == num_streams and max(pieces) - min(pieces) <= 1
+    ends = set(accumulate(size for file in files for size in file if size))
+    bounds = [0, *accumulate(map(len, streams))]
+    groups = [sum(begin < end <= after for end in ends) for begin, after in pairwise(bounds)]
+    assert set(bounds) <= ends | {0} and len(groups) == num_streams and max(groups) - min(groups) <= 1
     assert contents(folder / "streams") == contents(folder / "again")
     assert list(contents(folder / "streams")) == ["manifest.json"]
 
 
 @settings(max_examples=40, deadline=None)
 @given(num_rows=st.integers(0, 30), num_streams=st.integers(1, 9))
-def test_rows_are_dealt_out_one_by_one(tmp_path_factory, num_rows, num_streams):
+def test_rows_are_cut_into_even_runs(tmp_path_factory, num_rows, num_streams):
     folder = tmp_path_factory.mktemp("any")
     for name in ("streams", "again"):
         publish_documents(open_storage(str(folder / name)), num_rows, num_streams)
     streams = read_all(str(folder / "streams"))
-    assert streams == [documents(range(first, num_rows, num_streams)) for first in range(num_streams)]
+    assert list(chain(*streams)) == documents(range(num_rows))
+    assert max(map(len, streams)) - min(map(len, streams)) <= 1
     assert contents(folder / "streams") == contents(folder / "again")
 
 
 def test_stream_files_have_row_groups_of_at_most_1000_rows(tmp_path):
-    publish_documents(open_storage(str(tmp_path)), 4601, 2)
+    publish_documents(open_storage(str(tmp_path)), 4602, 2)
     metadata = pq.read_metadata(tmp_path / "stream-00000.parquet")
     assert [metadata.row_group(group).num_rows for group in range(3)] == [1000, 1000, 301]
-    assert read_all(str(tmp_path))[0] == documents(range(0, 4601, 2))
+    assert read_all(str(tmp_path))[0] == documents(range(2301))
 
 
 def test_streams_in_a_bucket_are_those_in_a_folder(storage, tmp_path):
@@ -163,11 +173,29 @@ def peak_of_reading(stream):
         pa.set_memory_pool(before)
 
 
-def test_reading_many_row_groups_takes_the_memory_of_one(tmp_path):
+def test_reading_many_row_groups_takes_the_memory_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "PREFETCH_BYTES", 1)
     texts = pa.table({"text": ["x" * 10_000 + str(n) for n in range(100)], "id": ["i"] * 100, "token_count": [1] * 100})
     one = peak_of_reading(one_stream(tmp_path / "one", [texts]))
     assert one > texts.nbytes
     assert peak_of_reading(one_stream(tmp_path / "five", [texts] * 5)) < one + texts.nbytes / 2
+
+
+def test_row_groups_are_read_ahead_within_a_budget(tmp_path, monkeypatch):
+    texts = pa.table({"text": ["x" * 10_000 + str(n) for n in range(100)], "id": ["i"] * 100, "token_count": [1] * 100})
+    stream = one_stream(tmp_path, [texts] * 6)
+    for limit, ahead in ((1, 1), (3 * texts.nbytes, 3)):
+        monkeypatch.setattr(reading, "PREFETCH_BYTES", limit)
+        read = []
+        monkeypatch.setattr(stream, "_read", lambda *args, read=read: read.append(args[1]) or type(stream)._read(stream, *args))
+        records = stream.read_records()
+        next(records)
+        deadline = time.monotonic() + 5
+        while len(read) < ahead and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)  # long enough for what must not happen
+        assert len(read) == ahead
+        records.close()
 
 
 def open_files() -> list[Path]:
@@ -286,7 +314,7 @@ def test_a_footer_of_garbage_is_damage(tmp_path, footer):
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
     with pytest.raises(DamagedData, match="x.parquet cannot be read"):
-        fineweb.inspect(str(path))
+        inspect(Files(), SourceFile(str(path)), Wanted())
 
 
 # ---------------------------------------------------------------------------------------------- the manifest
@@ -351,9 +379,12 @@ def changed(value, path, new):
         (["streams", 1, "num_records"], 8, "streams[1].num_records is not the sum"),
         (["streams", 1, "digest"], ..., "streams[1].digest is missing"),
         (["streams", 1, "pieces", 0], [1, 0, 0], "streams[1].pieces[0] is not [file"),
+        (["streams", 1, "pieces", 0], [2, 0, 0, 7, 8], "streams[1].pieces[0] is [2, 0, 0, 7, 8]"),
+        (["options"], {"filter": {"language": "en"}}, "options.filter is not one that this version can apply"),
+        (["options"], {"filter": 3}, "options.filter is not an object"),
         (["streams", 1, "pieces", 0], [9, 0, 0, 1], "streams[1].pieces[0] is [9, 0, 0, 1]"),
         (["streams", 1, "pieces", 0], [0, 0, -1, 1], "streams[1].pieces[0] is [0, 0, -1, 1]"),
-        (["streams", 0, "pieces", 1], [0, 0, 1, 2], "streams hold rows twice: [0, 0, 0, 3] and [0, 0, 1, 2]"),
+        (["streams", 0, "pieces"], [[0, 0, 0, 3], [0, 0, 1, 2], [1, 0, 0, 4]], "streams hold rows twice: [0, 0, 0, 3] and [0, 0, 1, 2]"),
     ],
 )
 def test_a_manifest_that_is_wrong_names_the_field(corpus, path, new, named):

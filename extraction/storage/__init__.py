@@ -1,4 +1,5 @@
-"""Storage: whole, create-only objects by name, on a local disk or in a Google Cloud Storage bucket.
+"""Storage: whole, create-only objects by name, on a local disk or in a Google Cloud Storage bucket; and the
+files of a repository on the Hugging Face hub, which can only be read.
 
 In: names relative to a location, and bytes. Out: `ObjectInfo`s and bytes.
 
@@ -16,11 +17,18 @@ __all__ = ["ObjectInfo", "Storage", "check_name", "crc32c_base64", "open_storage
 
 
 def open_storage(location: str) -> Storage:
-    """The storage at `gs://bucket/prefix` or in a folder. Raises InvalidRequest for any other scheme."""
+    """The storage at `gs://bucket/prefix`, `hf://datasets/owner/name@revision` or in a folder.
+
+    Raises InvalidRequest for any other scheme.
+    """
     if location.startswith("gs://"):
         from .gcs import GcsStorage
 
         return GcsStorage(location)
+    if location.startswith("hf://"):
+        from .hub import HubStorage
+
+        return HubStorage(location)
     if "://" in location:
         raise InvalidRequest(f"{location}: give a folder or gs://bucket/prefix")
     from .local import LocalStorage

@@ -19,13 +19,17 @@ BLOCK = 1 << 22  # bytes in hand at once while a checksum is made
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """A stored object: `size` in bytes, `crc32c` in base64 (big-endian), `updated` in seconds since 1970 by the store."""
+    """A stored object: `size` in bytes, `crc32c` in base64 (big-endian), `updated` in seconds since 1970 by the store.
+
+    `etag` is what a store without checksums changes with the content.
+    """
 
     name: str
     size: int
     crc32c: str
     generation: int | None = None
     updated: float | None = None
+    etag: str | None = None
 
     def holds(self, size: int, crc32c: str) -> bool:
         return (self.size, self.crc32c) == (size, crc32c)
@@ -91,3 +95,7 @@ class Storage(abc.ABC):
     @abc.abstractmethod
     def open(self, name: str) -> io.BufferedIOBase | io.RawIOBase:
         """A seekable binary file for reading. Raises ObjectNotFound."""
+
+    def open_version(self, info: ObjectInfo) -> io.BufferedIOBase | io.RawIOBase:
+        """The object that `info` was said of, as a file without a buffer where that saves requests."""
+        return self.open(info.name)

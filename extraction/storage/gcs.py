@@ -184,7 +184,10 @@ class GcsStorage(Storage):
         self._call("create", name, lambda: blob.upload_from_string(data, timeout=(5, 5), retry=None), tries=1)
 
     def open(self, name: str) -> io.BufferedReader:
-        return io.BufferedReader(_RangedFile(self, self.stat(name)), READ_AHEAD)
+        return io.BufferedReader(self.open_version(self.stat(name)), READ_AHEAD)
+
+    def open_version(self, info: ObjectInfo) -> io.RawIOBase:
+        return _RangedFile(self, info)
 
     def _key(self, name: str) -> str:
         return self._prefix + check_name(name)

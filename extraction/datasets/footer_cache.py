@@ -1,0 +1,67 @@
+"""What was read of the footers of remote files, kept in a folder of this machine.
+
+In: what was asked of the files, and `FileGroups`. Out: the same, for the same version of a file. Guarantee: none is
+needed: any line may be missing or cut and is read again; a file's etag is part of what it is found by. Local files are
+not kept: they are read as fast. Cost: a line of JSON for each file.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..manifest import ParquetFacts
+from ..parquet import etag_of
+from .references import FileGroups
+from .sources import SourceFile
+
+SCHEMA = 1
+
+
+class FooterCache:
+    """One file of lines for each `question`; without a folder nothing is kept. Use as a context manager."""
+
+    def __init__(self, folder: Path | None, question: object):
+        digest = hashlib.sha256(json.dumps([SCHEMA, question], sort_keys=True).encode()).hexdigest()
+        self._path = folder and folder / f"{digest[:32]}.jsonl"
+        self._known: dict[tuple[str, str], dict[str, Any]] = {}
+        self._file: Any = None
+
+    def __enter__(self) -> "FooterCache":
+        if self._path and self._path.exists():
+            for line in self._path.read_bytes().splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._known[entry["facts"]["name"], entry["facts"]["etag"]] = entry
+                except (ValueError, KeyError, TypeError):
+                    continue  # cut by an interruption
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.close()
+
+    def get(self, file: SourceFile) -> FileGroups | None:
+        """What is known of this version of a remote file."""
+        entry = self._known.get((file.name, etag_of(file.info))) if file.info else None
+        if entry is None:
+            return None
+        arrays = [None if entry[key] is None else np.array(entry[key], np.int64) for key in ("rows", "records", "tokens")]
+        return FileGroups(ParquetFacts(**entry["facts"]), *arrays)
+
+    def keep(self, file: SourceFile, groups: FileGroups) -> None:
+        """Write down what was read, if the file is a remote one."""
+        if self._path is None or file.info is None:
+            return
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab")
+            self._file.write(b"\n" if os.fstat(self._file.fileno()).st_size else b"")  # ends a line that was cut
+        arrays = {key: getattr(groups, key) for key in ("rows", "records", "tokens")}
+        entry = {key: None if array is None else array.tolist() for key, array in arrays.items()}
+        self._file.write(json.dumps({"facts": asdict(groups.facts)} | entry).encode() + b"\n")
+        self._file.flush()

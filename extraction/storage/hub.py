@@ -1,0 +1,218 @@
+"""The files of a dataset or model repository on the Hugging Face hub, read where they lie.
+
+In: `hf://datasets/owner/name@revision/folder` (`hf://owner/name` is a model), names and ranges. Out: bytes, and facts of
+files. HF_ENDPOINT and HF_TOKEN are honoured, as in the hub's own client, which sends the requests.
+
+Guarantee: a revision is resolved to a commit once, when the storage is opened, and everything is read at that commit.
+Nothing is ever written. What may pass (no connection, 408, 429, 5xx, a cut answer) is tried again with growing,
+jittered pauses, or those that the hub asks for, up to EXTRACT_RETRY_DEADLINE seconds; beyond it is `TryAgain`.
+
+Cost: one request to open, one for each range, one for a thousand names of a listing.
+"""
+
+import io
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ..errors import DamagedData, InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
+from .base import ObjectInfo, Storage, check_name
+
+SCHEME = "hf://"
+_READ_AHEAD = 1 << 20
+_TIMEOUT = 60.0  # seconds to connect, and between two bytes of an answer
+_DEFAULT_DEADLINE = 120.0
+_PASSING = {408, 429, 500, 502, 503, 504}
+_LOCATION = re.compile(r"hf://(?:(datasets)/)?([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """A place on the hub: `kind` is `dataset` or `model`, `revision` as asked for or None, `path` inside the repository."""
+
+    kind: str
+    repository: str
+    revision: str | None
+    path: str
+
+    def __str__(self) -> str:
+        return self.at(self.revision)
+
+    def at(self, revision: str | None) -> str:
+        """The same place at another revision, as a location."""
+        at = f"@{revision}" if revision else ""
+        path = f"/{self.path}" if self.path else ""
+        return f"{SCHEME}{'datasets/' if self.kind == 'dataset' else ''}{self.repository}{at}{path}"
+
+
+def parse_place(location: str) -> HubPlace:
+    """The parts of `hf://datasets/owner/name@revision/path`. Raises InvalidRequest."""
+    match = _LOCATION.fullmatch(location)
+    if not match:
+        raise InvalidRequest(f"{location}: give hf://datasets/OWNER/NAME, with @REVISION and /PATH behind it if wanted")
+    return HubPlace("dataset" if match[1] else "model", match[2], match[3], (match[4] or "").strip("/"))
+
+
+class HubStorage(Storage):
+    """The files of one repository under a folder, at one commit. `location` names that commit."""
+
+    def __init__(self, location: str):
+        from huggingface_hub import HfApi
+
+        place = parse_place(location)
+        self._place = place
+        self._deadline = float(os.environ.get("EXTRACT_RETRY_DEADLINE", _DEFAULT_DEADLINE))
+        self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+        self.commit = place.revision if _COMMIT.fullmatch(place.revision or "") else self._resolve()
+        self.location = place.at(self.commit)
+        self._prefix = f"{place.path}/" if place.path else ""
+
+    def _resolve(self) -> str:
+        """The commit that the revision names."""
+        place = self._place
+        ask = lambda: self._api.repo_info(place.repository, revision=place.revision, repo_type=place.kind)  # noqa: E731
+        return self._call(str(place), ask).sha
+
+    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        if end is not None and end <= start:
+            return b""
+        url = self._url(name)
+        wanted = f"bytes={start}-{'' if end is None else end - 1}"
+        data = self._call(f"{self.location}/{name}", lambda: self._get(url, wanted, start, end))
+        if end is not None and len(data) > end - start:
+            raise DamagedData(f"{self.location}/{name}: {len(data)} bytes came, {end - start} were asked for")
+        return data
+
+    def _get(self, url: str, wanted: str, start: int, end: int | None) -> bytes:
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        # A compressed answer would count its bytes otherwise than the range does.
+        headers = build_hf_headers(token=self._api.token) | {"Range": wanted, "Accept-Encoding": "identity"}
+        answer = get_session().get(url, headers=headers, timeout=_TIMEOUT)
+        if answer.status_code == 416:
+            return b""
+        hf_raise_for_status(answer)
+        return answer.content if answer.status_code == 206 else answer.content[start:end]
+
+    def stat(self, name: str) -> ObjectInfo:
+        from huggingface_hub import get_hf_file_metadata
+
+        url = self._url(name)
+        facts = self._call(f"{self.location}/{name}", lambda: get_hf_file_metadata(url, token=self._api.token, timeout=_TIMEOUT))
+        return ObjectInfo(name, facts.size, "", etag=facts.etag)
+
+    def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
+        folder = (self._prefix + prefix).rpartition("/")[0]
+        found = self._call(str(self._place), lambda: list(self._tree(folder)))
+        for info in sorted(found, key=lambda info: info.name):
+            if info.name.startswith(prefix) and info.name > start_after:
+                yield info
+
+    def _tree(self, folder: str) -> Iterator[ObjectInfo]:
+        from huggingface_hub.hf_api import RepoFile
+
+        tree = self._api.list_repo_tree(
+            self._place.repository, folder or None, recursive=True, revision=self.commit, repo_type=self._place.kind
+        )
+        for entry in tree:
+            if isinstance(entry, RepoFile):
+                etag = entry.lfs.sha256 if entry.lfs else entry.blob_id
+                yield ObjectInfo(entry.path.removeprefix(self._prefix), entry.size, "", etag=etag)
+
+    def open(self, name: str) -> io.BufferedReader:
+        return io.BufferedReader(self.open_version(self.stat(name)), _READ_AHEAD)
+
+    def open_version(self, info: ObjectInfo) -> io.RawIOBase:
+        return _RangedFile(self, info)
+
+    def create(self, name: str, data: bytes | memoryview) -> NoReturn:
+        raise InvalidRequest(f"{self.location}: nothing can be written there; give a folder or gs://bucket/prefix")
+
+    def replace(self, name: str, data: bytes) -> NoReturn:
+        self.create(name, data)
+
+    def _url(self, name: str) -> str:
+        from huggingface_hub import hf_hub_url
+
+        place = self._place
+        path = self._prefix + check_name(name)
+        return hf_hub_url(place.repository, path, repo_type=place.kind, revision=self.commit, endpoint=self._api.endpoint)
+
+    def _call(self, what: str, attempt: Callable[[], Any]) -> Any:
+        """The result of `attempt`, tried again while the trouble may pass; domain errors."""
+        from huggingface_hub import errors
+
+        end, pause = time.monotonic() + self._deadline, 0.2
+        while True:
+            try:
+                return attempt()
+            except (errors.HTTPError, OSError, errors.HFValidationError) as error:
+                trouble = error
+            status = getattr(getattr(trouble, "response", None), "status_code", None)
+            if isinstance(trouble, errors.OfflineModeIsEnabled):
+                raise InvalidRequest(f"{what}: HF_HUB_OFFLINE is set, and it is not on this machine") from trouble
+            if isinstance(trouble, errors.HFValidationError) or (status is not None and status not in _PASSING):
+                raise _refusal(what, trouble, status) from trouble
+            wait = max(pause * random.uniform(0.5, 1.0), _asked_to_wait(trouble))
+            if time.monotonic() + wait > end:
+                raise TryAgain(f"{what}: no success within {self._deadline:g} s: {_first_line(trouble)}") from trouble
+            time.sleep(wait)
+            pause = min(pause * 2, 20.0)
+
+
+class _RangedFile(io.RawIOBase):
+    """A file of the repository as a seekable file of ranged reads."""
+
+    def __init__(self, storage: HubStorage, info: ObjectInfo):
+        self._storage, self._info, self._at = storage, info, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._info.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = self._storage.read(self._info.name, self._at, min(self._at + len(buffer), self._info.size))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _refusal(what: str, error: Exception, status: int | None) -> Exception:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return PermissionDenied(f"{what}: gated; ask for access on its page, and set HF_TOKEN to a token that has it")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return InvalidRequest(f"{what}: the repository has no such revision")
+    if isinstance(error, errors.EntryNotFoundError):
+        return ObjectNotFound(f"{what} is not there")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return InvalidRequest(f"{what}: no such repository on the hub; if it is private, set HF_TOKEN")
+    if status in (401, 403):
+        return PermissionDenied(f"{what}: the hub refuses; set HF_TOKEN to a token that may read it")
+    return InvalidRequest(f"{what}: {_first_line(error)}")
+
+
+def _asked_to_wait(error: Exception) -> float:
+    """Seconds that the hub asks to wait before the next request."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    after = headers.get("Retry-After", "")
+    return float(after) if after.isdigit() else 0.0
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

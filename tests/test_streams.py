@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extraction.datasets import Origin, Row, fineweb, publish_rows
 from extraction import streams as reading
+from extraction.datasets import Origin, Row, fineweb, publish_rows
 from extraction.datasets.footers import Wanted, inspect
 from extraction.datasets.sources import SourceFile
 from extraction.errors import DamagedData, InvalidRequest
-from extraction.storage import open_storage
 from extraction.manifest import canonical_json, load_manifest, parse_manifest, sha256
 from extraction.parquet import Files
+from extraction.storage import open_storage
 from extraction.streams import open_stream
 from tests.corpora import contents, documents, id_of, read_all, table_of, text_of, write_corpus, write_parquet
 

@@ -18,6 +18,7 @@ import click
 from click_default_group import DefaultGroup
 
 from extraction.errors import ConfigurationMismatch, DamagedData, ExtractionError, Fenced, PermissionDenied, TryAgain
+from extraction.logs import say, use_format
 
 ADVICE = {
     DamagedData: "nothing was deleted; restore the object named above from a copy, or use a new --output",
@@ -76,10 +77,13 @@ def cli() -> None:
 @option("--compile-cache", default="~/.cache/activation-extraction/xla", help="Folder of compiled steps; '' for none.")
 @option("--queue-mib", default=512, type=click.IntRange(1), help="Data that may wait for upload; then compute waits.")
 @option("--progress/--no-progress", default=True, help="Show progress.")
-def run(**flags: object) -> None:
+@option("--log-format", default="text", type=click.Choice(["text", "json"]), help="json is for Google Cloud Logging.")
+@option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics on this port.")
+def run(log_format: str, **flags: object) -> None:
     """Extract the activations of one stream into this worker's folder; go on where it was."""
     from extraction.preemption import stop_when_told
 
+    use_format(log_format)
     stop = stop_when_told()
     # Where torch is installed transformers imports it, which takes a second that no worker has a use for.
     sys.modules.setdefault("torch", None)
@@ -87,6 +91,34 @@ def run(**flags: object) -> None:
     from extraction.worker import RunOptions, extract
 
     extract(RunOptions(**flags), stop)
+
+
+@cli.command()
+@click.argument("output")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+@click.option("--watch", is_flag=True, help="Show it anew until the run is finished.")
+@click.option("--every", default=10.0, show_default=True, help="With --watch: seconds between two looks.")
+@click.option("--rows", default=40, show_default=True, help="Streams in the table, those in trouble first.")
+@click.option("--stuck-after", default=900.0, show_default=True, help="Seconds without a commit that are too long.")
+def status(output: str, as_json: bool, watch: bool, every: float, rows: int, stuck_after: float) -> None:
+    """Shows who is where, at which pace, and who is in trouble.
+
+    Exit 0: every stream is finished. 75: not yet.
+    """
+    from rich.console import Console
+
+    from extraction import status as library
+
+    if watch:
+        found = library.watch(output, stuck_after, rows, every)
+    else:
+        found = library.read_status(output, stuck_after)
+        if as_json:
+            click.echo(json.dumps(found.to_json()))
+        else:
+            console = Console(width=None if sys.stdout.isatty() else 200)
+            console.print(library.table(found, rows))
+    sys.exit(found.exit_code)
 
 
 @cli.command()
@@ -113,10 +145,8 @@ def main() -> None:
     except SystemExit as ended:
         code = ended.code or 0
     except ExtractionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        advice = next((text for kind, text in ADVICE.items() if isinstance(error, kind)), None)
-        if advice:
-            print(f"  {advice}", file=sys.stderr)
+        advice = next((f"\n  {text}" for kind, text in ADVICE.items() if isinstance(error, kind)), "")
+        say(f"{error}{advice}", "ERROR")
         code = error.exit_code
     sys.stdout.flush()
     sys.stderr.flush()

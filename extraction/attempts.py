@@ -7,7 +7,6 @@ them: a note that cannot be written is said and left. Cost: one small object for
 
 import contextlib
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -15,6 +14,7 @@ import checkpoint
 from checkpoint import Instance
 
 from .errors import ExtractionError, Fenced, TryAgain
+from .logs import say
 from .storage import Storage
 
 STARTS, ENDED = "starts/", "ended/"
@@ -66,4 +66,4 @@ def _note(storage: Storage, name: str, content: dict) -> None:
     try:
         storage.create(name, (json.dumps({"schema": 1} | content) + "\n").encode())
     except ExtractionError as error:
-        print(f"{name} is not written: {error}", file=sys.stderr, flush=True)
+        say(f"{name} is not written: {error}", "WARNING")

@@ -21,6 +21,7 @@ from .packing import PackedBatch
 from .shards import SCHEMA, Shard, allocate
 
 STEPS_IN_FLIGHT = 2
+STAGES = ("pack", "dispatch", "step", "collect", "submit")
 Submit = Callable[[PackedBatch, memoryview | None, dict[str, float]], None]
 
 
@@ -36,6 +37,7 @@ class StageTimes:
     num_tokens: int = 0
     num_slots: int = 0
     _since: float = field(default_factory=time.perf_counter)
+    _taken: dict[str, float] = field(default_factory=dict)
 
     def lap(self, stage: str) -> None:
         """Book the time since the last lap to `stage`."""
@@ -43,9 +45,15 @@ class StageTimes:
         setattr(self, stage, getattr(self, stage) + now - self._since)
         self._since = now
 
+    def take(self) -> dict[str, float]:
+        """Seconds of each stage since this was last called: what went into one batch and the ones under way."""
+        now = {name: getattr(self, name) for name in STAGES}
+        since, self._taken = self._taken, now
+        return {name: value - since.get(name, 0.0) for name, value in now.items()}
+
     def summary(self) -> str:
         """Seconds of each stage, and which one took the most."""
-        stages = {name: getattr(self, name) for name in ("pack", "dispatch", "step", "collect", "submit")}
+        stages = {name: getattr(self, name) for name in STAGES}
         slowest, seconds = max(stages, key=stages.get), sum(stages.values())
         return (
             f"{self.num_tokens:,} tokens in {seconds:.1f} s, padding {1 - self.num_tokens / max(self.num_slots, 1):.1%}; "
@@ -67,7 +75,6 @@ class BatchInFlight:
 
     def __init__(self, batch: PackedBatch, number: int, layout: Layout):
         self.batch = batch
-        self.started = time.perf_counter()
         self.shard = _allocate(batch, number, layout)
         self.step_size = batch.tokens[0].size
         self.steps = np.unique(batch.slots // self.step_size)
@@ -126,8 +133,7 @@ def run_pipeline(
             flight.put(tokens, parts, sums)
             times.lap("collect")
         else:
-            seconds = {"step": time.perf_counter() - flight.started}
-            submit(flight.batch, flight.shard.data if flight.batch.num_tokens else None, seconds)
+            submit(flight.batch, flight.shard.data if flight.batch.num_tokens else None, times.take())
             times.lap("submit")
     return times
 

@@ -12,12 +12,12 @@ Cost: a waiting thread, and on such machines another one with one request a minu
 
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
 
 from .errors import TryAgain
+from .logs import say
 
 GRACE_SECONDS = 8
 NOTICE_PATH = "/computeMetadata/v1/instance/preempted"
@@ -38,7 +38,7 @@ class Stop(threading.Event):
         if not self._once.acquire(blocking=False):
             return
         what = "finishing what is in flight" if self.busy else "nothing is in flight"
-        print(f"{reason}: {what}", file=sys.stderr, flush=True)
+        say(f"{reason}: {what}")
         self.set()
         if self.busy:
             time.sleep(GRACE_SECONDS)

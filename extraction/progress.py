@@ -16,6 +16,7 @@ import checkpoint
 from checkpoint import Commit
 
 from .errors import ExtractionError, PermissionDenied
+from .logs import say
 from .storage import Storage
 
 LINE_EVERY = 30.0
@@ -55,7 +56,7 @@ class Progress:
             self._bar.update(self._task, completed=commit.cursor_after.record, rate=f"{rate:,.0f} tokens/s")
         elif self._lines and now - self._last_line >= LINE_EVERY:
             self._last_line = now
-            print(f"batch {commit.batch}: {self._standing(commit)}, {rate:,.0f} tokens/s", file=sys.stderr, flush=True)
+            say(f"batch {commit.batch}: {self._standing(commit)}, {rate:,.0f} tokens/s", worker=self._worker_id)
         if self._writes_file and (now - self._last_file >= FILE_EVERY or commit.end_of_stream):
             self._last_file = now
             self._write_file(commit, rate)
@@ -68,7 +69,7 @@ class Progress:
         try:
             Path(path).write_text(f"{checkpoint.commit_name(commit.worker_id, commit.batch)}\n")
         except OSError as error:
-            print(f"LAUNCH_COMMIT_FILE {path} is not written: {error}", file=sys.stderr, flush=True)
+            say(f"LAUNCH_COMMIT_FILE {path} is not written: {error}", "WARNING")
 
     def close(self) -> None:
         if self._bar is not None:
@@ -92,6 +93,6 @@ class Progress:
             )
         except PermissionDenied as error:
             self._writes_file = False
-            print(f"progress.json is not written: {error}", file=sys.stderr, flush=True)
+            say(f"progress.json is not written: {error}", "WARNING")
         except ExtractionError:
             pass  # storage is busy: the next one, 10 s later, tells more

@@ -6,7 +6,6 @@ Cost: the start, which is imports, the weights and one compilation; then what th
 """
 
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from .config import ExtractionConfig, default_steps_per_batch, resolve_hook_poin
 from .elastic import StreamChooser, work_all
 from .errors import InvalidRequest, TryAgain
 from .forward import Forward, ForwardOptions, StepShape, load_forward
+from .logs import say
+from .metrics import Metrics
 from .models.config import ModelConfig, read_model_config
 from .models.devices import open_devices
 from .models.location import ModelFolder, locate_model
@@ -71,6 +72,7 @@ class RunOptions:
     compile_cache: str
     queue_mib: int
     progress: bool
+    metrics_port: int | None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Prepared:
     model: Model
     manifest: Manifest
     output: Storage
+    metrics: Metrics | None
 
 
 def extract(options: RunOptions, stop: Stop) -> None:
@@ -98,8 +101,8 @@ def extract(options: RunOptions, stop: Stop) -> None:
     if options.stream == ANY_STREAM:
         run = prepare(options)
         chooser = StreamChooser(run.output, run.manifest.num_streams, options.idle_after)
-        work_all(chooser, lambda number: extract_stream(run, number, Instance(), stop), print_line, stop)
-        print_line("all streams are finished")
+        work_all(chooser, lambda number: extract_stream(run, number, Instance(), stop), say, stop)
+        say("all streams are finished")
         return
     number = options.stream if options.stream is not None else options.worker_id
     if number is None:
@@ -114,6 +117,7 @@ def extract(options: RunOptions, stop: Stop) -> None:
 def prepare(options: RunOptions) -> Prepared:
     """Load the model and join the run."""
     begin = time.perf_counter()
+    metrics = None if options.metrics_port is None else Metrics(options.metrics_port)
     folder = locate_model(options.model, options.revision)
     model_config = read_model_config(folder.path)
     hook_points = resolve_hook_points(
@@ -132,10 +136,9 @@ def prepare(options: RunOptions) -> Prepared:
     }
     run = checkpoint.join_run(output, config.to_json(), details)
     for line in version_differences(run.get("versions", {}), software_versions()):
-        print_line(f"warning: other software than the run was begun with: {line}")
-    seconds = time.perf_counter() - begin
-    print_line(f"ready on {devices} (mesh {model.forward.mesh}) after {seconds:.1f} s")
-    return Prepared(options, config, model, manifest, output)
+        say(f"other software than the run was begun with: {line}", "WARNING")
+    say(f"ready on {devices} (mesh {model.forward.mesh}) after {time.perf_counter() - begin:.1f} s")
+    return Prepared(options, config, model, manifest, output, metrics)
 
 
 def extract_stream(run: Prepared, number: int, instance: Instance, stop: Stop) -> None:
@@ -144,21 +147,13 @@ def extract_stream(run: Prepared, number: int, instance: Instance, stop: Stop) -
     with noted_ending(run.output, number, instance):
         chain = checkpoint.CommitChain.load(run.output, number, run.config.fingerprint)
         chain.instance = instance
-        say(number, f"stands at record {chain.cursor.record:,} of {stream.num_records:,}")
+        say(f"stands at record {chain.cursor.record:,} of {stream.num_records:,}", worker=number)
         if chain.end_of_stream:
-            say(number, "its stream is complete")
+            say("its stream is complete", worker=number)
             return
         if run.options.stream == ANY_STREAM:
             note_start(run.output, number, instance)
-        work(run.options, run.config, run.model, Task(chain, stream, stop))
-
-
-def print_line(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def say(worker_id: int, text: str) -> None:
-    print_line(f"worker {worker_id}: {text}")
+        work(run, Task(chain, stream, stop))
 
 
 def absolute(location: str) -> str:
@@ -215,8 +210,9 @@ class Task:
     stop: Stop
 
 
-def work(options: RunOptions, config: ExtractionConfig, model: Model, task: Task) -> None:
+def work(run: Prepared, task: Task) -> None:
     """From the chain's cursor to the end of the stream. Raises TryAgain when told to stop before it."""
+    options, config, model = run.options, run.config, run.model
     chain, worker_id = task.chain, task.chain.worker_id
     total = config.limit(task.stream.num_records)
     shape = BatchShape(config.steps_per_batch, config.batch_size, config.seq_len)
@@ -226,16 +222,22 @@ def work(options: RunOptions, config: ExtractionConfig, model: Model, task: Task
     batches = in_background(batches, BATCHES_AHEAD)
     task.stop.busy = True
     progress = Progress(chain.storage, worker_id, total, chain.cursor.record, options.progress)
+
+    def on_commit(commit: checkpoint.Commit) -> None:
+        progress.on_commit(commit)
+        if run.metrics:
+            run.metrics.on_commit(commit)
+
     try:
-        with BackgroundWriter(chain.commit, options.queue_mib << 20, progress.on_commit) as writer:
+        with BackgroundWriter(chain.commit, options.queue_mib << 20, on_commit) as writer:
             times = run_pipeline(until(batches, task.stop), layout, model.forward, chain.next_batch, writer.submit)
     finally:
         task.stop.busy = False
         progress.close()
-    say(worker_id, times.summary())
+    say(times.summary(), worker=worker_id)
     if not chain.end_of_stream:
         raise TryAgain(f"worker {worker_id} was told to stop; {chain.cursor.record:,} records are committed")
-    say(worker_id, f"stream complete, {total:,} records")
+    say(f"stream complete, {total:,} records", worker=worker_id)
 
 
 def until(items: Iterable, stop: Stop) -> Iterator:

@@ -172,7 +172,8 @@ def test_a_real_worker_from_the_shell_does_all_streams_with_one_compiled_step(tm
     streams = make_streams(corpus, tmp_path / "streams", 3)
     settings = {"STREAM": "any", "MODEL": str(MODEL), "STREAMS": str(streams), "JAX_PLATFORMS": "cpu",
                 "OUTPUT": str(tmp_path / "run"), "PYTHON": sys.executable}
-    result = subprocess.run([ROOT / "launch_worker.sh", *SMALL], env=os.environ | settings, capture_output=True, text=True)
+    command = [ROOT / "launch_worker.sh", *SMALL]
+    result = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("ready on") == 1
     assert "all streams are finished" in result.stderr

@@ -16,18 +16,19 @@ LEVELS = [
     {"extract_activations", "create_dataset_streams"},
     {"worker", "shuffle"},
     {"checkpoint", "pipeline", "audit", "progress", "datasets", "reader", "attempts", "standing", "elastic",
-     "status"},
+     "status", "metrics", "report", "adapters", "exports"},
     {"streams", "tokenization", "packing", "forward", "shards", "writer", "objects"},
     {"manifest", "parquet"},
     {"models", "storage"},
     {"config", "errors", "records", "faults", "preemption", "versions", "strict_json", "background", "prefetch",
-     "selection"},
+     "selection", "logs"},
 ]
 # Within a level, what uses what; everything else at one level stays apart.
 BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "packing"), ("writer", "packing"),
           ("models", "storage"), ("reader", "checkpoint"), ("objects", "shards"),
           ("attempts", "checkpoint"), ("standing", "checkpoint"), ("standing", "attempts"), ("elastic", "standing"),
-          ("status", "checkpoint"), ("status", "standing"), ("parquet", "manifest")}
+          ("status", "checkpoint"), ("status", "standing"), ("parquet", "manifest"),
+          ("metrics", "checkpoint"), ("report", "checkpoint"), ("report", "reader")}
 PLAIN = LEVELS[-1]
 
 

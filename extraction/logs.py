@@ -1,0 +1,30 @@
+"""Lines about what happens, on stderr: for people, or as JSON that Google Cloud Logging understands.
+
+In: a sentence and how grave it is. Out: the sentence, or one JSON object in a line with `severity`, `message`, `time`
+(cloud.google.com/logging/docs/structured-logging) and the worker's number.
+"""
+
+import json
+import sys
+from datetime import UTC, datetime
+
+FORMATS = ("text", "json")
+_chosen = "text"
+
+
+def use_format(name: str) -> None:
+    """Write `text` or `json` from now on, in this process."""
+    global _chosen
+    _chosen = name
+
+
+def say(message: str, severity: str = "INFO", worker: int | None = None) -> None:
+    """Write one line. `severity` is INFO, WARNING or ERROR."""
+    if _chosen == "json":
+        time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        fields = {"severity": severity, "message": message, "time": time}
+        line = json.dumps(fields if worker is None else fields | {"worker": worker})
+    else:
+        line = {"INFO": "", "WARNING": "warning: ", "ERROR": "error: "}[severity] + message
+        line = line if worker is None else f"worker {worker}: {line}"
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,245 @@
+"""Who is where: the state, pace and time left of every stream of a run, from what lies in its output.
+
+In: OUTPUT. Out: a `RunStatus`, as JSON or as a table. Ages and rates are by the store's clock. Numbers come from each
+stream's last commit, which sums up its chain; nothing here is proof, that is `verify`'s.
+
+Cost: three requests for the run, two for each stream that was begun (four where there are more than 1,000 commits), 32
+at a time.
+"""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import checkpoint
+
+from .errors import TryAgain
+from .standing import Standing, read_standing
+from .storage import open_storage
+
+THREADS = 32
+WINDOW = 300.0  # seconds over which "now" is measured
+STUCK_AFTER = 900.0
+# In the order in which a person wants to know of them.
+STATES = ("failed", "fenced", "stuck", "running", "starting", "waiting", "finished")
+
+
+@dataclass(frozen=True)
+class StreamStatus:
+    """One stream. Rates are in tokens per second, times in seconds; None is not known, or not to be had in this state.
+
+    `stages`: the share of the worker's loop that each stage took, and `upload` in proportion to the same time.
+    """
+
+    stream: int
+    state: str
+    message: str
+    num_records: int | None
+    records: int
+    batches: int
+    tokens: int
+    bytes: int
+    rate_now: float | None
+    rate_mean: float | None
+    seconds_left: float | None
+    age: float | None
+    preemptions: int
+    stages: dict[str, float]
+    host: str
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run at the moment `time` of the store's clock."""
+
+    output: str
+    time: float
+    streams: tuple[StreamStatus, ...]
+    is_size_known: bool
+
+    @property
+    def finished(self) -> bool:
+        return self.is_size_known and all(stream.state == "finished" for stream in self.streams)
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.finished else TryAgain.exit_code
+
+    def total(self, name: str) -> int | float:
+        """The sum of a number over all streams that have it."""
+        return sum(getattr(stream, name) or 0 for stream in self.streams)
+
+    @property
+    def states(self) -> dict[str, int]:
+        return dict(Counter(stream.state for stream in self.streams))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the last stream ends: at the pace of now, each stream by its own worker or all by all."""
+        rate, tokens, records = self.total("rate_now"), self.total("tokens"), self.total("records")
+        if self.finished or not rate or not records or not self.is_size_known:
+            return 0.0 if self.finished else None
+        together = (self.total("num_records") - records) * tokens / records / rate
+        return max([together, *(stream.seconds_left or 0.0 for stream in self.streams if stream.state == "running")])
+
+    def to_json(self) -> dict:
+        names = ("num_records", "records", "batches", "tokens", "bytes", "rate_now", "preemptions")
+        found = {"output": self.output, "time": self.time, "finished": self.finished, "states": self.states}
+        found |= {"seconds_left": self.seconds_left} | {name: self.total(name) for name in names}
+        return found | {"streams": [asdict(stream) for stream in self.streams]}
+
+
+def read_status(output: str, stuck_after: float = STUCK_AFTER) -> RunStatus:
+    """Look at every stream. Raises what storage raises, ObjectNotFound or DamagedData about `run.json`."""
+    storage = open_storage(output)
+    run, now = checkpoint.read_run(storage), storage.now()
+    sizes = run.get("records_per_stream")
+    begun = [number for folder in storage.folders() if (number := checkpoint.worker_number(folder)) is not None]
+    sizes = dict(enumerate(sizes)) if isinstance(sizes, list) else {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        standings = list(pool.map(lambda number: read_standing(storage, number), begun))
+    found = {standing.worker_id: standing for standing in standings}
+    streams = [
+        _status(found.get(number, Standing(number)), sizes.get(number), now, stuck_after)
+        for number in sorted(sizes.keys() | found.keys())
+    ]
+    return RunStatus(output, now, tuple(streams), bool(sizes))
+
+
+def _status(standing: Standing, num_records: int | None, now: float, stuck_after: float) -> StreamStatus:
+    last = standing.last
+    age = max(now - standing.commit_times[-1], 0.0) if standing.commit_times else None
+    state, message = _state(standing, now, stuck_after)
+    records, tokens = (last.cursor_after.record, last.totals.tokens) if last else (0, 0)
+    mean = _mean_rate(standing)
+    rate_now = _rate_now(standing, now) if state == "running" else None
+    left = None
+    if state == "running" and num_records is not None and records and tokens:
+        left = (num_records - records) * (tokens / records) / (rate_now or mean) if rate_now or mean else None
+    return StreamStatus(
+        stream=standing.worker_id, state=state, message=message, num_records=num_records, records=records,
+        batches=standing.num_batches, tokens=tokens, bytes=last.totals.bytes if last else 0,
+        rate_now=rate_now, rate_mean=mean, seconds_left=left, age=age,
+        preemptions=max(last.totals.attempts - 1, 0) if last else 0,
+        stages=_stages(last.totals.seconds) if last else {}, host=last.host if last else "",
+    )
+
+
+def _state(standing: Standing, now: float, stuck_after: float) -> tuple[str, str]:
+    if standing.damage:
+        return "failed", standing.damage
+    if standing.finished:
+        return "finished", ""
+    if standing.ending is not None:
+        return standing.ending.state, standing.ending.message
+    if not standing.active:
+        return "waiting", ""
+    if now - standing.active > stuck_after:
+        return "stuck", f"nothing for {format_seconds(now - standing.active)}"
+    return "running" if standing.commit_times else "starting", ""
+
+
+def _mean_rate(standing: Standing) -> float | None:
+    """Tokens per second since the first commit, pauses included; the first batch has no known beginning."""
+    if standing.last is None or standing.num_batches < 2 or standing.commit_times[-1] <= standing.begun:
+        return None
+    batches = standing.num_batches
+    return standing.last.totals.tokens * (batches - 1) / batches / (standing.commit_times[-1] - standing.begun)
+
+
+def _rate_now(standing: Standing, now: float) -> float | None:
+    """Tokens per second over the last minutes, taking each batch for an average one."""
+    times = standing.commit_times
+    recent = [time for time in times if time > now - WINDOW]
+    since = now - WINDOW if len(recent) < len(times) or standing.num_batches > len(times) else times[0]
+    count = len(recent) if since == now - WINDOW else len(recent) - 1
+    if count < 1 or now <= since:
+        return None
+    return standing.last.totals.tokens / standing.num_batches * count / (now - since)
+
+
+def _stages(seconds: dict[str, float]) -> dict[str, float]:
+    loop = sum(value for name, value in seconds.items() if name != "upload")
+    return {name: round(value / loop, 4) for name, value in seconds.items()} if loop else {}
+
+
+def format_seconds(seconds: float | None) -> str:
+    """`3 h 20 min`, `45 s`, or nothing."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def format_bytes(count: float) -> str:
+    """`1.5 GiB`"""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def table(status: RunStatus, most_rows: int):
+    """The status as a rich table: those in trouble first, at most `most_rows` streams."""
+    from rich.table import Table
+
+    counts = ", ".join(f"{status.states[state]:,} {state}" for state in STATES if state in status.states)
+    shown = Table(title=f"{status.output}: {counts}", title_justify="left", header_style="bold", expand=False)
+    for name in ("stream", "state", "records", "done", "tokens", "stored", "tok/s now", "mean", "left", "last commit",
+                 "preempted", "time goes to"):
+        is_text = name in ("state", "time goes to")
+        shown.add_column(name, justify="left" if is_text else "right", no_wrap=name != "time goes to")
+    ordered = sorted(status.streams, key=lambda stream: (STATES.index(stream.state), stream.stream))
+    for stream in ordered[:most_rows]:
+        shown.add_row(*_row(stream))
+    if len(ordered) > most_rows:
+        shown.add_row("...", f"and {len(ordered) - most_rows:,} more")
+    shown.add_section()
+    records, size = status.total("records"), status.total("num_records")
+    shown.add_row("all", "finished" if status.finished else "", f"{records:,}",
+                  _share(records, size if status.is_size_known else None), f"{status.total('tokens'):,}",
+                  format_bytes(status.total("bytes")), f"{status.total('rate_now'):,.0f}", "",
+                  format_seconds(status.seconds_left), "", f"{status.total('preemptions'):,}", "", style="bold")
+    return shown
+
+
+_STYLES = {"failed": "red", "fenced": "red", "stuck": "yellow", "running": "green", "finished": "dim"}
+
+
+def _row(stream: StreamStatus) -> tuple[str, ...]:
+    style = _STYLES.get(stream.state, "")
+    largest = sorted(stream.stages.items(), key=lambda item: -item[1])[:2]
+    why = stream.message or ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.005)
+    return (
+        str(stream.stream), f"[{style}]{stream.state}[/{style}]" if style else stream.state, f"{stream.records:,}",
+        _share(stream.records, stream.num_records), f"{stream.tokens:,}", format_bytes(stream.bytes),
+        f"{stream.rate_now:,.0f}" if stream.rate_now else "", f"{stream.rate_mean:,.0f}" if stream.rate_mean else "",
+        format_seconds(stream.seconds_left), f"{format_seconds(stream.age)} ago" if stream.age is not None else "",
+        str(stream.preemptions), why.replace("[", "\\["),
+    )
+
+
+def _share(part: int, whole: int | None) -> str:
+    return "" if whole is None else f"{part / whole:.1%}" if whole else "100.0%"
+
+
+def watch(output: str, stuck_after: float, most_rows: int, every: float) -> RunStatus:
+    """Show the status on the terminal anew every some seconds until the run is finished or the user has seen enough."""
+    import time
+
+    from rich.live import Live
+
+    status = read_status(output, stuck_after)
+    try:
+        with Live(table(status, most_rows), auto_refresh=False) as live:
+            while not status.finished:
+                time.sleep(every)
+                status = read_status(output, stuck_after)
+                live.update(table(status, most_rows), refresh=True)
+    except KeyboardInterrupt:
+        pass
+    return status

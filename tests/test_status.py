@@ -1,0 +1,128 @@
+"""`status` tells every state by what lies in the output, and by the store's clock alone."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+import checkpoint
+from extraction.attempts import note_start, noted_ending
+from extraction.errors import DamagedData, Fenced
+from extraction.status import format_bytes, format_seconds, read_status, table
+from extraction.storage import open_storage
+from tests.runs import FINGERPRINT, extract, make_run
+from tests.workers import python
+
+STREAMS = [[8] * 30, [5] * 20, [9] * 12, [4], [4], [4], [4]]
+
+
+def make_fleet(storage):
+    """A stream in each state: running, finished after two preemptions, failed, fenced, stuck, starting, waiting."""
+    make_run(storage, STREAMS[:1], stop_after=5)
+    for stop_after in (1, 2, None):
+        extract(checkpoint.CommitChain.load(storage, 1, FINGERPRINT), STREAMS[1], stop_after)
+    extract(checkpoint.CommitChain.load(storage, 2, FINGERPRINT), STREAMS[2], stop_after=2)
+    for number, error in ((2, DamagedData("a bad file")), (3, Fenced("another has it"))):
+        with pytest.raises(type(error)), noted_ending(storage, number, checkpoint.Instance()):
+            raise error
+    extract(checkpoint.CommitChain.load(storage, 4, FINGERPRINT), [4, 9, 9, 9], stop_after=1)
+    note_start(storage, 5, checkpoint.Instance())
+    run = checkpoint.read_run(storage) | {"records_per_stream": [len(lengths) for lengths in STREAMS]}
+    storage.replace("run.json", json.dumps(run).encode())
+
+
+@pytest.fixture
+def output(tmp_path):
+    make_fleet(open_storage(str(tmp_path / "run")))
+    for path in (tmp_path / "run/worker-00004").rglob("*.json"):
+        os.utime(path, times=(time.time() - 4000,) * 2)
+    return str(tmp_path / "run")
+
+
+def test_every_state_is_told(output):
+    found = read_status(output)
+    assert [stream.state for stream in found.streams] == [
+        "running", "finished", "failed", "fenced", "stuck", "starting", "waiting",
+    ]
+    assert found.streams[2].message == "a bad file"
+    assert found.streams[4].message == "nothing for 1 h 6 min"
+    assert (found.finished, found.exit_code) == (False, 75)
+
+
+def test_numbers_are_those_of_the_last_commit(output):
+    running, finished = read_status(output).streams[:2]
+    assert (running.records, running.tokens, running.batches, running.num_records) == (10, 80, 5, 30)
+    assert (finished.records, finished.tokens, finished.num_records) == (20, 100, 20)
+    assert (running.preemptions, finished.preemptions) == (0, 2)
+    assert running.bytes == sum(p.stat().st_size for p in (Path(output) / "worker-00000/batches").iterdir())
+
+
+def test_rates_and_the_time_left_follow_from_the_times_of_the_commits(output):
+    begin = time.time() - 100
+    for number, path in enumerate(sorted((Path(output) / "worker-00000/commits").iterdir())):
+        os.utime(path, times=(begin + 20 * number,) * 2)
+    running = read_status(output).streams[0]
+    assert running.age == pytest.approx(20, abs=5)
+    assert running.rate_mean == pytest.approx(16 / 20, rel=0.01)  # 16 tokens in a batch, a batch in 20 s
+    assert running.rate_now == pytest.approx(64 / 100, rel=0.1)  # four batches since the first, 100 s ago
+    assert running.seconds_left == pytest.approx(20 * 8 / running.rate_now)
+
+
+def test_the_local_clock_is_not_asked(gcs, monkeypatch):
+    storage = open_storage("gs://bucket/run")
+    make_fleet(storage)
+    expected = [stream.state for stream in read_status("gs://bucket/run").streams]
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert [stream.state for stream in read_status("gs://bucket/run").streams] == expected
+    assert expected[:4] == ["running", "finished", "failed", "fenced"]
+
+
+def test_two_requests_for_a_stream(gcs):
+    storage = open_storage("gs://bucket/run")
+    make_run(storage, [[8] * 10] * 5)
+    gcs.history.clear()
+    read_status("gs://bucket/run")
+    assert len([what for _, method, what, status in gcs.history if status == 200]) <= 3 + 2 * 5
+
+
+def test_a_finished_run_is_finished_when_every_stream_is(tmp_path):
+    storage = open_storage(str(tmp_path))
+    make_run(storage, [[8] * 3, [5]])
+    assert not read_status(str(tmp_path)).finished  # how many streams there are is not known
+    run = checkpoint.read_run(storage) | {"records_per_stream": [3, 1]}
+    storage.replace("run.json", json.dumps(run).encode())
+    found = read_status(str(tmp_path))
+    assert (found.finished, found.exit_code, found.seconds_left) == (True, 0, 0.0)
+
+
+def test_the_command_prints_a_table_or_json(output):
+    result = python("extract_activations.py", "status", output)
+    assert result.returncode == 75, result.stderr
+    assert "a bad file" in result.stdout
+    text = " ".join(result.stdout.split())
+    assert "1 failed, 1 fenced, 1 stuck, 1 running, 1 starting, 1 waiting, 1 finished" in text
+    result = python("extract_activations.py", "status", output, "--json")
+    found = json.loads(result.stdout)
+    assert (result.returncode, found["tokens"], len(found["streams"])) == (75, read_status(output).total("tokens"), 7)
+    result = python("extract_activations.py", "status", output + "-not-there")
+    assert result.returncode == 65 and "run.json" in result.stderr
+
+
+def test_those_in_trouble_come_first_and_the_rest_is_counted(output):
+    shown = table(read_status(output), most_rows=3)
+    cells = [list(column.cells) for column in shown.columns]
+    assert cells[0] == ["2", "3", "4", "...", "all"]
+    assert cells[1][3] == "and 4 more"
+
+
+@pytest.mark.parametrize("seconds, text", [
+    (None, ""), (4, "4 s"), (64, "1 min 4 s"), (3700, "1 h 1 min"), (2e5, "2 d 7 h"),
+])
+def test_times_are_written_for_people(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_sizes_are_written_for_people():
+    assert [format_bytes(n) for n in (5, 2048, 5 << 40)] == ["5 B", "2.0 KiB", "5.0 TiB"]

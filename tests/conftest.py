@@ -22,3 +22,39 @@ def storage(request, tmp_path):
         return open_storage(str(tmp_path / "output"))
     request.getfixturevalue("gcs")
     return open_storage("gs://bucket/some/run")
+
+
+@pytest.fixture(scope="session")
+def run_streams(tmp_path_factory):
+    """The streams of the runs below."""
+    from tests.stream_runs import make_streams
+
+    return make_streams(tmp_path_factory.mktemp("streams"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, run_streams):
+    """What lies in a finished run, {name: bytes}."""
+    from tests.stream_runs import NUM_WORKERS, extract
+
+    storage = open_storage(str(tmp_path_factory.mktemp("finished")))
+    for worker in range(NUM_WORKERS):
+        extract(storage, run_streams, worker)
+    return {info.name: storage.read(info.name) for info in storage.list()}
+
+
+@pytest.fixture
+def empty(request, storage, run_streams):
+    """An empty output, on both backends, and the means to change what lies in it."""
+    from tests.stream_runs import Store
+
+    gcs = request.getfixturevalue("gcs") if storage.location.startswith("gs://") else None
+    return Store(storage, gcs, run_streams)
+
+
+@pytest.fixture
+def store(empty, finished_run):
+    """The same with a finished run in it."""
+    for name, data in finished_run.items():
+        empty.put(name, data)
+    return empty

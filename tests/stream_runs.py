@@ -4,27 +4,32 @@ Records have the lengths of `tests.batches.LENGTHS`; tokens and activations are 
 """
 
 import json
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 import checkpoint
 from checkpoint import CommitChain
+from extraction.audit import RunAudit, audit_run
 from extraction.config import ExtractionConfig
 from extraction.datasets import fineweb
 from extraction.packing import PackedBatch, pack_batches
 from extraction.pipeline import BatchInFlight, Layout
 from extraction.records import Cursor, Record, TokenizedRecord
-from extraction.shards import Shard
-from extraction.storage import Storage, open_storage
+from extraction.shards import Shard, decode
+from extraction.storage import Storage, crc32c_base64, open_storage
 from extraction.streams import load_manifest, open_stream
 from tests.batches import LENGTHS, SHAPE
 from tests.corpora import write_corpus
 
+NUM_WORKERS = 2
+COMMIT, DATA = "worker-00000/commits/00000001.json", "worker-00000/batches/00000001.safetensors"
 HOOKS = {"blocks.0.hook_resid_post": 4, "blocks.1.hook_resid_post": 4}
 
 
-def make_streams(folder: Path, num_streams: int = 2) -> str:
+def make_streams(folder: Path, num_streams: int = NUM_WORKERS) -> str:
     """Streams by reference over one Parquet file for each stream, ten records each."""
     write_corpus(folder / "corpus", [[3, 4, 3]] * num_streams)
     fineweb.create(open_storage(str(folder / "streams")), str(folder / "corpus"), num_streams)
@@ -95,3 +100,58 @@ def edited(data: bytes, /, **changes: object) -> bytes:
             inner = inner[key]
         inner[last] = change
     return json.dumps(value).encode()
+
+
+def flipped(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def assert_found(problems: Iterable[str], pattern: str) -> None:
+    assert any(re.match(pattern, problem) for problem in problems), problems
+
+
+class Store:
+    """A finished run, and the means to change what lies in it."""
+
+    def __init__(self, storage: Storage, gcs: object | None, streams: str):
+        self.storage, self.gcs, self.streams = storage, gcs, streams
+
+    def audit(self, **options: object) -> RunAudit:
+        return audit_run(self.storage.location, **options)
+
+    def problems(self, **options: object) -> list[str]:
+        audit = self.audit(**options)
+        assert audit.exit_code == (65 if audit.problems else 0)
+        return audit.problems
+
+    def _key(self, name: str) -> str:
+        return f"{self.storage.location.removeprefix('gs://bucket/')}/{name}"
+
+    def put(self, name: str, data: bytes) -> None:
+        if self.gcs:
+            self.gcs.objects.pop(self._key(name), None)
+            self.gcs.land(self._key(name), bytes(data), None)
+        else:
+            path = Path(self.storage.location, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    def remove(self, name: str) -> None:
+        if self.gcs:
+            del self.gcs.objects[self._key(name)]
+        else:
+            Path(self.storage.location, name).unlink()
+
+    def change(self, name: str, change: Callable) -> None:
+        """Replace an object by `change` of its bytes."""
+        self.put(name, change(self.storage.read(name)))
+
+    def edit(self, name: str, **changes: object) -> None:
+        self.change(name, lambda data: edited(data, **changes))
+
+    def change_data(self, change: Callable) -> None:
+        """Change the arrays of the data object, and commit what comes out as if it had been so from the beginning."""
+        data = bytearray(self.storage.read(DATA))
+        change(decode(data).arrays)
+        self.put(DATA, data)
+        self.edit(COMMIT, data__crc32c=crc32c_base64(data))

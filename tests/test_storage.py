@@ -81,6 +81,12 @@ def test_listing_goes_over_pages(gcs, bucket):
     assert [info.name for info in bucket.list()] == [f"{number:05d}" for number in range(2500)]
 
 
+def test_names_with_odd_characters(storage):
+    for name in ("a b?c#d%e+f&g.bin", "ä/%2e%2e/=.bin"):
+        storage.create(name, name.encode())
+        assert (storage.read(name), storage.stat(name).name) == (name.encode(), name)
+
+
 def test_ranges(storage):
     storage.create("x", bytes(range(100)))
     assert storage.read("x", 10, 20) == bytes(range(10, 20))

@@ -8,10 +8,12 @@ import io
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
+from urllib.parse import quote
 
 from ..errors import DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
 from .base import ObjectInfo, Storage, check_name, crc32c_base64
@@ -101,30 +103,32 @@ class GcsStorage(Storage):
 
     def read_generation(self, name: str, generation: int | None, start: int, end: int | None) -> bytes:
         """As `read`, from one generation of the object. Raises ObjectNotFound when that is no longer there."""
-        from google.api_core.exceptions import RequestRangeNotSatisfiable
-        from google.cloud.storage.exceptions import DataCorruption
-
         if end is not None and end <= start:
             return b""
-        last = None if end is None else end - 1
-        whole = start == 0 and end is None
-
-        def attempt() -> bytes:
-            blob = self._bucket.blob(self._key(name), generation=generation)
-            try:
-                return blob.download_as_bytes(
-                    start=None if whole else start, end=last, checksum="crc32c" if whole else None,
-                    raw_download=True, timeout=_TIMEOUT, retry=None,
-                )
-            except RequestRangeNotSatisfiable:
-                return b""
-
+        last = "" if end is None else end - 1
+        asked = {} if start == 0 and end is None else {"Range": f"bytes={start}-{last}"}
+        path = f"/download/storage/v1/b/{self._bucket_name}/o/{quote(self._key(name), safe='')}?alt=media"
+        if generation is not None:
+            path += f"&generation={generation}"
         for _ in range(_READ_TRIES):
-            try:
-                return self._call("get", name, attempt)
-            except DataCorruption:
-                continue
+            data, checksum = self._call("get", name, lambda: self._download(path, asked))
+            if asked or checksum in ("", crc32c_base64(data)):
+                return data
         raise DamagedData(f"{self._url(name)}: what was read is not what its crc32c says, {_READ_TRIES} times")
+
+    def _download(self, path: str, headers: dict[str, str]) -> tuple[bytes, str]:
+        """Content, and the crc32c of the whole object. The client's own `download_as_bytes` takes twice the CPU."""
+        from google.api_core.exceptions import from_http_response
+
+        url = self._client._connection.API_BASE_URL + path
+        headers = headers | {"Accept-Encoding": "identity"}
+        with self._client._http.get(url, headers=headers, timeout=_TIMEOUT, stream=True) as answer:
+            if answer.status_code == 416:  # the range begins beyond the end
+                return b"", ""
+            if answer.status_code not in (200, 206):
+                raise from_http_response(answer)
+            found = re.search(r"crc32c=([\w+/=]+)", answer.headers.get("X-Goog-Hash", ""))
+            return answer.raw.read(), found[1] if found else ""
 
     def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         end = self.stat(name).size if end is None else end

@@ -1,0 +1,124 @@
+"""What `verify --deep` finds inside a data object, and what it leaves alone; on both backends.
+
+The runs are made without a model; what is wrong was committed so, with a size and crc32c that fit.
+"""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from extraction.audit import audit_run
+from extraction.audit.contents import _check_values
+from extraction.audit.facts import RunFacts
+from extraction.records import Cursor
+from extraction.storage import crc32c_base64, open_storage
+from tests.stream_runs import COMMIT, DATA, NUM_WORKERS, assert_found, batches_of, extract, make_streams, shard_of
+
+HOOK = "blocks.0.hook_resid_post"
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda a: a["tokens"].__setitem__(0, -1), "it holds a token below 0"),
+    (lambda a: a["positions"].__setitem__(3, 5), "its positions do not count from 0"),
+    (lambda a: a["record_index"].__setitem__(0, 7), "its record_index does not count from 2"),
+    (lambda a: a["record_offsets"].__setitem__(1, 99), "its record_offsets do not rise"),
+    (lambda a: a["record_offsets"].__setitem__(0, 1), "its record_offsets do not rise"),
+    (lambda a: a["record_offsets"].__setitem__(1, 0), "record 2 does not go on at token 8"),
+    (lambda a: a[HOOK].__setitem__((2, 3), 1e6), f"{HOOK}.sum\\[3\\] is"),
+    (lambda a: a[f"{HOOK}.sum_of_squares"].__setitem__(1, 0.5), f"{HOOK}.sum_of_squares\\[1\\] is 0.5"),
+    (lambda a: a[f"{HOOK}.sum"].__setitem__(1, np.nan), f"{HOOK}.sum\\[1\\] is nan"),
+])
+def test_deep_finds_what_was_committed_wrong(store, change, message):
+    store.change_data(change)
+    assert store.problems() == []
+    assert_found(store.problems(deep=True), f"{DATA}: {message}")
+
+
+def recommit(store, shard):
+    """Put another data object in the place of the committed one, with a commit that fits it."""
+    store.put(DATA, shard.data)
+    total = json.loads(store.storage.read(COMMIT))["totals"]["bytes"]
+    grown = len(shard.data) - json.loads(store.storage.read(COMMIT))["data"]["size"]
+    store.edit(COMMIT, data__crc32c=crc32c_base64(shard.data), data__size=len(shard.data), totals__bytes=total + grown)
+
+
+@pytest.mark.parametrize("worker_id, number, dtype, message", [
+    (0, 5, np.float32, "its header says batch '5', not 1"),
+    (1, 1, np.float32, "its header says worker_id '1', not 0"),
+    (0, 1, np.float16, f"{HOOK} is float16\\[12, 4\\], its commit and run.json say float32\\[12, 4\\]"),
+])
+def test_deep_finds_an_object_of_another_place(store, worker_id, number, dtype, message):
+    batch = batches_of(store.streams, 0, Cursor(2, 8))[0]
+    recommit(store, shard_of(batch, worker_id, number, dtype))
+    assert_found(store.problems(deep=True), f"{DATA}: {message}")
+
+
+def test_deep_finds_the_records_of_another_batch(store):
+    recommit(store, shard_of(batches_of(store.streams, 1, Cursor(2, 8))[0], 0, 1))
+    assert f"{DATA}: the record ids of its header are not those of its commit" in store.problems(deep=True)
+
+
+def test_deep_names_bytes_that_are_no_data_object(store):
+    store.put(DATA, b"these are not tensors")
+    store.edit(COMMIT, data__crc32c=crc32c_base64(b"these are not tensors"), data__size=21)
+    assert f"{DATA}: cut off inside its header" in store.problems(deep=True)
+
+
+def test_values_that_are_not_finite_are_counted_and_no_damage(store):
+    def change(arrays):
+        values = arrays[HOOK].copy()
+        values[1, 2], values[4, 2], values[5, 0] = np.nan, np.inf, -np.inf
+        with np.errstate(invalid="ignore"):
+            for total, new in ((f"{HOOK}.sum", values.sum(0)), (f"{HOOK}.sum_of_squares", np.square(values).sum(0))):
+                arrays[total][:] = new
+        arrays[HOOK][:] = values
+
+    store.change_data(change)
+    audit = store.audit(deep=True)
+    assert (audit.exit_code, audit.to_json()["not_finite"]) == (0, {HOOK: {"nan": 1, "inf": 2}})
+    assert f"not finite: {HOOK} has 1 NaN and 2 infinite values" in audit.to_text()
+    assert audit.workers[1].to_json(deep=True)["not_finite"] == {}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_runs_of_other_dtypes_are_proven(empty, dtype):
+    for worker in range(NUM_WORKERS):
+        extract(empty.storage, empty.streams, worker, store_dtype=dtype)
+    assert empty.problems(deep=True) == []
+
+
+def test_runs_that_truncate_are_proven_and_longer_records_are_not(empty):
+    for worker in range(NUM_WORKERS):
+        extract(empty.storage, empty.streams, worker, long_documents="truncate")
+    assert empty.problems(deep=True) == []
+    empty.edit(COMMIT, cursor_after={"record": 5, "token_offset": 8})
+    assert any(problem.startswith(f"{COMMIT}: a cursor stands inside a window") for problem in empty.problems())
+
+
+def test_every_byte_of_a_data_object_counts(tmp_path, run_streams):
+    """Whatever byte is flipped, the audit names the object, deep or not."""
+    storage = open_storage(str(tmp_path))
+    extract(storage, run_streams, 0)
+    path = tmp_path / DATA
+    data = path.read_bytes()
+    for at in np.random.default_rng(0).integers(0, len(data), 5):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
+        for deep in (False, True):
+            assert [p for p in audit_run(str(tmp_path), deep=deep).problems if p.startswith(DATA)]
+
+
+def test_sums_over_many_rows_hold_to_their_rounding(tmp_path):
+    """float32 sums of a step, as the device makes them, are within the bound; ten times the bound is not."""
+    run = RunFacts("", "", "", None, (HOOK,), "float32", 2048, 4, 8192, False)
+    batch = batches_of(make_streams(tmp_path), 0, Cursor(0, 0))[0]
+    shard = shard_of(batch, 0, 0)
+    values = np.random.default_rng(0).standard_normal((8192, 4)).astype(np.float32)
+    shard.arrays[HOOK] = values
+    parts = values.reshape(4, 2048, 4)
+    for part, powers in (("sum", parts), ("sum_of_squares", parts**2)):
+        shard.arrays[f"{HOOK}.{part}"][:] = powers.cumsum(axis=1, dtype=np.float32)[:, -1].sum(axis=0, dtype=np.float32)
+    assert list(_check_values(shard, HOOK, run, Counter())) == []
+    shard.arrays[f"{HOOK}.sum_of_squares"][0] *= 1.003
+    assert len(list(_check_values(shard, HOOK, run, Counter()))) == 1

@@ -4,9 +4,10 @@ In: how many kills. Out: a JSON file of kills, resumes, batches, objects and mis
 
 A round extracts all streams into a new output, in a local folder or on the GCS server of the tests, which also gets
 503s, resets, lost answers and the like to hand out. One worker runs at a time, on a stream drawn at random; at a random
-moment it gets SIGKILL (a small share: SIGTERM) and is started again, until every stream is complete. Then `verify` must
-say proven, and the output must hold the same objects with the same bytes as the undisturbed one, and nothing else. Any
-exit code that is not as documented is a problem too.
+moment it gets SIGKILL and is started again, until every stream is complete. A small share gets SIGTERM, or is stopped
+by SIGSTOP and goes on beside a rival that was started on its stream. Then `verify` must say proven, and the output must
+hold the same objects with the same bytes as the undisturbed one, and nothing else. Any exit code that is not as
+documented is a problem too.
 
 A worker is a process that runs the real command: forked from one that has imported the modules (forked.py) or, with
 `--exec-share`, a new interpreter. All that is drawn comes from the seed. Stopped, by whatever means, the campaign goes
@@ -90,7 +91,7 @@ class Draw:
 
     stream: int
     full: bool
-    soft: bool
+    ending: str
     early: bool
     share: float
     faults: tuple
@@ -98,10 +99,12 @@ class Draw:
     @classmethod
     def of(cls, seed: str, streams: list[int], options: dict) -> "Draw":
         draw = random.Random(seed)
+        others = {"SIGTERM": options["sigterm_share"], "rival": options["rival_share"]}
+        endings = {"kill": 1 - sum(others.values())} | others
         return cls(
             stream=draw.choice(streams),
             full=draw.random() < options["exec_share"],
-            soft=draw.random() < options["sigterm_share"],
+            ending=draw.choices(list(endings), list(endings.values()))[0],
             early=draw.random() < EARLY_SHARE,
             share=draw.random(),
             faults=tuple(draw.sample(FAULTS, draw.choice([0, 1, 2]))),
@@ -114,10 +117,13 @@ def part(counts: dict[str, int], kind: str) -> dict[str, int]:
 
 
 def snapshot(location: str) -> dict[str, str]:
-    """What a run holds: for each object the digest of its bytes, of a commit without what names the attempt."""
+    """What a run holds: for each object the digest of its bytes, of a commit without what names the attempt.
+
+    Without what is there for people and never trusted: progress, and the notes of attempts.
+    """
     storage, seen = open_storage(location), {}
     for info in storage.list():
-        if info.name.endswith("progress.json"):
+        if info.name.endswith("/progress.json") or "/starts/" in info.name or "/ended/" in info.name:
             continue
         content = storage.read(info.name)
         if "/commits/" in info.name:
@@ -239,8 +245,10 @@ class Campaign:
         elif time.monotonic() - worker.began > LONGEST_START:
             worker.end(signal.SIGKILL)
             now.wrong("hung", worker)
-        elif draw.soft:
+        elif draw.ending == "SIGTERM":
             self.stopped(now, draw, worker)
+        elif draw.ending == "rival":
+            self.rivalled(now, draw, worker, backend)
         else:
             code, at = worker.end(signal.SIGKILL), backend.look(draw.stream)
             time.sleep(SETTLE)
@@ -279,6 +287,20 @@ class Campaign:
             now.complete.append(draw.stream)
         elif code != 75 and (code != -signal.SIGTERM or STANDS in worker.text):
             now.wrong(f"ended with {code} after SIGTERM", worker)
+
+    def rivalled(self, now: Round, draw: Draw, worker: Command, backend: Backend) -> None:
+        """It stands still while a rival takes its stream, then both go on: one of them may lose, with 73."""
+        os.kill(worker.pid, signal.SIGSTOP)
+        rival = Command(self.arguments(backend, draw.stream))
+        rival.listen(rival.began + draw.share * 3 * self.start_up[False])
+        os.kill(worker.pid, signal.SIGCONT)
+        hung = [one.listen(time.monotonic() + LONGEST_START) == "time" for one in (worker, rival)]
+        codes = [one.end(signal.SIGKILL if any(hung) else None) for one in (worker, rival)]
+        now.counts[f"rivals: {min(codes)} and {max(codes)}"] += 1
+        if 0 in codes:
+            now.complete.append(draw.stream)
+        if not set(codes) <= {0, 73, *([75] if backend.address else [])} or codes == [73, 73]:
+            now.wrong(f"ended with {codes[0]}, its rival with {codes[1]} ({rival.tail()})", worker)
 
     def judge(self, now: Round, backend: Backend) -> None:
         """`verify`, and the comparison with the undisturbed run."""
@@ -324,6 +346,7 @@ class Campaign:
             "by_backend": {kind: {name: counts[name] for name in ("resumes", "batches", "objects", "mismatches")}
                            for kind, counts in by_backend.items()},
             "sigterms_by_exit_code": part(total, "SIGTERM"),
+            "two_on_one_stream_by_exit_codes": part(total, "rivals"),
             "ends_without_signal_by_exit_code": part(total, "exit"),
             "faults_told_to_the_server": part(total, "fault"),
             "problems": [f"round {r.number}: {problem}" for r in self.rounds for problem in r.problems],
@@ -345,6 +368,7 @@ def describe_code() -> str:
 @click.option("--seed", type=int, help="Of all that is drawn; by default a new one. It is kept in --state.")
 @click.option("--exec-share", default=0.1, show_default=True, help="Share of starts that are a new interpreter.")
 @click.option("--sigterm-share", default=0.05, show_default=True, help="Share of interruptions that are SIGTERM.")
+@click.option("--rival-share", default=0.03, show_default=True, help="Share that meets a rival instead.")
 @click.option("--window", default=0.2, show_default=True, help="Part of a stream in which a working start is ended.")
 @click.option("--streams", default=3, show_default=True)
 @click.option("--records", default=1000, show_default=True, help="In all streams together.")

@@ -174,6 +174,7 @@ class Campaign:
         opened = state["open"] and Round(**state["open"])
         self.open = opened if opened and opened.code == self.code else None
         self.start_up, self.batch_seconds = {False: 0.6, True: 5.0}, 0.05  # what was seen lately
+        self.stopping = False
 
     def save(self) -> None:
         state = {"seed": self.seed, "rounds": [vars(r) for r in self.rounds], "open": self.open and vars(self.open)}
@@ -207,8 +208,12 @@ class Campaign:
         return ("run", "--model", MODEL, "--streams", self.folder / "streams", "--output", backend.location,
                 "--worker-id", number, "--compile-cache", self.folder / "cache", *FLAGS)
 
+    def stop(self, *_: object) -> None:
+        """A signal's handler: stop after the start that is going on. Raising here could end in the middle of a fork."""
+        self.stopping = True
+
     def run(self) -> None:
-        """Rounds, on one backend after the other."""
+        """Rounds, on one backend after the other, until there were enough kills or it is told to stop."""
         while sum(r.kills for r in self.rounds) < self.options["kills"] or len(self.rounds) < len(BACKENDS):
             number = len(self.rounds)
             work = self.folder / f"round-{number:04d}"
@@ -217,6 +222,8 @@ class Campaign:
                 self.open = Round(number, BACKENDS[number % len(BACKENDS)], self.code)
             with open_backend(self.open.backend, work) as backend:
                 while len(self.open.complete) < self.options["streams"] and len(self.open.problems) < 3:
+                    if self.stopping:
+                        return
                     self.one_start(self.open, backend)
                     self.save()
                 self.judge(self.open, backend)
@@ -380,17 +387,15 @@ def main(state: Path, output: Path, **options: object) -> None:
     options["seed"] = random.SystemRandom().randrange(1 << 32) if options["seed"] is None else options["seed"]
     campaign = Campaign(state, options)
     print(f"seed {campaign.seed}, code {campaign.code}, {len(campaign.rounds)} rounds done", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    stopped = False
-    try:
-        campaign.prepare()
-        campaign.run()
-    except KeyboardInterrupt:
-        stopped = True
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, campaign.stop)
+    campaign.prepare()
+    campaign.run()
+    if campaign.stopping:
         print("stopped; the same command goes on", flush=True)
     results = campaign.results()
     output.write_text(json.dumps(results, indent=2) + "\n")
-    sys.exit(1 if results["problems"] else 130 if stopped else 0)
+    sys.exit(1 if results["problems"] else 130 if campaign.stopping else 0)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,7 +13,6 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from extraction.errors import DamagedData, InvalidRequest
-from extraction.models.attention import AttentionRule, attend, attend_blocks
 from extraction.models.config import Rope, all_hook_points, read_model_config
 from extraction.models.location import ModelFolder, locate_model
 from extraction.models.rope import rope_frequencies
@@ -93,34 +91,6 @@ def test_weights_of_half_width_and_in_shards(tmp_path, name, saving):
     ours, _ = run(load(tmp_path, hooks), documents())
     for hook in hooks:
         assert error(ours[hook], model.reference[hook]) < 1e-5, hook
-
-
-def naive_attention(q, k, v, segment_ids, scale, window, softcap):
-    """Query by query, in float64."""
-    out = np.zeros(q.shape)
-    for b, t, h in np.ndindex(q.shape[:3]):
-        seen = [s for s in range(t + 1) if segment_ids[b, s] == segment_ids[b, t] and (window is None or t - s < window)]
-        head = h // (q.shape[2] // k.shape[2])
-        scores = k[b, seen, head].astype(np.float64) @ q[b, t, h] * scale
-        scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
-        weights = np.exp(scores - scores.max())
-        out[b, t, h] = weights @ v[b, seen, head] / weights.sum()
-    return out
-
-
-@pytest.mark.parametrize("window, softcap", [(None, None), (7, None), (None, 2.0)])
-@pytest.mark.parametrize("form", [attend, attend_blocks])
-def test_attention_by_blocks_and_whole_is_that_of_each_query_alone(form, window, softcap):
-    rng = np.random.default_rng(0)
-    q, k, v = (rng.standard_normal((2, 150, heads, 4), np.float32) for heads in (4, 2, 2))
-    segment_ids = np.sort(rng.integers(1, 4, (2, 150)), axis=1)
-    segment_ids[0, 140:] = 0
-    compiled = jax.jit(partial(form, rule=AttentionRule(0.7, window, softcap)))
-    ours = np.asarray(compiled(q, k, v, segment_ids))
-    theirs = naive_attention(q, k, v, segment_ids, 0.7, window, softcap)
-    real = segment_ids > 0
-    assert np.isfinite(ours).all()
-    assert error(ours[real], theirs[real]) < 1e-6
 
 
 @pytest.mark.parametrize("parameters, rope", [

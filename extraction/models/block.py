@@ -14,7 +14,7 @@ from flax import nnx
 
 from .attention import AttentionRule, attention
 from .config import ModelConfig
-from .modules import Linear, RMSNorm, Tap
+from .modules import FromHeads, RMSNorm, Tap, ToHeads
 from .rope import rotate
 
 
@@ -23,29 +23,27 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, norm: type[nnx.Module] = RMSNorm):
         self.config = config
-        heads, kv_heads = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
-        self.q = Linear(config.width, heads, config.qkv_bias, dtype)
-        self.k = Linear(config.width, kv_heads, config.qkv_bias, dtype)
-        self.v = Linear(config.width, kv_heads, config.qkv_bias, dtype)
-        self.o = Linear(heads, config.width, config.output_bias, dtype)
+        heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_width
+        self.q = ToHeads(heads, width, config.width, config.qkv_bias, dtype)
+        self.k = ToHeads(kv_heads, width, config.width, config.qkv_bias, dtype)
+        self.v = ToHeads(kv_heads, width, config.width, config.qkv_bias, dtype)
+        self.o = FromHeads(heads, width, config.width, config.output_bias, dtype)
         if config.qk_norm:
-            widths = (heads, kv_heads) if config.qk_norm == "width" else (config.head_width, config.head_width)
+            widths = (heads * width, kv_heads * width) if config.qk_norm == "width" else (width, width)
             self.q_norm, self.k_norm = (norm(width, config.norm_epsilon, dtype) for width in widths)
 
     def __call__(self, x: jax.Array, shared: dict[str, jax.Array], tap: Tap) -> jax.Array:
-        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k, v = self.q(x), self.k(x), self.v(x)  # [B, T, H, Dh], [B, T, K, Dh], [B, T, K, Dh]
         if self.config.qk_norm == "width":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (
-            part.reshape(*x.shape[:2], -1, self.config.head_width) for part in (q, k, v)
-        )  # [B, T, H, Dh], [B, T, K, Dh], [B, T, K, Dh]
-        if self.config.qk_norm == "head":
+            normed = (norm(y.reshape(*x.shape[:2], -1)) for norm, y in ((self.q_norm, q), (self.k_norm, k)))
+            q, k = (y.reshape(*x.shape[:2], -1, self.config.head_width) for y in normed)
+        elif self.config.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if self.config.rope is not None:
             cos, sin = self._rotation(shared)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        z = self._attend(q, k, v, shared).reshape(*x.shape[:2], -1)  # [B, T, H*Dh]
-        tap("attn.hook_z", z)
+        z = self._attend(q, k, v, shared)  # [B, T, H, Dh]
+        tap("attn.hook_z", z.reshape(*x.shape[:2], -1))
         return self.o(z)
 
     def _rotation(self, shared: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:

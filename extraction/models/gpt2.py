@@ -12,7 +12,7 @@ from flax import nnx
 from . import block
 from .config import ModelConfig
 from .modules import MLP, LayerNorm
-from .tables import Table
+from .tables import Table, to_heads
 from .weights import Entry
 
 PREFIX = "transformer."
@@ -38,13 +38,18 @@ class Embedding(nnx.Module):
 
 def weight_table(config: ModelConfig) -> dict[str, Table]:
     """For each part, our parameter path -> the name in the file, `{l}` being the layer."""
-    table = {}
-    for ours, theirs in (("attention.o", "attn.c_proj"), ("mlp.up", "mlp.c_fc"), ("mlp.down", "mlp.c_proj")):
+    heads = partial(to_heads, config.head_width)
+    table = {
+        "attention.o.kernel": Entry("transformer.h.{l}.attn.c_proj.weight", heads),
+        "attention.o.bias": Entry("transformer.h.{l}.attn.c_proj.bias"),
+    }
+    for ours, theirs in (("mlp.up", "mlp.c_fc"), ("mlp.down", "mlp.c_proj")):
         table[f"{ours}.kernel"] = Entry(f"transformer.h.{{l}}.{theirs}.weight")
         table[f"{ours}.bias"] = Entry(f"transformer.h.{{l}}.{theirs}.bias")
     for third, ours in enumerate("qkv"):
-        table[f"attention.{ours}.kernel"] = Entry("transformer.h.{l}.attn.c_attn.weight", partial(_third, third))
-        table[f"attention.{ours}.bias"] = Entry("transformer.h.{l}.attn.c_attn.bias", partial(_third, third))
+        part = partial(_third, third, config.head_width)
+        table[f"attention.{ours}.kernel"] = Entry("transformer.h.{l}.attn.c_attn.weight", part)
+        table[f"attention.{ours}.bias"] = Entry("transformer.h.{l}.attn.c_attn.bias", part)
     for ours, theirs in (("norm_attention", "ln_1"), ("norm_mlp", "ln_2")):
         table[f"{ours}.scale"] = Entry(f"transformer.h.{{l}}.{theirs}.weight")
         table[f"{ours}.bias"] = Entry(f"transformer.h.{{l}}.{theirs}.bias")
@@ -55,6 +60,6 @@ def weight_table(config: ModelConfig) -> dict[str, Table]:
     }
 
 
-def _third(index: int, tensor: jax.Array) -> jax.Array:
-    """q, k or v of what is [..., 3 * D]."""
-    return jnp.split(tensor, 3, axis=-1)[index]
+def _third(index: int, head_width: int, tensor: jax.Array) -> jax.Array:
+    """q, k or v, [H, Dh, D] or [H, Dh], of what is [D, 3*D] or [3*D]."""
+    return to_heads(head_width, jnp.split(tensor, 3, axis=-1)[index].T)

@@ -13,7 +13,7 @@ from flax import nnx
 from . import block
 from .config import ModelConfig
 from .modules import MLP, Embedding, LayerNorm
-from .tables import Table, linear
+from .tables import Table, linear, output
 from .weights import Entry
 
 __all__ = ["NOT_NEEDED", "PREFIX", "Block", "Embedding", "FinalNorm", "weight_table"]
@@ -35,7 +35,7 @@ def Block(config: ModelConfig, dtype: jnp.dtype) -> nnx.Module:
 
 def weight_table(config: ModelConfig) -> dict[str, Table]:
     """For each part, our parameter path -> the name in the file, `{l}` being the layer."""
-    table = linear("attention.o", "gpt_neox.layers.{l}.attention.dense", config.output_bias)
+    table = output(config, "gpt_neox.layers.{l}.attention.dense")
     table |= linear("mlp.up", "gpt_neox.layers.{l}.mlp.dense_h_to_4h", True)
     table |= linear("mlp.down", "gpt_neox.layers.{l}.mlp.dense_4h_to_h", True)
     for third, ours in enumerate("qkv"):
@@ -55,6 +55,5 @@ def weight_table(config: ModelConfig) -> dict[str, Table]:
 
 
 def _third(index: int, num_heads: int, tensor: jax.Array) -> jax.Array:
-    """q, k or v of all heads, [D, H*Dh] or [H*Dh], of what is [H*3*Dh, D] or [H*3*Dh]."""
-    rest = tensor.shape[1:]
-    return tensor.reshape(num_heads, 3, -1, *rest)[:, index].reshape(-1, *rest).T
+    """q, k or v, [H, Dh, D] or [H, Dh], of what is [H*3*Dh, D] or [H*3*Dh]."""
+    return tensor.reshape(num_heads, 3, -1, *tensor.shape[1:])[:, index]

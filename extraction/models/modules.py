@@ -37,6 +37,38 @@ class Linear(nnx.Module):
         return y.astype(x.dtype)
 
 
+class ToHeads(nnx.Module):
+    """x [B, T, D] -> [B, T, H, Dh]; kernel [H, Dh, D].
+
+    Heads are an axis of the kernel, with D last, because the result then comes out of the product as attention reads
+    it; otherwise a TPU copies it twice.
+    """
+
+    def __init__(self, heads: int, head_width: int, inputs: int, bias: bool, dtype: jnp.dtype):
+        self.kernel = nnx.Param(jnp.zeros((heads, head_width, inputs), dtype))
+        self.bias = nnx.Param(jnp.zeros((heads, head_width), dtype)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jnp.einsum("btd,hkd->bthk", x, self.kernel[...], preferred_element_type=jnp.float32)
+        if self.bias is not None:
+            y += self.bias[...].astype(jnp.float32)[None, None]
+        return y.astype(x.dtype)
+
+
+class FromHeads(nnx.Module):
+    """z [B, T, H, Dh] -> [B, T, D]; kernel [H, Dh, D]."""
+
+    def __init__(self, heads: int, head_width: int, outputs: int, bias: bool, dtype: jnp.dtype):
+        self.kernel = nnx.Param(jnp.zeros((heads, head_width, outputs), dtype))
+        self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        y = jnp.einsum("bthk,hkd->btd", z, self.kernel[...], preferred_element_type=jnp.float32)
+        if self.bias is not None:
+            y += _last(self.bias, y.ndim)
+        return y.astype(z.dtype)
+
+
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale over the last axis, rounded to the dtype of x before the scale, as Llama does."""
 

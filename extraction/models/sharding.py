@@ -26,10 +26,11 @@ USABLE = 0.9  # of a device's memory; the rest is for what was not foreseen
 # A parameter's last axes, by the end of its path. The first two kinds of kernel are followed by the third in each
 # block, so that one sum over `model` is all that attention and mlp need. A stack of experts is cut as one mlp is.
 _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"attention\.(q|k|v)\.kernel", (None, "model")),
+    (r"attention\.(q|k|v|o)\.kernel", ("model", None, None)),
     (r"mlp\.(.*\.)?(gate|up)\.kernel", (None, "model")),
-    (r"(attention\.o|mlp\.(.*\.)?down)\.kernel", ("model", None)),
-    (r"(attention\.(q|k|v)|mlp\.(.*\.)?(gate|up))\.bias", ("model",)),
+    (r"mlp\.(.*\.)?down\.kernel", ("model", None)),
+    (r"attention\.(q|k|v)\.bias", ("model", None)),
+    (r"mlp\.(.*\.)?(gate|up)\.bias", ("model",)),
     # Cut by width and not by token: looking a token up is then local, whatever the size of the vocabulary.
     (r"embedding\.(table|positions)", (None, "model")),
     (r"mlp\.router\..*|.*norm.*\.(scale|bias)|.*(o|down)\.bias", ()),

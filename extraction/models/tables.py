@@ -4,6 +4,9 @@
 """
 
 from collections.abc import Mapping
+from functools import partial
+
+import jax
 
 from .config import ModelConfig
 from .weights import Entry, transposed
@@ -19,10 +22,29 @@ def linear(ours: str, theirs: str, bias: bool) -> Table:
     return table | {f"{ours}.bias": Entry(f"{theirs}.bias")} if bias else table
 
 
+def to_heads(head_width: int, tensor: jax.Array) -> jax.Array:
+    """[H, Dh, ...] of what is [H*Dh, ...]."""
+    return tensor.reshape(-1, head_width, *tensor.shape[1:])
+
+
+def from_heads(head_width: int, tensor: jax.Array) -> jax.Array:
+    """[H, Dh, D] of what is [D, H*Dh]."""
+    return to_heads(head_width, tensor.T)
+
+
+def output(config: ModelConfig, theirs: str) -> Table:
+    """What takes the heads to x, whose kernel torch keeps as [D, H*Dh]."""
+    table = {"attention.o.kernel": Entry(f"{theirs}.weight", partial(from_heads, config.head_width))}
+    return table | {"attention.o.bias": Entry(f"{theirs}.bias")} if config.output_bias else table
+
+
 def attention(config: ModelConfig) -> Table:
-    table = linear("attention.o", "model.layers.{l}.self_attn.o_proj", config.output_bias)
+    table, heads = output(config, "model.layers.{l}.self_attn.o_proj"), partial(to_heads, config.head_width)
     for name in "qkv":
-        table |= linear(f"attention.{name}", f"model.layers.{{l}}.self_attn.{name}_proj", config.qkv_bias)
+        theirs = f"model.layers.{{l}}.self_attn.{name}_proj"
+        table[f"attention.{name}.kernel"] = Entry(f"{theirs}.weight", heads)
+        if config.qkv_bias:
+            table[f"attention.{name}.bias"] = Entry(f"{theirs}.bias", heads)
     if config.qk_norm:
         table |= norms({"attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm"})
     return table

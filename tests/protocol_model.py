@@ -1,7 +1,7 @@
 """A model of checkpoint.py without I/O: workers that crash and start again, and a store that delays and loses answers.
 
-In: the sizes and the rules of a `Model`. Out: every state that can be reached, explored exhaustively, or the first wrong
-one with the way to it. Each program counter below is a step of checkpoint.py:
+In: the sizes and the rules of a `Model`. Out: every state that can be reached, explored exhaustively, or the first
+wrong one with the way to it. Each program counter below is a step of checkpoint.py:
 
     list       CommitChain.load: list_commits, which refuses a gap
     check      CommitChain.load: the last commit is read, check_data compares its data object with the store
@@ -27,7 +27,7 @@ ALIVE = {"list", "check", "store", "store?", "store-own", "store-own?", "publish
 
 
 class Worker(NamedTuple):
-    """`number` and `start` make the attempt id; `next_batch` is the cursor in memory; `data` what the commit will name."""
+    """`number` and `start` make the attempt id; `next_batch` is the cursor in memory; `data` what the commit names."""
 
     number: int
     start: int = 0

@@ -52,7 +52,7 @@ def alone(worker: Worker, state: State, model: Model) -> list[str]:
 def told(gcs, attempt: str) -> list[str]:
     """What a real chain asked of the server, in the words of the model."""
     steps = []
-    for _, method, what, status in gcs.history:
+    for what in (entry[2] for entry in gcs.history):
         operation, _, name = what.partition(" ")
         number = name.rpartition("/")[2].partition(".")[0].partition("-")[0]
         if operation == "list":

@@ -31,8 +31,8 @@ _DEFAULT_DEADLINE = 120.0
 class GcsStorage(Storage):
     """Objects of a bucket under a prefix, with credentials from the environment.
 
-    With STORAGE_EMULATOR_HOST set: that server, without credentials. EXTRACT_RETRY_DEADLINE is the bound, in seconds,
-    for retrying one operation.
+    With STORAGE_EMULATOR_HOST set: that server, without credentials. EXTRACT_RETRY_DEADLINE is for how many seconds after
+    its first failure an operation is tried again.
     """
 
     def __init__(self, location: str):
@@ -204,13 +204,16 @@ class GcsStorage(Storage):
         return ObjectInfo(name, blob.size, blob.crc32c, blob.generation, updated.timestamp() if updated else None)
 
     def _call(self, permission: str, name: str, attempt: Callable, tries: float = math.inf):
-        """The result of `attempt`, tried again with growing, jittered pauses up to the deadline; domain errors."""
-        end, pause = time.monotonic() + self._deadline, 0.1
+        """The result of `attempt`, tried again with growing, jittered pauses up to the deadline; domain errors.
+
+        The deadline counts from the first failure, so that a long upload that breaks at its end has another try.
+        """
+        end, pause = math.inf, 0.1
         while True:
             try:
                 return attempt()
             except Exception as error:
-                tries -= 1
+                end, tries = min(end, time.monotonic() + self._deadline), tries - 1
                 if not is_passing(error):
                     self._raise_final(error, permission, name)
                     raise

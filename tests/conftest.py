@@ -58,3 +58,21 @@ def store(empty, finished_run):
     for name, data in finished_run.items():
         empty.put(name, data)
     return empty
+
+
+@pytest.fixture
+def tamper(storage, request, tmp_path):
+    """Changes an object behind everybody's back: `tamper(name, change)`, where `change` maps its bytes to others or to
+    None, which removes it; an object that is not there has no bytes."""
+
+    def on_disk(name, change):
+        path = tmp_path / "output" / name
+        data = change(path.read_bytes() if path.exists() else b"")
+        path.unlink() if data is None else path.write_bytes(data)
+
+    def in_bucket(name, change):
+        server, key = request.getfixturevalue("gcs"), f"some/run/{name}"
+        data = change(server.objects[key].data if key in server.objects else b"")
+        server.remove(key) if data is None else server.land(key, data, None)
+
+    return in_bucket if storage.location.startswith("gs://") else on_disk

@@ -21,14 +21,14 @@ def text_of(number: int, num_words: int) -> str:
     return " ".join(WORDS[(number * 7 + i * (1 + number % 5)) % len(WORDS)] for i in range(num_words))
 
 
-def write_corpus(folder: Path, texts: list[str], row_group_size: int = 4) -> Path:
+def write_corpus(folder: Path, texts: list[str], row_group_size: int = 4, name: str = "corpus.parquet") -> Path:
     """A Parquet file with FineWeb's columns; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     n = len(texts)
     columns = {name: [""] * n for name in ("dump", "url", "date", "file_path")}
     columns |= {"text": texts, "id": [f"<urn:doc:{i}>" for i in range(n)], "language": ["en"] * n,
                 "language_score": [0.9] * n, "token_count": [len(text.split()) for text in texts]}
-    pq.write_table(pa.table(columns), folder / "corpus.parquet", row_group_size=row_group_size)
+    pq.write_table(pa.table(columns), folder / name, row_group_size=row_group_size)
     return folder
 
 
@@ -61,6 +61,17 @@ def start(streams: object, output: object, worker_id: int = 0, *more: object, **
     command = [sys.executable, ROOT / "extract_activations.py", *arguments_for(streams, output, worker_id, *more)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
     return subprocess.Popen([*map(str, command)], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def extract_here(streams: object, output: object, *more: object) -> None:
+    """One start of a worker inside this process. Raises what the worker would report."""
+    import extract_activations
+    from extraction.preemption import Stop
+    from extraction.worker import RunOptions
+    from extraction.worker import extract as extract_stream
+
+    flags = [str(argument) for argument in arguments_for(streams, output, 0, *more)]
+    extract_stream(RunOptions(**extract_activations.run.make_context("run", flags).params), Stop())
 
 
 def verify(output: object, *more: object, **environment: str) -> subprocess.CompletedProcess:

@@ -71,7 +71,8 @@ def extract_here(streams: object, output: object, *more: object) -> None:
     from extraction.worker import extract as extract_stream
 
     flags = [str(argument) for argument in arguments_for(streams, output, 0, *more)]
-    extract_stream(RunOptions(**extract_activations.run.make_context("run", flags).params), Stop())
+    given = extract_activations.run.make_context("run", flags).params
+    extract_stream(RunOptions(**{name: given[name] for name in RunOptions.__dataclass_fields__}), Stop())
 
 
 def verify(output: object, *more: object, **environment: str) -> subprocess.CompletedProcess:

@@ -1,7 +1,7 @@
 """Small Parquet files for tests, whose documents are functions of their numbers."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -70,3 +70,13 @@ def read_all(location: object) -> list[list[tuple[str, str]]]:
 
 def documents(numbers: Iterable[int]) -> list[tuple[str, str]]:
     return [(id_of(n), text_of(n)) for n in numbers]
+
+
+def column_chunks(path: Path) -> Iterator[tuple[int, str, int, int]]:
+    """(row group, column name, begin, end) of all column chunks of a file."""
+    metadata = pq.read_metadata(path)
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(number)
+            begin = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+            yield group, chunk.path_in_schema, begin, begin + chunk.total_compressed_size

@@ -21,7 +21,7 @@ from extraction.manifest import canonical_json, load_manifest, parse_manifest, s
 from extraction.parquet import Files
 from extraction.storage import open_storage
 from extraction.streams import open_stream
-from tests.corpora import contents, documents, id_of, read_all, table_of, text_of, write_corpus, write_parquet
+from tests.corpora import column_chunks, contents, documents, id_of, read_all, table_of, text_of, write_corpus, write_parquet
 
 FILES = [[3, 2], [4], [1, 1, 5]]
 
@@ -118,16 +118,6 @@ def test_ids_of_every_range(corpus):
     for start in range(len(ids) + 1):
         for stop in range(start, len(ids) + 1):
             assert list(stream.read_ids(start, stop)) == ids[start:stop]
-
-
-def column_chunks(path):
-    """(row group, column name, begin, end) of all column chunks of a file."""
-    metadata = pq.read_metadata(path)
-    for group in range(metadata.num_row_groups):
-        for number in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(number)
-            begin = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
-            yield group, chunk.path_in_schema, begin, begin + chunk.total_compressed_size
 
 
 def destroy(path, keep):

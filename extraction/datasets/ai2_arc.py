@@ -1,7 +1,7 @@
 """AI2 ARC (Easy and Challenge): science questions with lettered choices, one record for each question.
 
 In: Parquet or JSONL files with `id`, `question`, `choices` and `answerKey`, local, in a bucket or on the hub
-(`hf://datasets/allenai/ai2_arc`), as the hub has them or as AI2 publishes them (`question.stem`, a list of choices). Out:
+(`hf://datasets/allenai/ai2_arc`), as the hub has them or as AI2 publishes them (`stem` and `choices` in `question`). Out:
 the published manifest and stream files. The meta keeps the answer as its letter here and as the key of the source.
 
 Guarantee: a row that is not such a question raises `DamagedData` naming it. Cost: a few rows in memory.
@@ -24,7 +24,7 @@ from .row_files import SUFFIXES, Located, read_rows
 from .rows import Row, publish_rows
 from .sources import find_source
 
-COLUMNS = ("id", "question", "choices", "answerKey")
+COLUMNS = ("id", "question", "answerKey")
 
 
 def create(storage: Storage, source: str, num_streams: int, with_answer: bool = False) -> Published:
@@ -59,7 +59,9 @@ def prompt(question: str, choices: list[str], answer: str | None = None) -> str:
 
 def _question(row: dict[str, Any], where: str) -> tuple[Any, list[Any], list[Any]]:
     """The question, and the labels and texts of its choices."""
-    question, choices = row["question"], row["choices"]
+    question, choices = row["question"], row.get("choices")
+    if isinstance(question, dict):
+        question, choices = question.get("stem"), question.get("choices")
     if isinstance(choices, dict) and isinstance(choices.get("label"), list) and isinstance(choices.get("text"), list):
         return question, choices["label"], choices["text"]
     if isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices):

@@ -81,14 +81,21 @@ def _check_cover(manifest: Manifest, sizes: Sequence[Facts]) -> Iterator[str]:
                 yield f"{manifest.files[piece.file].name}: {piece.to_json()} asks for rows that are not there"
                 continue
             spans.setdefault(piece.file, []).append((begin, end, piece))
-    for number, mine in spans.items():
-        name, at = manifest.files[number].name, 0
-        for begin, end, piece in sorted(mine):
-            if begin < at:
-                yield f"{name}: row {begin} is in two streams ({piece.to_json()})"
-            elif begin > at and not manifest.is_part:
-                yield f"{name}: rows {at} to {begin - 1} are in no stream"
-            at = max(at, end)
+    for number, groups in enumerate(sizes):
+        if not isinstance(groups, DamagedData):
+            yield from _check_rows(manifest.files[number].name, sorted(spans.get(number, [])), sum(groups), manifest.is_part)
+
+
+def _check_rows(name: str, spans: Sequence[tuple[int, int, Piece]], num_rows: int, is_part: bool) -> Iterator[str]:
+    at = 0
+    for begin, end, piece in spans:
+        if begin < at:
+            yield f"{name}: row {begin} is in two streams ({piece.to_json()})"
+        elif begin > at and not is_part:
+            yield f"{name}: rows {at} to {begin - 1} are in no stream"
+        at = max(at, end)
+    if at < num_rows and not is_part:
+        yield f"{name}: rows {at} to {num_rows - 1} are in no stream"
 
 
 def _check_own_files(manifest: Manifest, home: Storage, problems: Sequence[str]) -> Iterator[str]:

@@ -15,7 +15,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -27,7 +27,7 @@ _READ_AHEAD = 1 << 20
 _TIMEOUT = 60.0  # seconds to connect, and between two bytes of an answer
 _DEFAULT_DEADLINE = 120.0
 _PASSING = {408, 429, 500, 502, 503, 504}
-_LOCATION = re.compile(r"hf://(?:(datasets)/)?([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?")
+_LOCATION = re.compile(r"hf://(?:(datasets)/)?((?!datasets/)[^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -75,8 +75,10 @@ class HubStorage(Storage):
     def _resolve(self) -> str:
         """The commit that the revision names."""
         place = self._place
-        ask = lambda: self._api.repo_info(place.repository, revision=place.revision, repo_type=place.kind)  # noqa: E731
-        return self._call(str(place), ask).sha
+        found = self._call(
+            str(place), lambda: self._api.repo_info(place.repository, revision=place.revision, repo_type=place.kind)
+        )
+        return found.sha
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         if end is not None and end <= start:
@@ -130,11 +132,20 @@ class HubStorage(Storage):
     def open_version(self, info: ObjectInfo) -> io.RawIOBase:
         return _RangedFile(self, info)
 
+    def folders(self) -> Sequence[str]:
+        return sorted({info.name.partition("/")[0] for info in self.list() if "/" in info.name})
+
     def create(self, name: str, data: bytes | memoryview) -> NoReturn:
-        raise InvalidRequest(f"{self.location}: nothing can be written there; give a folder or gs://bucket/prefix")
+        raise self._read_only()
 
     def replace(self, name: str, data: bytes) -> NoReturn:
-        self.create(name, data)
+        raise self._read_only()
+
+    def now(self) -> NoReturn:
+        raise self._read_only()
+
+    def _read_only(self) -> InvalidRequest:
+        return InvalidRequest(f"{self.location}: nothing can be written there; give a folder or gs://bucket/prefix")
 
     def _url(self, name: str) -> str:
         from huggingface_hub import hf_hub_url

@@ -16,6 +16,7 @@ from checkpoint import Instance
 from .errors import ExtractionError, Fenced, TryAgain
 from .logs import say
 from .storage import Storage
+from .strict_json import loads
 
 STARTS, ENDED = "starts/", "ended/"
 
@@ -53,11 +54,11 @@ def noted_ending(storage: Storage, worker_id: int, instance: Instance) -> Iterat
 def parse_ending(data: bytes) -> Ending:
     """The note of an ending; what cannot be read as one is an ending that says so."""
     try:
-        value = json.loads(data)
+        value = loads(data)
         ending = Ending(*(value[key] for key in Ending.__dataclass_fields__))
         if ending.state in ("fenced", "failed") and all(type(text) is str for text in asdict(ending).values()):
             return ending
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         pass
     return Ending("failed", "(the note of its ending cannot be read)", "", "")
 

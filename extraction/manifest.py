@@ -23,6 +23,7 @@ from .storage import Storage, open_storage
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 PARTS = ("filter", "max_records", "max_tokens")  # options that leave rows of the source out
+_MOST = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ class _Fields:
 
     def count(self, key: str) -> int:
         number = self.typed(key, int, "a whole number")
-        if number < 0:
-            raise self.wrong(key, f"is {number}, below zero")
+        if not 0 <= number <= _MOST:
+            raise self.wrong(key, f"is {number}, below zero" if number < 0 else "is more than can be counted")
         return number
 
     def digest(self, key: str) -> str:
@@ -206,8 +207,8 @@ def _parse_stream(fields: _Fields, num_files: int) -> StreamEntry:
         if type(value) is not list or [type(part) for part in value] not in ([int] * 4, [int] * 5):
             raise fields.wrong(key, "is not [file, row group, first row, rows]")
         piece = Piece(*value) if len(value) == 5 else Piece(*value, value[3])
-        if min(piece) < 0 or piece.records == 0 or piece.records > piece.rows or piece.file >= num_files:
-            raise fields.wrong(key, f"is {value}: negative, empty or of a file that is not listed")
+        if min(piece) < 0 or max(piece) > _MOST or piece.records == 0 or piece.records > piece.rows or piece.file >= num_files:
+            raise fields.wrong(key, f"is {str(value)[:100]}: negative, empty, too large or of a file that is not listed")
         pieces.append(piece)
     entry = StreamEntry(fields.count("num_records"), fields.digest("digest"), tuple(pieces))
     if entry.num_records != sum(piece.records for piece in pieces):

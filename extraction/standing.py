@@ -7,7 +7,6 @@ where that is, and is believed only if the commit it names is there.
 Guarantee: none about what lies before the last commit; that is what `verify` is for.
 """
 
-import json
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,6 +16,7 @@ from checkpoint import Commit
 from .attempts import ENDED, STARTS, Ending, parse_ending
 from .errors import DamagedData, ObjectNotFound
 from .storage import ObjectInfo, Storage
+from .strict_json import loads
 
 _PAGE = 1000  # objects in one answer to a listing
 _TAIL = 100  # commits at the end of a long chain that are looked at
@@ -92,9 +92,19 @@ def _list_end(storage: Storage, folder: str) -> tuple[list[ObjectInfo], list[Obj
 def _from_hint(storage: Storage, folder: str) -> list[ObjectInfo] | None:
     """What follows the commit that `progress.json` leads to, if that commit is there."""
     try:
-        batch = json.loads(storage.read(f"{folder}/progress.json"))["batch"]
-        before = f"{folder}/commits/{batch - _TAIL:08d}.json"
-        found = list(storage.list(f"{folder}/", start_after=before))
-    except (ObjectNotFound, ValueError, KeyError, TypeError, RecursionError):
+        batch = parse_progress(storage.read(f"{folder}/progress.json"))
+    except ObjectNotFound:
         return None
+    if batch is None:
+        return None
+    found = list(storage.list(f"{folder}/", start_after=f"{folder}/commits/{batch - _TAIL:08d}.json"))
     return found if found and found[0].name == f"{folder}/commits/{batch - _TAIL + 1:08d}.json" else None
+
+
+def parse_progress(data: bytes) -> int | None:
+    """The batch that `progress.json` names, if it names one after the first `_TAIL`; never trusted, only tried."""
+    try:
+        batch = loads(data)["batch"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return batch if type(batch) is int and _TAIL <= batch < 10**8 else None

@@ -106,7 +106,7 @@ class RunAudit:
         lines += _shortened([f"not committed, ignored: {name}" for name in self.uncommitted], "the run")
         for hook_point, found in _table(self.non_finite).items():
             lines.append(f"not finite: {hook_point} has {found['nan']:,} NaN and {found['inf']:,} infinite values")
-        return "\n".join([*lines, self._summary()])
+        return "\n".join(_printable(line) for line in [*lines, self._summary()])
 
     def _summary(self) -> str:
         totals = self.totals()
@@ -117,6 +117,11 @@ class RunAudit:
             f"{totals['num_records']:,} records, {totals['num_tokens']:,} tokens, {totals['num_bytes']:,} bytes"
             f"{', all of them read' if self.deep else ''}{end[self.verdict]}"
         )
+
+
+def _printable(line: str) -> str:
+    """A name in a bucket may hold what would steer a terminal."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
 
 
 def _shortened(lines: list[str], of: str) -> Iterator[str]:

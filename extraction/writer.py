@@ -2,8 +2,13 @@
 
 In: `(PackedBatch, data, seconds)` from the pipeline. Out: commits through the chain, in the order of submission.
 Guarantee: at most `max_bytes` of data wait (one batch may always wait, however large); beyond that `submit` blocks, so
-compute waits for the bucket and host memory is bounded. The first error ends the writer; it reaches the caller, with
-its traceback, at the next `submit` or at `close`, and nothing after the failed batch is written.
+compute waits for the bucket and the bucket never waits for compute while there is data. The first error ends the
+writer; it reaches the caller, with its traceback, at the next `submit` or at `close`, and nothing after the failed batch
+is written.
+
+Host memory for results, however slow the bucket: `max_bytes` or one data object, whichever is larger, that waits or is
+being stored; two data objects that the pipeline fills (STEPS_IN_FLIGHT reaches into the next one, not further); and the
+request in hand, two copies of an object of up to 8 MiB, or 32 MiB of a larger one.
 """
 
 import threading

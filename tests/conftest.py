@@ -60,6 +60,21 @@ def store(empty, finished_run):
     return empty
 
 
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """Streams, and what a real worker that nothing disturbs commits from them."""
+    from tests.workers import committed, extract, make_streams, text_of, write_corpus
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    corpus = write_corpus(folder / "corpus", [text_of(i, 5 + i * 4) for i in range(14)])
+    streams = make_streams(corpus, folder / "streams")
+    result = extract(streams, folder / "output")
+    assert result.returncode == 0, result.stderr
+    batches = committed(open_storage(str(folder / "output")))
+    assert len(batches) > 4
+    return streams, batches
+
+
 @pytest.fixture
 def tamper(storage, request, tmp_path):
     """Changes an object behind everybody's back: `tamper(name, change)`, where `change` maps its bytes to others or to

@@ -5,23 +5,10 @@ import signal
 import pytest
 
 from extraction.faults import KILL_POINTS
-from extraction.storage import open_storage
-from tests.workers import committed, extract, make_streams, text_of, write_corpus
+from tests.workers import committed, extract
 
 # Points around run.json are passed at every start, the others at each batch.
 POINTS = [f"{point}:0" if "run" in point else f"{point}:2" for point in KILL_POINTS]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """Streams, and what a worker that nobody kills commits from them."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    streams = make_streams(write_corpus(folder / "corpus", [text_of(i, 5 + i * 4) for i in range(14)]), folder / "streams")
-    result = extract(streams, folder / "output")
-    assert result.returncode == 0, result.stderr
-    batches = committed(open_storage(str(folder / "output")))
-    assert len(batches) > 4
-    return streams, batches
 
 
 @pytest.mark.parametrize("point", POINTS)

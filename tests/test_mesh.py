@@ -22,7 +22,7 @@ from tests.tiny_models import ALL, CONFIGS, Zoo, documents, error, load, run
 ROWS = 8
 MESHES = ("data=2", "data=8", "data=4,model=2", "data=2,model=4")
 # Every family on the mesh that cuts both ways and has fewer key-value heads than devices; one of them on all.
-OTHERS = ("llama-biases-tied-llama3", "qwen3", "gpt2")
+OTHERS = ("qwen3", "gpt2", "gemma2", "gpt_neox", "olmo2", "qwen3_moe")
 CASES = [("llama", mesh) for mesh in MESHES] + [(name, MESHES[3]) for name in OTHERS]
 CODE = """
 import sys, json, re
@@ -31,8 +31,8 @@ import numpy as np
 from extraction.models.sharding import MeshShape
 from tests.tiny_models import documents, load, run
 folder, rows, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
-for name, mesh in cases:
-    forward = load(folder / name, rows=rows, mesh=MeshShape.parse(mesh), compile_cache=str(folder / "compiled"))
+for name, mesh, hooks in cases:
+    forward = load(folder / name, hooks, rows=rows, mesh=MeshShape.parse(mesh), compile_cache=str(folder / "compiled"))
     values, (sums,) = run(forward, documents(), rows=rows)
     exchanges = re.findall(r"= .* (all-\\w+|collective-permute|reduce-scatter)(?:-start)?\\(", forward._step.as_text())
     np.savez(folder / f"{name} {mesh}.npz", exchanges=exchanges, digest=forward.weights_digest, **values,
@@ -48,9 +48,10 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def on_meshes(models):
     """{(model, mesh): what eight devices computed}, from one process, since jax's devices are fixed when it starts."""
-    folder = {models(name).folder.parent for name, _ in CASES}.pop()
+    folder = models("llama").folder.parent
+    cases = [(name, mesh, list(models(name).reference)) for name, mesh in CASES]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run([sys.executable, "-c", CODE, folder, str(ROWS), json.dumps(CASES)], env=environment,
+    result = subprocess.run([sys.executable, "-c", CODE, folder, str(ROWS), json.dumps(cases)], env=environment,
                             cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return {case: np.load(folder / f"{case[0]} {case[1]}.npz") for case in CASES}
@@ -59,8 +60,7 @@ def on_meshes(models):
 @pytest.mark.parametrize("name, mesh", CASES)
 def test_every_hook_point_is_the_same_on_every_mesh(models, on_meshes, name, mesh):
     found = on_meshes[name, mesh]
-    for hook in ALL:
-        expected = models(name).reference[hook]
+    for hook, expected in models(name).reference.items():
         assert error(found[hook], expected) < 1e-5, hook
         assert error(found[f"{hook}.sum"], expected.sum(0)) < 1e-4, hook
 
@@ -77,17 +77,18 @@ def test_compiled_steps_are_kept(models, on_meshes):
 
 def test_devices_exchange_what_they_must_and_no_more(on_meshes):
     """None between rows; in a block a sum after attention and one after the mlp; before it the embedding's columns."""
-    for name, mesh in CASES:
+    for name, mesh in CASES[: len(MESHES) + 2]:  # in other families the compiler joins two, or a norm is over all heads
         exchanges = sorted(on_meshes[name, mesh]["exchanges"].tolist())
         assert exchanges == ([] if "model" not in mesh else ["all-gather", "all-reduce", "all-reduce"]), (name, mesh)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_parameter_of_every_family_has_its_place(models, name):
+def test_every_parameter_of_every_family_has_its_place(tmp_path, name):
     """A matrix that no rule cuts would be whole on each device, and the model would fit on none."""
-    config = read_model_config(models(name).folder)
-    options = ForwardOptions(ALL, StepShape(2, 16), "float32")
-    _, params = forward_module._abstract_model(config, CapturePlan.of(ALL, config), options)
+    CONFIGS[name]().save_pretrained(tmp_path)
+    config = read_model_config(tmp_path)
+    options = ForwardOptions(ALL[-1:], StepShape(2, 16), "float32")
+    _, params = forward_module._abstract_model(config, CapturePlan.of(ALL[-1:], config), options)
     placement = Placement(jax.sharding.AbstractMesh((2, 2), ("data", "model")), config)
     for path, leaf in leaves_of(params):
         spec = placement.spec(path, leaf.ndim)

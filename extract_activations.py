@@ -1,4 +1,4 @@
-"""Command line: extract activations (`run`, the default) and prove what was extracted (`verify`).
+"""Command line: extract activations (`run`, the default), prove what was extracted (`verify`), measure it (`parity`).
 
 In: flags, or environment variables of the same names (`EXTRACT_SEQ_LEN`). Out: data objects and commits under OUTPUT,
 lines on stderr, an exit code: 0 done, 2 usage, 65 damaged data, 73 fenced, 75 try again, 77 no permission, 78 the
@@ -136,6 +136,40 @@ def verify(output: str, streams: str | None, deep: bool, as_json: bool) -> None:
     audit = audit_run(output, streams, deep, visible=sys.stderr.isatty())
     click.echo(json.dumps(audit.to_json()) if as_json else audit.to_text())
     sys.exit(audit.exit_code)
+
+
+@cli.command()
+@option("--model", required=True, help="Hub id or folder of a Hugging Face model.")
+@option("--revision", default=None, help="Branch, tag or commit of a hub model.")
+@option("--streams", default=None, help="Compare on the first records of stream 0 of this folder or gs:// prefix,")
+@option("--text", default=None, help="or on the paragraphs of this file.")
+@option("--records", default=24, type=click.IntRange(1), help="How many.")
+@option("--layers", default=None, help="As for run; every hook point of the model if neither it nor --hook-points is given.")
+@option("--hooks", default="resid_post", help="As for run.")
+@option("--hook-points", default=None, help="As for run.")
+@option("--seq-len", default=512, type=click.IntRange(1), help="T; longer records are cut.")
+@option("--batch-size", default=2, type=click.IntRange(1), help="B, rows in a step.")
+@option("--bos", default="auto", type=click.Choice(["auto", "always", "never"]), help="Begin records with this token?")
+@option("--compute-dtype", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]), help="As for run.")
+@option("--store-dtype", default="bfloat16", type=click.Choice(["bfloat16", "float16", "float32"]), help="As for run.")
+@option("--mesh", default=None, help="As for run.")
+@click.option("--max-error", type=click.FloatRange(0), help="Exit 1 if a hook point's relative error is above it.")
+@click.option("--output", default=None, help="Also store the result in this run, as parity-<digest>.json.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def parity(max_error: float | None, output: str | None, as_json: bool, **flags: object) -> None:
+    """Measure how far activations are from those of the Hugging Face model in float32, per hook point; needs torch.
+
+    Exit 0: measured. 1: above --max-error.
+    """
+    from extraction.parity import ParityOptions, measure
+
+    found = measure(ParityOptions(**flags))
+    click.echo(json.dumps(found.to_json()) if as_json else found.to_text())
+    if output:
+        click.echo(f"stored as {found.store(output)}", err=True)
+    if max_error is not None and found.worst > max_error:
+        click.echo(f"a relative error of {found.worst:.2e} is above --max-error {max_error:g}", err=True)
+        sys.exit(1)
 
 
 def main() -> None:

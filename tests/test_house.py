@@ -14,7 +14,7 @@ SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "extraction").rglob("*.py")])
 # Each level may import the levels after it.
 LEVELS = [
     {"extract_activations", "create_dataset_streams"},
-    {"worker", "shuffle"},
+    {"worker", "shuffle", "parity"},
     {"checkpoint", "pipeline", "audit", "progress", "datasets", "reader", "attempts", "standing", "elastic",
      "status", "metrics", "report", "adapters", "exports"},
     {"streams", "tokenization", "packing", "forward", "shards", "writer", "objects"},

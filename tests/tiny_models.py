@@ -13,6 +13,7 @@ from extraction.forward import Forward, ForwardOptions, StepShape, load_forward
 from extraction.models.config import all_hook_points, read_model_config
 from extraction.models.location import ModelFolder
 from extraction.packing import BatchShape, pack_batches
+from extraction.parity import TorchReference
 from extraction.records import Cursor, TokenizedRecord
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -65,48 +66,6 @@ CONFIGS = {
 }
 LENGTHS = (5, 40, 1, 17, 150, 33, 8)
 ALL = tuple(all_hook_points(3))
-# Where each hook point is in the reference: (module path, whether its input or its output).
-_LLAMA_HOOKS = {
-    "hook_resid_pre": ("model.layers.{l}", "in"), "attn.hook_z": ("model.layers.{l}.self_attn.o_proj", "in"),
-    "hook_attn_out": ("model.layers.{l}.self_attn.o_proj", "out"),
-    "hook_resid_mid": ("model.layers.{l}.post_attention_layernorm", "in"),
-    "mlp.hook_post": ("model.layers.{l}.mlp.down_proj", "in"), "hook_mlp_out": ("model.layers.{l}.mlp", "out"),
-    "hook_resid_post": ("model.layers.{l}", "out"), "ln_final.hook_normalized": ("model.norm", "out"),
-}
-_OLMO2_HOOKS = _LLAMA_HOOKS | {
-    "hook_attn_out": ("model.layers.{l}.post_attention_layernorm", "out"),
-    "hook_resid_mid": ("model.layers.{l}.mlp", "in"),
-    "hook_mlp_out": ("model.layers.{l}.post_feedforward_layernorm", "out"),
-}
-_GEMMA_HOOKS = _OLMO2_HOOKS | {"hook_resid_mid": ("model.layers.{l}.pre_feedforward_layernorm", "in")}
-_GPT2_HOOKS = {
-    "hook_resid_pre": ("transformer.h.{l}", "in"), "attn.hook_z": ("transformer.h.{l}.attn.c_proj", "in"),
-    "hook_attn_out": ("transformer.h.{l}.attn.c_proj", "out"), "hook_resid_mid": ("transformer.h.{l}.ln_2", "in"),
-    "mlp.hook_post": ("transformer.h.{l}.mlp.c_proj", "in"), "hook_mlp_out": ("transformer.h.{l}.mlp", "out"),
-    "hook_resid_post": ("transformer.h.{l}", "out"), "ln_final.hook_normalized": ("transformer.ln_f", "out"),
-}
-_NEOX_HOOKS = {
-    "hook_resid_pre": ("gpt_neox.layers.{l}", "in"), "attn.hook_z": ("gpt_neox.layers.{l}.attention.dense", "in"),
-    "hook_attn_out": ("gpt_neox.layers.{l}.attention.dense", "out"),
-    "hook_resid_mid": ("gpt_neox.layers.{l}.post_attention_layernorm", "in"),
-    "mlp.hook_post": ("gpt_neox.layers.{l}.mlp.dense_4h_to_h", "in"),
-    "hook_mlp_out": ("gpt_neox.layers.{l}.mlp", "out"), "hook_resid_post": ("gpt_neox.layers.{l}", "out"),
-    "ln_final.hook_normalized": ("gpt_neox.final_layer_norm", "out"),
-}
-_HOOKS = {
-    "gpt2": _GPT2_HOOKS, "gpt_neox": _NEOX_HOOKS, "olmo2": _OLMO2_HOOKS, "gemma2": _GEMMA_HOOKS,
-    "gemma3_text": _GEMMA_HOOKS,
-}
-
-
-def _hooks_of(config: transformers.PreTrainedConfig) -> dict[str, tuple[str, str]]:
-    table = dict(_HOOKS.get(config.model_type, _LLAMA_HOOKS))
-    if getattr(config, "use_parallel_residual", False):
-        del table["hook_resid_mid"]
-    if hasattr(config, "num_experts_per_tok"):
-        del table["mlp.hook_post"]
-    return table
-
 
 def make_model(
     name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **saving: object
@@ -124,25 +83,11 @@ def make_model(
     ).eval()
 
 
-def reference(model: torch.nn.Module, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """{hook point: [t, width]} of one document of t tokens."""
-    found, handles = {}, []
-    for suffix, (path, side) in _hooks_of(model.config).items():
-        for layer in range(model.config.num_hidden_layers):
-            name = suffix if suffix.startswith("ln_final") else f"blocks.{layer}.{suffix}"
-            module = model.get_submodule(path.format(l=layer))
-
-            def hook(module, inputs, keywords, output, name=name, side=side):
-                value = (inputs[0] if inputs else keywords["hidden_states"]) if side == "in" else output
-                value = value[0] if isinstance(value, tuple) else value
-                found[name] = value.detach().numpy().reshape(len(tokens), -1)
-
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
-    with torch.no_grad():
-        model(torch.tensor(np.asarray(tokens, np.int64))[None])
-    for handle in handles:
-        handle.remove()
-    return found
+def hooks_of(config: transformers.PreTrainedConfig) -> list[str]:
+    """The hook points that a model with this configuration has."""
+    parallel, experts = getattr(config, "use_parallel_residual", False), hasattr(config, "num_experts_per_tok")
+    absent = ["hook_resid_mid"] * parallel + ["mlp.hook_post"] * experts
+    return [name for name in ALL if not name.endswith(tuple(absent))]
 
 
 def documents(lengths: Iterable[int] = LENGTHS) -> list[np.ndarray]:
@@ -161,7 +106,8 @@ class TinyModel:
     @classmethod
     def make(cls, name: str, folder: Path, **settings: object) -> "TinyModel":
         model = make_model(name, folder, **settings)
-        alone = [reference(model, tokens) for tokens in documents()]
+        reference = TorchReference(model, hooks_of(model.config))
+        alone = [reference(tokens) for tokens in documents()]
         return cls(folder, {hook: np.concatenate([values[hook] for values in alone]) for hook in alone[0]})
 
 

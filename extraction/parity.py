@@ -1,0 +1,267 @@
+"""How far our activations are from those of the Hugging Face model, for each hook point, on real records.
+
+In: a model, records, hook points. Out: a `Parity`: relative error, cosine and the worst token of each hook point.
+Ours are what a worker would store: packed with other documents, in the compute dtype and rounded to the store dtype.
+The reference is transformers' torch model in float32 on the CPU, one document at a time, each tensor taken where the
+module that makes it is called. Guarantee: both see the same token ids; the same machine gives the same numbers.
+
+Cost: both models in host memory, the values of one step of ours and of one document of theirs, and a forward pass of
+torch for each record.
+"""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .config import resolve_hook_points
+from .errors import DamagedData, InvalidRequest
+from .forward import Forward, ForwardOptions, StepShape, load_forward
+from .models.config import read_model_config
+from .models.devices import open_devices
+from .models.location import ModelFolder, locate_model
+from .models.sharding import MeshShape
+from .packing import BatchShape, PackedBatch, pack_batches
+from .records import Cursor, Record
+from .storage import open_storage
+from .streams import load_manifest, open_stream
+from .tokenization import RecordTokenizer
+
+SCHEMA = 1
+# Where each hook point is in the reference: the module's name, and whether its input or its output.
+_LLAMA = {
+    "hook_resid_pre": ("model.layers.{l}", "in"), "attn.hook_z": ("model.layers.{l}.self_attn.o_proj", "in"),
+    "hook_attn_out": ("model.layers.{l}.self_attn.o_proj", "out"),
+    "hook_resid_mid": ("model.layers.{l}.post_attention_layernorm", "in"),
+    "mlp.hook_post": ("model.layers.{l}.mlp.down_proj", "in"), "hook_mlp_out": ("model.layers.{l}.mlp", "out"),
+    "hook_resid_post": ("model.layers.{l}", "out"), "ln_final.hook_normalized": ("model.norm", "out"),
+}
+_OLMO2 = _LLAMA | {
+    "hook_attn_out": ("model.layers.{l}.post_attention_layernorm", "out"),
+    "hook_resid_mid": ("model.layers.{l}.mlp", "in"),
+    "hook_mlp_out": ("model.layers.{l}.post_feedforward_layernorm", "out"),
+}
+_GEMMA = _OLMO2 | {"hook_resid_mid": ("model.layers.{l}.pre_feedforward_layernorm", "in")}
+_GPT2 = {
+    "hook_resid_pre": ("transformer.h.{l}", "in"), "attn.hook_z": ("transformer.h.{l}.attn.c_proj", "in"),
+    "hook_attn_out": ("transformer.h.{l}.attn.c_proj", "out"), "hook_resid_mid": ("transformer.h.{l}.ln_2", "in"),
+    "mlp.hook_post": ("transformer.h.{l}.mlp.c_proj", "in"), "hook_mlp_out": ("transformer.h.{l}.mlp", "out"),
+    "hook_resid_post": ("transformer.h.{l}", "out"), "ln_final.hook_normalized": ("transformer.ln_f", "out"),
+}
+_NEOX = {
+    "hook_resid_pre": ("gpt_neox.layers.{l}", "in"), "attn.hook_z": ("gpt_neox.layers.{l}.attention.dense", "in"),
+    "hook_attn_out": ("gpt_neox.layers.{l}.attention.dense", "out"),
+    "hook_resid_mid": ("gpt_neox.layers.{l}.post_attention_layernorm", "in"),
+    "mlp.hook_post": ("gpt_neox.layers.{l}.mlp.dense_4h_to_h", "in"),
+    "hook_mlp_out": ("gpt_neox.layers.{l}.mlp", "out"), "hook_resid_post": ("gpt_neox.layers.{l}", "out"),
+    "ln_final.hook_normalized": ("gpt_neox.final_layer_norm", "out"),
+}
+MODULES = {"gpt2": _GPT2, "gpt_neox": _NEOX, "olmo2": _OLMO2, "gemma2": _GEMMA, "gemma3_text": _GEMMA}
+
+
+@dataclass(frozen=True)
+class ParityOptions:
+    """The flags of `parity`, as given."""
+
+    model: str
+    revision: str | None
+    streams: str | None
+    text: str | None
+    records: int
+    layers: str | None
+    hooks: str
+    hook_points: str | None
+    seq_len: int
+    batch_size: int
+    bos: str
+    compute_dtype: str
+    store_dtype: str
+    mesh: str | None
+
+
+@dataclass
+class Distance:
+    """Of one hook point, over all tokens seen: sums, and the token whose relative error is the largest."""
+
+    squared_error: float = 0.0
+    squared_norm: float = 0.0
+    cosines: float = 0.0
+    num_tokens: int = 0
+    worst: dict[str, Any] = field(default_factory=lambda: {"relative_error": -1.0})
+
+    def add(self, record_id: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+        """One document: [t, width] each."""
+        ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+        errors, norms = np.linalg.norm(ours - theirs, axis=1), np.linalg.norm(theirs, axis=1)
+        tiny = np.finfo(np.float64).tiny
+        self.squared_error += float((errors**2).sum())
+        self.squared_norm += float((norms**2).sum())
+        self.cosines += float(((ours * theirs).sum(1) / np.maximum(np.linalg.norm(ours, axis=1) * norms, tiny)).sum())
+        self.num_tokens += len(ours)
+        relative = errors / np.maximum(norms, tiny)
+        if not np.isfinite(relative).all():
+            raise DamagedData(f"record {record_id}: position {int(np.isfinite(relative).argmin())} has values beyond numbers")
+        at = int(relative.argmax())
+        if relative[at] > self.worst["relative_error"]:
+            self.worst = {"relative_error": float(relative[at]), "record": record_id, "position": at}
+
+    @property
+    def relative_error(self) -> float:
+        """‖ours - theirs‖ / ‖theirs‖ over all values."""
+        return float(np.sqrt(self.squared_error / max(self.squared_norm, np.finfo(np.float64).tiny)))
+
+    def to_json(self) -> dict[str, Any]:
+        cosine = self.cosines / max(self.num_tokens, 1)
+        return {"relative_error": self.relative_error, "mean_cosine": cosine, "worst_token": self.worst}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was compared, and how far it is apart."""
+
+    setting: dict[str, Any]
+    distances: dict[str, Distance]
+
+    @property
+    def worst(self) -> float:
+        """The largest relative error of a hook point."""
+        return max(distance.relative_error for distance in self.distances.values())
+
+    def to_json(self) -> dict[str, Any]:
+        found = {name: distance.to_json() for name, distance in self.distances.items()}
+        return {"schema": SCHEMA, "setting": self.setting, "hook_points": found}
+
+    def to_text(self) -> str:
+        """A line for each hook point."""
+        width = max(map(len, self.distances))
+        lines = [f"{'hook point':{width}}  relative error  mean cosine  worst token"]
+        for name, distance in self.distances.items():
+            found = distance.to_json()
+            worst = found["worst_token"]
+            lines.append(
+                f"{name:{width}}  {found['relative_error']:14.2e}  {found['mean_cosine']:11.8f}  "
+                f"{worst['relative_error']:.2e}, position {worst['position']} of {worst['record']}"
+            )
+        return "\n".join(lines)
+
+    def store(self, output: str) -> str:
+        """Put it beside a run, under a name made of its content; the object's name. The same again is adopted."""
+        data = (json.dumps(self.to_json(), indent=2, sort_keys=True) + "\n").encode()
+        name = f"parity-{hashlib.sha256(data).hexdigest()[:16]}.json"
+        open_storage(output).create(name, data)
+        return name
+
+
+def measure(options: ParityOptions) -> Parity:
+    """Run both models over the records. Raises InvalidRequest (torch is missing, no records), and what loading raises."""
+    if importlib.util.find_spec("torch") is None:
+        raise InvalidRequest("parity compares with torch, which is not installed here: pip install torch")
+    folder = locate_model(options.model, options.revision)
+    if folder.bucket:
+        raise InvalidRequest(f"--model {options.model}: parity needs the model in a folder of this machine; copy it first")
+    config = read_model_config(folder.path)
+    patterns = options.hook_points or (None if options.layers else "*")
+    names = resolve_hook_points(options.layers, options.hooks, patterns, config.num_layers, config.absent_hooks)
+    tokenizer = RecordTokenizer(folder.path, options.bos)
+    tokenized = tokenizer.tokenize(islice(_records(options), options.records))
+    mesh = MeshShape.parse(options.mesh) if options.mesh else None
+    devices, shape = open_devices(), StepShape(options.batch_size, options.seq_len)
+    step = ForwardOptions(names, shape, options.compute_dtype, options.store_dtype, mesh=mesh)
+    forward, reference = load_forward(folder, config, step), TorchReference.load(folder, names)
+
+    distances, num_records = {name: Distance() for name in names}, 0
+    for batch in pack_batches(tokenized, Cursor(0, 0), BatchShape(1, options.batch_size, options.seq_len), "truncate"):
+        num_records += batch.num_records
+        for record_id, tokens, ours in documents_of(batch, forward):
+            for name, theirs in reference(tokens).items():
+                distances[name].add(record_id, ours[name], theirs)
+    if not any(distance.num_tokens for distance in distances.values()):
+        raise InvalidRequest("parity found no tokens to compare: give --streams or --text with some text in it")
+    found = {"devices": devices, "records": num_records, "tokens": distances[names[0]].num_tokens}
+    return Parity(_setting(options, folder, forward) | found, distances)
+
+
+def _setting(options: ParityOptions, folder: ModelFolder, forward: Forward) -> dict[str, Any]:
+    """What was compared, as far as it decides the numbers."""
+    return {
+        "model": folder.name, "revision": folder.revision, "weights_digest": forward.weights_digest,
+        "compute_dtype": forward.compute_dtype, "store_dtype": options.store_dtype, "seq_len": options.seq_len,
+        "batch_size": options.batch_size, "bos": options.bos, "mesh": str(forward.mesh),
+        "reference": {name: metadata.version(name) for name in ("torch", "transformers")} | {"dtype": "float32"},
+    }
+
+
+def _records(options: ParityOptions) -> Iterator[Record]:
+    """The first records of stream 0, or the paragraphs of a text file."""
+    if (options.streams is None) == (options.text is None):
+        raise InvalidRequest("give --streams or --text: on which records shall the models be compared?")
+    if options.streams is not None:
+        return open_stream(load_manifest(options.streams), options.streams, 0).read_records()
+    try:
+        paragraphs = Path(options.text).read_text("utf-8").split("\n\n")
+    except OSError as error:
+        raise InvalidRequest(f"--text {options.text}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DamagedData(f"{options.text}: not UTF-8 ({error})") from error
+    texts = filter(None, (paragraph.strip() for paragraph in paragraphs))
+    return (Record(index, f"paragraph {index}", text) for index, text in enumerate(texts))
+
+
+def documents_of(batch: PackedBatch, forward: Forward) -> Iterator[tuple[str, np.ndarray, dict[str, np.ndarray]]]:
+    """Id, token ids [t] and our values {hook point: [t, width]} of each document of a batch of one step."""
+    ours, _ = forward(batch.tokens[0], batch.segment_ids[0], batch.positions[0], batch.slots.astype(np.int32)).get()
+    tokens = batch.tokens.reshape(-1)[batch.slots]
+    for record_id, first, end in zip(batch.record_ids, batch.record_offsets, batch.record_offsets[1:], strict=False):
+        if first < end:
+            yield record_id, tokens[first:end], {name: values[first:end] for name, values in ours.items()}
+
+
+class TorchReference:
+    """Transformers' torch model in float32; called with the ids of one document, it gives {hook point: [t, width]}."""
+
+    def __init__(self, model: Any, hook_points: Iterable[str]):
+        self._model, self._wanted = model, tuple(hook_points)
+        self._modules: Mapping[str, tuple[str, str]] = MODULES.get(model.config.model_type, _LLAMA)
+
+    @classmethod
+    def load(cls, folder: ModelFolder, hook_points: Iterable[str]) -> "TorchReference":
+        """The model of a folder, with transformers' plain attention."""
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        settings = {"dtype": torch.float32, "attn_implementation": "eager", "trust_remote_code": False}
+        return cls(AutoModelForCausalLM.from_pretrained(folder.path, **settings).eval(), hook_points)
+
+    def __call__(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        import torch
+
+        found: dict[str, np.ndarray] = {}
+        handles = [self._watch(name, found, len(tokens)) for name in self._wanted]
+        try:
+            with torch.no_grad():
+                self._model(torch.tensor(np.asarray(tokens, np.int64))[None], use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    def _watch(self, name: str, found: dict[str, np.ndarray], length: int) -> Any:
+        """Keep what goes into or comes out of a hook point's module."""
+        kind, layer = (name, None) if name in self._modules else (name.split(".", 2)[2], name.split(".", 2)[1])
+        path, side = self._modules[kind]
+
+        def keep(module: Any, inputs: tuple, keywords: dict[str, Any], output: Any) -> None:
+            value = (inputs[0] if inputs else keywords["hidden_states"]) if side == "in" else output
+            value = value[0] if isinstance(value, tuple) else value
+            found[name] = value.detach().numpy().reshape(length, -1)
+
+        return self._model.get_submodule(path.format(l=layer)).register_forward_hook(keep, with_kwargs=True)

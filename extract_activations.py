@@ -144,7 +144,7 @@ def verify(output: str, streams: str | None, deep: bool, as_json: bool) -> None:
 @option("--streams", default=None, help="Compare on the first records of stream 0 of this folder or gs:// prefix,")
 @option("--text", default=None, help="or on the paragraphs of this file.")
 @option("--records", default=24, type=click.IntRange(1), help="How many.")
-@option("--layers", default=None, help="As for run; every hook point of the model if neither it nor --hook-points is given.")
+@option("--layers", default=None, help="As for run; every hook point if neither it nor --hook-points is given.")
 @option("--hooks", default="resid_post", help="As for run.")
 @option("--hook-points", default=None, help="As for run.")
 @option("--seq-len", default=512, type=click.IntRange(1), help="T; longer records are cut.")

@@ -107,7 +107,8 @@ class Distance:
         self.num_tokens += len(ours)
         relative = errors / np.maximum(norms, tiny)
         if not np.isfinite(relative).all():
-            raise DamagedData(f"record {record_id}: position {int(np.isfinite(relative).argmin())} has values beyond numbers")
+            at = int(np.isfinite(relative).argmin())
+            raise DamagedData(f"record {record_id}: position {at} has values that are no finite numbers")
         at = int(relative.argmax())
         if relative[at] > self.worst["relative_error"]:
             self.worst = {"relative_error": float(relative[at]), "record": record_id, "position": at}
@@ -160,12 +161,12 @@ class Parity:
 
 
 def measure(options: ParityOptions) -> Parity:
-    """Run both models over the records. Raises InvalidRequest (torch is missing, no records), and what loading raises."""
+    """Run both models over the records. Raises InvalidRequest (no torch, no records), and what loading raises."""
     if importlib.util.find_spec("torch") is None:
         raise InvalidRequest("parity compares with torch, which is not installed here: pip install torch")
     folder = locate_model(options.model, options.revision)
     if folder.bucket:
-        raise InvalidRequest(f"--model {options.model}: parity needs the model in a folder of this machine; copy it first")
+        raise InvalidRequest(f"--model {options.model}: parity needs a folder on this machine; copy it first")
     config = read_model_config(folder.path)
     patterns = options.hook_points or (None if options.layers else "*")
     names = resolve_hook_points(options.layers, options.hooks, patterns, config.num_layers, config.absent_hooks)

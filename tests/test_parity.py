@@ -37,7 +37,8 @@ def test_every_hook_point_is_measured_and_near_zero_in_float32(text, tmp_path):
     result = parity("--text", text, *HOOKS, *EXACT, "--json", "--output", tmp_path / "run", "--max-error", "1e-5")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert list(found["hook_points"]) == ["blocks.1.hook_resid_post", "blocks.3.attn.hook_z", "ln_final.hook_normalized"]
+    names = ["blocks.1.hook_resid_post", "blocks.3.attn.hook_z", "ln_final.hook_normalized"]
+    assert list(found["hook_points"]) == names
     assert (found["setting"]["records"], found["setting"]["compute_dtype"]) == (4, "float32")
     for distance in found["hook_points"].values():
         assert 0 < distance["relative_error"] < 1e-5 and distance["mean_cosine"] > 1 - 1e-9
@@ -88,7 +89,7 @@ def test_what_cannot_be_measured(flags, error, message):
 def test_a_model_in_a_bucket_has_to_be_copied_first(gcs, monkeypatch, tmp_path):
     monkeypatch.setattr(location, "_CACHE", str(tmp_path / "cache"))
     gcs.land("model/config.json", (MODEL / "config.json").read_bytes(), None)
-    with pytest.raises(InvalidRequest, match="parity needs the model in a folder of this machine"):
+    with pytest.raises(InvalidRequest, match="parity needs a folder on this machine"):
         parity("--text", "/dev/null", "--model", "gs://bucket/model")
 
 

@@ -122,6 +122,37 @@ def status(output: str, as_json: bool, watch: bool, every: float, rows: int, stu
 
 
 @cli.command()
+@option("--tpu", required=True, help="Slice of one host, such as v5litepod-8.")
+@option("--model", required=True, help="As for run; of a hub model only the small files are fetched.")
+@option("--revision", default=None, help="Branch, tag or commit of a hub model.")
+@option("--streams", default=None, help="For the time, size and price of a whole manifest.")
+@option("--layers", default=None, help="As for run, like the next flags.")
+@option("--hooks", default="resid_post")
+@option("--hook-points", default=None)
+@option("--seq-len", default=2048, type=click.IntRange(1))
+@option("--batch-size", type=click.IntRange(1), show_default="chosen", help="B, rows in a step.")
+@option("--compute-dtype", default="bfloat16", type=click.Choice(["float32", "bfloat16"]))
+@option("--store-dtype", default="bfloat16", type=click.Choice(["bfloat16", "float16", "float32"]))
+@option("--mesh", default=None, help="data=4,model=2; chosen by memory.")
+@option("--efficiency", default=0.5, type=click.FloatRange(0, 1, min_open=True),
+        help="Share of the chip's published peak that is reached.")
+@option("--to-host", default=8.0, type=click.FloatRange(0, min_open=True), help="GB/s from devices to host, assumed.")
+@option("--upload", default=1.0, type=click.FloatRange(0, min_open=True), help="GB/s from host to bucket, assumed.")
+@option("--price", type=click.FloatRange(0), help="Of one chip for one hour.")
+@option("--deadline", type=click.FloatRange(0, min_open=True), help="Hours that the whole manifest may take.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; keys as in extraction/plan.py.")
+def plan(as_json: bool, **flags: object) -> None:
+    """Say what a run will take, before anything is rented: memory, rate, size, hours, price, and what limits it."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the step is compiled for the slice, not run
+    sys.modules.setdefault("torch", None)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from extraction.plan import PlanOptions, make_plan
+
+    made = make_plan(PlanOptions(**flags))
+    click.echo(json.dumps(made.to_json()) if as_json else made.to_text())
+
+
+@cli.command()
 @click.argument("output")
 @option("--streams", default=None, help="Where the streams are, if not where run.json says.")
 @click.option("--deep", is_flag=True, help="Read every data object too, and check what it holds.")

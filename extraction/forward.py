@@ -214,11 +214,18 @@ def _checked(config: ModelConfig, options: ForwardOptions, devices: Sequence[jax
     return options
 
 
+def weight_shapes(
+    config: ModelConfig, options: ForwardOptions
+) -> list[tuple[tuple[str, ...], jax.ShapeDtypeStruct]]:
+    """Path and whole shape of each parameter that a step needs; those of blocks have their layer axis first."""
+    _, params = _abstract_model(config, CapturePlan.of(options.hook_points, config), options)
+    return list(leaves_of(params))
+
+
 def demand_of(config: ModelConfig, options: ForwardOptions) -> Demand:
     """About what a step takes: its weights; for each slot the results, in the scan and of two steps on their way to
     the host, and the widest tensors of one block in float32."""
-    _, params = _abstract_model(config, CapturePlan.of(options.hook_points, config), options)
-    weights = sum(leaf.size * leaf.dtype.itemsize for _, leaf in leaves_of(params))
+    weights = sum(leaf.size * leaf.dtype.itemsize for _, leaf in weight_shapes(config, options))
     stored = sum(config.hook_width(name) for name in options.hook_points) * jnp.dtype(options.store_dtype).itemsize
     working = 4 * (6 * config.width + 3 * config.mlp_width + 2 * config.num_heads * config.head_width)
     return Demand(options.shape.rows, weights, options.shape.seq_len * (4 * stored + working))

@@ -1,6 +1,10 @@
-"""Storage for tests: a folder, and a bucket on a server of our own."""
+"""Storage for tests: a folder, and a bucket on a server of our own. Tests compute on the CPU."""
+
+import os
 
 import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed jax would look for a TPU first
 
 from extraction.storage import open_storage
 from tests.fake_gcs import FakeGcs

@@ -16,7 +16,7 @@ LEVELS = [
     {"extract_activations", "create_dataset_streams"},
     {"worker", "shuffle", "parity"},
     {"checkpoint", "pipeline", "audit", "progress", "datasets", "reader", "attempts", "standing", "elastic",
-     "status", "metrics", "report", "adapters", "exports"},
+     "status", "plan", "metrics", "report", "adapters", "exports"},
     {"streams", "tokenization", "packing", "forward", "shards", "writer", "objects"},
     {"manifest", "parquet"},
     {"models", "storage"},

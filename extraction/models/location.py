@@ -45,8 +45,11 @@ class ModelFolder:
         return open_storage(self.bucket or str(self.path))
 
 
-def locate_model(model: str, revision: str | None = None) -> ModelFolder:
-    """The folder of `model`. Raises InvalidRequest (no such folder or repository), PermissionDenied, TryAgain."""
+def locate_model(model: str, revision: str | None = None, weights: bool = True) -> ModelFolder:
+    """The folder of `model`; without `weights` a hub model's are not downloaded.
+
+    Raises InvalidRequest (no such folder or repository), PermissionDenied, TryAgain.
+    """
     if "://" in model and not model.startswith("gs://"):
         raise InvalidRequest(f"--model {model}: give a folder on this machine, gs://bucket/folder or a hub id")
     path = Path(model).expanduser()
@@ -56,7 +59,7 @@ def locate_model(model: str, revision: str | None = None) -> ModelFolder:
         return _from_bucket(model) if model.startswith("gs://") else ModelFolder(path, model, None)
     if path.is_file() or model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise InvalidRequest(f"--model {model}: there is no such folder")
-    return _download(model, revision)
+    return _download(model, revision, _FILES if weights else _SMALL_FILES)
 
 
 def _from_bucket(model: str) -> ModelFolder:
@@ -82,11 +85,11 @@ def _is_there(cache: Storage, info: ObjectInfo) -> bool:
         return False
 
 
-def _download(model: str, revision: str | None) -> ModelFolder:
+def _download(model: str, revision: str | None, files: list[str]) -> ModelFolder:
     from huggingface_hub import errors
 
     try:
-        return _fetch(model, revision)
+        return _fetch(model, revision, files)
     except errors.GatedRepoError as error:
         raise PermissionDenied(f"--model {model}: access must be granted on its page, and HF_TOKEN set") from error
     except errors.RevisionNotFoundError as error:
@@ -99,13 +102,13 @@ def _download(model: str, revision: str | None) -> ModelFolder:
         raise TryAgain(f"--model {model}: no such folder here, and the hub does not answer ({error})") from error
 
 
-def _fetch(model: str, revision: str | None) -> ModelFolder:
+def _fetch(model: str, revision: str | None, files: list[str]) -> ModelFolder:
     """The cache names a snapshot by its commit, so what is recorded is what was downloaded."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
-        path = snapshot_download(model, revision=revision, allow_patterns=_FILES, local_files_only=True)
+        path = snapshot_download(model, revision=revision, allow_patterns=files, local_files_only=True)
     else:
         HfApi().model_info(model, revision=revision)  # a refusal says more here than in the download
-        path = snapshot_download(model, revision=revision, allow_patterns=_FILES)
+        path = snapshot_download(model, revision=revision, allow_patterns=files)
     return ModelFolder(Path(path), model, Path(path).name)

@@ -1,0 +1,242 @@
+"""What a run will take, before anything is rented: does it fit, how fast, how long, at what price, limited by what.
+
+In: the flags of a run and the name of a TPU slice. Out: a `Plan`. Guarantee: nothing is computed on a device; the step
+is the one that a worker would compile, for these chips, from the configuration alone. With libtpu installed its memory
+and arithmetic are the compiler's counts; without, they come from formulas, and the plan says which.
+
+What is an estimate: the time of a step is its arithmetic over `efficiency` times the chip's published peak, or its
+memory traffic (by formula) over the published bandwidth, whichever is longer. Tokens of the whole manifest are those
+of its first records, scaled. Cost: one compilation, 5 to 20 seconds.
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+
+import jax
+import jax.numpy as jnp
+
+from .config import STORE_DTYPES, resolve_hook_points
+from .errors import InvalidRequest
+from .forward import ForwardOptions, StepShape, demand_of, lower_step, weight_shapes
+from .manifest import load_manifest
+from .models.config import ModelConfig, read_model_config
+from .models.location import locate_model
+from .models.sharding import USABLE, MeshShape, choose_mesh, misfit
+from .models.slices import Slice, can_describe, describe, slice_named
+from .streams import open_stream
+from .tokenization import RecordTokenizer
+
+FILL = 0.96  # share of slots that hold real tokens, as packing reaches it on web documents
+_SAMPLE = 256  # records whose tokens are counted
+_TOKENS_ON_A_DEVICE = 32768  # more in one step gain little, and take memory
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The flags of `plan`. `price` per chip and hour, `deadline` in hours, rates in GB/s of one host."""
+
+    model: str
+    revision: str | None
+    streams: str | None
+    layers: str | None
+    hooks: str
+    hook_points: str | None
+    seq_len: int
+    batch_size: int | None
+    compute_dtype: str
+    store_dtype: str
+    mesh: str | None
+    tpu: str
+    efficiency: float
+    to_host: float
+    upload: float
+    price: float | None
+    deadline: float | None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of a step on one device: operations, bytes moved in its memory, bytes needed; `source` of the first and last."""
+
+    flops: float
+    traffic_bytes: float
+    memory_bytes: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in bytes, times in seconds unless the name says otherwise; `seconds` are a step's, by what takes them."""
+
+    tpu: str
+    chips: int
+    mesh: str
+    batch_size: int
+    hook_points: int
+    fits: bool
+    memory_bytes: int
+    chip_memory_bytes: int
+    counts: str
+    seconds: dict[str, float]
+    limited_by: str
+    tokens_per_second: float
+    bytes_per_million_tokens: int
+    tokens: int | None = None
+    stored_bytes: int | None = None
+    workers: int | None = None
+    hours: float | None = None
+    price: float | None = None
+    workers_for_deadline: int | None = None
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """One fact in a line."""
+        gib, times = 1 << 30, ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in self.seconds.items())
+        lines = [
+            f"{self.tpu}: {self.chips} chips, mesh {self.mesh}, batch size {self.batch_size}",
+            f"memory: {self.memory_bytes / gib:.2f} of {self.chip_memory_bytes / gib:.0f} GiB on each chip: "
+            + ("fits" if self.fits else "does not fit") + f" ({self.counts})",
+            f"a step, estimated: {times}; limited by {self.limited_by}",
+            f"rate, estimated: {self.tokens_per_second:,.0f} real tokens/s for each worker",
+            f"stored: {self.bytes_per_million_tokens / 1e9:.2f} GB for a million tokens",
+        ]
+        if self.tokens is not None:
+            lines.append(f"manifest, estimated: {self.tokens:,} tokens, {self.stored_bytes / 1e9:,.1f} GB, "
+                         f"{self.hours:.2f} hours with {self.workers} workers")
+        if self.price is not None:
+            lines.append(f"price, estimated: {self.price:,.2f}")
+        if self.workers_for_deadline is not None:
+            lines.append(f"for the deadline: {self.workers_for_deadline} workers")
+        return "\n".join(lines)
+
+
+def make_plan(options: PlanOptions) -> Plan:
+    """Raises InvalidRequest for a slice, model or flag that cannot be."""
+    folder = locate_model(options.model, options.revision, weights=False)
+    config, wanted = read_model_config(folder.path), slice_named(options.tpu)
+    hook_points = resolve_hook_points(
+        options.layers, options.hooks, options.hook_points, config.num_layers, config.absent_hooks
+    )
+    forward = ForwardOptions(
+        hook_points, StepShape(options.batch_size or 0, options.seq_len), options.compute_dtype, options.store_dtype,
+        mesh=MeshShape.parse(options.mesh) if options.mesh else None,
+    )
+    forward = _sized(config, forward, wanted)
+    counts = count(config, forward, wanted)
+    tokens, stored = FILL * forward.shape.rows * forward.shape.seq_len, _stored_bytes(config, forward)
+    seconds = {
+        "arithmetic": counts.flops / (options.efficiency * wanted.chip.flops),
+        "memory": counts.traffic_bytes / wanted.chip.bandwidth,
+        "device to host": tokens * stored / (options.to_host * 1e9),
+        "upload": tokens * stored / (options.upload * 1e9),
+    }
+    slowest = max(seconds, key=seconds.get)
+    plan = Plan(
+        tpu=options.tpu, chips=wanted.chips, mesh=str(forward.mesh), batch_size=forward.shape.rows,
+        hook_points=len(hook_points), fits=counts.memory_bytes <= USABLE * wanted.chip.memory_bytes,
+        memory_bytes=counts.memory_bytes, chip_memory_bytes=wanted.chip.memory_bytes, counts=counts.source,
+        seconds=seconds, limited_by=slowest, tokens_per_second=tokens / seconds[slowest],
+        bytes_per_million_tokens=stored * 1_000_000,
+    )
+    return _with_manifest(plan, options, RecordTokenizer(folder.path)) if options.streams else plan
+
+
+def _with_manifest(plan: Plan, options: PlanOptions, tokenizer: RecordTokenizer) -> Plan:
+    manifest = load_manifest(options.streams)
+    sample = list(islice(open_stream(manifest, options.streams, 0).read_records(), _SAMPLE))
+    mean = sum(len(record.tokens) for record in tokenizer.tokenize(sample)) / max(len(sample), 1)
+    tokens, workers = round(mean * manifest.num_records), manifest.num_streams
+    worker_hours = tokens / plan.tokens_per_second / 3600
+    return replace(
+        plan, tokens=tokens, stored_bytes=tokens * plan.bytes_per_million_tokens // 1_000_000, workers=workers,
+        hours=worker_hours / workers,
+        price=None if options.price is None else options.price * plan.chips * worker_hours,
+        workers_for_deadline=options.deadline and max(1, math.ceil(worker_hours / options.deadline)),
+    )
+
+
+def _stored_bytes(config: ModelConfig, options: ForwardOptions) -> int:
+    """For one token."""
+    return sum(map(config.hook_width, options.hook_points)) * STORE_DTYPES[options.store_dtype]
+
+
+def _sized(config: ModelConfig, options: ForwardOptions, wanted: Slice) -> ForwardOptions:
+    """With rows and mesh chosen where they are open, and checked where they are given."""
+    if options.shape.rows == 0:
+        options = replace(options, shape=replace(options.shape, rows=choose_rows(config, options, wanted)))
+    if options.mesh is not None:
+        problem = misfit(options.mesh, config, options.shape.rows, wanted.chips)
+        if problem:
+            raise InvalidRequest(f"--mesh {options.mesh}: {problem}")
+        return options
+    mesh = choose_mesh(config, demand_of(config, options), wanted.chips, wanted.chip.memory_bytes)
+    return replace(options, mesh=mesh)
+
+
+def choose_rows(config: ModelConfig, options: ForwardOptions, wanted: Slice) -> int:
+    """Rows of a step for `--batch-size auto`: a power of two for each chip that fits, 32768 tokens if that many do."""
+    rows = wanted.chips * 2 ** max(0, int(math.log2(_TOKENS_ON_A_DEVICE / options.shape.seq_len)))
+    while rows > wanted.chips:
+        try:
+            demand = demand_of(config, replace(options, shape=replace(options.shape, rows=rows)))
+            choose_mesh(config, demand, wanted.chips, wanted.chip.memory_bytes)
+            return rows
+        except InvalidRequest:
+            rows //= 2
+    return rows
+
+
+def count(config: ModelConfig, options: ForwardOptions, wanted: Slice) -> Counts:
+    """What a step takes on one device."""
+    if can_describe():
+        return counts_of(lower_step(config, options, describe(wanted)).compile(), config, options)
+    memory_bytes = demand_of(config, options).bytes_on(options.mesh)
+    source = "by formula, libtpu is missing"
+    return Counts(ideal_flops(config, options), _traffic(config, options), memory_bytes, source)
+
+
+def counts_of(compiled: jax.stages.Compiled, config: ModelConfig, options: ForwardOptions) -> Counts:
+    """The compiler's account of a step. It counts a loop's body once, and the arithmetic of kernels not at all."""
+    layers = max(1, num_layers(config, options))
+    flops = layers * (compiled.cost_analysis()["flops"] + _attention_flops(config, options))
+    memory_bytes = compiled.memory_analysis().peak_memory_in_bytes
+    return Counts(flops, _traffic(config, options), memory_bytes, "counted by the compiler")
+
+
+def num_layers(config: ModelConfig, options: ForwardOptions) -> int:
+    """Layers that run."""
+    return next((leaf.shape[0] for path, leaf in weight_shapes(config, options) if path[0] == "blocks"), 0)
+
+
+def ideal_flops(config: ModelConfig, options: ForwardOptions) -> float:
+    """Operations of one step on one device: two for each weight and token, and causal attention."""
+    tokens = options.shape.rows * options.shape.seq_len
+    products = 0.0
+    for path, leaf in weight_shapes(config, options):
+        if path[0] == "blocks" and path[-1] == "kernel":
+            share = config.experts.per_token / config.experts.count if "experts" in path else 1
+            products += 2 * tokens * leaf.size * share
+    devices = options.mesh.data * options.mesh.model
+    return products / devices + num_layers(config, options) * _attention_flops(config, options)
+
+
+def _attention_flops(config: ModelConfig, options: ForwardOptions) -> float:
+    """Of one layer on one device: two products over the half of T x T that causality leaves."""
+    rows, length = options.shape.rows, options.shape.seq_len
+    devices = options.mesh.data * options.mesh.model
+    return 2.0 * rows * length**2 * config.num_heads * config.head_width / devices
+
+
+def _traffic(config: ModelConfig, options: ForwardOptions) -> float:
+    """Bytes moved in the memory of one device: each weight once, each tensor of a block written and read once, the
+    captured ones three times."""
+    element, devices = jnp.dtype(options.compute_dtype).itemsize, options.mesh.data * options.mesh.model
+    weights = sum(leaf.size * element for path, leaf in weight_shapes(config, options) if path[0] == "blocks")
+    heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_width
+    inner = config.mlp_width * (config.experts.per_token if config.experts else 1)
+    moved = 2 * element * num_layers(config, options) * (4 * config.width + heads + 2 * inner)
+    tokens = options.shape.rows * options.shape.seq_len
+    return weights / options.mesh.model + tokens * (moved + 6 * _stored_bytes(config, options)) / devices

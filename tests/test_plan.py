@@ -1,0 +1,89 @@
+"""What a run will take: by formula, as the flags say, and for a whole manifest. The compiler's counts are in
+test_tpu_compile.py."""
+
+import importlib.util
+import json
+from dataclasses import replace
+
+import pytest
+
+from extraction.errors import InvalidRequest
+from extraction.plan import FILL, PlanOptions, make_plan
+from tests.workers import MODEL, make_streams, python, text_of, write_corpus
+
+# Of examples/tiny-lm: 4 layers of width 128.
+OPTIONS = PlanOptions(
+    model=str(MODEL), revision=None, streams=None, layers="1,3", hooks="resid_post", hook_points=None, seq_len=512,
+    batch_size=8, compute_dtype="bfloat16", store_dtype="bfloat16", mesh=None, tpu="v5litepod-4", efficiency=0.5,
+    to_host=8.0, upload=1.0, price=None, deadline=None,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_libtpu(monkeypatch):
+    found = importlib.util.find_spec
+    hidden = lambda name, *rest: None if name == "libtpu" else found(name, *rest)
+    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+
+
+@pytest.fixture(scope="module")
+def streams(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plan")
+    return make_streams(write_corpus(folder / "corpus", [text_of(i, 30) for i in range(12)]), folder / "streams", 2)
+
+
+def test_a_plan_adds_up():
+    plan = make_plan(OPTIONS)
+    assert (plan.chips, plan.mesh, plan.batch_size, plan.hook_points) == (4, "data=4,model=1", 8, 2)
+    assert plan.fits and "by formula" in plan.counts
+    assert plan.bytes_per_million_tokens == 2 * 128 * 2 * 1_000_000
+    assert plan.seconds["upload"] == pytest.approx(FILL * 8 * 512 * 2 * 128 * 2 / 1e9)
+    assert plan.seconds["upload"] == 8 * plan.seconds["device to host"]
+    assert plan.seconds[plan.limited_by] == max(plan.seconds.values())
+    assert plan.tokens_per_second == pytest.approx(FILL * 8 * 512 / max(plan.seconds.values()))
+
+
+def test_what_takes_longer_limits():
+    assert make_plan(replace(OPTIONS, upload=1e-3)).limited_by == "upload"
+    assert make_plan(replace(OPTIONS, to_host=1e-3)).limited_by == "device to host"
+    assert make_plan(replace(OPTIONS, efficiency=1e-4)).limited_by == "arithmetic"
+
+
+def test_time_and_price_of_a_manifest(streams):
+    plan = make_plan(replace(OPTIONS, streams=str(streams), price=3.0, deadline=1e-9))
+    assert plan.workers == 2 and 12 * 30 < plan.tokens < 12 * 30 * 4
+    assert plan.stored_bytes == plan.tokens * 2 * 128 * 2
+    assert plan.hours == pytest.approx(plan.tokens / plan.tokens_per_second / 2 / 3600)
+    assert plan.price == pytest.approx(3.0 * 4 * 2 * plan.hours)
+    assert plan.workers_for_deadline >= plan.hours * 2 / 1e-9 > plan.workers_for_deadline - 1
+
+
+@pytest.mark.parametrize("tpu, seq_len, rows", [
+    ("v5litepod-1", 2048, 16), ("v5litepod-8", 2048, 128), ("v6e-4", 65536, 4),
+])
+def test_the_batch_size_is_chosen_by_chips(tpu, seq_len, rows):
+    plan = make_plan(replace(OPTIONS, tpu=tpu, seq_len=seq_len, batch_size=None))
+    assert plan.batch_size == rows
+
+
+def test_what_does_not_fit_is_said():
+    plan = make_plan(replace(OPTIONS, batch_size=4096, seq_len=2048, hooks="resid_pre,mlp_out,post,z", mesh="data=1"))
+    assert not plan.fits and "does not fit" in plan.to_text()
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"tpu": "v5"}, "known are v4-8"), ({"mesh": "data=3"}, "--batch-size 8"), ({"layers": "9"}, "--layers 9"),
+    ({"batch_size": 1 << 20}, "smaller --batch-size"),
+])
+def test_what_cannot_be(change, message):
+    with pytest.raises(InvalidRequest, match=message):
+        make_plan(replace(OPTIONS, **change))
+
+
+def test_the_command(streams):
+    given = ("plan", "--tpu", "v5litepod-1", "--model", MODEL, "--layers", "1", "--seq-len", 256, "--batch-size", 4)
+    told = python("extract_activations.py", *given, "--streams", streams, "--price", 1.5, "--json")
+    assert told.returncode == 0, told.stderr
+    plan = json.loads(told.stdout)
+    assert plan["fits"] and plan["batch_size"] == 4 and plan["price"] > 0
+    assert python("extract_activations.py", "plan", "--tpu", "v9", "--model", MODEL, "--layers", 1).returncode == 2

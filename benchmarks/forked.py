@@ -37,6 +37,7 @@ import extract_activations  # noqa: E402
 import extraction.audit  # noqa: E402, F401
 import extraction.worker  # noqa: E402, F401
 
+STOPPING = {signal.SIGTERM, signal.SIGINT}
 LONGEST_STOP, LONGEST_RUN = 10, 600  # seconds: from SIGTERM to the end, and of a command that nobody disturbs
 
 
@@ -51,17 +52,21 @@ class Command:
     def __init__(self, arguments: list[object], full: bool = False):
         self.began, self.text = time.monotonic(), b""
         self._reader, writer = os.pipe()
+        # Blocked until the child has the handlers of a new process: the parent's would swallow the first signal.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         parent, self.pid = os.getpid(), os.fork()
         if self.pid == 0:
             self._become([str(argument) for argument in arguments], full, parent, writer)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.close(writer)
 
     def _become(self, arguments: list[str], full: bool, parent: int, writer: int) -> NoReturn:
         try:
             os.setsid()
             die_with_parent()
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in STOPPING:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             for descriptor in (1, 2):
                 os.dup2(writer, descriptor)
             os.close(self._reader)

@@ -1,5 +1,6 @@
 """What the README says to type works: the reading example is run, the flags and commands exist."""
 
+import json
 import re
 import subprocess
 import sys
@@ -34,6 +35,16 @@ def test_every_flag_of_the_table_exists():
     flags = set(re.findall(r"`(--[a-z-]+)`", table))
     assert len(flags) > 10
     assert all(flag in shown for flag in flags)
+
+
+def test_its_figures_of_the_fault_campaign_are_those_that_were_measured():
+    results = json.loads((ROOT / "benchmarks/results/fault_campaign.json").read_text())
+    (figures,) = re.findall(
+        r"([\d,]+) kills at random moments, ([\d,]+) resumes, ([\d,]+) batches in ([\d,]+) objects .*?, (\w+) mismatches",
+        README.replace("\n", " "),
+    )  # fmt: skip
+    assert figures == (*(f"{results[name]:,}" for name in ("kills", "resumes", "batches", "objects")), "no")
+    assert (results["mismatches"], results["problems"]) == (0, [])
 
 
 def test_the_test_command_is_what_ci_runs():

@@ -1,4 +1,4 @@
-"""The part of Google's metadata server that tells of a preemption, over real HTTP: `instance/preempted`.
+"""Parts of Google's metadata server, over real HTTP: `instance/preempted`, which tells of a preemption, and attributes.
 
 As documented for Compute Engine ("wait for change"): requests need `Metadata-Flavor: Google`; with `wait_for_change`
 and `last_etag` an answer comes as soon as the value has another mark than that one, or after `timeout_sec`.
@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 PATH = "/computeMetadata/v1/instance/preempted"
+ATTRIBUTES = "/computeMetadata/v1/instance/attributes/"
 
 
 class FakeMetadata(ThreadingHTTPServer):
@@ -19,6 +20,7 @@ class FakeMetadata(ThreadingHTTPServer):
     def __init__(self, failures: tuple[int, ...] = (), flavor: str = "Google"):
         super().__init__(("127.0.0.1", 0), Handler)
         self.failures, self.flavor = list(failures), flavor
+        self.attributes: dict[str, str] = {}
         self.changed, self.value, self.asked = threading.Condition(), "FALSE", threading.Event()
 
     @property
@@ -51,10 +53,13 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.set()
         if self.server.failures:
             return self._answer(self.server.failures.pop(0), "")
-        if url.path != PATH:
-            return self._answer(404, "")
         if self.headers.get("Metadata-Flavor") != "Google":
             return self._answer(403, "")
+        attribute = self.server.attributes.get(url.path.removeprefix(ATTRIBUTES))
+        if attribute is not None:
+            return self._answer(200, attribute)
+        if url.path != PATH:
+            return self._answer(404, "")
         with self.server.changed:
             if query.get("wait_for_change") == "true":
                 seen, seconds = query.get("last_etag"), float(query.get("timeout_sec", 60))

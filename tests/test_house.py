@@ -96,7 +96,7 @@ def test_each_entry_of_the_archive_exists():
 
 
 def test_shell_files_are_clean():
-    files = [*ROOT.glob("*.sh"), ROOT / ".ci/run"]
+    files = [*ROOT.glob("*.sh"), *ROOT.glob("deploy/*.s*"), ROOT / ".ci/run"]
     checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert checker, "shellcheck is part of the test extra"
     result = subprocess.run([checker, *files], capture_output=True, text=True)

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Startup script of a TPU VM (queued resources, spot): installs the project and runs a worker under systemd, at the first
+# boot and at each later one. It deletes nothing, and is safe to run again.
+#
+# Everything is told by instance metadata (--metadata), with these keys:
+#   repository             git URL of the project; required
+#   model, streams, output required, as MODEL, STREAMS and OUTPUT of launch_worker.sh
+#   worker-id              the number of this worker; without it the machine takes free streams (STREAM=any)
+#   layers, hooks          optional, as LAYERS and HOOKS
+#   settings               optional: NAME=value for each further variable, separated by spaces (EXTRACT_SEQ_LEN=1024)
+set -euo pipefail
+
+# For tests; on a machine of Google's they are as here.
+metadata=http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/attributes
+home=${EXTRACTION_HOME:-/opt/extraction}
+units=${SYSTEMD_UNITS:-/etc/systemd/system}
+
+attribute() { # key; its value, nothing if there is no such key
+    local answer
+    answer=$(curl --silent --retry 5 --retry-connrefused --header 'Metadata-Flavor: Google' \
+        --write-out '\n%{http_code}' "$metadata/$1")
+    case $answer in
+        *$'\n200') printf '%s' "${answer%$'\n'*}" ;;
+        *$'\n404') ;;
+        *) echo "tpu_vm_startup: the metadata server does not tell $1" >&2 && return 75 ;;
+    esac
+}
+
+repository=$(attribute repository)
+[ -n "$repository" ] || { echo "tpu_vm_startup: the metadata key repository is not set" >&2 && exit 2; }
+mkdir -p "$home" "$units"
+umask 077
+{
+    for key in model streams output layers hooks; do
+        value=$(attribute "$key")
+        [ -z "$value" ] || echo "${key^^}=\"$value\""
+    done
+    worker_id=$(attribute worker-id)
+    if [ -n "$worker_id" ]; then echo "WORKER_ID=$worker_id"; else echo "STREAM=any"; fi
+    attribute settings | tr ' ' '\n'
+    echo
+    echo "EXTRACT_LOG_FORMAT=json"
+} > "$home/worker.env"
+umask 022
+
+if ! command -v uv > /dev/null; then
+    curl --location --silent --show-error --fail https://astral.sh/uv/install.sh | UV_INSTALL_DIR=/usr/local/bin sh
+fi
+[ -d "$home/project" ] || git clone --quiet "$repository" "$home/project"
+cd "$home/project"
+uv venv --quiet --allow-existing --python 3.11 .venv
+uv pip install --quiet --python .venv --requirement deploy/locks/tpu.txt
+uv pip install --quiet --python .venv --no-deps --editable .
+
+# Exit 75 comes back from launch_worker.sh only after a signal; the codes in RestartPreventExitStatus are final.
+cat > "$units/extraction-worker.service" << UNIT
+[Unit]
+Description=Activation extraction worker
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+EnvironmentFile=$home/worker.env
+Environment=HOME=/root
+WorkingDirectory=$home/project
+ExecStart=$home/project/launch_worker.sh
+Restart=on-failure
+RestartSec=10
+RestartPreventExitStatus=2 65 73 77 78
+TimeoutStopSec=15
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+systemctl daemon-reload
+systemctl enable --quiet extraction-worker.service
+systemctl restart extraction-worker.service

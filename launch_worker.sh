@@ -7,6 +7,8 @@
 # MODEL, STREAMS, OUTPUT   required
 # WORKER_ID                or $1, or what the scheduler sets (TPU_WORKER_ID, JOB_COMPLETION_INDEX, ...)
 # LAYERS, HOOKS, STREAM    optional; every other flag is EXTRACT_<FLAG>, such as EXTRACT_SEQ_LEN=1024
+# STREAM=any               no worker id: take free streams, one after the other, until all are finished
+# TPU_HOST_CHIPS           1, 4 or 8: use this host's chips alone, though it is part of a slice of several hosts
 # PYTHON                   interpreter; by default .venv/bin/python beside this script, else python3
 #
 # What follows the end of the worker, after a growing, jittered pause; a new commit starts all counts and pauses anew:
@@ -74,6 +76,15 @@ arguments=(--model "$MODEL" --streams "$STREAMS" --output "$OUTPUT")
 [ -z "${LAYERS:-}" ] || arguments+=(--layers "$LAYERS")
 [ -z "${HOOKS:-}" ] || arguments+=(--hooks "$HOOKS")
 [ -z "${STREAM:-}" ] || arguments+=(--stream "$STREAM")
+
+case ${TPU_HOST_CHIPS:-} in # how libtpu is told that a process has its host's chips to itself
+    '') ;;
+    1) export TPU_CHIPS_PER_PROCESS_BOUNDS=1,1,1 TPU_VISIBLE_DEVICES=0 ;;
+    4) export TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1 TPU_VISIBLE_DEVICES=0,1,2,3 ;;
+    8) export TPU_CHIPS_PER_PROCESS_BOUNDS=2,4,1 TPU_VISIBLE_DEVICES=0,1,2,3,4,5,6,7 ;;
+    *) stop_with 2 "TPU_HOST_CHIPS=$TPU_HOST_CHIPS: a host has 1, 4 or 8 chips" ;;
+esac
+[ -z "${TPU_HOST_CHIPS:-}" ] || export TPU_PROCESS_BOUNDS=1,1,1
 
 child=
 stopping=0

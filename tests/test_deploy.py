@@ -33,8 +33,8 @@ def test_those_that_install_use_the_lock(name):
 def test_locks_are_exact_and_meet_what_the_project_asks_for(accelerator, package):
     from packaging.requirements import Requirement
 
-    lines = [line for line in (DEPLOY / f"locks/{accelerator}.txt").read_text().splitlines() if not line.startswith("#")]
-    versions = dict(line.split("==") for line in lines)
+    lines = (DEPLOY / f"locks/{accelerator}.txt").read_text().splitlines()
+    versions = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert package in versions
     wanted = re.search(r"\ndependencies = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)[1]
     for text in re.findall(r'"([^"]+)"', wanted):
@@ -64,6 +64,8 @@ def test_kubernetes_takes_the_job(job, version):
     import kubernetes_validate
 
     kubernetes_validate.validate(job, version, strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job | {"spec": job["spec"] | {"completionMode": 3}}, version, strict=True)
 
 
 def test_the_job_restarts_what_can_be_helped_and_nothing_else(job):
@@ -90,7 +92,7 @@ def machine(tmp_path):
         path.write_text(STUB.format(log=tmp_path / "calls"))
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     with FakeMetadata() as server:
-        environment = {"GCE_METADATA_HOST": server.host, "EXTRACTION_HOME": str(tmp_path / "home"), "HOME": str(tmp_path),
+        environment = {"GCE_METADATA_HOST": server.host, "EXTRACTION_HOME": str(tmp_path / "home"),
                        "SYSTEMD_UNITS": str(tmp_path / "units"), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
 
         def boot():
@@ -107,7 +109,7 @@ def test_a_tpu_vm_starts_its_worker_at_every_boot(machine, tmp_path):
         result = boot()
         assert result.returncode == 0, result.stderr
     lines = (tmp_path / "home/worker.env").read_text().split("\n")
-    assert {'MODEL="a model"', 'OUTPUT="gs://b/o"', "WORKER_ID=7", "EXTRACT_SEQ_LEN=1024", "EXTRACT_BOS=never"} <= set(lines)
+    assert {'MODEL="a model"', 'OUTPUT="gs://b/o"', "WORKER_ID=7", "EXTRACT_SEQ_LEN=1024"} <= set(lines)
     assert "STREAM=any" not in lines
     unit = (tmp_path / "units/extraction-worker.service").read_text()
     assert f"ExecStart={tmp_path}/home/project/launch_worker.sh" in unit
@@ -133,6 +135,21 @@ def test_a_tpu_vm_that_is_told_nothing_says_so(machine, attributes, failures, co
     server.attributes, server.failures = attributes, list(failures)
     result = boot()
     assert (result.returncode, words in result.stderr) == (code, True), result.stderr
+
+
+@pytest.mark.parametrize("chips, code, told", [
+    ("4", 0, "1,1,1 2,2,1 0,1,2,3"), ("8", 0, "1,1,1 2,4,1 0,1,2,3,4,5,6,7"), (None, 0, ""), ("3", 2, None),
+])
+def test_a_host_of_a_slice_can_be_had_to_itself(tmp_path, chips, code, told):
+    stub = tmp_path / "python"
+    variables = "$TPU_PROCESS_BOUNDS $TPU_CHIPS_PER_PROCESS_BOUNDS $TPU_VISIBLE_DEVICES"
+    stub.write_text(f'#!/bin/sh\ncase "$1" in -c) exec {sys.executable} "$@";; esac\necho {variables}\n')
+    stub.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(stub), "MODEL": "m", "STREAMS": "s", "OUTPUT": "o"}
+    environment |= {"TPU_HOST_CHIPS": chips} if chips else {}
+    result = subprocess.run([ROOT / "launch_worker.sh", "0"], env=environment, capture_output=True, text=True)
+    assert result.returncode == code, result.stderr
+    assert told is None or result.stdout == told + "\n"
 
 
 # ---------------------------------------------------------------------------------------------- Slurm

@@ -38,8 +38,9 @@ FAMILIES = {
 }
 # Attributes that do not reach the hidden states: generation, training, the head, and how others run the model.
 _IRRELEVANT = {
-    "architectures", "attention_dropout", "attn_pdrop", "bos_token_id", "classifier_dropout", "dtype", "embd_pdrop",
-    "eos_token_id", "hidden_dropout", "initializer_range", "is_decoder", "max_window_layers", "model_type",
+    "architectures", "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "bos_token_id",
+    "classifier_dropout", "dtype", "embd_pdrop", "eos_token_id", "hidden_dropout", "hidden_dropout_prob",
+    "initializer_range", "is_decoder", "max_window_layers", "model_type",
     "output_router_logits", "pad_token_id", "pretraining_tp", "reorder_and_upcast_attn", "resid_pdrop",
     "router_aux_loss_coef", "router_jitter_noise", "summary_activation", "summary_first_dropout",
     "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "tie_word_embeddings",

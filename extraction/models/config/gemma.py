@@ -7,10 +7,10 @@ from ...errors import InvalidRequest
 from .base import ModelConfig
 from .common import DECODER, activation, decoder, rope, window_by_layer
 
-# The reference reads `hidden_activation`; older files have `hidden_act` beside it.
+# The reference reads `hidden_activation` and `sliding_window`; older files have `hidden_act` and `sliding_window_size` too.
 _GEMMA = DECODER | {
     "attn_logit_softcapping", "cache_implementation", "final_logit_softcapping", "hidden_activation", "layer_types",
-    "query_pre_attn_scalar", "sliding_window",
+    "query_pre_attn_scalar", "sliding_window", "sliding_window_size",
 }
 GEMMA2 = _GEMMA
 GEMMA3 = _GEMMA | {"_sliding_window_pattern", "rope_local_base_freq", "sliding_window_pattern"}

@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from . import block, tables
 from .config import ModelConfig
@@ -25,49 +26,61 @@ FinalNorm = RMSNorm
 _BLOCK = 64  # rows that are multiplied at once on a CPU
 
 
-class ExpertKernel(nnx.Module):
+class Kernels(nnx.Module):
     """The kernels of all experts, [E, I, O]."""
 
     def __init__(self, count: int, inputs: int, outputs: int, dtype: jnp.dtype):
         self.kernel = nnx.Param(jnp.zeros((count, inputs, outputs), dtype))
 
-    def __call__(self, rows: jax.Array, sizes: jax.Array) -> jax.Array:
-        return grouped_dot(rows, self.kernel[...], sizes).astype(rows.dtype)
-
 
 class Experts(nnx.Module):
-    """Gated mlps, each for its rows: rows [M, D] sorted by expert, sizes [E] their numbers -> [M, D]."""
-
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        self.activation, experts = ACTIVATIONS[config.activation], config.experts
-        self.gate = ExpertKernel(experts.count, config.width, config.mlp_width, dtype)
-        self.up = ExpertKernel(experts.count, config.width, config.mlp_width, dtype)
-        self.down = ExpertKernel(experts.count, config.mlp_width, config.width, dtype)
-
-    def __call__(self, rows: jax.Array, sizes: jax.Array) -> jax.Array:
-        return self.down(self.activation(self.gate(rows, sizes)) * self.up(rows, sizes), sizes)
+        count = config.experts.count
+        self.gate = Kernels(count, config.width, config.mlp_width, dtype)
+        self.up = Kernels(count, config.width, config.mlp_width, dtype)
+        self.down = Kernels(count, config.mlp_width, config.width, dtype)
 
 
 class Mixture(nnx.Module):
-    """x [B, T, D] -> [B, T, D]."""
+    """x [B, T, D] -> [B, T, D]. On a mesh each device routes its own rows, with its part of every expert's width."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        self.config = config.experts
+        self.config = config
         self.router = Linear(config.width, config.experts.count, False, dtype)
         self.experts = Experts(config, dtype)
 
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
-        tokens = x.reshape(-1, x.shape[-1])  # [N, D]
-        chances = jax.nn.softmax(self.router(tokens).astype(jnp.float32), axis=-1)  # [N, E]
-        weights, chosen = jax.lax.top_k(chances, self.config.per_token)  # [N, k]
-        if self.config.normalized:
+        kernels = [part.kernel[...] for part in (self.experts.gate, self.experts.up, self.experts.down)]
+        run, mesh = self._mix, jax.sharding.get_abstract_mesh()
+        if not mesh.empty:
+            rows, inner = PartitionSpec("data"), PartitionSpec(None, None, "model")
+            axes = (rows, rows, inner, inner, PartitionSpec(None, "model", None))
+            run = jax.shard_map(
+                lambda *own: jax.lax.psum(self._mix(*own), "model"), in_specs=axes, out_specs=rows, check_vma=False
+            )
+        return run(x, self.router(x), *kernels).astype(x.dtype)
+
+    def _mix(self, x: jax.Array, scores: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+        """Of x [B, T, D] and scores [B, T, E], what the chosen experts make of each token, float32 [B, T, D]."""
+        weights, chosen = self._choose(scores)  # [B, T, k]
+        experts = chosen.reshape(-1)  # [M], M = B*T*k
+        order = jnp.argsort(experts)  # stable, so that the rows of an expert stay in the order of tokens
+        sizes = (experts[:, None] == jnp.arange(len(gate))[None, :]).sum(axis=0)
+        rows = x.reshape(-1, x.shape[-1])[order // chosen.shape[-1]]  # [M, D]
+        activation = ACTIVATIONS[self.config.activation]
+        inner = activation(grouped_dot(rows, gate, sizes)) * grouped_dot(rows, up, sizes)  # [M, F]
+        rows = grouped_dot(inner, down, sizes)
+        # Gathered and not added up in place, which has no fixed order on every device.
+        parts = rows[jnp.argsort(order)].reshape(*chosen.shape, -1).astype(jnp.float32)
+        return (parts * weights[..., None]).sum(axis=2)
+
+    def _choose(self, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The weights, float32, and the numbers of the experts of each token, the best first."""
+        chances = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
+        weights, chosen = jax.lax.top_k(chances, self.config.experts.per_token)
+        if self.config.experts.normalized:
             weights /= weights.sum(axis=-1, keepdims=True)
-        order = jnp.argsort(chosen.reshape(-1))  # stable, so that the rows of an expert stay in the order of tokens
-        sizes = jnp.bincount(chosen.reshape(-1), length=self.config.count)
-        rows = self.experts(tokens[order // self.config.per_token], sizes)  # [N*k, D]
-        back = jnp.argsort(order)  # a gather, since adding rows up in place has no fixed order on every device
-        parts = rows[back].reshape(*chosen.shape, -1).astype(jnp.float32) * weights[..., None]  # [N, k, D]
-        return parts.sum(axis=1).astype(x.dtype).reshape(x.shape)
+        return weights, chosen
 
 
 class Block(block.Block):
@@ -89,13 +102,13 @@ def weight_table(config: ModelConfig) -> dict[str, Table]:
 
 
 def grouped_dot(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-    """rows [M, I] sorted by group, kernels [E, I, O], sizes [E] that add up to M -> float32 [M, O]."""
+    """rows [M, I] sorted by group, kernels [E, I, O], sizes [E] that add up to M -> [M, O]."""
     ragged = partial(jax.lax.ragged_dot, preferred_element_type=jnp.float32)
-    return jax.lax.platform_dependent(rows, kernels, sizes, cpu=dot_by_blocks, default=ragged)
+    return jax.lax.platform_dependent(rows, kernels, sizes, cpu=dot_by_blocks, default=ragged).astype(rows.dtype)
 
 
 def dot_by_blocks(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-    """The same where the compiler would multiply all rows by all kernels: a loop over blocks of one group's rows.
+    """The same in float32, where the compiler would multiply all rows by all kernels: a loop over blocks of a group.
 
     A group's last block reaches into the rows of the next one, whose own blocks come later and overwrite it.
     """

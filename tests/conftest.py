@@ -1,4 +1,4 @@
-"""Storage for tests: a folder, and a bucket on a server of our own. Tests compute on the CPU."""
+"""Storage for tests: a folder, and a bucket on a server of our own. Tiny models, each made once. All on the CPU."""
 
 import os
 
@@ -95,3 +95,11 @@ def tamper(storage, request, tmp_path):
         server.remove(key) if data is None else server.land(key, data, None)
 
     return in_bucket if storage.location.startswith("gs://") else on_disk
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Tiny models by name. Imported late, since it brings jax and torch."""
+    from tests.tiny_models import Zoo
+
+    return Zoo(tmp_path_factory.mktemp("models"))

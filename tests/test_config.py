@@ -40,6 +40,25 @@ def test_hook_points_that_are_none(layers, hooks, names):
         resolve_hook_points(layers, hooks, names, 2, {})
 
 
+ABSENT = {"hook_resid_mid": "both are added at once"}
+
+
+def test_a_glob_passes_over_hook_points_that_the_model_does_not_have():
+    assert resolve_hook_points(None, "", "blocks.1.hook_resid_*", 2, ABSENT) == (
+        "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post")
+
+
+@pytest.mark.parametrize("layers, hooks, names, message", [
+    ("all", "resid_post,resid_mid", None, "--hooks resid_mid: no such hook point: both are added at once"),
+    (None, "", "blocks.0.hook_resid_mid", "--hook-points blocks.0.hook_resid_mid: .* both are added at once"),
+    (None, "", "blocks.*.hook_resid_mid", "both are added at once"),
+    (None, "", "blocks.2.hook_resid_pre", "no such hook point: the model has 2 layers"),
+])
+def test_what_the_model_does_not_have_is_refused_with_the_reason(layers, hooks, names, message):
+    with pytest.raises(InvalidRequest, match=message):
+        resolve_hook_points(layers, hooks, names, 2, ABSENT)
+
+
 @pytest.mark.parametrize("name", [field.name for field in fields(ExtractionConfig)])
 def test_the_fingerprint_covers_every_field(name):
     changed = replace(CONFIG, **{name: "other"})

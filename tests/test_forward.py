@@ -13,7 +13,7 @@ from extraction.forward import CapturePlan, ForwardOptions, StepShape, default_c
 from extraction.models.config import read_model_config
 from extraction.models.location import ModelFolder
 from extraction.models.sharding import MeshShape
-from tests.tiny_models import ALL, LENGTHS, Zoo, documents, error, load, run
+from tests.tiny_models import ALL, LENGTHS, documents, error, load, run
 
 TWO = ("blocks.0.attn.hook_z", "blocks.2.hook_resid_post")
 SHAPE = StepShape(2, 150)
@@ -23,11 +23,6 @@ SHAPE = StepShape(2, 150)
 def strict_ranks():
     with jax.numpy_rank_promotion("raise"):
         yield
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return Zoo(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -159,16 +154,19 @@ def test_layers_that_do_not_run_are_not_read(models, tmp_path):
     assert digests[0] == digests[1] == digests[2] != digests[3]
 
 
-def test_bfloat16_compute_stays_near(models):
-    model = models("llama")
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox"])
+def test_bfloat16_compute_stays_near(models, name):
+    model = models(name)
     ours, _ = run(load(model.folder, compute_dtype="bfloat16"), documents())
     assert 1e-4 < error(ours["blocks.2.hook_resid_post"], model.reference["blocks.2.hook_resid_post"]) < 0.03
 
 
-def test_the_program_does_not_grow_with_depth(models):
-    config = read_model_config(models("llama").folder)
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "qwen3_moe"])
+def test_the_program_does_not_grow_with_depth(models, name):
+    config = read_model_config(models(name).folder)
     programs = [
-        lower_step(replace(config, num_layers=layers), ForwardOptions((f"blocks.{layers - 1}.hook_resid_post",), SHAPE))
+        lower_step(replace(config, num_layers=layers, windowed=config.windowed[:2] * (layers // 2)),
+                   ForwardOptions((f"blocks.{layers - 1}.hook_resid_post",), SHAPE))
         for layers in (2, 12)
     ]
     few, many = (program.as_text().count("\n") for program in programs)

@@ -13,10 +13,13 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from extraction.errors import DamagedData, InvalidRequest
-from extraction.models.config import Rope, all_hook_points, read_model_config
+from extraction.models.architectures import ARCHITECTURES
+from extraction.models.config import FAMILIES, Rope, all_hook_points, read_model_config
+from extraction.models.config.common import rope as rope_of
 from extraction.models.location import ModelFolder, locate_model
+from extraction.models.moe import dot_by_blocks
 from extraction.models.rope import rope_frequencies
-from tests.tiny_models import CONFIGS, LINEAR, LLAMA3, SIZES, TinyModel, Zoo, documents, error, load, run
+from tests.tiny_models import CONFIGS, LINEAR, LLAMA3, SIZES, YARN, TinyModel, documents, error, load, run
 
 # As the hub has them, of older and newer dates; what is spelled out is what their authors wrote.
 SMOLLM2 = {
@@ -53,11 +56,6 @@ def strict_ranks():
         yield
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return Zoo(tmp_path_factory.mktemp("models"))
-
-
 @pytest.fixture
 def configured(tmp_path):
     """A function that reads a configuration with these attributes."""
@@ -72,7 +70,7 @@ def configured(tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_hook_point_of_packed_documents_is_that_of_the_reference_alone(models, name):
     model = models(name)
-    hooks = read_model_config(model.folder).hook_points
+    hooks = model.hook_points
     forward = load(model.folder, hooks)
     ours, _ = run(forward, documents())
     assert list(ours) == hooks and set(hooks) == set(model.reference)
@@ -85,7 +83,7 @@ def test_every_hook_point_of_packed_documents_is_that_of_the_reference_alone(mod
     ("qwen2", {"dtype": torch.bfloat16, "max_shard_size": "8KB"}), ("gpt2", {"dtype": torch.float16}),
 ])
 def test_weights_of_half_width_and_in_shards(tmp_path, name, saving):
-    model = TinyModel.make(name, tmp_path, **saving)
+    model = TinyModel(name, tmp_path, **saving)
     assert (tmp_path / "model.safetensors.index.json").exists() == ("max_shard_size" in saving)
     hooks = ("blocks.1.hook_mlp_out", "ln_final.hook_normalized")
     ours, _ = run(load(tmp_path, hooks), documents())
@@ -97,11 +95,18 @@ def test_weights_of_half_width_and_in_shards(tmp_path, name, saving):
     ({"rope_type": "default", "rope_theta": 1e6}, Rope(1e6)),
     (LINEAR, Rope(1e4, "linear", 4.0)),
     (LLAMA3, Rope(1e4, "llama3", 8.0, 1.0, 4.0, 64)),
+    (YARN, Rope(1e4, "yarn", 4.0, original_max_positions=64, attention_factor=0.1 * np.log(4.0) + 1)),
+    (YARN | {"truncate": False, "mscale": 0.7, "mscale_all_dim": 1.0},
+     Rope(1e4, "yarn", 4.0, original_max_positions=64, truncate=False,
+          attention_factor=(0.07 * np.log(4.0) + 1) / (0.1 * np.log(4.0) + 1))),
 ])
 def test_rotations_are_those_of_the_reference_at_far_positions(parameters, rope):
     """A frequency one place off would be a visible angle at position 100,000."""
     config = transformers.LlamaConfig(hidden_size=128, num_attention_heads=2, rope_parameters=parameters)
-    theirs = LlamaRotaryEmbedding(config).inv_freq.numpy()
+    reference = LlamaRotaryEmbedding(config)
+    theirs = reference.inv_freq.numpy()
+    assert rope_of(parameters, config, Path()) == rope
+    assert rope.attention_factor == pytest.approx(reference.attention_scaling, rel=1e-12)
     assert np.abs(1e5 * (rope_frequencies(64, rope).astype(np.float64) - theirs)).max() < 1e-3
 
 
@@ -185,6 +190,41 @@ assert not {{"jax", "flax"}} & set(sys.modules), "when reading"
     root = Path(__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "32\n"), result.stderr
+
+
+def test_every_family_has_an_architecture_and_every_architecture_a_family():
+    assert set(FAMILIES) == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name, hook", [("gpt_neox", "hook_resid_mid"), ("qwen3_moe", "mlp.hook_post")])
+def test_a_hook_point_that_a_family_does_not_have_is_refused_by_its_name(models, name, hook):
+    model = models(name)
+    assert not any(point.endswith(hook) for point in model.hook_points)
+    with pytest.raises(InvalidRequest, match=rf"blocks\.1\.{hook}: no such hook point: in this {name} model"):
+        load(model.folder, (f"blocks.1.{hook}",))
+
+
+def test_blocks_in_turn_have_the_middle_that_parallel_ones_lack(models):
+    assert "blocks.1.hook_resid_mid" in models("gpt_neox-in-turn-linear").hook_points
+
+
+@pytest.mark.parametrize("sizes", [[700, 0, 1, 63, 64, 65, 107], [0, 0, 0, 0, 0, 0, 1000], [1000, 0, 0, 0, 0, 0, 0]])
+def test_each_row_is_multiplied_by_the_kernel_of_its_group(sizes):
+    rng = np.random.default_rng(0)
+    rows, kernels = rng.standard_normal((1000, 6), np.float32), rng.standard_normal((7, 6, 5), np.float32)
+    ours = jax.jit(dot_by_blocks)(rows, kernels, np.array(sizes, np.int32))
+    theirs = np.einsum("mi,mio->mo", rows.astype(np.float64), kernels[np.repeat(np.arange(7), sizes)])
+    assert error(np.asarray(ours), theirs) < 1e-6
+
+
+def test_the_embedding_of_gemma_is_scaled_as_the_reference_rounds_it(models):
+    """In bfloat16 sqrt(32) is 5.65625 and not 5.65685, which makes another number of one in forty."""
+    model = models("gemma2")
+    half = {"compute_dtype": "bfloat16", "store_dtype": "bfloat16"}
+    ours, _ = run(load(model.folder, ("blocks.0.hook_resid_pre",), **half), documents())
+    embed = transformers.AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.bfloat16).model.embed_tokens
+    theirs = embed(torch.tensor(np.concatenate(documents()), dtype=torch.int64)).detach().float().numpy()
+    np.testing.assert_array_equal(ours["blocks.0.hook_resid_pre"], theirs)
 
 
 def test_a_folder_is_its_own_location(tmp_path):

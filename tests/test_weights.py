@@ -16,15 +16,10 @@ from extraction.models.config import read_model_config
 from extraction.models.location import ModelFolder, locate_model
 from extraction.models.tensors import WeightFiles
 from extraction.storage import open_storage
-from tests.tiny_models import Zoo, documents, error, load, run
+from tests.tiny_models import documents, error, load, run
 
 LAST = ("blocks.2.hook_resid_post",)
 UP = "model.layers.1.mlp.up_proj.weight"
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return Zoo(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
@@ -75,6 +70,31 @@ def test_old_rotary_buffers_are_known(model):
     buffer = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32) for layer in range(3)}
     rewrite(model, lambda t: t.update(buffer))
     assert load(model, ("blocks.0.hook_resid_pre",)).weights_digest == before
+
+
+def test_the_buffers_and_the_head_of_old_gpt_neox_files_are_known(models, tmp_path):
+    """With `embed_out` for the head, and masks, which are no biases, in each layer."""
+    folder = shutil.copytree(models("gpt_neox").folder, tmp_path / "model")
+    mask = {"attention.bias": np.ones((1, 1, 4, 4), np.float32), "attention.masked_bias": np.float32(-1e9),
+            "attention.rotary_emb.inv_freq": np.ones(1, np.float32)}
+    buffers = {f"gpt_neox.layers.{layer}.{name}": np.array(value) for layer in range(3) for name, value in mask.items()}
+    assert "embed_out.weight" in load_file(folder / "model.safetensors")
+    rewrite(folder, lambda t: t.update(buffers))
+    ours, _ = run(load(folder, LAST), documents())
+    assert error(ours[LAST[0]], models("gpt_neox").reference[LAST[0]]) < 1e-5
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda t: t.pop("model.layers.1.mlp.experts.4.up_proj.weight"), r"layers\.1\.mlp\.experts\.4\.up_proj.* is missing"),
+    (lambda t: t.update({"model.layers.1.mlp.experts.5.up_proj.weight": t["model.layers.1.mlp.experts.4.up_proj.weight"]}),
+     r"layers\.1\.mlp\.experts\.5\.up_proj\.weight is unknown"),
+    (lambda t: t.update({"model.layers.0.mlp.shared_expert.up_proj.weight": t["model.norm.weight"]}), "shared_expert.* is unknown"),
+])
+def test_there_are_as_many_experts_as_the_configuration_says(models, tmp_path, change, message):
+    folder = shutil.copytree(models("qwen3_moe").folder, tmp_path / "model")
+    rewrite(folder, change)
+    with pytest.raises(DamagedData, match=message):
+        load(folder, LAST)
 
 
 @pytest.mark.parametrize("index", [True, False])

@@ -1,8 +1,7 @@
 """Tiny random models of each family, saved as Hugging Face does; the reference's and our values at each hook point."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -96,19 +95,23 @@ def documents(lengths: Iterable[int] = LENGTHS) -> list[np.ndarray]:
     return [rng.integers(0, 97, length).astype(np.int32) for length in lengths]
 
 
-@dataclass(frozen=True)
 class TinyModel:
-    """A saved model and the reference's values for `documents()`, each run alone: {hook point: [N, width]}."""
+    """A saved model, and what the reference makes of documents that are run alone."""
 
-    folder: Path
-    reference: dict[str, np.ndarray]
+    def __init__(self, name: str, folder: Path, **settings: object):
+        self.folder, self._model = folder, make_model(name, folder, **settings)
 
-    @classmethod
-    def make(cls, name: str, folder: Path, **settings: object) -> "TinyModel":
-        model = make_model(name, folder, **settings)
-        reference = TorchReference(model, hooks_of(model.config))
+    @cached_property
+    def reference(self) -> dict[str, np.ndarray]:
+        """{hook point: [N, width]} for `documents()`."""
+        reference = TorchReference(self._model, hooks_of(self._model.config))
         alone = [reference(tokens) for tokens in documents()]
-        return cls(folder, {hook: np.concatenate([values[hook] for values in alone]) for hook in alone[0]})
+        return {hook: np.concatenate([values[hook] for values in alone]) for hook in alone[0]}
+
+    @property
+    def hook_points(self) -> list[str]:
+        """All that this model has, as its configuration says."""
+        return read_model_config(self.folder).hook_points
 
 
 class Zoo:
@@ -119,17 +122,19 @@ class Zoo:
 
     def __call__(self, name: str) -> TinyModel:
         if name not in self._made:
-            self._made[name] = TinyModel.make(name, self._folder / name)
+            self._made[name] = TinyModel(name, self._folder / name)
         return self._made[name]
 
 
 def load(
-    folder: Path, hook_points: Sequence[str] = ALL, rows: int = 2, seq_len: int = 150, **options: object
+    folder: Path, hook_points: Sequence[str] | None = None, rows: int = 2, seq_len: int = 150, **options: object
 ) -> Forward:
-    """The compiled step of a saved model, in float32 unless told otherwise."""
+    """The compiled step of a saved model, for all its hook points and in float32 unless told otherwise."""
+    config = read_model_config(folder)
+    hook_points = config.hook_points if hook_points is None else hook_points
     settings = {"compute_dtype": "float32", "store_dtype": "float32"} | options
     options = ForwardOptions(tuple(hook_points), StepShape(rows, seq_len), **settings)
-    return load_forward(ModelFolder(folder, str(folder), None), read_model_config(folder), options)
+    return load_forward(ModelFolder(folder, str(folder), None), config, options)
 
 
 def run(forward: Forward, docs: Sequence[np.ndarray], rows: int = 2, seq_len: int = 150) -> tuple[dict, list[dict]]:

@@ -7,7 +7,7 @@ from ...errors import InvalidRequest
 from .base import ModelConfig
 from .common import DECODER, activation, decoder, rope, window_by_layer
 
-# The reference reads `hidden_activation` and `sliding_window`; older files have `hidden_act` and `sliding_window_size` too.
+# The reference reads `hidden_activation` and `sliding_window`; files may also have `hidden_act`, `sliding_window_size`.
 _GEMMA = DECODER | {
     "attn_logit_softcapping", "cache_implementation", "final_logit_softcapping", "hidden_activation", "layer_types",
     "query_pre_attn_scalar", "sliding_window", "sliding_window_size",

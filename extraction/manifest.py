@@ -1,8 +1,9 @@
 """The manifest of a set of streams: what they are made of, pinned.
 
-In: a streams folder (local or gs://bucket/prefix) that holds `manifest.json`. Out: `Manifest`. A stream is always a list
-of pieces (runs of rows) of Parquet files: of our own files beside the manifest, or of the source's files where those
-lie. The manifest holds no text; its size follows the number of files, and of row groups where rows are left out.
+In: a streams folder (local or gs://bucket/prefix) that holds `manifest.json`. Out: `Manifest`. A stream is always a
+list of pieces (runs of rows) of Parquet files: of our own files beside the manifest, or of the source's files where
+those lie. The manifest holds no text; its size follows the number of files, and of row groups where rows are left
+out.
 
 Guarantee: what is read was checked field by field, and its streams hold no row twice and, unless it says that it was
 made from a part of its source, every row of every file.
@@ -58,7 +59,7 @@ class Piece(NamedTuple):
     records: int
 
     def to_json(self) -> list[int]:
-        """As it stands in the manifest: four numbers, and the records as the fifth where they are fewer than the rows."""
+        """As it stands in the manifest: four numbers, and the records as the fifth where they are fewer."""
         return list(self[:4] if self.records == self.rows else self)
 
 
@@ -237,12 +238,18 @@ def _check_whole(manifest: Manifest, top: _Fields) -> None:
 def encode_manifest(manifest: Manifest) -> bytes:
     """The bytes of a manifest, whose sha256 is its digest."""
     streams = [
-        {"num_records": stream.num_records, "digest": stream.digest, "pieces": [piece.to_json() for piece in stream.pieces]}
+        {
+            "num_records": stream.num_records,
+            "digest": stream.digest,
+            "pieces": [piece.to_json() for piece in stream.pieces],
+        }
         for stream in manifest.streams
     ]
     files = [file.to_json() for file in manifest.files]
     names = ("dataset", "source", "revision", "options", "num_streams", "num_records")
-    return canonical_json({"schema": SCHEMA, "files": files, "streams": streams} | {n: getattr(manifest, n) for n in names})
+    return canonical_json(
+        {"schema": SCHEMA, "files": files, "streams": streams} | {n: getattr(manifest, n) for n in names}
+    )
 
 
 def is_outside(name: str) -> bool:

@@ -3,8 +3,8 @@
 In: the name of a file as a manifest gives it: relative to the streams folder, absolute, or a URL (`gs://bucket/...`,
 `hf://datasets/owner/name@commit/...`). Out: files for reading, `ParquetFacts`, footers.
 
-Guarantee: a file that is missing, cut, changed or not Parquet raises `DamagedData` naming it; one that cannot be read at
-this time raises `TryAgain`. Cost: a footer is one read of the last 64 KiB, and a second one if it is larger.
+Guarantee: a file that is missing, cut, changed or not Parquet raises `DamagedData` naming it; one that cannot be read
+at this time raises `TryAgain`. Cost: a footer is one read of the last 64 KiB, and a second one if it is larger.
 """
 
 import contextlib
@@ -97,7 +97,7 @@ def read_footer(file: OpenFile) -> tuple[ParquetFacts, "pyarrow.parquet.FileMeta
         size = handle.seek(0, io.SEEK_END)
         begin = handle.seek(max(0, size - FOOTER_GUESS))
         end = handle.read(size - begin)
-        length = int.from_bytes(end[-TAIL_BYTES:-len(MAGIC)], "little")
+        length = int.from_bytes(end[-TAIL_BYTES : -len(MAGIC)], "little")
         if end[-len(MAGIC) :] != MAGIC or length > size - TAIL_BYTES - len(MAGIC):
             raise DamagedData(f"{name} ({size} bytes) does not end as a Parquet file does: cut, or not Parquet")
         if (missing := TAIL_BYTES + length - len(end)) > 0:

@@ -1,9 +1,9 @@
 """Reading ahead: an iterator runs in a thread of its own, as far ahead as a number of bytes allows.
 
-In: a function that makes an iterator and asks `Budget.reserve(bytes)` before it makes each item. Out: the same items, in
-order. Guarantee: what is made and not yet used up is within the budget, or is one item; an error of the iterator is
-raised, with its traceback, after the items that came before it; closing the result ends the thread and the iterator.
-Cost: one thread.
+In: a function that makes an iterator and asks `Budget.reserve(bytes)` before it makes each item. Out: the same items,
+in order. Guarantee: what is made and not yet used up is within the budget, or is one item; an error of the iterator
+is raised, with its traceback, after the items that came before it; closing the result ends the thread and the
+iterator. Cost: one thread.
 """
 
 import threading

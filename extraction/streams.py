@@ -3,9 +3,10 @@
 In: a manifest, and the streams folder that its relative names are in. Out: `Record`s of one stream in order, starting
 anywhere.
 
-Guarantee: every record comes from the bytes that the manifest pinned, and record k is the same whatever is read before
-it. A file that is missing, cut, replaced or not readable, a text that is null or not UTF-8, and rows that the manifest's
-filter does not count as the manifest does, raise `DamagedData` naming the file and the row; nothing is skipped.
+Guarantee: every record comes from the bytes that the manifest pinned, and record k is the same whatever is read
+before it. A file that is missing, cut, replaced or not readable, a text that is null or not UTF-8, and rows that the
+manifest's filter does not count as the manifest does, raise `DamagedData` naming the file and the row; nothing is
+skipped.
 
 Cost: a file's footer is read when the first of its records is wanted. Starting at record k costs one row group,
 whatever k is. Row groups are read in the background, ahead of their use. Memory: of the columns asked for, the row
@@ -222,7 +223,7 @@ def _decoded(scalar: Any) -> object:
 
 
 def open_stream(manifest: Manifest, location: Storage | str, index: int) -> Stream:
-    """Stream number `index` of the manifest read from `location`. Raises InvalidRequest when there is no such stream."""
+    """Stream number `index` of the manifest read from `location`. Raises InvalidRequest when there is none."""
     if not 0 <= index < manifest.num_streams:
         raise InvalidRequest(f"there is no stream {index}: {location} has {manifest.num_streams}, numbered from 0")
     return Stream(manifest, open_storage(location) if isinstance(location, str) else location, index)

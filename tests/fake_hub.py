@@ -1,9 +1,9 @@
 """A small hub over HTTP: one model and any datasets, at one commit, as huggingface_hub asks for them.
 
-`refuse` makes it answer everything with a status and an error code; `asked` lists the paths of the requests. `trouble`
-spoils some answers: (glob of the path, what, how often), where what is a status, with the seconds of a Retry-After
-behind it if wanted (`429 1`), or `cut`. Files of datasets are stored as large ones are: behind a redirect, known by their
-sha256, and read in ranges.
+`refuse` makes it answer everything with a status and an error code; `asked` lists the paths of the requests.
+`trouble` spoils some answers: (glob of the path, what, how often), where what is a status, with the seconds of a
+Retry-After behind it if wanted (`429 1`), or `cut`. Files of datasets are stored as large ones are: behind a
+redirect, known by their sha256, and read in ranges.
 """
 
 import hashlib
@@ -68,7 +68,9 @@ class _Handler(BaseHTTPRequestHandler):
             files = [{"rfilename": file.name} for file in sorted(hub.folder.iterdir())]
             self._send(200, json.dumps({"id": hub.model, "sha": COMMIT, "siblings": files}).encode(), {})
         elif path == f"/api/models/{hub.model}/tree/{COMMIT}":
-            files = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in hub.folder.iterdir()]
+            files = [
+                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in hub.folder.iterdir()
+            ]
             self._send(200, json.dumps(files).encode(), {})
         elif path.startswith(f"/{hub.model}/resolve/{COMMIT}/") and (hub.folder / path.rpartition("/")[2]).is_file():
             data = (hub.folder / path.rpartition("/")[2]).read_bytes()

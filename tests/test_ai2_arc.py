@@ -39,7 +39,9 @@ def write_rows(path, rows):
     return path
 
 
-@pytest.mark.parametrize("name, row", [("x.parquet", ROW), ("x.jsonl", ROW), ("x.jsonl", PUBLISHED)], ids=["parquet", "jsonl", "published"])
+@pytest.mark.parametrize(
+    "name, row", [("x.parquet", ROW), ("x.jsonl", ROW), ("x.jsonl", PUBLISHED)], ids=["parquet", "jsonl", "published"]
+)
 def test_a_question_with_lettered_choices(tmp_path, name, row):
     (record,) = records_of(tmp_path, write_rows(tmp_path / name, [row]))
     assert (record.id, record.text) == ("Mercury_7", PROMPT)
@@ -58,16 +60,19 @@ def test_from_the_hub_at_a_commit(tmp_path, monkeypatch):
     write_rows(tmp_path / "set/ARC-Challenge/test-00000.parquet", [NUMBERED])
     with FakeHub(tmp_path, datasets={"allenai/ai2_arc": tmp_path / "set"}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        published = ai2_arc.create(open_storage(str(tmp_path / "x")), "hf://datasets/allenai/ai2_arc/ARC-*/test-*.parquet", 2)
+        published = ai2_arc.create(open_storage(str(tmp_path / "x")),
+        "hf://datasets/allenai/ai2_arc/ARC-*/test-*.parquet", 2)
         assert published.manifest.revision == COMMIT and published.manifest.num_records == 2
         assert len(records_of(tmp_path, "hf://datasets/allenai/ai2_arc/ARC-Easy")) == 1
 
 
 @pytest.mark.parametrize("change, error, said", [
-    ({"choices": None}, DamagedData, "line 1: choices are neither"), ({"answerKey": "E"}, DamagedData, "the answer key 'E' is not one of the choices A, B, C"),
+    ({"choices": None}, DamagedData, "line 1: choices are neither"),
+    ({"answerKey": "E"}, DamagedData, "the answer key 'E' is not one of the choices A, B, C"),
     ({"question": 3}, DamagedData, "not text"), ({"id": None}, DamagedData, "not text"),
     ({"choices": {"text": ["a"], "label": ["A", "B"]}}, DamagedData, "2 labels and 1 texts"),
-    ({"choices": {"text": [], "label": []}}, DamagedData, "0 labels"), ({"question": ...}, InvalidRequest, "no column 'question'; it has id, choices, answerKey"),
+    ({"choices": {"text": [], "label": []}}, DamagedData, "0 labels"),
+    ({"question": ...}, InvalidRequest, "no column 'question'; it has id, choices, answerKey"),
 ])  # fmt: skip
 def test_a_row_that_is_no_question_is_named(tmp_path, change, error, said):
     row = {key: value for key, value in (ROW | change).items() if value is not ...}

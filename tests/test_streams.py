@@ -21,7 +21,17 @@ from extraction.manifest import canonical_json, load_manifest, parse_manifest, s
 from extraction.parquet import Files
 from extraction.storage import open_storage
 from extraction.streams import open_stream
-from tests.corpora import column_chunks, contents, documents, id_of, read_all, table_of, text_of, write_corpus, write_parquet
+from tests.corpora import (
+    column_chunks,
+    contents,
+    documents,
+    id_of,
+    read_all,
+    table_of,
+    text_of,
+    write_corpus,
+    write_parquet,
+)
 
 FILES = [[3, 2], [4], [1, 1, 5]]
 
@@ -177,7 +187,9 @@ def test_row_groups_are_read_ahead_within_a_budget(tmp_path, monkeypatch):
     for limit, ahead in ((1, 1), (3 * texts.nbytes, 3)):
         monkeypatch.setattr(reading, "PREFETCH_BYTES", limit)
         read = []
-        monkeypatch.setattr(stream, "_read", lambda *args, read=read: read.append(args[1]) or type(stream)._read(stream, *args))
+        monkeypatch.setattr(
+            stream, "_read", lambda *args, read=read: read.append(args[1]) or type(stream)._read(stream, *args)
+        )
         records = stream.read_records()
         next(records)
         deadline = time.monotonic() + 5
@@ -374,7 +386,11 @@ def changed(value, path, new):
         (["options"], {"filter": 3}, "options.filter is not an object"),
         (["streams", 1, "pieces", 0], [9, 0, 0, 1], "streams[1].pieces[0] is [9, 0, 0, 1]"),
         (["streams", 1, "pieces", 0], [0, 0, -1, 1], "streams[1].pieces[0] is [0, 0, -1, 1]"),
-        (["streams", 0, "pieces"], [[0, 0, 0, 3], [0, 0, 1, 2], [1, 0, 0, 4]], "streams hold rows twice: [0, 0, 0, 3] and [0, 0, 1, 2]"),
+        (
+            ["streams", 0, "pieces"],
+            [[0, 0, 0, 3], [0, 0, 1, 2], [1, 0, 0, 4]],
+            "streams hold rows twice: [0, 0, 0, 3] and [0, 0, 1, 2]",
+        ),
     ],
 )
 def test_a_manifest_that_is_wrong_names_the_field(corpus, path, new, named):

@@ -19,6 +19,7 @@ from tests.fake_hub import COMMIT, FakeHub
 from tests.workers import ROOT
 
 ROWS = [{"body": f"text {n}", "key": 100 + n} for n in range(7)]
+BOTH = {"text_column": "body", "id_column": "key"}
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 
 
@@ -48,7 +49,12 @@ def test_the_rows_of_local_files(tmp_path, name):
     path = write(tmp_path / name)
     source = path if path.parent == tmp_path else path.parent
     manifest = create(source, tmp_path / "out", text_column="body", id_column="key")
-    assert (manifest.dataset, manifest.source, manifest.revision, manifest.num_records) == ("text", str(source), None, 7)
+    assert (manifest.dataset, manifest.source, manifest.revision, manifest.num_records) == (
+        "text",
+        str(source),
+        None,
+        7,
+    )
     expected = [(str(row["key"]), row["body"]) for row in ROWS]
     assert read_all(str(tmp_path / "out")) == [expected[:3], expected[3:]]
 
@@ -63,12 +69,15 @@ def test_a_hub_dataset_is_read_at_a_commit(tmp_path):
     """In a process of its own, since the library reads its settings when it is imported."""
     write(tmp_path / "set/data.jsonl")
     with FakeHub(tmp_path, datasets={"lab/set": tmp_path / "set"}) as hub:
-        flags = ["text", "--source", "lab/set", "--num-streams", "2", "--output", tmp_path / "out", "--text-column", "body"]
+        flags = ["text", "--source", "lab/set", "--num-streams", "2", "--output", tmp_path / "out"]
+        flags += ["--text-column", "body"]
         environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf")}
         command = [sys.executable, ROOT / "create_dataset_streams.py", *flags]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
-        lost = subprocess.run([*command[:4], "lab/none", *command[5:]], env=environment, capture_output=True, text=True, check=False)
+        lost = subprocess.run(
+            [*command[:4], "lab/none", *command[5:]], env=environment, capture_output=True, text=True, check=False
+        )
     assert (lost.returncode, lost.stderr.count("\n")) == (2, 1) and "lab/none: no such repository" in lost.stderr
     assert json.loads((tmp_path / "out/manifest.json").read_bytes())["revision"] == COMMIT
     assert [name for stream in read_all(str(tmp_path / "out")) for name, _ in stream] == list("0123456")
@@ -80,10 +89,14 @@ def test_large_streams_go_on_in_further_files_and_are_completed(tmp_path, monkey
     source = write(tmp_path / "x.jsonl", [{"text": "x" * 20 + str(n)} for n in range(9)])
     create(source, tmp_path / "out", 2)
     whole = contents(tmp_path / "out")
-    assert list(whole) == ["manifest.json", "stream-00000-00001.parquet", "stream-00000.parquet",
-                           "stream-00001-00001.parquet", "stream-00001-00002.parquet", "stream-00001.parquet"]  # fmt: skip
+    parts = ["00000-00001", "00000", "00001-00001", "00001-00002", "00001"]
+    assert list(whole) == ["manifest.json", *(f"stream-{part}.parquet" for part in parts)]
     assert [len(stream) for stream in read_all(str(tmp_path / "out"))] == [4, 5]
-    for lost in (["manifest.json", "stream-00001-00001.parquet"], ["manifest.json"], ["manifest.json", "stream-00000.parquet"]):
+    for lost in (
+        ["manifest.json", "stream-00001-00001.parquet"],
+        ["manifest.json"],
+        ["manifest.json", "stream-00000.parquet"],
+    ):
         for name in lost:
             (tmp_path / "out" / name).unlink()
         create(source, tmp_path / "out", 2)
@@ -91,11 +104,12 @@ def test_large_streams_go_on_in_further_files_and_are_completed(tmp_path, monkey
 
 
 @pytest.mark.parametrize("rows, options, error, said", [
-    (ROWS, {}, InvalidRequest, "no column 'text'; it has body, key"), (ROWS, {"text_column": "body", "id_column": "n"}, InvalidRequest, "no column 'n'"),
+    (ROWS, {}, InvalidRequest, "no column 'text'; it has body, key"),
+    (ROWS, {"text_column": "body", "id_column": "n"}, InvalidRequest, "no column 'n'"),
     (ROWS, {"text_column": "key"}, DamagedData, "row 0: key is not a string"),
     ([*ROWS, {"body": None, "key": 1}], {"text_column": "body"}, DamagedData, "row 7: body is null"),
-    ([*ROWS, {"body": "x", "key": None}], {"text_column": "body", "id_column": "key"}, DamagedData, "row 7: key is neither"),
-    ([*ROWS, ROWS[2]], {"text_column": "body", "id_column": "key"}, DamagedData, "the id '102' is there twice: record 2 and record 7"),
+    ([*ROWS, {"body": "x", "key": None}], BOTH, DamagedData, "row 7: key is neither"),
+    ([*ROWS, ROWS[2]], BOTH, DamagedData, "the id '102' is there twice: record 2 and record 7"),
     (ROWS, {"text_column": "body", "split": "test"}, InvalidRequest, "cannot open it"),
     (ROWS, {"text_column": "body", "revision": "main"}, InvalidRequest, "--revision main"),
 ])  # fmt: skip
@@ -105,7 +119,9 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path, rows, options, erro
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("source, said", [("./nowhere", "no such file"), ("nowhere", "is named OWNER/NAME"), ("x.bin", "a file is one of")])
+@pytest.mark.parametrize(
+    "source, said", [("./nowhere", "no such file"), ("nowhere", "is named OWNER/NAME"), ("x.bin", "a file is one of")]
+)
 def test_a_source_that_is_none(tmp_path, source, said, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.bin").write_bytes(b"")

@@ -1,8 +1,9 @@
 """AI2 ARC (Easy and Challenge): science questions with lettered choices, one record for each question.
 
 In: Parquet or JSONL files with `id`, `question`, `choices` and `answerKey`, local, in a bucket or on the hub
-(`hf://datasets/allenai/ai2_arc`), as the hub has them or as AI2 publishes them (`stem` and `choices` in `question`). Out:
-the published manifest and stream files. The meta keeps the answer as its letter here and as the key of the source.
+(`hf://datasets/allenai/ai2_arc`), as the hub has them or as AI2 publishes them (`stem` and `choices` in `question`).
+Out: the published manifest and stream files. The meta keeps the answer as its letter here and as the key of the
+source.
 
 Guarantee: a row that is not such a question raises `DamagedData` naming it. Cost: a few rows in memory.
 
@@ -45,7 +46,9 @@ def question_rows(rows: Iterable[Located], with_answer: bool) -> Iterator[Row]:
         if not 1 <= len(labels) <= len(string.ascii_uppercase) or len(labels) != len(texts):
             raise DamagedData(f"{where}: {len(labels)} labels and {len(texts)} texts of choices")
         if labels.count(row["answerKey"]) != 1:
-            raise DamagedData(f"{where}: the answer key {row['answerKey']!r} is not one of the choices {', '.join(labels)}")
+            raise DamagedData(
+                f"{where}: the answer key {row['answerKey']!r} is not one of the choices {', '.join(labels)}"
+            )
         answer = string.ascii_uppercase[labels.index(row["answerKey"])]
         meta = {"answer": answer, "answer_key": row["answerKey"], "num_choices": len(labels)}
         yield Row(row["id"], prompt(question, texts, answer if with_answer else None), json.dumps(meta))

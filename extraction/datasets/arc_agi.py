@@ -4,9 +4,9 @@ In: tasks (see `arc_tasks`) and how they are to be shown. Out: the published man
 `task/test/augmentation`. A record's meta keeps the task, the test index, what was done to the task, how many examples
 were dropped, and the original grids: `original_of` and `augmentation_of` give them back.
 
-Guarantee: a prompt that does not fit the number of tokens loses examples from its front, never its test input; one that
-cannot fit is left out, told to `report`, and counted in the manifest. Cost: tasks of JSON files are in memory as a whole,
-those of Parquet and JSONL one by one; records never are.
+Guarantee: a prompt that does not fit the number of tokens loses examples from its front, never its test input; one
+that cannot fit is left out, told to `report`, and counted in the manifest. Cost: tasks of JSON files are in memory as
+a whole, those of Parquet and JSONL one by one; records never are.
 """
 
 import json

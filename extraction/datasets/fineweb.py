@@ -1,12 +1,12 @@
 """FineWeb, or any Parquet with `id` and `text`: streams by reference into the files where they lie.
 
-In: a local folder, file or glob, or the same at gs:// or hf://datasets/owner/name. Out: the published manifest; no record
-is copied. Files go by the order of their names, and streams are contiguous runs of row groups. FineWeb's small columns
-may filter: records below a language score or of other dumps are left out, and what is left may be cut after a number
-of records or of tokens (by `token_count`). The worker applies the same filter.
+In: a local folder, file or glob, or the same at gs:// or hf://datasets/owner/name. Out: the published manifest; no
+record is copied. Files go by the order of their names, and streams are contiguous runs of row groups. FineWeb's small
+columns may filter: records below a language score or of other dumps are left out, and what is left may be cut after a
+number of records or of tokens (by `token_count`). The worker applies the same filter.
 
-Guarantee: the manifest pins each file by size, footer and, where its place tells one, etag; it holds the exact number of
-records. Ids are not read here: `check` looks for those that are there twice. Cost: see `footers`.
+Guarantee: the manifest pins each file by size, footer and, where its place tells one, etag; it holds the exact number
+of records. Ids are not read here: `check` looks for those that are there twice. Cost: see `footers`.
 """
 
 from dataclasses import dataclass
@@ -51,4 +51,6 @@ def create(storage: Storage, source: str, num_streams: int, options: FinewebOpti
     found = find_source(source)
     wanted = Wanted(("id", "text"), options.meta_columns, options.filter, options.max_records, options.max_tokens)
     groups = read_groups(found.files, wanted, options.cache)
-    return publish_references(storage, Origin("fineweb", found.place, found.revision, options.to_json()), groups, num_streams)
+    return publish_references(
+        storage, Origin("fineweb", found.place, found.revision, options.to_json()), groups, num_streams
+    )

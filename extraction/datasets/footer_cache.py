@@ -50,7 +50,9 @@ class FooterCache:
         entry = self._known.get((file.name, etag_of(file.info))) if file.info else None
         if entry is None:
             return None
-        arrays = [None if entry[key] is None else np.array(entry[key], np.int64) for key in ("rows", "records", "tokens")]
+        arrays = [
+            None if entry[key] is None else np.array(entry[key], np.int64) for key in ("rows", "records", "tokens")
+        ]
         return FileGroups(ParquetFacts(**entry["facts"]), *arrays)
 
     def keep(self, file: SourceFile, groups: FileGroups) -> None:

@@ -77,9 +77,7 @@ def read_groups(files: Sequence[SourceFile], wanted: Wanted, cache: Path | None)
     return found
 
 
-def _cut_after(
-    file: SourceFile, groups: FileGroups, whole: int, wanted: Wanted, left: Mapping[str, int]
-) -> FileGroups:
+def _cut_after(file: SourceFile, groups: FileGroups, whole: int, wanted: Wanted, left: Mapping[str, int]) -> FileGroups:
     """The first `whole` groups, and of the next one the rows up to the last record that is within what is `left`."""
     opened = Files().open(file.name, file.info)
     with opened.handle:
@@ -166,7 +164,9 @@ def _small_columns(parquet: Any, number: int, wanted: Wanted, name: str) -> tupl
     if wanted.max_tokens is not None:
         column = table[TOKENS]
         if column.null_count or (tokens := column.to_numpy()).min(initial=0) < 0:
-            raise InvalidRequest(f"{name}: row group {number} has a {TOKENS} that is null or negative; --max-tokens needs it")
+            raise InvalidRequest(
+                f"{name}: row group {number} has a {TOKENS} that is null or negative; --max-tokens needs it"
+            )
     return mask, tokens
 
 

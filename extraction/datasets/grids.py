@@ -94,7 +94,9 @@ def rows(inner: Encoder) -> Encoder:
             raise ValueError("the rows are not numbered 1, 2, ...")
         return inner.decode("\n".join(line for _, _, line in lines))
 
-    return Encoder(lambda grid: "\n".join(f"{n} {line}" for n, line in enumerate(inner.encode(grid).split("\n"), 1)), decode)
+    return Encoder(
+        lambda grid: "\n".join(f"{n} {line}" for n, line in enumerate(inner.encode(grid).split("\n"), 1)), decode
+    )
 
 
 def shape(inner: Encoder) -> Encoder:
@@ -156,7 +158,9 @@ class _Parser:
         return encoder
 
     def _wrong(self, what: str) -> InvalidRequest:
-        return InvalidRequest(f"--grid-encoding {self._text!r}: {what} at {self._text[self._at :].strip() or 'the end'!r}")
+        return InvalidRequest(
+            f"--grid-encoding {self._text!r}: {what} at {self._text[self._at :].strip() or 'the end'!r}"
+        )
 
     def _take(self, kind: str) -> str | None:
         """The next token if it is of this kind."""

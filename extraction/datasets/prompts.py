@@ -53,7 +53,9 @@ def instructed(encode: Callable[[Grid], str], pairs: Sequence[Pair], test: Grid)
 
 def turns(encode: Callable[[Grid], str], pairs: Sequence[Pair], test: Grid) -> Messages:
     """A conversation: the user gives inputs, the model has answered those of the examples."""
-    said = [_says(*turn) for given, answer in pairs for turn in (("user", encode(given)), ("assistant", encode(answer)))]
+    said = [
+        _says(*turn) for given, answer in pairs for turn in (("user", encode(given)), ("assistant", encode(answer)))
+    ]
     said.append(_says("user", encode(test)))
     return [_says("user", TASK + said[0]["content"]), *said[1:]]
 
@@ -94,7 +96,7 @@ class Prompter:
         return self._tokenizer.chat(messages) if self.chat else messages[0]["content"]
 
     def fitted(self, pairs: Sequence[Pair], test: Grid) -> tuple[str, int] | None:
-        """The prompt with as many of the last pairs as fit, and how many of the first were dropped; None if none fits."""
+        """The prompt with as many of the last pairs as fit, and how many were dropped; None if it cannot fit."""
         for dropped in range(len(pairs) + 1):
             text = self.text(pairs[dropped:], test)
             if self._options.seq_len is None or self._num_tokens(text) <= self._options.seq_len:

@@ -1,6 +1,7 @@
 """Publishing a manifest: the last thing written, and only where no other streams are.
 
-In: where the records come from (`Origin`), files and streams. Out: `manifest.json` in the output folder; see `Published`.
+In: where the records come from (`Origin`), files and streams. Out: `manifest.json` in the output folder; see
+`Published`.
 
 Guarantee: the manifest is written last and create-only, so a folder with a manifest is complete. The same streams are
 left as they are; others are refused and nothing is touched.

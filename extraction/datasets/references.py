@@ -9,7 +9,7 @@ in memory.
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,26 +42,29 @@ def publish_references(storage: Storage, origin: Origin, files: Sequence[FileGro
 
 def cut(files: Sequence[FileGroups], num_streams: int) -> list[list[Piece]]:
     """The pieces of each stream; row groups that follow one another and are records throughout make one piece."""
-    sizes = [len(file.rows) for file in files]
-    rows = np.concatenate([file.rows for file in files] or [np.zeros(0, np.int64)])
-    records = np.concatenate([file.records for file in files] or [np.zeros(0, np.int64)])
-    number = np.repeat(np.arange(len(files)), sizes)
-    group = np.concatenate([np.arange(size) for size in sizes] or [np.zeros(0, np.int64)])
-    begin = np.cumsum(rows) - rows
-    kept = np.flatnonzero(records)
-    rows, records, number, group, begin = (values[kept] for values in (rows, records, number, group, begin))
+    total = sum(int(np.count_nonzero(file.records)) for file in files)
+    starts = np.array([total * stream // num_streams for stream in range(num_streams)])
+    streams: list[list[Piece]] = [[] for _ in range(num_streams)]
+    done = 0
+    for number, file in enumerate(files):
+        kept = np.flatnonzero(file.records)
+        owner = np.searchsorted(starts, done + np.arange(len(kept)), side="right") - 1
+        for first, rows, records in _runs(file, kept, owner):
+            streams[owner[first]].append(Piece(number, int(kept[first]), 0, rows, records))
+        done += len(kept)
+    return streams
 
-    bounds = [len(kept) * stream // num_streams for stream in range(num_streams + 1)]
+
+def _runs(file: FileGroups, kept: np.ndarray, owner: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Of the row groups `kept` in a file, each run that makes one piece: its first one, its rows and its records."""
+    end = np.cumsum(file.rows)[kept]
+    rows, records = file.rows[kept], file.records[kept]
     whole = records == rows
-    joined = np.zeros(len(kept), bool)  # whether a row group belongs to the same piece as the one before it
-    joined[1:] = whole[1:] & whole[:-1] & (number[1:] == number[:-1]) & (begin[1:] == (begin + rows)[:-1])
-    joined[[bound for bound in bounds if bound < len(kept)]] = False
-    first = np.flatnonzero(~joined)
-    totals = (np.add.reduceat(values, first) if len(first) else values for values in (rows, records))
-    columns = (number[first], group[first], np.zeros(len(first), np.int64), *totals)
-    pieces = [Piece(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
-    ends = np.searchsorted(first, bounds)
-    return [pieces[one:other] for one, other in itertools.pairwise(ends)]
+    joined = whole[1:] & whole[:-1] & (owner[1:] == owner[:-1]) & (end[1:] - rows[1:] == end[:-1])
+    first = np.flatnonzero(np.append(True, ~joined)[: len(kept)])
+    if len(first):
+        totals = (np.add.reduceat(values, first).tolist() for values in (rows, records))
+        yield from zip(first.tolist(), *totals, strict=True)
 
 
 def _entry(pieces: Sequence[Piece], files: Sequence[ParquetFacts], origin: Origin) -> StreamEntry:

@@ -28,7 +28,9 @@ def read_rows(source: Source) -> Iterator[Located]:
             if file.name.endswith(".parquet"):
                 yield from _parquet_rows(opened)
             else:
-                yield from _json_lines(file.name, handle if isinstance(handle, io.BufferedReader) else io.BufferedReader(handle))
+                yield from _json_lines(
+                    file.name, handle if isinstance(handle, io.BufferedReader) else io.BufferedReader(handle)
+                )
 
 
 def _parquet_rows(opened: Any) -> Iterator[Located]:

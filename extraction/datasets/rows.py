@@ -1,10 +1,12 @@
 """Materialised streams: rows that are made once, in order, and written as files of our own.
 
 In: rows from anywhere, as many as there are. Out: `stream-NNNNN.parquet` files (a large stream goes on in
-`stream-NNNNN-PPPPP.parquet`) and the manifest. Stream s is the s-th contiguous run of rows; streams differ by at most one.
+`stream-NNNNN-PPPPP.parquet`) and the manifest. Stream s is the s-th contiguous run of rows; streams differ by at most
+one.
 
-Guarantee: ids are unique over all streams. The same rows give the same bytes, so what an interrupted call left behind is
-completed. What is there already is compared before the first write; others' streams are refused and nothing is touched.
+Guarantee: ids are unique over all streams. The same rows give the same bytes, so what an interrupted call left behind
+is completed. What is there already is compared before the first write; others' streams are refused and nothing is
+touched.
 
 Cost: the rows lie in a temporary file (in TMPDIR, compressed) until they are published; in memory is one file of a
 stream, at most about `PART_BYTES` of text.
@@ -189,7 +191,9 @@ def encode_files(batches: Iterator[Any]) -> Iterator[bytes]:
             while waiting is not None and held < PART_BYTES:
                 group, held = [waiting], held + waiting.nbytes
                 while (waiting := next(batches, None)) is not None:
-                    rows, size = (sum(getattr(batch, what) for batch in [*group, waiting]) for what in ("num_rows", "nbytes"))
+                    rows, size = (
+                        sum(getattr(batch, what) for batch in [*group, waiting]) for what in ("num_rows", "nbytes")
+                    )
                     if rows > ROWS_PER_GROUP or size > GROUP_BYTES:
                         break
                     group.append(waiting)

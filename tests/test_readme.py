@@ -22,7 +22,9 @@ def test_the_reading_example_runs(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["extract_activations.py run", "extract_activations.py verify",
-                                     "create_dataset_streams.py fineweb", "create_dataset_streams.py arc-agi"])
+                                     "create_dataset_streams.py fineweb", "create_dataset_streams.py arc-agi",
+                                     "create_dataset_streams.py ai2-arc", "create_dataset_streams.py text",
+                                     "create_dataset_streams.py check"])
 def test_the_commands_explain_themselves(command):
     result = python(*command.split(), "--help")
     assert result.returncode == 0

@@ -64,11 +64,13 @@ def batches_of(streams: str, worker_id: int, cursor: Cursor, long_documents: str
     return list(pack_batches(map(tokens_of, records), cursor, SHAPE, long_documents))
 
 
-def shard_of(batch: PackedBatch, worker_id: int, number: int, dtype: object = np.float32) -> Shard:
+def shard_of(
+    batch: PackedBatch, worker_id: int, number: int, dtype: object = np.float32, widths: dict[str, int] = HOOKS
+) -> Shard:
     """The data object of a batch; values are small whole numbers, so that every dtype holds them."""
-    shard = BatchInFlight(batch, number, Layout(worker_id, HOOKS, np.dtype(dtype))).shard
-    for factor, hook_point in enumerate(HOOKS, 1):
-        fill(shard, hook_point, shard.arrays["tokens"][:, None] % 16 * np.arange(-1, 3) * factor)
+    shard = BatchInFlight(batch, number, Layout(worker_id, widths, np.dtype(dtype))).shard
+    for factor, (hook_point, width) in enumerate(widths.items(), 1):
+        fill(shard, hook_point, shard.arrays["tokens"][:, None] % 16 * np.arange(-1, width - 1) * factor)
     return shard
 
 

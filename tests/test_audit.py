@@ -5,6 +5,7 @@ The runs are made without a model, and every damage is put into the store behind
 
 import json
 import threading
+from collections import Counter
 
 import pytest
 
@@ -134,6 +135,16 @@ def test_the_figures_are_those_of_the_commits(store):
     assert totals["num_batches"] == len(commits)
     assert totals["num_tokens"] == sum(commit.num_tokens for commit in commits) == 2 * 69
     assert totals["num_bytes"] == sum(commit.data.size for commit in commits)
+
+
+def test_a_bucket_is_audited_with_one_request_for_each_batch(gcs, run_streams):
+    """Sizes and checksums of data objects come with their listing."""
+    for worker in range(NUM_WORKERS):
+        extract(open_storage("gs://bucket/run"), run_streams, worker)
+    gcs.history.clear()
+    audit = audit_run("gs://bucket/run")
+    kinds = Counter(what.split("/")[0].split()[0] for _, _, what, status in gcs.history if status == 200)
+    assert kinds == {"read": audit.totals()["num_batches"] + 1, "list": 2 * NUM_WORKERS + 1}
 
 
 def test_long_lists_are_cut_for_people_only(store):

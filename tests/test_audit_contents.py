@@ -9,12 +9,25 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from checkpoint import CommitChain
 from extraction.audit import audit_run
 from extraction.audit.contents import _check_values
 from extraction.audit.facts import RunFacts
 from extraction.records import Cursor
+from extraction.shards import allocate, decode
 from extraction.storage import crc32c_base64, open_storage
-from tests.stream_runs import COMMIT, DATA, NUM_WORKERS, assert_found, batches_of, extract, make_streams, shard_of
+from tests.stream_runs import (
+    COMMIT,
+    DATA,
+    HOOKS,
+    NUM_WORKERS,
+    assert_found,
+    batches_of,
+    extract,
+    join,
+    make_streams,
+    shard_of,
+)
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -58,6 +71,50 @@ def test_deep_finds_an_object_of_another_place(store, worker_id, number, dtype, 
 def test_deep_finds_the_records_of_another_batch(store):
     recommit(store, shard_of(batches_of(store.streams, 1, Cursor(2, 8))[0], 0, 1))
     assert f"{DATA}: the record ids of its header are not those of its commit" in store.problems(deep=True)
+
+
+def test_deep_finds_a_record_that_does_not_end_at_the_cursor(store):
+    """Two commits agree on where record 2 is cut, and the data has less of it."""
+    for name, key in ((COMMIT.replace("01.", "00."), "cursor_after"), (COMMIT, "cursor_before")):
+        store.edit(name, **{f"{key}__token_offset": 16})
+    assert store.problems() == []
+    first = DATA.replace("01.", "00.")
+    assert f"{first}: record 2 ends at token 8, its commit says 16" in store.problems(deep=True)
+
+
+def test_deep_finds_a_record_that_was_not_cut(empty):
+    for worker in range(NUM_WORKERS):
+        extract(empty.storage, empty.streams, worker, long_documents="truncate")
+    empty.change_data(lambda arrays: arrays["record_offsets"].__setitem__(slice(1, None), arrays["record_offsets"][-1]))
+    assert_found(empty.problems(deep=True), f"{DATA}: a record has more than 8 tokens")
+
+
+@pytest.mark.parametrize("widths", [(4, 5), (3, 3)])
+def test_deep_finds_another_width(store, widths):
+    batch = batches_of(store.streams, 0, Cursor(2, 8))[0]
+    recommit(store, shard_of(batch, 0, 1, widths=dict(zip(HOOKS, widths, strict=True))))
+    hook_point = "blocks.1.hook_resid_post" if widths[0] == 4 else HOOK
+    assert_found(store.problems(deep=True), f"{DATA}: {hook_point} is {widths[1]} wide, and such are 4 wide elsewhere")
+
+
+def test_deep_finds_another_width_in_another_worker(empty):
+    extract(empty.storage, empty.streams, 0)
+    chain = CommitChain.load(empty.storage, 1, join(empty.storage, empty.streams).fingerprint)
+    for batch in batches_of(empty.streams, 1, Cursor(0, 0)):
+        chain.commit(batch, shard_of(batch, 1, chain.next_batch, widths=dict.fromkeys(HOOKS, 6)).data, {})
+    assert empty.problems(deep=True) == ["worker-00001: its residual stream is 6 wide, that of other workers 4"]
+
+
+def test_deep_names_a_commit_of_no_records(store):
+    """Its cursor does not move, and its object has an array of offsets for no record."""
+    shard = decode(store.storage.read(DATA))
+    layout = {name: (array.shape, array.dtype) for name, array in shard.arrays.items()}
+    layout |= {"record_index": ((0,), np.int64), "record_offsets": ((1,), np.int64)}
+    torso = allocate(layout, shard.metadata | {"record_ids": "[]"})
+    torso.arrays["record_offsets"][:] = 12
+    recommit(store, torso)
+    store.edit(COMMIT, num_records=0)
+    assert f"{DATA}: its record_offsets do not rise from 0 to its 12 tokens" in store.problems(deep=True)
 
 
 def test_deep_names_bytes_that_are_no_data_object(store):

@@ -1,5 +1,7 @@
 """Data objects: what is encoded is what any safetensors reader sees, and nothing damaged is read."""
 
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -55,3 +57,10 @@ def test_a_changed_object_is_read_or_refused_but_never_crashes(at, byte, cut):
         assert "object" in str(error)
     else:
         assert sum(array.nbytes for array in shard.arrays.values()) < len(data)
+
+
+@pytest.mark.parametrize("shape, size", [([1] * 100, 4), ([2**40, 2**40, 0], 0), ([2**63, 0], 0), ([0, 2**62], 0)])
+def test_a_shape_that_no_array_can_have_is_damage(shape, size):
+    header = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
+    with pytest.raises(DamagedData, match="wrong size of 'x'|bad shape or offsets of 'x'"):
+        decode(len(header).to_bytes(8, "little") + header + bytes(size), "object")

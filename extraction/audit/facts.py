@@ -38,7 +38,7 @@ class RunFacts:
             limit, hook_points = configuration["max_records"], configuration["hook_points"]
             if limit is not None and (type(limit) is not int or limit < 0):
                 raise ValueError("max_records is not a number of records")
-            if type(hook_points) is not list or not all(type(hook) is str and hook.isprintable() for hook in hook_points):
+            if not _are_names(hook_points):
                 raise ValueError("hook_points are not a list of names")
             if configuration["store_dtype"] not in STORE_DTYPES or type(run["streams"]) is not str:
                 raise ValueError("store_dtype or streams cannot be")
@@ -50,3 +50,7 @@ class RunFacts:
         except (KeyError, TypeError, ValueError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise DamagedData(f"{name}: not a readable run description ({what})") from error
+
+
+def _are_names(value: object) -> bool:
+    return type(value) is list and all(type(name) is str and name.isprintable() for name in value)

@@ -105,16 +105,15 @@ def test_deep_finds_another_width_in_another_worker(empty):
     assert empty.problems(deep=True) == ["worker-00001: its residual stream is 6 wide, that of other workers 4"]
 
 
-def test_deep_names_a_commit_of_no_records(store):
-    """Its cursor does not move, and its object has an array of offsets for no record."""
+def test_deep_names_an_object_of_nothing(store):
+    """A batch without tokens has no data object; of one that has, no record is looked for."""
     shard = decode(store.storage.read(DATA))
-    layout = {name: (array.shape, array.dtype) for name, array in shard.arrays.items()}
+    layout = {name: ((array.shape[0] % 4, *array.shape[1:]), array.dtype) for name, array in shard.arrays.items()}
     layout |= {"record_index": ((0,), np.int64), "record_offsets": ((1,), np.int64)}
-    torso = allocate(layout, shard.metadata | {"record_ids": "[]"})
-    torso.arrays["record_offsets"][:] = 12
-    recommit(store, torso)
-    store.edit(COMMIT, num_records=0)
-    assert f"{DATA}: its record_offsets do not rise from 0 to its 12 tokens" in store.problems(deep=True)
+    layout |= {f"{hook}.{part}": ((4,), np.float64) for hook in HOOKS for part in ("sum", "sum_of_squares")}
+    recommit(store, allocate(layout, shard.metadata | {"record_ids": "[]"}))
+    store.edit(COMMIT, num_records=0, num_tokens=0)
+    assert f"{DATA}: its record_offsets do not rise from 0 to its 0 tokens" in store.problems(deep=True)
 
 
 def test_deep_names_bytes_that_are_no_data_object(store):

@@ -147,7 +147,7 @@ def test_other_streams_in_the_same_place_are_refused_with_both_values(run, tmp_p
         extract_here(streams, run[2])
 
 
-def test_damage_is_exit_65_and_no_permission_is_exit_77(run, gcs, tmp_path):
+def test_damage_is_exit_65_a_storm_75_and_no_permission_77(run, gcs, tmp_path):
     _, streams, output = run
     copy = shutil.copytree(output, tmp_path / "copy")
     last = sorted((copy / "worker-00000/batches").iterdir())[-1]
@@ -155,7 +155,11 @@ def test_damage_is_exit_65_and_no_permission_is_exit_77(run, gcs, tmp_path):
     result = extract(streams, copy)
     assert result.returncode == 65, result.stderr
     assert f"error: worker-00000/batches/{last.name}" in result.stderr and "nothing was deleted" in result.stderr
-    gcs.permissions = frozenset({"get", "list"})
+    storm = gcs.instruct("insert", "run/*", "fail", count=10_000)
+    result = extract(streams, "gs://bucket/run", EXTRACT_RETRY_DEADLINE="0.5")
+    assert result.returncode == 75, result.stderr
+    assert "error: gs://bucket/run/run.json: no success within 0.5 s: 503" in result.stderr
+    storm.count, gcs.permissions = 0, frozenset({"get", "list"})
     result = extract(streams, "gs://bucket/run")
     assert result.returncode == 77, result.stderr
     assert "error: storage.objects.create on gs://bucket was refused" in result.stderr

@@ -13,7 +13,9 @@ Cost: beside the model's arithmetic, one write of [B, T, width] for each layer a
 padding. Every device keeps, compacts and sends the rows and columns that are its own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -31,7 +33,7 @@ from .models.devices import device_errors
 from .models.location import ModelFolder
 from .models.sharding import Demand, Layout, MeshShape, Placement, choose_mesh, memory_of, mesh_of, misfit
 from .models.tensors import WeightFiles
-from .models.weights import check_names, leaves_of, load_params
+from .models.weights import check_names, leaves_of, load_params, plan_fills
 
 _TRANSFER_PARTS = 16  # results are cut to a multiple of this part of all slots before they cross to the host
 
@@ -158,18 +160,19 @@ def default_compute_dtype() -> str:
 
 
 def load_forward(folder: ModelFolder, config: ModelConfig, options: ForwardOptions) -> Forward:
-    """Load the weights that the hook points need and compile the step.
+    """Compile the step while the weights that the hook points need are read.
 
     Raises InvalidRequest (T beyond learned positions, a hook point that this model does not have, a mesh that does not
-    fit, too little memory on the devices), DamagedData (weights that are not those of the configuration) and TryAgain (a
-    device that fails).
+    fit, too little memory on the devices), DamagedData (weights that are not those of the configuration) and TryAgain
+    (a device that fails).
     """
     options = _checked(config, options, jax.local_devices())
     _use_compile_cache(options.compile_cache)
     widths = {name: config.hook_width(name) for name in options.hook_points}
-    with device_errors():
-        loaded = _load(folder, config, options)
-        return Forward(lower_step(config, options).compile(), loaded, options, widths)
+    with device_errors(), _opened_weights(folder, config, options) as load, ThreadPoolExecutor(1) as beside:
+        loading = beside.submit(load)
+        step = lower_step(config, options).compile()
+        return Forward(step, loading.result(), options, widths)
 
 
 def lower_step(
@@ -254,7 +257,9 @@ def _abstract_model(config: ModelConfig, plan: CapturePlan, options: ForwardOpti
     return split, params
 
 
-def _load(folder: ModelFolder, config: ModelConfig, options: ForwardOptions) -> Loaded:
+@contextmanager
+def _opened_weights(folder: ModelFolder, config: ModelConfig, options: ForwardOptions) -> Iterator[Callable[[], Loaded]]:
+    """A function that loads the weights; their names and shapes are known to be right."""
     architecture = ARCHITECTURES[config.family]
     plan = CapturePlan.of(options.hook_points, config)
     _, abstract = _abstract_model(config, plan, options)
@@ -262,8 +267,8 @@ def _load(folder: ModelFolder, config: ModelConfig, options: ForwardOptions) -> 
     placement = Placement(mesh_of(options.mesh, jax.local_devices()), config)
     with WeightFiles(folder, architecture.PREFIX) as files:
         check_names(files, table, config.num_layers, architecture.NOT_NEEDED)
-        params = load_params(files, table, abstract, plan.num_layers, placement)
-        return Loaded(params, files.digest())
+        fills = plan_fills(files, table, abstract, plan.num_layers)
+        yield lambda: Loaded(load_params(files, fills, placement), files.digest())
 
 
 def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: Layout) -> Callable:

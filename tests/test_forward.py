@@ -150,7 +150,8 @@ def test_layers_that_do_not_run_are_not_read(models, tmp_path):
             tensors[changed] = tensors[changed] + 1
         save_file(tensors, tmp_path / "model.safetensors")
         source = ModelFolder(tmp_path, "", None)
-        digests.append(forward_module._load(source, read_model_config(folder), options).digest)
+        with forward_module._opened_weights(source, read_model_config(folder), options) as load_weights:
+            digests.append(load_weights().digest)
     assert digests[0] == digests[1] == digests[2] != digests[3]
 
 

@@ -78,14 +78,8 @@ def check_names(files: WeightFiles, table: Table, num_layers: int, not_needed: I
             raise DamagedData(f"{files.where(place.file)}: tensor {name} is unknown to this architecture")
 
 
-def load_params(
-    files: WeightFiles, table: Table, abstract: dict[str, Any], num_layers: int, placement: Placement
-) -> dict[str, Any]:
-    """The parameters as a nested dict like `abstract`, which holds whole shapes: `blocks` with its layer axis."""
-    fills = _plan(table, abstract, num_layers)
-    for name, wanted in fills.items():
-        for fill in wanted:
-            _check(files, name, fill)
+def load_params(files: WeightFiles, fills: dict[str, list[Fill]], placement: Placement) -> dict[str, Any]:
+    """The parameters as a nested dict, read and put where `placement` wants them."""
     params: dict[tuple[str, ...], jax.Array] = {}
 
     def use(name: str, tensor: np.ndarray) -> None:
@@ -104,8 +98,11 @@ def load_params(
     return _nested(params)
 
 
-def _plan(table: Table, abstract: dict[str, Any], num_layers: int) -> dict[str, list[Fill]]:
-    """For each tensor that is needed, where it goes."""
+def plan_fills(files: WeightFiles, table: Table, abstract: dict[str, Any], num_layers: int) -> dict[str, list[Fill]]:
+    """For each tensor that is needed, where it goes. `abstract` holds whole shapes: `blocks` with its layer axis.
+
+    Raises DamagedData for a tensor that is missing or cannot become what is needed.
+    """
     fills: dict[str, list[Fill]] = {}
     for part, tree in abstract.items():
         leaves = {".".join(path): leaf for path, leaf in leaves_of(tree)}
@@ -116,6 +113,9 @@ def _plan(table: Table, abstract: dict[str, Any], num_layers: int) -> dict[str, 
             entry = table[part][path]
             for index, name in entry.names(num_layers):
                 fills.setdefault(name, []).append(Fill(parameter, index, entry.transform))
+    for name, wanted in fills.items():
+        for fill in wanted:
+            _check(files, name, fill)
     return fills
 
 

@@ -13,7 +13,8 @@ operations: insert (single-request upload), resumable-start, resumable-chunk, ge
 actions:    fail (with `status`), reset (drop the connection before anything), land-then-break (do it, then drop the
             connection without an answer), hold (until `told.release.set()` or for `seconds`, then do it; `told.entered`
             says that a request is held), cut (drop the connection in the middle of the content), corrupt (a byte of
-            the content, on the way there or back), throttle (to `rate` bytes a second)
+            the content, on the way there or back), misreport (another checksum in the answer), whole (all of
+            the content for a part of it), throttle (to `rate` bytes a second)
 
     python -m tests.fake_gcs --port 0 --bucket bucket --folder DIR
 """
@@ -368,13 +369,14 @@ class Handler(BaseHTTPRequestHandler):
         return found
 
     def _metadata(self, stored: Object) -> bytes:
-        return json.dumps({"bucket": self.server.bucket} | stored.metadata).encode()
+        wrong = {"crc32c": "AAAAAA=="} if self.told and self.told.action == "misreport" else {}
+        return json.dumps({"bucket": self.server.bucket} | stored.metadata | wrong).encode()
 
     def _read(self, name: str) -> None:
         stored, action = self._find(name), self.told and self.told.action
         data, status, headers = stored.data, 200, {"X-Goog-Hash": f"crc32c={stored.crc32c}"}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if asked and (asked[1] != "0" or asked[2]):
+        if asked and (asked[1] != "0" or asked[2]) and action != "whole":
             first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
             if first >= len(data):
                 return self._answer(416, b"", **{"Content-Range": f"bytes */{len(data)}"})

@@ -1,6 +1,5 @@
-"""What storage makes of rarer trouble: forgotten sessions, corrupted content, refused tokens, failing disks."""
+"""What storage makes of rarer trouble with a bucket: forgotten sessions, corrupted content, refused tokens."""
 
-import errno
 import io
 import json
 import os
@@ -9,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from extraction.errors import DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
+from extraction.errors import DamagedData, InvalidRequest, ObjectExists, PermissionDenied, TryAgain
 from extraction.storage import crc32c_base64, open_storage
 from tests.fake_gcs import PERMISSIONS
 
@@ -40,6 +39,14 @@ def test_content_corrupted_on_the_way_there_never_appears_and_nothing_is_deleted
     assert bucket.create("x", data).crc32c == crc32c_base64(data)
     assert gcs.find("run/x").data == data
     assert [status for _, _, what, status in gcs.history if what == f"{operation} run/x"] == [400, 400, 200]
+    assert "DELETE" not in {method for _, method, _, _ in gcs.history}
+
+
+@pytest.mark.parametrize("operation, data", [("insert", SMALL), ("resumable-chunk", LARGE)])
+def test_an_answer_that_tells_another_checksum_is_looked_into_and_nothing_is_deleted(gcs, bucket, operation, data):
+    gcs.instruct(operation, "*", "misreport")
+    assert bucket.create("x", data).generation == gcs.find("run/x").generation
+    assert gcs.instructions[0].count == 0
     assert "DELETE" not in {method for _, method, _, _ in gcs.history}
 
 
@@ -96,6 +103,13 @@ def test_an_open_object_that_is_replaced_or_removed_is_noticed(gcs, bucket, chan
         file.seek(5_000_000)
         with pytest.raises(DamagedData, match="gs://bucket/run/x: it was replaced or removed"):
             file.read(10)
+
+
+def test_a_service_that_gives_all_for_a_part_is_not_believed(gcs, bucket):
+    bucket.create("x", LARGE)
+    gcs.instruct("read", "*", "whole")
+    with pytest.raises(InvalidRequest, match="does not give parts"):
+        bucket.read("x", 10, 20)
 
 
 def test_arrow_hands_on_that_its_file_was_replaced(gcs, bucket):
@@ -197,97 +211,3 @@ def test_a_retry_deadline_that_is_no_number_is_named(monkeypatch):
     monkeypatch.setenv("EXTRACT_RETRY_DEADLINE", "soon")
     with pytest.raises(InvalidRequest, match="EXTRACT_RETRY_DEADLINE=soon"):
         open_storage("gs://bucket/run")
-
-
-# ---------------------------------------------------------------------------------------------- disks
-
-
-def failing(code):
-    def fail(*arguments, **keywords):
-        raise OSError(code, os.strerror(code))
-
-    return fail
-
-
-@pytest.mark.parametrize("call", ["fsync", "mkdir", "link"])
-@pytest.mark.parametrize("code, error", [
-    (errno.ENOSPC, TryAgain), (errno.EDQUOT, TryAgain), (errno.EIO, TryAgain), (errno.ESTALE, TryAgain),
-    (errno.EROFS, PermissionDenied), (errno.EACCES, PermissionDenied), (errno.ENAMETOOLONG, InvalidRequest),
-])
-def test_a_disk_that_fails_leaves_nothing_and_the_next_try_goes_through(tmp_path, monkeypatch, call, code, error):
-    local = open_storage(str(tmp_path))
-    with monkeypatch.context() as patch:
-        patch.setattr(os, call, failing(code))
-        with pytest.raises(error, match=str(tmp_path)):
-            local.create("folder/x", SMALL)
-    assert list(local.list()) == []
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    local.create("folder/x", SMALL)
-    assert local.read("folder/x") == SMALL
-
-
-def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
-    open_storage(str(tmp_path)).create("commits/0.json", SMALL)
-    monkeypatch.setattr(os, "scandir", failing(errno.EACCES))
-    with pytest.raises(PermissionDenied, match="commits"):
-        list(open_storage(str(tmp_path)).list("commits/"))
-
-
-@pytest.fixture
-def synced(monkeypatch):
-    """The paths that were synced so far."""
-    paths, real = [], os.fsync
-
-    def fsync(descriptor):
-        paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    return paths
-
-
-def test_a_new_folder_is_durable_in_the_one_that_holds_it(tmp_path, synced):
-    open_storage(str(tmp_path / "run")).create("worker/commits/0.json", SMALL)
-    assert {str(tmp_path / part) for part in ("", "run", "run/worker", "run/worker/commits")} <= set(
-        path.rstrip("/") for path in synced)
-
-
-def test_adopted_data_is_made_durable_before_it_counts(tmp_path, synced):
-    local = open_storage(str(tmp_path))
-    (tmp_path / "x").write_bytes(SMALL)  # as of a worker that was killed before it could sync the folder
-    local.create("x", SMALL)
-    assert {str(tmp_path), str(tmp_path / "x")} <= set(synced)
-
-
-@pytest.mark.parametrize("name", ["taken/x", "taken/deeper/x"])
-def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, name):
-    (tmp_path / "taken").write_bytes(b"")
-    with pytest.raises(InvalidRequest, match="taken"):
-        open_storage(str(tmp_path)).create(name, SMALL)
-
-
-def test_a_file_system_that_can_do_neither_is_refused_in_words(tmp_path, monkeypatch):
-    import ctypes
-
-    class NoRename:
-        def __init__(self, *arguments, **keywords):
-            self.renameat2 = None
-
-    monkeypatch.setattr(os, "link", failing(errno.EOPNOTSUPP))
-    monkeypatch.setattr(ctypes, "CDLL", NoRename)
-    with pytest.raises(InvalidRequest, match="neither link nor rename"):
-        open_storage(str(tmp_path)).create("x", SMALL)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("prefix", ["../", "a/../../", "/etc/"])
-def test_a_listing_cannot_leave_the_location(tmp_path, prefix):
-    with pytest.raises(DamagedData):
-        list(open_storage(str(tmp_path)).list(prefix))
-
-
-def test_a_name_that_no_store_can_spell_is_damage(storage):
-    with pytest.raises(DamagedData):
-        storage.read("\ud800")
-    with pytest.raises(ObjectNotFound):
-        storage.read("ä")

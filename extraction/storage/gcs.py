@@ -31,8 +31,8 @@ _DEFAULT_DEADLINE = 120.0
 class GcsStorage(Storage):
     """Objects of a bucket under a prefix, with credentials from the environment.
 
-    With STORAGE_EMULATOR_HOST set: that server, without credentials. EXTRACT_RETRY_DEADLINE is for how many seconds after
-    its first failure an operation is tried again.
+    With STORAGE_EMULATOR_HOST set: that server, without credentials. EXTRACT_RETRY_DEADLINE says for how many seconds
+    after its first failure an operation is tried again.
     """
 
     def __init__(self, location: str):
@@ -62,6 +62,8 @@ class GcsStorage(Storage):
                 return info
 
         info = self._call("create", name, attempt)
+        if not info.holds(len(view), checksum):
+            info = self.stat(name)  # the answer may be what is wrong
         if not info.holds(len(view), checksum):
             raise ObjectExists(f"{self._url(name)} is there with other bytes")
         return info
@@ -127,8 +129,13 @@ class GcsStorage(Storage):
                 return b"", ""
             if answer.status_code not in (200, 206):
                 raise from_http_response(answer)
+            if answer.status_code == 200 and headers.get("Range", "bytes=0-") != "bytes=0-":
+                raise InvalidRequest(f"{url}: the service does not give parts of it; store it without Content-Encoding")
             found = re.search(r"crc32c=([\w+/=]+)", answer.headers.get("X-Goog-Hash", ""))
-            return answer.raw.read(), found[1] if found else ""
+            data, length = answer.raw.read(), answer.headers.get("Content-Length")
+            if length is not None and len(data) != int(length):
+                raise ConnectionError("the answer was cut")
+            return data, found[1] if found else ""
 
     def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         end = self.stat(name).size if end is None else end

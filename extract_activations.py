@@ -32,13 +32,14 @@ WORKER_ID_VARIABLES = (
 )
 
 
-class StreamNumber(click.ParamType):
-    """A number from 0, or `any`."""
+class NumberOr(click.ParamType):
+    """A number of at least `least`, or a word."""
 
-    name = "NUMBER|any"
+    def __init__(self, word: str, least: int):
+        self.name, self._word, self._least = f"NUMBER|{word}", word, least
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        return value if value == "any" else click.IntRange(0).convert(value, param, ctx)
+        return value if value == self._word else click.IntRange(self._least).convert(value, param, ctx)
 
 
 def option(flag: str, **settings: object):
@@ -58,15 +59,15 @@ def cli() -> None:
 @option("--streams", required=True, help="Folder or gs:// prefix made by create_dataset_streams.py.")
 @option("--output", required=True, help="Folder or gs:// prefix of the run; the same for all workers.")
 @option("--worker-id", type=click.IntRange(0), envvar=WORKER_ID_VARIABLES, help="Number of this worker, from 0.")
-@option("--stream", type=StreamNumber(), help="Stream to work on, by default the worker's number; or any.")
+@option("--stream", type=NumberOr("any", 0), help="Stream to work on, by default the worker's number; or any.")
 @option("--idle-after", default=300.0, type=click.FloatRange(0),
         help="With --stream any: seconds without a commit after which another worker's stream may be taken.")
 @option("--layers", default=None, help="all, a list, ranges 0:24:2, negatives.")
 @option("--hooks", default="resid_post", help="Short names: resid_pre, attn_out, resid_mid, mlp_out, resid_post, z, post.")
 @option("--hook-points", default=None, help="Full names or globs, besides or instead of --layers.")
 @option("--seq-len", default=2048, type=click.IntRange(1), help="T, tokens in a row.")
-@option("--batch-size", default=32, type=click.IntRange(1), help="B, rows in a step.")
-@option("--steps-per-batch", type=click.IntRange(1), help="Steps in one data object; by default about 128 MiB of them.")
+@option("--batch-size", default=32, type=NumberOr("auto", 1), help="B, rows in a step; auto: by chips and memory.")
+@option("--steps-per-batch", type=click.IntRange(1), help="Steps in one data object; by default 128 MiB of them, or 30 s.")
 @option("--bos", default="auto", type=click.Choice(["auto", "always", "never"]), help="Begin records with this token?")
 @option("--long-documents", default="split", type=click.Choice(["split", "truncate"]), help="Records longer than T.")
 @option("--compute-dtype", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]),

@@ -66,7 +66,7 @@ def run_worker(model: Path, streams: Path, output: Path, flags: dict[str, object
     _, status, usage = os.wait4(process.pid, 0) if process.returncode is None else (0, process.returncode, None)
     if status:
         raise SystemExit(f"the worker failed: {text}")
-    found = re.search(r"([\d,]+) tokens in ([\d.]+) s, padding ([\d.]+)%;.* step ([\d.]+) s", text)
+    found = re.search(r"([\d,]+) tokens in ([\d.]+) s,.* padding ([\d.]+)%(?s:.*?)  step +([\d.]+) s", text)
     tokens, seconds, padding, step = (float(number.replace(",", "")) for number in found.groups())
     return {"tokens_per_second": round(tokens / seconds, 1), "tokens": int(tokens), "padding_share": padding / 100,
             "share_outside_step": round(1 - step / seconds, 4), "start_to_first_commit_s": round(first_commit, 2),

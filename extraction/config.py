@@ -7,7 +7,7 @@ are is no part of it.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 
@@ -26,6 +26,8 @@ HOOK_SUFFIXES = {
 }
 FINAL_HOOK = "ln_final.hook_normalized"
 _TARGET_OBJECT_BYTES = 128 << 20
+_MOST_SECONDS = 30
+_SLOW_FLOPS = {"float32": 5e10, "bfloat16": 5e13}  # in a second: half of two CPU cores, a quarter of a v5e chip
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,9 @@ def resolve_hook_points(
     return tuple(name for name in names if name in chosen)
 
 
-def default_steps_per_batch(rows: int, seq_len: int, widths: Sequence[int], store_dtype: str) -> int:
-    """Steps whose activations fill about 128 MiB, from 1 to 64."""
-    step_bytes = rows * seq_len * sum(widths) * STORE_DTYPES[store_dtype]
-    return max(1, min(64, _TARGET_OBJECT_BYTES // step_bytes))
+def default_steps_per_batch(step_bytes: int, step_flops: float, compute_dtype: str) -> int:
+    """Steps of a batch: about 128 MiB of activations, and arithmetic for at most 30 s even on slow hardware, since a
+    worker that is killed loses what it has not committed. From the configuration alone, so that every start agrees."""
+    by_bytes = _TARGET_OBJECT_BYTES // step_bytes
+    by_time = int(_MOST_SECONDS * _SLOW_FLOPS[compute_dtype] / max(step_flops, 1.0))
+    return max(1, min(by_bytes, by_time))

@@ -21,7 +21,14 @@ from .packing import PackedBatch
 from .shards import SCHEMA, Shard, allocate
 
 STEPS_IN_FLIGHT = 2
-STAGES = ("pack", "dispatch", "step", "collect", "submit")
+_WAITS_FOR = {
+    "pack": "records that are read, tokenised and packed in the background",
+    "dispatch": "the step handed to the device",
+    "step": "the device's results, on their way to the host",
+    "collect": "results put in record order into the data object",
+    "submit": "room in the queue of uploads",
+}
+STAGES = tuple(_WAITS_FOR)
 Submit = Callable[[PackedBatch, memoryview | None, dict[str, float]], None]
 
 
@@ -51,14 +58,17 @@ class StageTimes:
         since, self._taken = self._taken, now
         return {name: value - since.get(name, 0.0) for name, value in now.items()}
 
-    def summary(self) -> str:
-        """Seconds of each stage, and which one took the most."""
+    def table(self) -> list[str]:
+        """A line of totals, then a line for each stage: what the loop spent there, of its time, waiting for what."""
         stages = {name: getattr(self, name) for name in STAGES}
         slowest, seconds = max(stages, key=stages.get), sum(stages.values())
-        return (
-            f"{self.num_tokens:,} tokens in {seconds:.1f} s, padding {1 - self.num_tokens / max(self.num_slots, 1):.1%}; "
-            + ", ".join(f"{name} {value:.1f} s" for name, value in stages.items()) + f"; limited by {slowest}"
-        )
+        padding = 1 - self.num_tokens / max(self.num_slots, 1)
+        rate = self.num_tokens / max(seconds, 1e-9)
+        lines = [f"{self.num_tokens:,} tokens in {seconds:.1f} s, {rate:,.0f} tokens/s, padding {padding:.1%}"]
+        for name, value in stages.items():
+            share, mark = value / max(seconds, 1e-9), "  <- limits" if name == slowest else ""
+            lines.append(f"  {name:8} {value:9.2f} s {share:6.1%}  {_WAITS_FOR[name]}{mark}")
+        return lines
 
 
 @dataclass(frozen=True)

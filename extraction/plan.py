@@ -29,7 +29,7 @@ from .tokenization import RecordTokenizer
 
 FILL = 0.96  # share of slots that hold real tokens, as packing reaches it on web documents
 _SAMPLE = 256  # records whose tokens are counted
-_TOKENS_ON_A_DEVICE = 32768  # more in one step gain little, and take memory
+_TOKENS_ON_A_DEVICE, _TOKENS_ON_A_CPU = 32768, 4096  # more in one step gain little, and take memory
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def make_plan(options: PlanOptions) -> Plan:
     )
     forward = _sized(config, forward, wanted)
     counts = count(config, forward, wanted)
-    tokens, stored = FILL * forward.shape.rows * forward.shape.seq_len, _stored_bytes(config, forward)
+    tokens, stored = FILL * forward.shape.rows * forward.shape.seq_len, stored_bytes(config, forward)
     seconds = {
         "arithmetic": counts.flops / (options.efficiency * wanted.chip.flops),
         "memory": counts.traffic_bytes / wanted.chip.bandwidth,
@@ -158,7 +158,7 @@ def _with_manifest(plan: Plan, options: PlanOptions, tokenizer: RecordTokenizer)
     )
 
 
-def _stored_bytes(config: ModelConfig, options: ForwardOptions) -> int:
+def stored_bytes(config: ModelConfig, options: ForwardOptions) -> int:
     """For one token."""
     return sum(map(config.hook_width, options.hook_points)) * STORE_DTYPES[options.store_dtype]
 
@@ -166,7 +166,8 @@ def _stored_bytes(config: ModelConfig, options: ForwardOptions) -> int:
 def _sized(config: ModelConfig, options: ForwardOptions, wanted: Slice) -> ForwardOptions:
     """With rows and mesh chosen where they are open, and checked where they are given."""
     if options.shape.rows == 0:
-        options = replace(options, shape=replace(options.shape, rows=choose_rows(config, options, wanted)))
+        rows = choose_rows(config, options, wanted.chips, wanted.chip.memory_bytes)
+        options = replace(options, shape=replace(options.shape, rows=rows))
     if options.mesh is not None:
         problem = misfit(options.mesh, config, options.shape.rows, wanted.chips)
         if problem:
@@ -176,13 +177,15 @@ def _sized(config: ModelConfig, options: ForwardOptions, wanted: Slice) -> Forwa
     return replace(options, mesh=mesh)
 
 
-def choose_rows(config: ModelConfig, options: ForwardOptions, wanted: Slice) -> int:
-    """Rows of a step for `--batch-size auto`: a power of two for each chip that fits, 32768 tokens if that many do."""
-    rows = wanted.chips * 2 ** max(0, int(math.log2(_TOKENS_ON_A_DEVICE / options.shape.seq_len)))
-    while rows > wanted.chips:
+def choose_rows(config: ModelConfig, options: ForwardOptions, num_devices: int, device_bytes: int | None) -> int:
+    """Rows of a step for `--batch-size auto`: for each device a power of two that fits its memory, and no more than
+    32768 tokens, or 4096 where the device does not say what memory it has, as a CPU."""
+    tokens = _TOKENS_ON_A_CPU if device_bytes is None else _TOKENS_ON_A_DEVICE
+    rows = num_devices * 2 ** max(0, int(math.log2(tokens / options.shape.seq_len)))
+    while rows > num_devices:
         try:
             demand = demand_of(config, replace(options, shape=replace(options.shape, rows=rows)))
-            choose_mesh(config, demand, wanted.chips, wanted.chip.memory_bytes)
+            choose_mesh(config, demand, num_devices, device_bytes)
             return rows
         except InvalidRequest:
             rows //= 2
@@ -239,4 +242,4 @@ def _traffic(config: ModelConfig, options: ForwardOptions) -> float:
     inner = config.mlp_width * (config.experts.per_token if config.experts else 1)
     moved = 2 * element * num_layers(config, options) * (4 * config.width + heads + 2 * inner)
     tokens = options.shape.rows * options.shape.seq_len
-    return weights / options.mesh.model + tokens * (moved + 6 * _stored_bytes(config, options)) / devices
+    return weights / options.mesh.model + tokens * (moved + 6 * stored_bytes(config, options)) / devices

@@ -8,7 +8,7 @@ Cost: the start, which is imports, the weights and one compilation; then what th
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -19,16 +19,17 @@ from .attempts import note_start, noted_ending
 from .background import in_background
 from .config import ExtractionConfig, default_steps_per_batch, resolve_hook_points
 from .elastic import StreamChooser, work_all
-from .errors import InvalidRequest, TryAgain
-from .forward import Forward, ForwardOptions, StepShape, load_forward
+from .errors import InvalidRequest, ObjectNotFound, TryAgain
+from .forward import Forward, ForwardOptions, StepShape, default_compute_dtype, load_forward
 from .logs import say
 from .metrics import Metrics
 from .models.config import ModelConfig, read_model_config
 from .models.devices import open_devices
 from .models.location import ModelFolder, locate_model
-from .models.sharding import MeshShape
+from .models.sharding import MeshShape, local_memory
 from .packing import BatchShape, pack_batches
 from .pipeline import Layout, run_pipeline
+from .plan import choose_rows, ideal_flops, stored_bytes
 from .preemption import Stop
 from .progress import Progress
 from .shards import dtype_named
@@ -61,7 +62,7 @@ class RunOptions:
     hooks: str
     hook_points: str | None
     seq_len: int
-    batch_size: int
+    batch_size: int | str
     steps_per_batch: int | None
     bos: str
     long_documents: str
@@ -126,6 +127,7 @@ def prepare(options: RunOptions) -> Prepared:
     output = open_storage(options.output)
     manifest = load_manifest(options.streams)
     devices = open_devices()
+    options = with_sizes(options, model_config, hook_points, output)
     model = load_model(options, folder, model_config, hook_points)
     config = configure(options, model, manifest)
     details = {
@@ -161,6 +163,27 @@ def absolute(location: str) -> str:
     return location if "://" in location else str(Path(location).resolve())
 
 
+def with_sizes(
+    options: RunOptions, model_config: ModelConfig, hook_points: tuple[str, ...], output: Storage
+) -> RunOptions:
+    """The options with the sizes that were left open: those of the run, or chosen by the start that begins it."""
+    try:
+        run = checkpoint.read_run(output)["configuration"]
+    except ObjectNotFound:
+        run = {}
+    dtype = default_compute_dtype() if options.compute_dtype == "auto" else options.compute_dtype
+    rows, steps = options.batch_size, options.steps_per_batch
+    step = ForwardOptions(
+        hook_points, StepShape(1, options.seq_len), dtype, options.store_dtype, mesh=MeshShape(1, 1)
+    )
+    if rows == "auto":
+        rows = run.get("batch_size") or choose_rows(model_config, step, *local_memory())
+    if steps is None:
+        row_bytes, row_flops = options.seq_len * stored_bytes(model_config, step), ideal_flops(model_config, step)
+        steps = run.get("steps_per_batch") or default_steps_per_batch(rows * row_bytes, rows * row_flops, dtype)
+    return replace(options, batch_size=rows, steps_per_batch=steps)
+
+
 def load_model(
     options: RunOptions, folder: ModelFolder, model_config: ModelConfig, hook_points: tuple[str, ...]
 ) -> Model:
@@ -192,9 +215,7 @@ def configure(options: RunOptions, model: Model, manifest: Manifest) -> Extracti
         store_dtype=options.store_dtype,
         seq_len=options.seq_len,
         batch_size=options.batch_size,
-        steps_per_batch=options.steps_per_batch or default_steps_per_batch(
-            options.batch_size, options.seq_len, list(widths.values()), options.store_dtype
-        ),
+        steps_per_batch=options.steps_per_batch,
         bos=options.bos,
         long_documents=options.long_documents,
         max_records=options.max_records,
@@ -234,7 +255,8 @@ def work(run: Prepared, task: Task) -> None:
     finally:
         task.stop.busy = False
         progress.close()
-    say(times.summary(), worker=worker_id)
+    for line in times.table():
+        say(line, worker=worker_id)
     if not chain.end_of_stream:
         raise TryAgain(f"worker {worker_id} was told to stop; {chain.cursor.record:,} records are committed")
     say(f"stream complete, {total:,} records", worker=worker_id)

@@ -4,7 +4,13 @@ from dataclasses import fields, replace
 
 import pytest
 
-from extraction.config import ExtractionConfig, differences, parse_layers, resolve_hook_points
+from extraction.config import (
+    ExtractionConfig,
+    default_steps_per_batch,
+    differences,
+    parse_layers,
+    resolve_hook_points,
+)
 from extraction.errors import InvalidRequest
 
 CONFIG = ExtractionConfig(
@@ -70,3 +76,11 @@ def test_the_fingerprint_covers_every_field(name):
 
 def test_the_fingerprint_is_the_same_in_every_process():
     assert CONFIG.fingerprint == "sha256:5902706e72cb239ef892767a2857dd9bafc9dd3e872da302bbdf30080da6124c"
+
+
+@pytest.mark.parametrize("step_mib, step_flops, dtype, steps", [
+    (1, 1.0, "float32", 128), (50, 1.0, "bfloat16", 2), (128, 1.0, "bfloat16", 1), (1000, 1.0, "bfloat16", 1),
+    (1, 5e11, "float32", 3), (1, 5e14, "bfloat16", 3), (1, 1e20, "float32", 1),
+])
+def test_a_batch_is_64_to_128_mib_where_steps_allow_it_and_at_most_30_s(step_mib, step_flops, dtype, steps):
+    assert default_steps_per_batch(step_mib << 20, step_flops, dtype) == steps

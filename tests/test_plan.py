@@ -3,12 +3,15 @@ test_tpu_compile.py."""
 
 import importlib.util
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
 from extraction.errors import InvalidRequest
+from extraction.models.config import read_model_config
 from extraction.plan import FILL, PlanOptions, make_plan
+from extraction.storage import open_storage
+from extraction.worker import RunOptions, with_sizes
 from tests.workers import MODEL, make_streams, python, text_of, write_corpus
 
 # Of examples/tiny-lm: 4 layers of width 128.
@@ -22,7 +25,9 @@ OPTIONS = PlanOptions(
 @pytest.fixture(autouse=True)
 def no_libtpu(monkeypatch):
     found = importlib.util.find_spec
-    hidden = lambda name, *rest: None if name == "libtpu" else found(name, *rest)
+    def hidden(name, *rest):
+        return None if name == "libtpu" else found(name, *rest)
+
     monkeypatch.setattr(importlib.util, "find_spec", hidden)
 
 
@@ -87,3 +92,28 @@ def test_the_command(streams):
     plan = json.loads(told.stdout)
     assert plan["fits"] and plan["batch_size"] == 4 and plan["price"] > 0
     assert python("extract_activations.py", "plan", "--tpu", "v9", "--model", MODEL, "--layers", 1).returncode == 2
+
+
+@pytest.mark.parametrize("given, sizes", [
+    ((3, 5), (3, 5)), (("auto", 5), (7, 5)), ((3, None), (3, 9)), (("auto", None), (7, 9)),
+])
+def test_what_is_left_open_is_as_the_run_has_it(tmp_path, given, sizes):
+    output = open_storage(str(tmp_path))
+    run = {"schema": 1, "fingerprint": "f", "configuration": {"batch_size": 7, "steps_per_batch": 9}}
+    output.create("run.json", json.dumps(run).encode())
+    assert sizes_of(given, output) == sizes
+
+
+def test_the_start_that_begins_a_run_chooses(tmp_path):
+    output = open_storage(str(tmp_path))
+    assert sizes_of(("auto", None), output) == (32, 64)  # 4096 tokens on a CPU; 2 MiB in a step
+    assert sizes_of((64, None), output) == (64, 32)
+
+
+def sizes_of(given, output):
+    options = RunOptions(**{field.name: None for field in fields(RunOptions)})
+    options = replace(options, batch_size=given[0], steps_per_batch=given[1], seq_len=128, compute_dtype="float32",
+                      store_dtype="bfloat16")
+    hooks = ("blocks.1.hook_resid_post", "blocks.3.hook_resid_post")
+    chosen = with_sizes(options, read_model_config(MODEL), hooks, output)
+    return chosen.batch_size, chosen.steps_per_batch

@@ -22,6 +22,7 @@ def test_the_reading_example_runs(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["extract_activations.py run", "extract_activations.py verify",
+                                     "extract_activations.py plan",
                                      "create_dataset_streams.py fineweb", "create_dataset_streams.py arc-agi",
                                      "create_dataset_streams.py ai2-arc", "create_dataset_streams.py text",
                                      "create_dataset_streams.py check"])

@@ -109,6 +109,12 @@ def memory_of(device: jax.Device) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
+def local_memory() -> tuple[int, int | None]:
+    """How many devices this host has, and `memory_of` one."""
+    devices = jax.local_devices()
+    return len(devices), memory_of(devices[0])
+
+
 def mesh_of(shape: MeshShape, devices: Sequence[jax.Device]) -> Mesh:
     """The first devices as a mesh. Neighbours share weights, as they exchange the most."""
     used = np.array(devices[: shape.data * shape.model]).reshape(shape.data, shape.model)

@@ -63,7 +63,10 @@ _NEOX = {
     "hook_mlp_out": ("gpt_neox.layers.{l}.mlp", "out"), "hook_resid_post": ("gpt_neox.layers.{l}", "out"),
     "ln_final.hook_normalized": ("gpt_neox.final_layer_norm", "out"),
 }
-MODULES = {"gpt2": _GPT2, "gpt_neox": _NEOX, "olmo2": _OLMO2, "gemma2": _GEMMA, "gemma3_text": _GEMMA}
+_GEMMA3 = {kind: (path.replace("model.", "model.language_model.", 1), side) for kind, (path, side) in _GEMMA.items()}
+MODULES = {
+    "gpt2": _GPT2, "gpt_neox": _NEOX, "olmo2": _OLMO2, "gemma2": _GEMMA, "gemma3_text": _GEMMA, "gemma3": _GEMMA3,
+}
 
 
 @dataclass(frozen=True)

@@ -138,12 +138,18 @@ def test_configurations_as_they_are_found(configured, attributes, expected):
     ({"model_type": "mistral", "layer_types": ["sliding_attention"] * 3}, "layer_types"),
     ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    ({"model_type": "mistral", "attention_bias": True}, "attention_bias = true is not handled for mistral"),
     ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "layer 1 has no experts"),
     ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "layer 0 has no experts"),
 ])
 def test_what_is_not_handled_is_refused_by_name(configured, change, message):
     with pytest.raises(InvalidRequest, match=message):
         configured(LLAMA | change)
+
+
+def test_what_is_not_handled_is_refused_inside_a_configuration_too(configured):
+    with pytest.raises(InvalidRequest, match="use_bidirectional_attention = true is not handled for gemma3_text"):
+        configured({"model_type": "gemma3", "text_config": {"use_bidirectional_attention": True}})
 
 
 def test_gpt2_variants_that_would_change_the_values_are_refused(configured):
@@ -157,7 +163,7 @@ def test_gpt2_variants_that_would_change_the_values_are_refused(configured):
     LLAMA | {"model_type": "mistral", "sliding_window": 0}, LLAMA | {"model_type": "mixtral", "num_experts_per_tok": 9},
     LLAMA | {"model_type": "qwen3_moe", "decoder_sparse_step": 0},
     LLAMA | {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3},
-    LLAMA | {"rope_scaling": {"rope_type": "linear"}},
+    LLAMA | {"rope_scaling": {"rope_type": "linear"}}, LLAMA | {"head_dim": 7}, {"model_type": "gemma3"},
 ])
 def test_a_broken_configuration_is_damaged_data(configured, attributes):
     with pytest.raises(DamagedData, match=r"config\.json"):

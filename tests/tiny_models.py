@@ -48,6 +48,10 @@ CONFIGS = {
     "gemma3_text": partial(transformers.Gemma3TextConfig, **GEMMA, rope_parameters={
         "full_attention": LINEAR | {"rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}),
+    "gemma3": partial(
+        transformers.Gemma3Config, text_config=GEMMA, mm_tokens_per_image=4, vision_config={
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14}),
     "gpt2": GPT2,
     "gpt2-narrow": partial(GPT2, n_inner=24, activation_function="relu"),
     "gpt_neox": NEOX,

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from . import gemma, gpt2, gpt_neox, llama, moe, olmo2
+from . import gemma, gemma3_vision, gpt2, gpt_neox, llama, moe, olmo2
 
 ARCHITECTURES: dict[str, ModuleType] = {
     "llama": llama,
@@ -11,6 +11,7 @@ ARCHITECTURES: dict[str, ModuleType] = {
     "qwen3": llama,
     "gemma2": gemma,
     "gemma3_text": gemma,
+    "gemma3": gemma3_vision,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
     "olmo2": olmo2,

@@ -6,6 +6,7 @@ and is not handled raises, so that a model that is not quite supported cannot ru
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,14 @@ __all__ = ["FAMILIES", "Experts", "Family", "ModelConfig", "Rope", "all_hook_poi
 
 
 class Family(NamedTuple):
-    """How configurations of a model type are read, and the attributes that this takes into account."""
+    """How configurations of a model type are read, and the attributes that this takes into account.
+
+    `inside` names the part of the configuration that is read, which has a model type of its own.
+    """
 
     read: Callable[[Any, Path], ModelConfig]
     handled: set[str]
+    inside: str | None = None
 
 
 FAMILIES = {
@@ -30,6 +35,7 @@ FAMILIES = {
     "qwen3": Family(llama.qwen3, llama.QWEN),
     "gemma2": Family(gemma.gemma2, gemma.GEMMA2),
     "gemma3_text": Family(gemma.gemma3, gemma.GEMMA3),
+    "gemma3": Family(gemma.gemma3, gemma.GEMMA3_VISION, "text_config"),
     "gpt2": Family(gpt2.gpt2, gpt2.GPT2),
     "gpt_neox": Family(gpt_neox.gpt_neox, gpt_neox.GPT_NEOX),
     "olmo2": Family(olmo2.olmo2, olmo2.OLMO2),
@@ -40,15 +46,16 @@ FAMILIES = {
 _IRRELEVANT = {
     "architectures", "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "bos_token_id",
     "classifier_dropout", "dtype", "embd_pdrop", "eos_token_id", "hidden_dropout", "hidden_dropout_prob",
-    "initializer_range", "is_decoder", "max_window_layers", "model_type",
-    "output_router_logits", "pad_token_id", "pretraining_tp", "reorder_and_upcast_attn", "resid_pdrop",
-    "router_aux_loss_coef", "router_jitter_noise", "summary_activation", "summary_first_dropout",
+    "initializer_range", "is_decoder", "max_window_layers", "model_type", "n_special", "output_past",
+    "output_router_logits", "pad_token_id", "predict_special_tokens", "pretraining_tp", "reorder_and_upcast_attn",
+    "resid_pdrop", "router_aux_loss_coef", "router_jitter_noise", "summary_activation", "summary_first_dropout",
     "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "tie_word_embeddings",
     "torch_dtype", "transformers_version", "unk_token_id", "use_cache", "gradient_checkpointing", "n_ctx",
     "is_llama_config", "max_sequence_length", "_attn_implementation_autoset", "_name_or_path", "_num_labels",
     "id2label", "label2id", "num_labels", "output_attentions", "output_hidden_states", "transformers.js_config",
 }
-_ONLY = {"rope_interleaved": False, "use_mrope": False}  # attributes with one value that changes nothing
+# Attributes with one value that changes nothing, where they are not handled.
+_ONLY = {"attention_bias": False, "mlp_bias": False, "rope_interleaved": False, "use_mrope": False}
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -67,7 +74,11 @@ def read_model_config(folder: Path) -> ModelConfig:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _refuse_unhandled(path, written, type(config)())
-        return _checked(FAMILIES[model_type].read(config, path), path)
+        family = FAMILIES[model_type]
+        if family.inside:
+            config = getattr(config, family.inside)
+            _refuse_unhandled(path, {"model_type": config.model_type} | written[family.inside], type(config)())
+        return _checked(replace(family.read(config, path), family=model_type), path)
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, OSError) as error:
         raise DamagedData(f"{path}: {' '.join(str(error).split())}") from error
 
@@ -102,6 +113,8 @@ def _checked(config: ModelConfig, path: Path) -> ModelConfig:
     for name in ("num_layers", "width", "num_heads", "num_kv_heads", "head_width", "mlp_width", "vocab_size", "window"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise DamagedData(f"{path}: {name} is {getattr(config, name)}")
+    if config.rope is not None and int(config.head_width * config.rope.fraction) % 2:
+        raise DamagedData(f"{path}: {config.rope.fraction:g} of a head of {config.head_width} is not a number of pairs")
     if config.num_heads % config.num_kv_heads:
         raise DamagedData(f"{path}: {config.num_heads} heads do not share {config.num_kv_heads} key-value heads evenly")
     return config

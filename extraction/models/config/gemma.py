@@ -1,4 +1,4 @@
-"""Configurations of Gemma 2 and of the text models of Gemma 3."""
+"""Configurations of Gemma 2 and of the text models of Gemma 3, alone or in a model that also sees."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ _GEMMA = DECODER | {
     "query_pre_attn_scalar", "sliding_window", "sliding_window_size",
 }
 GEMMA2 = _GEMMA
+GEMMA3_VISION = {
+    "boi_token_index", "eoi_token_index", "image_token_index", "mm_tokens_per_image", "text_config", "vision_config",
+}
 GEMMA3 = _GEMMA | {"_sliding_window_pattern", "rope_local_base_freq", "sliding_window_pattern"}
 
 

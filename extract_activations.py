@@ -171,6 +171,19 @@ def verify(output: str, streams: str | None, deep: bool, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("output")
+@click.option("--html", required=True, help="File to write, one page that needs nothing else.")
+@option("--streams", default=None, help="Where the streams are, if not where run.json says.")
+@option("--tokenizer", default=None, help="Folder or tokenizer.json, to show what outstanding tokens say.")
+def report(output: str, html: str, streams: str | None, tokenizer: str | None) -> None:
+    """Draw what was extracted: progress, norms, tokens that stand out, lengths, times, and the proof."""
+    from extraction.report import write_report
+
+    facts = write_report(output, html, streams, tokenizer)
+    click.echo(f"{html}: {facts.num_tokens:,} tokens of {output}, {facts.verdict}")
+
+
+@cli.command()
 @option("--model", required=True, help="Hub id or folder of a Hugging Face model.")
 @option("--revision", default=None, help="Branch, tag or commit of a hub model.")
 @option("--streams", default=None, help="Compare on the first records of stream 0 of this folder or gs:// prefix,")

@@ -173,7 +173,7 @@ class ActivationReader:
         """The record of this id. Raises ObjectNotFound. The headers of the batches up to it are read, once each."""
         names = self.checked(hook_points)
         if self._unscanned is None:
-            self._unscanned = self._headers()
+            self._unscanned = self.headers()
         while record_id not in self._places:
             stored = next(self._unscanned, None)
             if stored is None:
@@ -191,7 +191,7 @@ class ActivationReader:
         """{hook point: Statistics} of all tokens, from the sums in each object's first bytes; rows are not read."""
         names = self.checked(hook_points)
         count, sums = 0, {name: [0.0, 0.0] for name in names}
-        for stored in self._headers():
+        for stored in self.headers():
             count += stored.ref.num_tokens
             for name in names:
                 for part, suffix in enumerate(SUMS):
@@ -200,7 +200,8 @@ class ActivationReader:
             raise InvalidRequest(f"{self.storage.location} holds no tokens yet")
         return {name: _statistics(count, *parts) for name, parts in sums.items()}
 
-    def _headers(self) -> Iterator[StoredBatch]:
+    def headers(self) -> Iterator[StoredBatch]:
+        """The data object of every batch, opened: its header and first bytes are there, the rows are not."""
         return self._ahead(self.all_refs(), lambda ref: StoredBatch(self.storage, ref), _THREADS)
 
     def _load_batches(self, refs: Iterable[BatchRef], names: Sequence[str]) -> Iterator[Batch]:

@@ -28,7 +28,8 @@ BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "pac
           ("models", "storage"), ("reader", "checkpoint"), ("objects", "shards"),
           ("attempts", "checkpoint"), ("standing", "checkpoint"), ("standing", "attempts"), ("elastic", "standing"),
           ("status", "checkpoint"), ("status", "standing"), ("parquet", "manifest"),
-          ("metrics", "checkpoint"), ("report", "checkpoint"), ("report", "reader")}
+          ("metrics", "checkpoint"), ("report", "checkpoint"), ("report", "reader"), ("report", "audit"),
+          ("report", "status"), ("report", "objects")}
 PLAIN = LEVELS[-1]
 
 

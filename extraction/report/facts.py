@@ -1,0 +1,181 @@
+"""What a report shows, gathered from the output of a run.
+
+In: OUTPUT. Out: `ReportFacts`: plain numbers, no drawing. Sums, record lengths and times are of everything that is
+committed; what needs the activations themselves (quantiles, outstanding tokens, norms by position) is of a sample of
+rows, spread evenly over the batches.
+
+Cost: each commit and each data object's first bytes once, and `SAMPLED_BATCHES` runs of `SAMPLED_ROWS` rows.
+"""
+
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+import checkpoint
+from checkpoint import Commit
+
+from ..errors import ExtractionError
+from ..objects import SUMS, StoredBatch
+from ..reader import ActivationReader
+
+SAMPLED_BATCHES = 32
+SAMPLED_ROWS = 4096
+POSITIONS = 64
+OUTSTANDING = 8
+QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+
+
+@dataclass(frozen=True)
+class CommitFact:
+    """One commit: when it was created (the store's seconds), by which attempt, with how many tokens."""
+
+    stream: int
+    time: float
+    attempt: str
+    tokens: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """A token whose activation has a large norm: `times` the median, most of it in one coordinate or not."""
+
+    token: int
+    position: int
+    record_id: str
+    times: float
+    coordinate: int
+    value: float
+
+
+@dataclass(frozen=True)
+class HookFacts:
+    """Norms ‖x‖ of one hook point: root mean square over all tokens, the rest from the sample."""
+
+    name: str
+    width: int
+    rms: float
+    quantiles: tuple[float, ...]
+    largest: float
+    by_position: np.ndarray
+    outstanding: tuple[Outstanding, ...]
+
+    @property
+    def median(self) -> float:
+        return self.quantiles[2]
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """Everything on the page."""
+
+    output: str
+    run: dict
+    commits: tuple[CommitFact, ...]
+    num_bytes: int
+    num_records: int
+    record_lengths: np.ndarray
+    hooks: tuple[HookFacts, ...]
+    sampled_tokens: int
+    verdict: str
+    proof: str
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(commit.tokens for commit in self.commits)
+
+    @property
+    def slots_per_batch(self) -> int | None:
+        """Places for tokens in one batch, padding included."""
+        sizes = [self.run["configuration"].get(name) for name in ("steps_per_batch", "batch_size", "seq_len")]
+        return int(np.prod(sizes)) if all(isinstance(size, int) for size in sizes) else None
+
+    def interruptions(self) -> list[CommitFact]:
+        """The first commit of every attempt that took over from another one."""
+        by_stream: dict[int, list[CommitFact]] = defaultdict(list)
+        for commit in self.commits:
+            by_stream[commit.stream].append(commit)
+        return [after for chain in by_stream.values() for before, after in zip(chain, chain[1:], strict=False)
+                if after.attempt != before.attempt]  # fmt: skip
+
+
+def gather(output: str, streams: str | None = None) -> ReportFacts:
+    """Read what the report shows. Raises what the reader raises."""
+    reader = ActivationReader(output)
+    with ThreadPoolExecutor(16) as pool:
+        chains = [_read_chain(reader, worker_id, pool) for worker_id in reader.workers]
+    sums = {name: np.zeros(2) for name in reader.hook_points}
+    lengths: dict[tuple[int, int], int] = defaultdict(int)
+    for stored in reader.headers():
+        index, sizes = stored.array("record_index"), np.diff(stored.array("record_offsets"))
+        for record, size in zip(index.tolist(), sizes.tolist(), strict=True):
+            lengths[stored.ref.worker_id, record] += size
+        for name in reader.hook_points:
+            sums[name] += [stored.ref.num_tokens, stored.array(name + SUMS[1]).sum()]
+    sample = _choose(reader)
+    hooks = [_read_hook(reader, name, sample, sums[name]) for name in reader.hook_points] if sample else []
+    verdict, proof = _prove(output, streams)
+    commits = [commit for facts, _ in chains for commit in facts]
+    lasts = [last for _, last in chains if last is not None]
+    return ReportFacts(
+        output=output, run=reader.run, commits=tuple(commits), num_bytes=sum(last.totals.bytes for last in lasts),
+        num_records=sum(last.cursor_after.record for last in lasts), record_lengths=np.array(list(lengths.values())),
+        hooks=tuple(hooks), sampled_tokens=sum(min(stored.ref.num_tokens, SAMPLED_ROWS) for stored in sample),
+        verdict=verdict, proof=proof,
+    )
+
+
+def _read_chain(reader: ActivationReader, worker_id: int, pool: ThreadPoolExecutor) -> tuple[list, Commit | None]:
+    folder = f"{checkpoint.worker_folder(worker_id)}/commits/"
+    infos = list(reader.storage.list(folder))
+    parsed = pool.map(lambda info: checkpoint.parse_commit(reader.storage.read(info.name), info.name), infos)
+    commits = list(parsed)
+    facts = [CommitFact(worker_id, info.updated, commit.attempt, commit.num_tokens, commit.seconds)
+             for info, commit in zip(infos, commits, strict=True)]  # fmt: skip
+    return facts, commits[-1] if commits else None
+
+
+def _choose(reader: ActivationReader) -> list[StoredBatch]:
+    refs = list(reader.all_refs())
+    chosen = np.unique(np.linspace(0, len(refs) - 1, SAMPLED_BATCHES).astype(int)) if refs else []
+    return [StoredBatch(reader.storage, refs[number]) for number in chosen]
+
+
+def _read_hook(reader: ActivationReader, name: str, sample: list[StoredBatch], sums: np.ndarray) -> HookFacts:
+    norms, positions, best = [], [], []
+    for stored in sample:
+        values = stored.array(name, 0, SAMPLED_ROWS).astype(np.float32)
+        norms.append(np.sqrt(np.einsum("nd,nd->n", values, values, dtype=np.float64)))
+        positions.append(stored.array("positions", 0, SAMPLED_ROWS))
+        best += [(norms[-1][row], stored, int(row), values[row]) for row in np.argsort(-norms[-1])[:OUTSTANDING]]
+    all_norms, all_positions = np.concatenate(norms), np.concatenate(positions)
+    quantiles = tuple(float(value) for value in np.quantile(all_norms, QUANTILES))
+    by_position = np.array([
+        np.median(all_norms[all_positions == place]) if (all_positions == place).any() else np.nan
+        for place in range(POSITIONS)
+    ])
+    best.sort(key=lambda found: -found[0])
+    outstanding = tuple(_outstanding(*found, median=quantiles[2]) for found in best[:OUTSTANDING])
+    width, rms = len(best[0][3]), float(np.sqrt(sums[1] / sums[0]))
+    return HookFacts(name, width, rms, quantiles, float(all_norms.max()), by_position, outstanding)
+
+
+def _outstanding(norm: float, stored: StoredBatch, row: int, values: np.ndarray, median: float) -> Outstanding:
+    record = int(np.searchsorted(stored.array("record_offsets"), row, side="right")) - 1
+    token, position = (int(stored.array(name, row, row + 1)[0]) for name in ("tokens", "positions"))
+    coordinate = int(np.argmax(np.abs(values)))
+    times = float(norm / median) if median else float("inf")
+    return Outstanding(token, position, stored.record_ids[record], times, coordinate, float(values[coordinate]))
+
+
+def _prove(output: str, streams: str | None) -> tuple[str, str]:
+    """The verdict of `verify` and what it said; that it could not be asked is no reason to show nothing."""
+    from ..audit import audit_run
+
+    try:
+        audit = audit_run(output, streams)
+    except ExtractionError as error:
+        return "not checked", f"verify could not be run: {error}"
+    return audit.verdict, audit.to_text()

@@ -1,0 +1,128 @@
+"""The report: its numbers are those of the run, the page needs nothing else, and a browser shows it at any width."""
+
+import re
+import shutil
+import subprocess
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+import checkpoint
+from extraction.reader import ActivationReader
+from extraction.report import gather, render, write_report
+from extraction.report.charts import short, ticks
+from extraction.storage import open_storage
+from tests import runs
+from tests.runs import FINGERPRINT, WIDTHS, make_run
+from tests.workers import MODEL, python
+
+STREAMS = ([5, 3, 20, 0, 8, 1, 7, 7, 2, 16], [40, 1, 2, 30], [9] * 7)
+HOOK = next(iter(WIDTHS))
+
+
+@pytest.fixture
+def output(tmp_path):
+    """Three streams, one of them interrupted twice."""
+    storage = open_storage(str(tmp_path / "run"))
+    make_run(storage, STREAMS[:2])
+    for stop_after in (1, 1, None):
+        runs.extract(checkpoint.CommitChain.load(storage, 2, FINGERPRINT), STREAMS[2], stop_after)
+    return str(tmp_path / "run")
+
+
+def test_the_numbers_are_those_of_the_run(output):
+    facts, reader = gather(output), ActivationReader(output)
+    assert facts.num_tokens == reader.num_tokens() == sum(map(sum, STREAMS))
+    assert facts.num_records == sum(map(len, STREAMS))
+    assert sorted(facts.record_lengths.tolist()) == sorted(n for lengths in STREAMS for n in lengths)
+    assert [commit.stream for commit in facts.interruptions()] == [2, 2]
+    assert facts.verdict == "not checked" and "could not be run" in facts.proof
+    for hook in facts.hooks:
+        norms = [np.linalg.norm(rows.activations.astype(np.float64), axis=1) for rows in reader.rows(hook.name)]
+        norms = np.concatenate(norms)
+        assert hook.rms == pytest.approx(np.sqrt((norms**2).mean()))
+        assert (hook.median, hook.largest) == pytest.approx((np.median(norms), norms.max()))
+        assert hook.outstanding[0].times == pytest.approx(norms.max() / np.median(norms))
+
+
+def test_an_outstanding_token_is_named_by_record_position_and_coordinate(output):
+    found = gather(output).hooks[0].outstanding[0]
+    record = ActivationReader(output).record(found.record_id)
+    (row,) = np.flatnonzero(record.tokens == found.token)
+    values = record.activations[HOOK][row].astype(np.float32)
+    assert record.positions[row] == found.position
+    assert (np.abs(values).argmax(), values[found.coordinate]) == (found.coordinate, found.value)
+
+
+def test_the_page_stands_alone_and_trusts_no_name(output, monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "record_id", lambda worker_id, index: f"<script>alert({index})</script>&")
+    make_run(open_storage(str(tmp_path / "odd")), STREAMS[:1])
+    page = render(gather(str(tmp_path / "odd")))
+    assert "&lt;script&gt;alert(" in page and "<script" not in page
+    assert not re.search(r"https?://|@import|url\(|src=|<link(?! rel=\"icon\" href=\"data:,\")", page)
+    for part in ("Progress", "Pace", "Norms", "Tokens that stand out", "Norms by position", "Record lengths", "Proof"):
+        assert f"<h2>{part}</h2>" in page
+
+
+@pytest.mark.parametrize("streams, stop_after", [([], None), ([[]], None), ([[4]], None), ([[40]], 1)])
+def test_little_is_shown_as_well(tmp_path, streams, stop_after):
+    make_run(open_storage(str(tmp_path)), streams, stop_after)
+    assert render(gather(str(tmp_path))).endswith("</html>\n")
+
+
+def test_the_command_writes_it(output, tmp_path):
+    result = python("extract_activations.py", "report", output, "--html", tmp_path / "x.html", "--tokenizer", MODEL)
+    assert result.returncode == 0, result.stderr
+    assert ">text</th>" in (tmp_path / "x.html").read_text()
+    result = python("extract_activations.py", "report", output, "--html", tmp_path / "no/x.html")
+    assert (result.returncode, "--html" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("low, high, expected", [(0, 10, [0, 2.5, 5, 7.5, 10]), (0, 0, [0]), (3, 11, [4, 6, 8, 10])])
+def test_ticks_are_round_numbers(low, high, expected):
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value, text", [(0, "0"), (1234, "1.23k"), (5e9, "5G"), (0.0123, "0.0123")])
+def test_numbers_are_short(value, text):
+    assert short(value) == text
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        self.server.asked.append(self.path)
+
+
+FRAME = """<iframe src="x.html" style="width:{width}px;height:800px"></iframe><script>
+onload = () => {{
+  const page = document.querySelector("iframe").contentDocument.documentElement
+  document.title = page.scrollWidth == page.clientWidth && page.clientWidth > {width} - 20 ? "fits" : page.scrollWidth
+}}
+</script>"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_it_without_a_word_or_a_request(output, tmp_path, width):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no chromium is installed")
+    folder = tmp_path / "page"
+    folder.mkdir()
+    write_report(output, str(folder / "x.html"))
+    (folder / "frame.html").write_text(FRAME.format(width=width))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    server.asked = []
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
+                   f"--user-data-dir={tmp_path}/profile", f"http://127.0.0.1:{server.server_port}/frame.html"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [path for path in server.asked if "favicon" not in path] == ["/frame.html", "/x.html"]
+    assert "CONSOLE" not in result.stderr
+    assert "<title>fits</title>" in result.stdout

@@ -90,7 +90,7 @@ def test_the_sums_are_those_of_the_stored_values(finished):
 
 
 def test_verify_proves_a_finished_run(finished):
-    result = verify(finished[1], "--json")
+    result = verify(finished[1], "--deep", "--json")
     summary = json.loads(result.stdout)
     assert (result.returncode, summary["verdict"], summary["num_records"]) == (0, "proven", len(TEXTS))
 
@@ -109,18 +109,8 @@ def test_verify_says_in_progress_while_a_stream_is_unfinished(copy_of):
     assert "not finished: worker 1" in result.stdout
 
 
-def damage_commit(commits, change):
-    commit = json.loads(commits[1].read_text())
-    commits[1].write_text(json.dumps(commit | change))
-
-
 @pytest.mark.parametrize("name, damage", [
     ("commits/00000001.json is missing", lambda commits, batches: commits[1].unlink()),
-    ("commits/00000001.json: not a readable", lambda commits, batches: commits[1].write_text("{")),
-    ("commits/00000001.json: begins at", lambda commits, batches: damage_commit(
-        commits, {"cursor_before": {"record": 0, "token_offset": 0}})),
-    ("commits/00000001.json: its record ids", lambda commits, batches: damage_commit(commits, {"record_ids_digest": "x"})),
-    ("batches/00000001.safetensors: committed by", lambda commits, batches: batches[1].unlink()),
     ("batches/00000001.safetensors: ", lambda commits, batches: batches[1].write_bytes(batches[1].read_bytes()[:-1] + b"!")),
 ])
 def test_verify_names_what_is_wrong(copy_of, name, damage):

@@ -87,6 +87,16 @@ def test_names_with_odd_characters(storage):
         assert (storage.read(name), storage.stat(name).name) == (name.encode(), name)
 
 
+def test_a_proxy_of_the_environment_is_used(gcs, monkeypatch):
+    """The server is asked as a proxy is, for a host that only it could know."""
+    monkeypatch.setenv("http_proxy", gcs.address)
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://storage.invalid")
+    bucket = open_storage("gs://bucket/run")
+    bucket.create("x", b"data")
+    assert (bucket.read("x"), [info.name for info in bucket.list()]) == (b"data", ["x"])
+
+
 def test_ranges(storage):
     storage.create("x", bytes(range(100)))
     assert storage.read("x", 10, 20) == bytes(range(10, 20))

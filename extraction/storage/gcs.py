@@ -267,8 +267,12 @@ def _make_client():
         client = storage.Client(project=None, credentials=AnonymousCredentials() if emulated else None)
     except OSError as error:
         raise DefaultCredentialsError(f"the credentials cannot be read: {error}") from error
+    session = client._http
     for scheme in ("https://", "http://"):
-        client._http.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=32))
+        session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=32))
+    # What requests would look up in the environment for each request, a fifth of its time, is looked up once.
+    settings = session.merge_environment_settings(client._connection.API_BASE_URL, {}, None, None, None)
+    session.proxies, session.verify, session.trust_env = settings["proxies"], settings["verify"], False
     return client
 
 

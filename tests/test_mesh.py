@@ -29,11 +29,21 @@ import sys, json, re
 from pathlib import Path
 import numpy as np
 from extraction.models.sharding import MeshShape
+from extraction.packing import BatchShape, pack_batches
+from extraction.pipeline import Layout, run_pipeline
+from extraction.records import Cursor, TokenizedRecord
+from extraction.shards import decode
 from tests.tiny_models import documents, load, run
 folder, rows, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 for name, mesh, hooks in cases:
     forward = load(folder / name, hooks, rows=rows, mesh=MeshShape.parse(mesh), compile_cache=str(folder / "compiled"))
     values, (sums,) = run(forward, documents(), rows=rows)
+    stored = []
+    records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(documents())]
+    batches = pack_batches(records, Cursor(0, 0), BatchShape(1, rows, 150), "split")
+    layout = Layout(0, forward.widths, np.dtype(np.float32))
+    run_pipeline(batches, layout, forward, 0, lambda batch, data, seconds: stored.append(decode(data).arrays))
+    assert all(np.array_equal(stored[0][hook], values[hook]) for hook in hooks), "stored otherwise than computed"
     exchanges = re.findall(r"= .* (all-\\w+|collective-permute|reduce-scatter)(?:-start)?\\(", forward._step.as_text())
     np.savez(folder / f"{name} {mesh}.npz", exchanges=exchanges, digest=forward.weights_digest, **values,
              **{hook + ".sum": found.sum for hook, found in sums.items()})

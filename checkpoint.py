@@ -152,6 +152,8 @@ class CommitChain:
 
         Raises Fenced if another worker committed this batch; storage's errors pass through, with nothing committed.
         """
+        if self.end_of_stream:
+            raise ValueError("the stream has ended: there is nothing to commit after its last batch")
         if batch.cursor_before != self.cursor:
             raise ValueError(f"batch begins at {batch.cursor_before}, the chain stands at {self.cursor}")
         begin = time.perf_counter()

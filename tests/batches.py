@@ -31,5 +31,5 @@ def data_of(batch: PackedBatch, number: int) -> memoryview | None:
 
 def extract_all(chain) -> None:
     """What a worker does, without a model: commit every batch from the chain's cursor on."""
-    for batch in batches_from(chain.cursor):
+    for batch in [] if chain.end_of_stream else batches_from(chain.cursor):
         chain.commit(batch, data_of(batch, chain.next_batch), {})

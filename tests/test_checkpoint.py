@@ -70,7 +70,7 @@ def test_stopped_after_any_batch_it_ends_with_the_same_bytes(storage, undisturbe
     chain = load(storage)
     for _ in range(stop):
         commit_next(chain)
-    extract_all(load(storage)) if not load(storage).end_of_stream else None
+    extract_all(load(storage))
     assert committed(storage) == undisturbed
 
 
@@ -80,7 +80,7 @@ def test_stopped_twice_it_ends_with_the_same_bytes(storage, undisturbed, first):
         chain = load(storage)
         for _ in range(stop):
             commit_next(chain)
-    extract_all(load(storage)) if not load(storage).end_of_stream else None
+    extract_all(load(storage))
     assert committed(storage) == undisturbed
 
 
@@ -136,6 +136,15 @@ def test_a_batch_that_does_not_begin_at_the_cursor_is_refused(storage):
     with pytest.raises(ValueError, match="the chain stands at"):
         load(storage).commit(batches[1], data_of(batches[1], 0), {})
     assert checkpoint.list_commits(storage, 0) == []
+
+
+def test_nothing_follows_the_end_of_the_stream(storage):
+    extract_all(load(storage))
+    chain, before = load(storage), checkpoint.list_commits(storage, 0)
+    (batch,) = batches_from(chain.cursor)
+    with pytest.raises(ValueError, match="the stream has ended"):
+        chain.commit(batch, data_of(batch, chain.next_batch), {})
+    assert checkpoint.list_commits(storage, 0) == before
 
 
 def test_a_stream_without_tokens_ends_with_a_commit_without_data(storage):

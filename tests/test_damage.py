@@ -1,6 +1,7 @@
 """What a worker says to a store, an input or a configuration that was changed between two starts, or under its feet."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -65,14 +66,27 @@ def test_stored_bytes_that_are_corrupted_on_the_way_back_are_named(gcs):
         CommitChain.load(storage, 0, FINGERPRINT)
 
 
-def test_a_listing_that_overtakes_a_commit_is_no_gap(storage, monkeypatch):
-    """A folder may be listed in any order: what is committed meanwhile can show without the commit before it."""
+def test_a_listing_that_overtakes_a_commit_is_no_gap(tmp_path, monkeypatch):
+    """A folder is read in any order: what is committed meanwhile can show without the commit before it."""
+    storage = open_storage(str(tmp_path))
     chain = CommitChain.load(storage, 0, FINGERPRINT)
     for batch in batches_from(chain.cursor)[:3]:
         chain.commit(batch, data_of(batch, chain.next_batch), {})
-    everything = list(storage.list("worker-00000/commits/"))
-    monkeypatch.setattr(storage, "list", lambda prefix: iter([everything[0], everything[2]]))
-    assert len(list_commits(storage, 0)) == 3
+    real = os.scandir
+
+    def too_early_for_the_second(folder):
+        with real(folder) as entries:
+            return Entries(entry for entry in entries if entry.name != "00000001.json")
+
+    class Entries(list):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+    monkeypatch.setattr(os, "scandir", too_early_for_the_second)
+    assert [name[-13:] for name in list_commits(storage, 0)] == [f"{number:08d}.json" for number in range(3)]
 
 
 # ---------------------------------------------------------------------------------------------- real runs

@@ -5,8 +5,11 @@ import os
 
 import pytest
 
+from checkpoint import CommitChain
 from extraction.errors import DamagedData, InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
 from extraction.storage import open_storage
+from tests.batches import extract_all
+from tests.workers import committed
 
 SMALL = b"some bytes"
 
@@ -33,6 +36,33 @@ def test_a_disk_that_fails_leaves_nothing_and_the_next_try_goes_through(tmp_path
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     local.create("folder/x", SMALL)
     assert local.read("folder/x") == SMALL
+
+
+@pytest.mark.parametrize("call", ["fsync", "link", "mkdir", "unlink"])
+def test_a_disk_that_fails_at_any_call_loses_nothing(tmp_path, monkeypatch, call):
+    """Every call of a whole run fails once, the worker ends, and the next start goes on."""
+    calm = open_storage(str(tmp_path / "calm"))
+    extract_all(CommitChain.load(calm, 0, "sha256:f"))
+    expected, real, ends = committed(calm), getattr(os, call), 0
+    for failing_call in range(1000):
+        storage, calls = open_storage(str(tmp_path / str(failing_call))), iter(range(1000))
+
+        def full(*arguments, number=failing_call, calls=calls, **keywords):
+            if next(calls) == number:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*arguments, **keywords)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, full)
+            try:
+                extract_all(CommitChain.load(storage, 0, "sha256:f"))
+                break  # the run has no call of this number
+            except TryAgain:
+                ends += 1
+        assert committed(storage) == expected[: len(committed(storage))]
+        extract_all(CommitChain.load(storage, 0, "sha256:f"))
+        assert committed(storage) == expected
+    assert ends >= 3
 
 
 def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):

@@ -96,6 +96,31 @@ def test_a_storm_beyond_the_deadline_loses_nothing(gcs, calm, monkeypatch, opera
     assert result() == calm
 
 
+@pytest.mark.parametrize("last", ["reset", "land-then-break"])
+def test_a_store_that_goes_away_at_any_request_loses_nothing(gcs, calm, monkeypatch, last):
+    """Every request of a whole run is the last one that gets through, or lands without an answer."""
+    monkeypatch.setenv("EXTRACT_RETRY_DEADLINE", "0.05")
+    ends = 0
+    for number in range(1000):
+        location = f"gs://bucket/away-{number}"
+        told = [gcs.instruct("*", "away-*", "throttle", rate=1e12, count=number), gcs.instruct("*", "away-*", last),
+                gcs.instruct("*", "away-*", "fail", count=10_000)]
+        try:
+            extract_all(load(location))
+        except TryAgain:
+            ends += 1
+        unused = told[1].count
+        for instruction in told:
+            instruction.count = 0
+        done = committed(open_storage(location))
+        assert done == calm[: len(done)]
+        extract_all(load(location))
+        assert committed(open_storage(location)) == calm
+        if unused:
+            break  # the run has no request of this number
+    assert ends == number >= 2 * len(calm)
+
+
 def test_a_landed_commit_whose_answer_never_came_is_known_by_its_attempt(gcs, calm, monkeypatch):
     """The answer is lost, then the service is away: the caller is told to try again, and may."""
     monkeypatch.setenv("EXTRACT_RETRY_DEADLINE", "0.2")

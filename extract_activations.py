@@ -75,7 +75,7 @@ def cli() -> None:
 @option("--store-dtype", default="bfloat16", type=click.Choice(["bfloat16", "float16", "float32"]))
 @option("--max-records", type=click.IntRange(0), help="Use only the first records of each stream.")
 @option("--mesh", default=None, help="data=4,model=2: devices that share the rows, and the weights; chosen by memory.")
-@option("--compile-cache", default="~/.cache/activation-extraction/xla", help="Folder of compiled steps; '' for none.")
+@option("--compile-cache", default="~/.cache/activation-extraction/xla", help="Folder or gs:// prefix of compiled steps.")
 @option("--queue-mib", default=512, type=click.IntRange(1), help="Data that may wait for upload; then compute waits.")
 @option("--progress/--no-progress", default=True, help="Show progress.")
 @option("--log-format", default="text", type=click.Choice(["text", "json"]), help="json is for Google Cloud Logging.")

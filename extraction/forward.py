@@ -237,6 +237,8 @@ def demand_of(config: ModelConfig, options: ForwardOptions) -> Demand:
 def _use_compile_cache(folder: str | None) -> None:
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", folder)
+        # Else the folder's path is a part of each entry's name, and what another machine compiled is never found.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

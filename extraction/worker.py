@@ -17,6 +17,7 @@ from checkpoint import Instance
 
 from .attempts import note_start, noted_ending
 from .background import in_background
+from .compile_cache import CompileCache
 from .config import ExtractionConfig, default_steps_per_batch, resolve_hook_points
 from .elastic import StreamChooser, work_all
 from .errors import InvalidRequest, ObjectNotFound, TryAgain
@@ -128,7 +129,8 @@ def prepare(options: RunOptions) -> Prepared:
     manifest = load_manifest(options.streams)
     devices = open_devices()
     options = with_sizes(options, model_config, hook_points, output)
-    model = load_model(options, folder, model_config, hook_points)
+    with CompileCache(options.compile_cache) as cache:
+        model = load_model(options, folder, model_config, (hook_points, cache.folder))
     config = configure(options, model, manifest)
     details = {
         "fingerprint": config.fingerprint,
@@ -139,7 +141,8 @@ def prepare(options: RunOptions) -> Prepared:
     run = checkpoint.join_run(output, config.to_json(), details)
     for line in version_differences(run.get("versions", {}), software_versions()):
         say(f"other software than the run was begun with: {line}", "WARNING")
-    say(f"ready on {devices} (mesh {model.forward.mesh}) after {time.perf_counter() - begin:.1f} s")
+    origin, seconds = "from the cache" if cache.held_step else "compiled", time.perf_counter() - begin
+    say(f"ready on {devices} (mesh {model.forward.mesh}), step {origin}, after {seconds:.1f} s")
     return Prepared(options, config, model, manifest, output, metrics)
 
 
@@ -185,16 +188,16 @@ def with_sizes(
 
 
 def load_model(
-    options: RunOptions, folder: ModelFolder, model_config: ModelConfig, hook_points: tuple[str, ...]
+    options: RunOptions, folder: ModelFolder, model_config: ModelConfig, what: tuple[tuple[str, ...], str | None]
 ) -> Model:
-    """The tokenizer, and the compiled step with its weights."""
+    """The tokenizer, and the step compiled with its weights; `what` is hook points and the folder of compiled steps."""
+    hook_points, cache = what
     tokenizer = RecordTokenizer(folder.path, options.bos)
     if tokenizer.vocabulary_size > model_config.vocab_size:
         raise InvalidRequest(
             f"{options.model}: the tokenizer has ids up to {tokenizer.vocabulary_size - 1}, the embedding has "
             f"{model_config.vocab_size} rows; they do not belong together"
         )
-    cache = os.path.expanduser(options.compile_cache) or None
     shape = StepShape(options.batch_size, options.seq_len)
     mesh = MeshShape.parse(options.mesh) if options.mesh else None
     step = ForwardOptions(hook_points, shape, options.compute_dtype, options.store_dtype, cache, mesh)

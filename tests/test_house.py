@@ -17,7 +17,7 @@ LEVELS = [
     {"worker", "shuffle", "parity"},
     {"checkpoint", "pipeline", "audit", "progress", "datasets", "reader", "attempts", "standing", "elastic",
      "status", "plan", "metrics", "report", "adapters", "exports"},
-    {"streams", "tokenization", "packing", "forward", "shards", "writer", "objects"},
+    {"streams", "tokenization", "packing", "forward", "shards", "writer", "objects", "compile_cache"},
     {"manifest", "parquet"},
     {"models", "storage"},
     {"config", "errors", "records", "faults", "preemption", "versions", "strict_json", "background", "prefetch",

@@ -82,7 +82,7 @@ PARSERS = [
 each_parser = pytest.mark.parametrize("kind, parse", PARSERS, ids=lambda value: value if isinstance(value, str) else "")
 
 
-def value_of(parse, data):
+def assert_answers(parse, data):
     """The parsed value, or None for a domain error that names the file; memory within the bound."""
     parse_quietly = contextlib.suppress(ExtractionError)
     with parse_quietly:  # once without, so that caches of libraries do not count
@@ -169,14 +169,14 @@ def with_header(data, header):
 @FUZZ
 @given(data=st.binary(max_size=400))
 def test_random_bytes(kind, parse, data):
-    value_of(parse, data)
+    assert_answers(parse, data)
 
 
 @each_parser
 @FUZZ
 @given(choice=st.data())
 def test_valid_files_with_changed_bytes(valid, kind, parse, choice):
-    value_of(parse, choice.draw(changed_bytes(valid[kind])))
+    assert_answers(parse, choice.draw(changed_bytes(valid[kind])))
 
 
 def put_at(text, path, mark):
@@ -191,16 +191,15 @@ def put_at(text, path, mark):
 
 
 @each_parser
-def test_each_value_of_a_valid_file_replaced_by_each_nasty_one(valid, kind, parse):
-    """One at a time, all of them; memory is looked at where the choice is random."""
+def test_each_assert_answers_a_valid_file_replaced_by_each_nasty_one(valid, kind, parse):
+    """One at a time, all of them."""
     data = valid[kind]
     text = header_of(data) if kind == "data object" else data
     for path in places_in(json.loads(text)):
         with_mark = put_at(text, path, "mark")
         for nasty in NASTY:
             changed = with_mark.replace('"mark"', nasty).encode()
-            with contextlib.suppress(ExtractionError):
-                parse(with_header(data, changed) if kind == "data object" else changed)
+            assert_answers(parse, with_header(data, changed) if kind == "data object" else changed)
 
 
 @each_parser
@@ -209,14 +208,14 @@ def test_each_value_of_a_valid_file_replaced_by_each_nasty_one(valid, kind, pars
 def test_valid_files_with_changed_values(valid, kind, parse, choice):
     data = valid[kind]
     if kind == "data object":
-        value_of(parse, with_header(data, choice.draw(changed_json(header_of(data)))))
+        assert_answers(parse, with_header(data, choice.draw(changed_json(header_of(data)))))
     else:
-        value_of(parse, choice.draw(changed_json(data)))
+        assert_answers(parse, choice.draw(changed_json(data)))
 
 
 @pytest.mark.parametrize("kind, parse", [parser for parser in PARSERS if parser[0] not in ("progress", "ending")])
 def test_the_valid_files_are_valid(valid, kind, parse):
-    assert value_of(parse, valid[kind]) is not None
+    assert assert_answers(parse, valid[kind]) is not None
 
 
 @pytest.mark.parametrize("text", [

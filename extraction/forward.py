@@ -230,7 +230,10 @@ def demand_of(config: ModelConfig, options: ForwardOptions) -> Demand:
     the host, and the widest tensors of one block in float32."""
     weights = sum(leaf.size * leaf.dtype.itemsize for _, leaf in weight_shapes(config, options))
     stored = sum(config.hook_width(name) for name in options.hook_points) * jnp.dtype(options.store_dtype).itemsize
-    working = 4 * (6 * config.width + 3 * config.mlp_width + 2 * config.num_heads * config.head_width)
+    mlp = 3 * config.mlp_width
+    if config.experts:  # each expert of a token has a copy of its own, on the way in and out
+        mlp = config.experts.per_token * (mlp + 2 * config.width)
+    working = 4 * (6 * config.width + mlp + 2 * config.num_heads * config.head_width)
     return Demand(options.shape.rows, weights, options.shape.seq_len * (4 * stored + working))
 
 

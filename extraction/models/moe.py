@@ -63,16 +63,16 @@ class Mixture(nnx.Module):
     def _mix(self, x: jax.Array, scores: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
         """Of x [B, T, D] and scores [B, T, E], what the chosen experts make of each token, float32 [B, T, D]."""
         weights, chosen = self._choose(scores)  # [B, T, k]
-        experts = chosen.reshape(-1)  # [M], M = B*T*k
+        k, experts = chosen.shape[-1], chosen.reshape(-1)  # [M], M = B*T*k
         order = jnp.argsort(experts)  # stable, so that the rows of an expert stay in the order of tokens
         sizes = (experts[:, None] == jnp.arange(len(gate))[None, :]).sum(axis=0)
-        rows = x.reshape(-1, x.shape[-1])[order // chosen.shape[-1]]  # [M, D]
+        rows = x.reshape(-1, x.shape[-1])[order // k]  # [M, D]
         activation = ACTIVATIONS[self.config.activation]
         inner = activation(grouped_dot(rows, gate, sizes)) * grouped_dot(rows, up, sizes)  # [M, F]
         rows = grouped_dot(inner, down, sizes)
-        # Gathered and not added up in place, which has no fixed order on every device.
-        parts = rows[jnp.argsort(order)].reshape(*chosen.shape, -1).astype(jnp.float32)
-        return (parts * weights[..., None]).sum(axis=2)
+        # Gathered, best expert first, and not added up in place, which has no fixed order on every device.
+        places = jnp.argsort(order).reshape(chosen.shape)
+        return sum(rows[places[..., i]].astype(jnp.float32) * weights[..., i, None] for i in range(k))
 
     def _choose(self, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The weights, float32, and the numbers of the experts of each token, the best first."""
@@ -106,12 +106,11 @@ def grouped_dot(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Ar
 
     A TPU has a kernel for it. Other compilers would multiply all rows by all kernels, so there it is a loop.
     """
-    ragged = partial(jax.lax.ragged_dot, preferred_element_type=jnp.float32)
-    return jax.lax.platform_dependent(rows, kernels, sizes, tpu=ragged, default=dot_by_blocks).astype(rows.dtype)
+    return jax.lax.platform_dependent(rows, kernels, sizes, tpu=jax.lax.ragged_dot, default=dot_by_blocks)
 
 
 def dot_by_blocks(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-    """The same in float32, block by block, about eight to a group, so that little is multiplied for nothing.
+    """The same, block by block, about eight to a group, so that little is multiplied for nothing.
 
     A group's last block reaches into the rows of the next one, whose own blocks come later and overwrite it.
     """
@@ -126,7 +125,7 @@ def dot_by_blocks(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.
         start = first_row[group] + (number - done) * block
         part = jax.lax.dynamic_slice_in_dim(padded, start, block)
         product = jnp.einsum("mi,io->mo", part, kernels[group], preferred_element_type=jnp.float32)
-        return jax.lax.dynamic_update_slice_in_dim(out, product, start, 0)
+        return jax.lax.dynamic_update_slice_in_dim(out, product.astype(out.dtype), start, 0)
 
-    out = jnp.zeros((len(padded), kernels.shape[-1]), jnp.float32)
+    out = jnp.zeros((len(padded), kernels.shape[-1]), rows.dtype)
     return jax.lax.fori_loop(0, last_block[-1], multiply, out)[: len(rows)]

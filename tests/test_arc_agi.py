@@ -132,7 +132,7 @@ CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-PLENTY = {"train": [{"input": [[1] * 10], "output": [[2] * 10]}] * 4, "test": [{"input": [[3] * 10]}]}
+PLENTY = {"train": [{"input": [[n] * 10], "output": [[n + 1] * 10]} for n in range(4)], "test": [{"input": [[3] * 10]}]}
 # Of the tiny model's tokenizer: each digit and each line break is a token, and so is the beginning of the text.
 
 

@@ -267,10 +267,14 @@ def test_statistics_decide_where_they_can(tmp_path):
         if column == "dump":
             data[begin:end] = b"\xff" * (end - begin)
     path.write_bytes(data)
-    assert create(tmp_path / "web", tmp_path / "out", 1, dumps=(DUMPS[0], DUMPS[2])).num_records == 6
-    mixed = tmp_path / "mixed"
-    write_rows(mixed, [[[(0.9, DUMPS[0], 1), (0.9, DUMPS[1], 1)]]])
-    assert create(mixed, tmp_path / "out2", 1, dumps=(DUMPS[0],)).num_records == 1
+    manifest = create(tmp_path / "web", tmp_path / "out", 1, dumps=(DUMPS[0], DUMPS[2]))
+    assert [piece.to_json() for piece in manifest.streams[0].pieces] == [[0, 0, 0, 3], [0, 2, 0, 3]]
+
+
+@pytest.mark.parametrize("other", [DUMPS[1], None])
+def test_statistics_that_do_not_decide_are_not_trusted(tmp_path, other):
+    write_rows(tmp_path / "web", [[[(0.9, DUMPS[0], 1), (0.9, other, 1)]]])
+    assert create(tmp_path / "web", tmp_path / "out", 1, dumps=(DUMPS[0],)).num_records == 1
 
 
 def test_rows_that_the_filter_counts_otherwise_are_damage(tmp_path):

@@ -39,7 +39,7 @@ from .publish import (
 
 ROWS_PER_GROUP = 1000
 GROUP_BYTES = 16 << 20
-PART_BYTES = 256 << 20
+PART_BYTES = 128 << 20
 META_BYTES = 64 << 10
 PREFIX = "stream-"
 

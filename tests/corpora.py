@@ -18,11 +18,11 @@ def text_of(number: int) -> str:
     return f"This is what document {number} says. " * (number % 4)
 
 
-def write_parquet(path: Path, groups: Iterable[pa.Table | Sequence[int]]) -> Path:
+def write_parquet(path: Path, groups: Iterable[pa.Table | Sequence[int]], statistics: bool = True) -> Path:
     """A Parquet file with one row group for each table, or for each run of document numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema({"text": pa.string(), "id": pa.string(), "token_count": pa.int64()})
-    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
+    with pq.ParquetWriter(path, schema, write_page_checksum=True, write_statistics=statistics) as writer:
         for group in groups:
             writer.write_table(group if isinstance(group, pa.Table) else table_of(group))
     return path

@@ -278,6 +278,15 @@ def test_columns_that_do_not_fit(tmp_path, columns, said):
     assert_refused(create("fineweb", tmp_path, 2, tmp_path / "out"), 2, f"{tmp_path}/x.parquet", said)
 
 
+@pytest.mark.parametrize("column", ["text", "id"])
+def test_nulls_that_the_footer_tells_of_are_named_at_once(tmp_path, column):
+    table = pa.table({"text": ["a", "b", None, "d"], "id": ["1", "2", "3", "4"]})
+    table = table if column == "text" else table.rename_columns(["id", "text"])
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=2)
+    said = f"x.parquet: row group 1 has 1 rows whose {column} is null"
+    assert_refused(create("fineweb", tmp_path, 1, tmp_path / "out"), 65, said)
+
+
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view()])
 def test_other_spellings_of_string_columns_are_read(tmp_path, kind):
     columns = [pa.array(["x", "y", "x"]).cast(kind), pa.array(["1", "2", "3"]).cast(kind)]

@@ -50,9 +50,9 @@ def corpus(tmp_path):
     return tmp_path / "corpus", str(tmp_path / "streams")
 
 
-def one_stream(tmp_path, groups):
+def one_stream(tmp_path, groups, statistics=True):
     """A single stream over a file `x.parquet` of these row groups."""
-    write_parquet(tmp_path / "x.parquet", groups)
+    write_parquet(tmp_path / "x.parquet", groups, statistics)
     location = str(tmp_path / "streams")
     published = fineweb.create(open_storage(location), str(tmp_path / "x.parquet"), 1)
     return open_stream(published.manifest, location, 0)
@@ -249,7 +249,7 @@ def table_with(column, position, value):
 @pytest.mark.parametrize("value, what", [(None, "is null"), (b"ab\xffc", "is 'utf-8' codec can't decode byte 0xff")])
 @pytest.mark.parametrize("position", [0, 3])
 def test_a_bad_value_is_named_after_all_records_before_it(tmp_path, column, value, what, position):
-    stream = one_stream(tmp_path, [range(5), table_with(column, position, value)])
+    stream = one_stream(tmp_path, [range(5), table_with(column, position, value)], statistics=False)
     records = stream.read_records(2)
     assert [next(records).index for _ in range(3 + position)] == list(range(2, 5 + position))
     with pytest.raises(DamagedData) as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InvalidRequest
+from ..errors import DamagedData, InvalidRequest
 from ..parquet import Files, OpenFile, damage_named, read_footer, row_group_sizes
 from ..selection import SCORE, RowFilter
 from .footer_cache import FooterCache
@@ -26,7 +26,7 @@ from .sources import SourceFile
 from .tracking import track
 
 if TYPE_CHECKING:
-    import pyarrow
+    import pyarrow.parquet
 
 THREADS = 16
 AHEAD = 4 * THREADS  # files whose footers are asked for before the first of them is used
@@ -128,6 +128,8 @@ def inspect(files: Files, file: SourceFile, wanted: Wanted) -> FileGroups:
             schema = metadata.schema.to_arrow_schema()
         _check_columns(file.name, schema, wanted)
         rows = np.array(row_group_sizes(metadata), np.int64)
+        if not wanted.filter.columns:
+            _check_nulls(file.name, metadata, wanted.texts)
         if not wanted.small_columns:
             return FileGroups(facts, rows, rows)
         parquet = _parquet(opened, metadata)
@@ -181,6 +183,17 @@ def _check_columns(name: str, schema: "pyarrow.Schema", wanted: Wanted) -> None:
         fits, what = numbers.get(column, (is_text, "a string"))
         if not fits(schema.field(column).type):
             raise InvalidRequest(f"{name}: column {column!r} is {schema.field(column).type}, not {what}")
+
+
+def _check_nulls(name: str, metadata: "pyarrow.parquet.FileMetaData", columns: Sequence[str]) -> None:
+    """A null that the statistics tell of would stop a worker that comes to it, so it is told of at once."""
+    places = {metadata.schema.column(number).path: number for number in range(metadata.num_columns)}
+    for column in columns:
+        for number in range(metadata.num_row_groups):
+            statistics = metadata.row_group(number).column(places[column]).statistics
+            if statistics is not None and statistics.has_null_count and statistics.null_count:
+                count = statistics.null_count
+                raise DamagedData(f"{name}: row group {number} has {count} rows whose {column} is null; take them out")
 
 
 def is_text(kind: Any) -> bool:

@@ -10,6 +10,7 @@ cannot be asked for is never a reason to fail.
 Cost: a waiting thread, and on such machines another one with one request a minute.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -34,13 +35,17 @@ class Stop(threading.Event):
         self._once = threading.Lock()
 
     def order(self, reason: str) -> None:
-        """Set the event, and end the process if it does not end by itself in time. For a thread that may wait."""
+        """End the process: at once, or with something in flight by the event, and by force when the grace is over.
+
+        For a thread that may wait.
+        """
         if not self._once.acquire(blocking=False):
             return
-        what = "finishing what is in flight" if self.busy else "nothing is in flight"
-        say(f"{reason}: {what}")
-        self.set()
-        if self.busy:
+        busy = self.busy
+        with contextlib.suppress(OSError, ValueError):  # of a log that nobody reads any more
+            say(f"{reason}: {'finishing what is in flight' if busy else 'nothing is in flight'}")
+        if busy:
+            self.set()
             time.sleep(GRACE_SECONDS)
         os._exit(TryAgain.exit_code)
 

@@ -154,3 +154,14 @@ def test_a_server_without_the_notice_is_no_reason_to_fail(failures, flavor):
 def test_no_server_at_all_is_no_reason_to_fail():
     with waiting("127.0.0.1:9", 0.5) as process:
         assert (process.communicate(timeout=30)[1], process.returncode) == ("", 0)
+
+
+def test_a_log_that_nobody_reads_does_not_keep_it_alive():
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen([sys.executable, "-c", WAITING, "30"], cwd=ROOT, stdout=subprocess.PIPE, stderr=writer)
+    os.close(writer)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == TRY_AGAIN

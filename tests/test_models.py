@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from extraction.models.architectures import ARCHITECTURES
 from extraction.models.config import FAMILIES, Rope, all_hook_points, read_model_config
 from extraction.models.config.common import rope as rope_of
 from extraction.models.location import ModelFolder, locate_model
-from extraction.models.moe import dot_by_blocks
+from extraction.models.moe import dot_by_blocks, grouped_dot
 from extraction.models.rope import rope_frequencies
 from tests.tiny_models import CONFIGS, LINEAR, LLAMA3, SIZES, YARN, TinyModel, documents, error, load, run
 
@@ -221,6 +222,15 @@ def test_each_row_is_multiplied_by_the_kernel_of_its_group(sizes):
     ours = jax.jit(dot_by_blocks)(rows, kernels, np.array(sizes, np.int32))
     theirs = np.einsum("mi,mio->mo", rows.astype(np.float64), kernels[np.repeat(np.arange(7), sizes)])
     assert error(np.asarray(ours), theirs) < 1e-6
+
+
+@pytest.mark.parametrize("platform, form, other", [("tpu", "ragged_dot", "while"), ("cpu", "while", "ragged_dot")])
+def test_only_a_tpu_is_left_to_multiply_groups_in_its_own_way(platform, form, other):
+    """Other compilers would multiply every row by the kernels of all groups."""
+    shapes = (((1000, 64), jnp.bfloat16), ((7, 64, 32), jnp.bfloat16), ((7,), jnp.int32))
+    traced = jax.jit(grouped_dot).trace(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert form in program and other not in program
 
 
 def test_the_embedding_of_gemma_is_scaled_as_the_reference_rounds_it(models):

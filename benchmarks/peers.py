@@ -1,4 +1,4 @@
-"""What others do with the same documents and model: one peer, in a process of its own, under any interpreter that has it.
+"""What others do with the same documents and model: one peer, in a process of its own, by any interpreter.
 
 In: Parquet files with a `text` column and a model folder. Out: one line of JSON: real tokens, and the seconds of the
 loop from the first document to the last stored activation, without start-up and without a first batch to warm up.
@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -38,7 +39,7 @@ def load(folder: Path, dtype: str):
     return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
 
-def padded_batches(tokenizer, texts: list[str], rows: int, seq_len: int) -> Iterator[dict]:
+def padded_batches(tokenizer: Any, texts: list[str], rows: int, seq_len: int) -> Iterator[dict]:
     """Documents in their order, `rows` at a time, cut at seq_len."""
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     for start in range(0, len(texts), rows):
@@ -46,7 +47,7 @@ def padded_batches(tokenizer, texts: list[str], rows: int, seq_len: int) -> Iter
                         return_tensors="pt")
 
 
-def packed_batches(tokenizer, texts: list[str], rows: int, seq_len: int) -> Iterator[dict]:
+def packed_batches(tokenizer: Any, texts: list[str], rows: int, seq_len: int) -> Iterator[dict]:
     """All tokens end to end; what does not fill a last batch is left out."""
     import torch
 
@@ -57,7 +58,7 @@ def packed_batches(tokenizer, texts: list[str], rows: int, seq_len: int) -> Iter
         yield {"input_ids": block, "attention_mask": torch.ones_like(block)}
 
 
-def run_transformers(batches: Iterator[dict], model, layer: int, output: Path) -> dict:
+def run_transformers(batches: Iterator[dict], model: Any, layer: int, output: Path) -> dict:
     """Each batch through the model; the activations of real tokens as bfloat16 in a file of their own."""
     import torch
     from safetensors.torch import save_file

@@ -1,8 +1,8 @@
 """Real tokens a second, end to end, next to what others do with the same documents and model on this machine.
 
-In: a corpus (examples/make_corpus.py). Out: for each, the median rate of `--rounds` rounds in which all take turns in the
-same order, and our rate over it. The model has SmolLM2-135M's sizes and random weights, the hook point lies behind layer 15.
-Ours is a whole worker: records read, tokenised, packed, computed, stored and committed in a local folder. The peers
+In: a corpus (examples/make_corpus.py). Out: for each, the median rate of `--rounds` rounds in which all take turns in
+the same order, and our rate over it. The model has SmolLM2-135M's sizes and random weights, the hook lies behind layer
+15. Ours is a whole worker: records read, tokenised, packed, computed, stored and committed in a local folder. The peers
 are those of benchmarks/peers.py; sae-lens has pins of its own, so it is run by the interpreter given by `--saelens`.
 
     python benchmarks/throughput.py --corpus DIR --saelens VENV/bin/python --output benchmarks/results/throughput.json
@@ -41,11 +41,11 @@ def run_peer(python: str, kind: str, common: list[str], output: Path) -> float:
     return found["tokens"] / found["seconds"]
 
 
-def measure(work: Path, corpus: Path, flags: dict[str, object], rounds: int, saelens: str | None) -> dict[str, list[float]]:
+def measure(work: Path, corpus: Path, flags: dict, rounds: int, saelens: str | None) -> dict[str, list[float]]:
     """Rates of every round, by who."""
     model = make_135m(work / "model")
-    subprocess.run([sys.executable, ROOT / "create_dataset_streams.py", "fineweb", "--source", corpus, "--num-streams", "1",
-                    "--output", work / "streams"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, ROOT / "create_dataset_streams.py", "fineweb", "--source", corpus,
+                    "--num-streams", "1", "--output", work / "streams"], check=True, stdout=subprocess.DEVNULL)
     common = ["--model", str(model), "--corpus", str(corpus), "--documents", str(flags["max-records"]),
               "--layer", flags["layers"], "--seq-len", str(flags["seq-len"]), "--dtype", flags["compute-dtype"]]
     padded = [*common, "--batch-size", "8"]

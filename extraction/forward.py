@@ -324,8 +324,14 @@ def _scan(block: Callable, layers: dict, x: jax.Array, what: tuple[CapturePlan, 
         x, buffers = carry
         layer, places = scanned
         x, taps = run(x, layer)
-        return (x, {kind: layout.captured(_write(buffers[kind], taps[kind], places[kind])) for kind in buffers}), None
+        written = {kind: write[kind](buffers[kind], taps[kind], places[kind], 0) for kind in buffers}
+        return (x, {kind: layout.captured(buffer) for kind, buffer in written.items()}), None
 
+    # Only a kind whose captures end below the last layer has layers that must not write; else that is not asked.
+    write = {
+        kind: _write if captured[-1] < plan.num_layers - 1 else jax.lax.dynamic_update_index_in_dim
+        for kind, captured in plan.layers_of.items()
+    }
     first = jax.tree.map(lambda array: array[0], layers)
     shapes = jax.eval_shape(run, x, first)[1]
     buffers = {
@@ -340,12 +346,12 @@ def _scan(block: Callable, layers: dict, x: jax.Array, what: tuple[CapturePlan, 
     return x, found
 
 
-def _write(buffer: jax.Array, value: jax.Array, place: jax.Array) -> jax.Array:
+def _write(buffer: jax.Array, value: jax.Array, place: jax.Array, axis: int = 0) -> jax.Array:
     """The buffer with `value` at `place`; unchanged when `place` is one beyond the last captured layer."""
     last = len(buffer) - 1
     at = jnp.minimum(place, last)
     kept = jnp.where(place > last, buffer[at], value)
-    return jax.lax.dynamic_update_index_in_dim(buffer, kept, at, 0)
+    return jax.lax.dynamic_update_index_in_dim(buffer, kept, at, axis)
 
 
 def _compact(tensor: jax.Array, slots: jax.Array, counts: jax.Array, layout: Layout) -> tuple[jax.Array, ...]:

@@ -184,6 +184,21 @@ def report(output: str, html: str, streams: str | None, tokenizer: str | None) -
 
 
 @cli.command()
+@click.argument("output")
+@click.option("--to", "layout", required=True, type=click.Choice(["npy", "openmoss", "saelens"]))
+@click.option("--folder", required=True, help="A new local folder.")
+@click.option("--hook-point", multiple=True, help="May be given more than once; by default all.")
+@click.option("--context-size", default=128, show_default=True, type=click.IntRange(1), help="SAELens: tokens in a row.")
+def export(output: str, layout: str, folder: str, hook_point: tuple[str, ...], context_size: int) -> None:
+    """Write what is committed in the layout of another tool."""
+    from extraction.exports import ExportOptions
+    from extraction.exports import export as write
+
+    tokens = write(output, layout, folder, ExportOptions(hook_point or None, context_size))
+    click.echo(f"{folder}: {tokens:,} tokens of {output}")
+
+
+@cli.command()
 @option("--model", required=True, help="Hub id or folder of a Hugging Face model.")
 @option("--revision", default=None, help="Branch, tag or commit of a hub model.")
 @option("--streams", default=None, help="Compare on the first records of stream 0 of this folder or gs:// prefix,")

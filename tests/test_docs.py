@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -58,6 +60,15 @@ def test_links_and_files_exist(page):
 @pytest.mark.parametrize("command", ["run", "status"])
 def test_flags_that_the_pages_name_exist(command):
     shown = python("extract_activations.py", command, "--help").stdout
-    flags = {"run": ("--idle-after", "--metrics-port", "--log-format"), "status": ("--watch", "--json", "--stuck-after")}
+    flags = {"run": ("--idle-after", "--metrics-port", "--log-format"),
+             "status": ("--watch", "--json", "--stuck-after")}
     text = (DOCS / "operations.md").read_text()
     assert all(flag in shown and flag in text for flag in flags[command])
+
+
+def test_the_reading_examples_run(output):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / "reading.md").read_text(), re.DOTALL))
+    result = subprocess.run([sys.executable, "-c", f"OUTPUT = {output.location!r}\n{code}"], cwd=ROOT,
+                            capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "torch.bfloat16" in result.stdout

@@ -14,9 +14,9 @@ SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "extraction").rglob("*.py")])
 # Each level may import the levels after it.
 LEVELS = [
     {"extract_activations", "create_dataset_streams"},
-    {"worker", "shuffle", "parity"},
+    {"worker", "shuffle", "adapters", "parity"},
     {"checkpoint", "pipeline", "audit", "progress", "datasets", "reader", "attempts", "standing", "elastic",
-     "status", "plan", "metrics", "report", "adapters", "exports"},
+     "status", "plan", "metrics", "report", "exports"},
     {"streams", "tokenization", "packing", "forward", "shards", "writer", "objects", "compile_cache"},
     {"manifest", "parquet"},
     {"models", "storage"},
@@ -29,6 +29,7 @@ BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "pac
           ("attempts", "checkpoint"), ("standing", "checkpoint"), ("standing", "attempts"), ("elastic", "standing"),
           ("status", "checkpoint"), ("status", "standing"), ("parquet", "manifest"),
           ("metrics", "checkpoint"), ("report", "checkpoint"), ("report", "reader"), ("report", "audit"),
+          ("exports", "reader"), ("exports", "shards"), ("adapters", "shuffle"),
           ("report", "status"), ("report", "objects")}
 PLAIN = LEVELS[-1]
 
@@ -75,7 +76,7 @@ def test_imports_point_one_way(path):
 
 @pytest.mark.parametrize("package, users", [
     ("jax", {"forward", "models", "plan"}), ("flax", {"forward", "models", "plan"}),
-    ("google", {"storage"}), ("torch", {"parity"}),
+    ("google", {"storage"}), ("torch", {"parity", "adapters"}),
 ])
 def test_only_these_import_it(package, users):
     for path in SOURCES:

@@ -47,7 +47,8 @@ def noted_ending(storage: Storage, worker_id: int, instance: Instance) -> Iterat
         state = "fenced" if isinstance(error, Fenced) else "failed"
         message = str(error) if isinstance(error, ExtractionError) else f"{type(error).__name__}: {error}"
         ending = Ending(state, message[:2000], instance.attempt, instance.host)
-        _note(storage, f"{checkpoint.worker_folder(worker_id)}/{ENDED}{instance.attempt}.json", asdict(ending))
+        name = f"{checkpoint.worker_folder(worker_id)}/{ENDED}{instance.attempt}.json"
+        _note(storage, name, asdict(ending), known=type(error))
         raise
 
 
@@ -63,8 +64,10 @@ def parse_ending(data: bytes) -> Ending:
     return Ending("failed", "(the note of its ending cannot be read)", "", "")
 
 
-def _note(storage: Storage, name: str, content: dict) -> None:
+def _note(storage: Storage, name: str, content: dict, known: type | None = None) -> None:
+    """Write a note. Trouble of the kind that is `known` already, since it is what is being noted, needs no second line."""
     try:
         storage.create(name, (json.dumps({"schema": 1} | content) + "\n").encode())
     except ExtractionError as error:
-        say(f"{name} is not written: {error}", "WARNING")
+        if type(error) is not known:
+            say(f"{name} is not written: {error}", "WARNING")

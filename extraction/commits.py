@@ -83,7 +83,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Commit:
-    """The content of a commit; names and units are those of the JSON."""
+    """The content of a commit; names and units are those of the JSON. A reader does without the keys with a default."""
 
     worker_id: int
     batch: int
@@ -95,15 +95,18 @@ class Commit:
     end_of_stream: bool
     attempt: str
     fingerprint: str
-    record_ids_digest: str
-    host: str
-    started: str
-    versions: dict[str, str]
     seconds: dict[str, float]
-    totals: Totals
+    record_ids_digest: str | None = None
+    host: str = "unknown"
+    started: str = "unknown"
+    versions: dict[str, str] = field(default_factory=dict)
+    totals: Totals = Totals()
 
     def to_bytes(self) -> bytes:
         return (json.dumps({"schema": SCHEMA} | asdict(self), sort_keys=True) + "\n").encode()
+
+
+_OPTIONAL = {"record_ids_digest", "host", "started", "versions", "totals"}
 
 
 def data_name(commit: Commit) -> str:
@@ -121,10 +124,10 @@ def parse_commit(data: bytes, name: str) -> Commit:
             raise ValueError(f"{len(data):,} bytes are too many")
         value = loads(data)
         _check_schema(value.pop("schema"), f"{name}: commit")
-        known = {key: value[key] for key in Commit.__dataclass_fields__}
+        known = {key: value[key] for key in Commit.__dataclass_fields__ if key in value or key not in _OPTIONAL}
         kinds = {"cursor_before": Cursor, "cursor_after": Cursor, "data": DataObject, "totals": Totals}
         for key, kind in kinds.items():
-            if key != "data" or known[key] is not None:
+            if key in known and (key != "data" or known[key] is not None):
                 known[key] = kind(**{part: known[key][part] for part in kind.__dataclass_fields__})
         commit = Commit(**known)
         _check_types(commit)
@@ -146,7 +149,8 @@ def _check_types(commit: Commit) -> None:
     counts += [totals.tokens, totals.bytes, totals.attempts]
     for cursor in (commit.cursor_before, commit.cursor_after):
         counts += [cursor.record, cursor.token_offset]
-    strings = [commit.attempt, commit.fingerprint, commit.record_ids_digest, commit.host, commit.started]
+    strings = [commit.attempt, commit.fingerprint, commit.host, commit.started]
+    strings += [] if commit.record_ids_digest is None else [commit.record_ids_digest]
     if commit.data is not None:
         counts += [commit.data.size, 0 if commit.data.generation is None else commit.data.generation]
         strings += [commit.data.name, commit.data.crc32c]

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 import checkpoint
 
-from .errors import TryAgain
+from .errors import InvalidRequest, ObjectNotFound, TryAgain
 from .standing import Standing, read_standing
 from .storage import open_storage
 
@@ -90,9 +90,13 @@ class RunStatus:
 
 
 def read_status(output: str, stuck_after: float = STUCK_AFTER) -> RunStatus:
-    """Look at every stream. Raises what storage raises, ObjectNotFound or DamagedData about `run.json`."""
+    """Look at every stream. Raises InvalidRequest where there is no run, DamagedData about `run.json`, and what storage
+    raises."""
     storage = open_storage(output)
-    run, now = checkpoint.read_run(storage), storage.now()
+    try:
+        run, now = checkpoint.read_run(storage), storage.now()
+    except ObjectNotFound:
+        raise InvalidRequest(f"{output} holds no run: there is no {checkpoint.RUN}; give the --output of a run") from None
     sizes = run.get("records_per_stream")
     begun = [number for folder in storage.folders() if (number := checkpoint.worker_number(folder)) is not None]
     sizes = dict(enumerate(sizes)) if isinstance(sizes, list) else {}

@@ -10,11 +10,12 @@ from collections import Counter
 import pytest
 
 import checkpoint
+from extraction.attempts import noted_ending
 from extraction.audit import audit_run
 from extraction.errors import ConfigurationMismatch, DamagedData, InvalidRequest, PermissionDenied
 from extraction.packing import pack_batches
 from extraction.records import Cursor
-from extraction.storage import open_storage
+from extraction.storage import crc32c_base64, open_storage
 from tests.batches import SHAPE
 from tests.stream_runs import COMMIT, DATA, NUM_WORKERS, assert_found, edited, extract, flipped, join, make_streams
 from tests.workers import verify
@@ -155,6 +156,39 @@ def test_long_lists_are_cut_for_people_only(store):
     assert len(store.audit().to_json()["uncommitted"]) == 50
 
 
+def with_the_keys_of_the_contract(data):
+    """A commit without what this version adds to the keys that every version has."""
+    added = ("record_ids_digest", "host", "started", "versions", "totals")
+    return json.dumps({key: value for key, value in json.loads(data).items() if key not in added}).encode()
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_commits_with_no_more_than_the_keys_of_the_contract_are_proven_and_gone_on_from(store, deep):
+    for info in list(store.storage.list("worker-00000/commits/")):
+        store.change(info.name, with_the_keys_of_the_contract)
+    last = list(store.storage.list("worker-00000/commits/"))[-1].name
+    whole = store.storage.read(last)
+    store.remove(last)
+    store.change(COMMIT.replace("00001.json", "00002.json"), with_the_keys_of_the_contract)
+    audit = store.audit(deep=deep)
+    assert (audit.verdict, audit.problems) == ("in progress", [])
+    extract(store.storage, store.streams, 0)
+    audit = store.audit(deep=deep)
+    assert (audit.verdict, audit.problems) == ("proven", [])
+    assert json.loads(store.storage.read(last))["cursor_after"] == json.loads(whole)["cursor_after"]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_record_ids_that_no_commit_tells_are_those_of_the_data(store, deep):
+    """The ids of worker 1 in the data of worker 0, under a commit that fits."""
+    other = store.storage.read(DATA.replace("r-00000", "r-00001"))
+    commit = json.loads(with_the_keys_of_the_contract(store.storage.read(COMMIT)))
+    store.put(DATA, other)
+    commit["data"] |= {"size": len(other), "crc32c": crc32c_base64(other)}
+    store.put(COMMIT, json.dumps(commit).encode())
+    assert_found(store.problems(deep=deep), f"{COMMIT}: its record ids are not those of records 2")
+
+
 # ---------------------------------------------------------------------------------------- where there is no run
 
 
@@ -169,9 +203,17 @@ def test_an_output_of_something_else_holds_no_run(empty):
         empty.audit()
 
 
+def test_the_note_of_a_start_that_failed_before_it_joined_is_no_run(empty):
+    with pytest.raises(InvalidRequest), noted_ending(empty.storage, 0, checkpoint.Instance()):
+        raise InvalidRequest("--layers 99")
+    assert empty.storage.folders() == ["worker-00000"]
+    with pytest.raises(InvalidRequest, match="holds no run"):
+        empty.audit()
+
+
 def test_a_lost_run_description_is_damage(store):
     store.remove("run.json")
-    with pytest.raises(DamagedData, match="run.json is missing, but worker-00000 is there"):
+    with pytest.raises(DamagedData, match="run.json is missing, but worker-00000/commits/00000000.json is there"):
         store.audit()
 
 

@@ -182,6 +182,23 @@ def test_an_unreadable_last_commit_stops_the_worker_and_is_named(storage, conten
         load(storage)
 
 
+def test_a_commit_with_no_more_than_the_keys_of_the_format_is_read():
+    """The example of the design: what this version adds to it has values of its own where it is absent."""
+    example = {
+        "schema": 1, "worker_id": 3, "batch": 41,
+        "cursor_before": {"record": 1200, "token_offset": 0}, "cursor_after": {"record": 1236, "token_offset": 2048},
+        "data": {"name": "batches/00000041.safetensors", "size": 117440512, "crc32c": "AAAAAA==",
+                 "generation": 1763937000000000},
+        "num_records": 37, "num_tokens": 65110, "end_of_stream": False,
+        "attempt": "5f0c", "fingerprint": "sha256:0", "seconds": {"step": 1.91, "upload": 0.74},
+    }
+    commit = checkpoint.parse_commit(json.dumps(example).encode(), "commit")
+    assert (commit.cursor_after, commit.data.size, commit.host) == (Cursor(1236, 2048), 117440512, "unknown")
+    for key in example:
+        with pytest.raises(DamagedData, match=f"not a readable commit .*{key}"):
+            checkpoint.parse_commit(json.dumps({k: v for k, v in example.items() if k != key}).encode(), "commit")
+
+
 def test_a_gap_stops_the_worker_and_names_what_is_missing(storage):
     commit_next(load(storage))
     storage.create("worker-00000/commits/00000002.json", b"{}")

@@ -105,6 +105,11 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, name):
         open_storage(str(tmp_path)).create(name, SMALL)
 
 
+def test_a_place_where_no_folder_can_be_made_is_named():
+    with pytest.raises(InvalidRequest, match="/proc/run: no folder can be made in /proc"):
+        open_storage("/proc/run").create("worker/x", SMALL)
+
+
 def test_a_file_system_that_can_do_neither_is_refused_in_words(tmp_path, monkeypatch):
     import ctypes
 

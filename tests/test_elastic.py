@@ -11,7 +11,7 @@ import pytest
 import checkpoint
 from extraction.attempts import Ending, note_start, noted_ending, parse_ending
 from extraction.elastic import StreamChooser, work_all
-from extraction.errors import DamagedData, Fenced, TryAgain
+from extraction.errors import DamagedData, Fenced, InvalidRequest, TryAgain
 from extraction.reader import ActivationReader
 from extraction.standing import read_standing
 from extraction.storage import open_storage
@@ -132,6 +132,14 @@ def test_how_an_attempt_ended_is_noted(output, error, state):
     ending = read_standing(output, 7).ending
     assert (ending and ending.state) == state
     assert ending is None or (ending.attempt == instance.attempt and str(error) in ending.message)
+
+
+@pytest.mark.parametrize("error, lines", [(InvalidRequest("a file is there"), 0), (DamagedData("bad"), 1)])
+def test_a_place_that_takes_no_note_either_is_told_of_once(tmp_path, capfd, error, lines):
+    (tmp_path / "file").touch()
+    with pytest.raises(type(error)), noted_ending(open_storage(str(tmp_path / "file")), 0, checkpoint.Instance()):
+        raise error
+    assert capfd.readouterr().err.count("is not written") == lines
 
 
 def test_a_commit_after_an_ending_outdates_it(output):

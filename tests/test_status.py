@@ -107,7 +107,7 @@ def test_the_command_prints_a_table_or_json(output):
     found = json.loads(result.stdout)
     assert (result.returncode, found["tokens"], len(found["streams"])) == (75, read_status(output).total("tokens"), 7)
     result = python("extract_activations.py", "status", output + "-not-there")
-    assert result.returncode == 65 and "run.json" in result.stderr
+    assert result.returncode == 2 and "holds no run: there is no run.json" in result.stderr
 
 
 def test_those_in_trouble_come_first_and_the_rest_is_counted(output):

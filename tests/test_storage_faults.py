@@ -211,3 +211,9 @@ def test_a_retry_deadline_that_is_no_number_is_named(monkeypatch):
     monkeypatch.setenv("EXTRACT_RETRY_DEADLINE", "soon")
     with pytest.raises(InvalidRequest, match="EXTRACT_RETRY_DEADLINE=soon"):
         open_storage("gs://bucket/run")
+
+
+@pytest.mark.parametrize("location", ["gs://", "gs:///", "gs:///run"])
+def test_a_location_without_a_bucket_is_refused(gcs, location):
+    with pytest.raises(InvalidRequest, match="give gs://bucket/prefix"):
+        open_storage(location)

@@ -78,8 +78,10 @@ def _read_run(storage: Storage) -> dict:
         return checkpoint.read_run(storage)
     except ObjectNotFound:
         folders = [folder for folder in storage.folders() if _WORKER_FOLDER.fullmatch(folder)]
-    if folders:
-        raise DamagedData(f"{storage}/{checkpoint.RUN} is missing, but {folders[0]} is there: restore it")
+    # A start that failed before it had joined a run leaves a note in its folder, and no more.
+    stored = next((info.name for folder in folders for info in storage.list(f"{folder}/commits/")), None)
+    if stored:
+        raise DamagedData(f"{storage}/{checkpoint.RUN} is missing, but {stored} is there: restore it")
     raise InvalidRequest(f"{storage} holds no run: there is no {checkpoint.RUN}; give the --output of a run")
 
 

@@ -5,22 +5,23 @@ running worker adds meanwhile is not taken for damage. The commits are listed fi
 data of a listed commit must be in the second list; a commit that is missing in the middle was created before the one
 after it, so a second listing must show it.
 
-Cost: a request for each 1,000 commits and each 1,000 data objects, one for each commit, and one column of the stream;
-of a local folder every data object is read besides, since nothing else knows its checksum. With `deep` each data object
-is read once, wherever it lies. Memory: `AHEAD` commits, a line for each problem, and with `deep` as many data objects
-as the pool has threads.
+Cost: a request for each 1,000 commits and each 1,000 data objects, one for each commit (two for one that does not tell
+its record ids: the header of its data does), and one column of the stream; of a local folder every data object is read
+besides, since nothing else knows its checksum. With `deep` each data object is read once, wherever it lies. Memory:
+`AHEAD` commits, a line for each problem, and with `deep` as many data objects as the pool has threads.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import checkpoint
 from checkpoint import Commit, Totals
 
 from ..errors import DamagedData, ObjectNotFound
+from ..objects import BatchRef, StoredBatch
 from ..records import Cursor
 from ..storage import ObjectInfo, Storage
 from .contents import Contents, check_contents
@@ -141,10 +142,22 @@ def _look_at_data(reading: Reading, commit: Commit, data: ObjectInfo | None, run
         checkpoint.compare_data(commit, data)
     elif not reading.deep:
         checkpoint.check_data(reading.storage, commit)
+    if commit.record_ids_digest is None:
+        commit = replace(commit, record_ids_digest=checkpoint.digest_ids(_stored_ids(reading.storage, commit)))
     if not reading.deep:
         return _Seen(name, commit)
     contents = check_contents(reading.storage.read(data.name), commit, run)
     return _Seen(name, commit, contents.problems, contents)
+
+
+def _stored_ids(storage: Storage, commit: Commit) -> list[str]:
+    """The record ids in the header of a commit's data object."""
+    place = (commit.worker_id, commit.batch, checkpoint.data_name(commit), commit.data.size)
+    return StoredBatch(storage, BatchRef(*place, commit.num_tokens, commit.cursor_before, commit.cursor_after)).record_ids
+
+
+def _has_totals(commit: Commit) -> bool:
+    return commit.totals != Totals()
 
 
 class _Walk:
@@ -173,7 +186,7 @@ class _Walk:
             problems.append("stands after the end of the stream")
         problems = problems or list(self._check_ids(commit))
         audit.problems += [f"{seen.name}: {problem}" for problem in problems]
-        self._cursor, self._totals = commit.cursor_after, commit.totals
+        self._cursor, self._totals = commit.cursor_after, commit.totals if _has_totals(commit) else None
         audit.num_batches += 1
         audit.num_tokens += commit.num_tokens
         audit.num_bytes += commit.data.size if commit.data else 0
@@ -212,7 +225,7 @@ class _Walk:
             yield f"{commit.num_tokens} tokens do not go with data {commit.data}"
         if commit.num_tokens > self._run.num_slots:
             yield f"counts {commit.num_tokens:,} tokens, and a batch has room for {self._run.num_slots:,}"
-        if self._totals is not None:
+        if self._totals is not None and _has_totals(commit):
             tokens = self._totals.tokens + commit.num_tokens
             num_bytes = self._totals.bytes + (commit.data.size if commit.data else 0)
             if (commit.totals.tokens, commit.totals.bytes) != (tokens, num_bytes):
@@ -230,7 +243,8 @@ class _Walk:
                 self._ids = None
                 yield f"its record ids, and those after it, cannot be compared with the stream: {error}"
             else:
-                if checkpoint.digest_ids(ids) != commit.record_ids_digest:
+                digest = commit.record_ids_digest
+                if digest is not None and checkpoint.digest_ids(ids) != digest:
                     yield f"its record ids are not those of records {first} and on of the stream"
 
     def _check_widths(self, seen: _Seen) -> None:

@@ -36,8 +36,9 @@ class GcsStorage(Storage):
     """
 
     def __init__(self, location: str):
-        self.location = location.rstrip("/")
-        self._bucket_name, _, prefix = self.location.removeprefix("gs://").partition("/")
+        path = location.removeprefix("gs://").rstrip("/")
+        self.location = f"gs://{path}"
+        self._bucket_name, _, prefix = path.partition("/")
         if not self._bucket_name:
             raise InvalidRequest(f"{location}: give gs://bucket/prefix")
         self._prefix = prefix + "/" if prefix else ""

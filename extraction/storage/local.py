@@ -151,7 +151,10 @@ def _make_folder(folder: Path) -> None:
         missing.append(folder)
         folder = folder.parent
     for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileNotFoundError as error:  # as in /proc
+            raise InvalidRequest(f"{folder}: no folder can be made in {folder.parent}; use another place") from error
         _sync(folder.parent)
 
 

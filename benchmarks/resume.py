@@ -64,15 +64,18 @@ def lengthen(server: FakeGcs, length: int) -> None:
     """Continue the chain with commits like its first one, up to `length`."""
     first = parse_commit(server.objects[RUN + commit_name(0, 0)].data, commit_name(0, 0))
     data = server.objects[f"{RUN}{worker_folder(0)}/{first.data.name}"].data
-    for batch in range(num_commits(server), length):
+    begun = num_commits(server)
+    last = parse_commit(server.objects[RUN + commit_name(0, begun - 1)].data, commit_name(0, begun - 1))
+    for batch in range(begun, length):
         name = f"batches/{batch:08d}.safetensors"
         stored = server.land(f"{RUN}{worker_folder(0)}/{name}", data, "0")
-        commit = replace(
+        last = replace(
             first, batch=batch, cursor_before=Cursor(batch, 0), cursor_after=Cursor(batch + 1, 0),
             data=DataObject(name, len(data), stored.crc32c, stored.generation),
             record_ids_digest=digest_ids([f"<urn:doc:{batch}>"]),
+            totals=last.totals.plus(first.num_tokens, len(data), first.seconds, False),
         )
-        server.land(RUN + commit_name(0, batch), commit.to_bytes(), "0")
+        server.land(RUN + commit_name(0, batch), last.to_bytes(), "0")
 
 
 def measure(server: FakeGcs, streams: Path, cache: Path) -> dict[str, float]:

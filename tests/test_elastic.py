@@ -14,6 +14,7 @@ from extraction.elastic import StreamChooser, work_all
 from extraction.errors import DamagedData, Fenced, InvalidRequest, TryAgain
 from extraction.reader import ActivationReader
 from extraction.standing import read_standing
+from extraction.status import read_status
 from extraction.storage import open_storage
 from tests.runs import FINGERPRINT, WIDTHS, extract, make_run, tokens_of
 from tests.workers import MODEL, ROOT, SMALL, make_streams, text_of, verify, write_corpus
@@ -186,3 +187,4 @@ def test_a_real_worker_from_the_shell_does_all_streams_with_one_compiled_step(tm
     assert result.stderr.count("ready on") == 1
     assert "all streams are finished" in result.stderr
     assert verify(tmp_path / "run").returncode == 0
+    assert read_status(str(tmp_path / "run")).exit_code == 0

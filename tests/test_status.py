@@ -3,7 +3,9 @@
 import json
 import os
 import time
+from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +14,7 @@ from extraction.attempts import note_start, noted_ending
 from extraction.errors import DamagedData, Fenced
 from extraction.status import format_bytes, format_seconds, read_status, table
 from extraction.storage import open_storage
+from tests import fake_gcs
 from tests.runs import FINGERPRINT, extract, make_run
 from tests.workers import python
 
@@ -71,12 +74,16 @@ def test_rates_and_the_time_left_follow_from_the_times_of_the_commits(output):
 
 
 def test_the_local_clock_is_not_asked(gcs, monkeypatch):
-    storage = open_storage("gs://bucket/run")
-    make_fleet(storage)
-    expected = [stream.state for stream in read_status("gs://bucket/run").streams]
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert [stream.state for stream in read_status("gs://bucket/run").streams] == expected
-    assert expected[:4] == ["running", "finished", "failed", "fenced"]
+    """The store's clock is a day ahead of ours."""
+    ahead = SimpleNamespace(**vars(time) | {"time": lambda: time.time() + 86_400})
+    monkeypatch.setattr(fake_gcs, "time", ahead)
+    date = lambda self, timestamp=None: formatdate(ahead.time(), usegmt=True)  # noqa: E731
+    monkeypatch.setattr(fake_gcs.Handler, "date_time_string", date)
+    make_fleet(open_storage("gs://bucket/run"))
+    found = read_status("gs://bucket/run")
+    assert [stream.state for stream in found.streams[:4]] == ["running", "finished", "failed", "fenced"]
+    assert 0 <= found.streams[0].age < 60
+    assert abs(found.time - time.time() - 86_400) < 60
 
 
 def test_two_requests_for_a_stream(gcs):

@@ -340,7 +340,7 @@ class Campaign:
         packages = ("jax", "jaxlib", "numpy", "pyarrow", "google-cloud-storage", "transformers")
         return {
             "command": command,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
             "python": platform.python_version(),
             "versions": {name: importlib.metadata.version(name) for name in packages},
             "code": code,

@@ -144,7 +144,7 @@ def main(commits: str, repeats: int, output: Path | None) -> None:
         chains = run([int(length) for length in commits.split(",")], repeats, Path(name))
     results = {
         "command": f"python benchmarks/resume.py --commits {commits} --repeats {repeats}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "python": platform.python_version(),
         "chains": chains,
     }

@@ -65,7 +65,7 @@ def parse_ending(data: bytes) -> Ending:
 
 
 def _note(storage: Storage, name: str, content: dict, known: type | None = None) -> None:
-    """Write a note. Trouble of the kind that is `known` already, since it is what is being noted, needs no second line."""
+    """Write a note. Trouble of the kind that is `known` already, as it is what is being noted, needs no second line."""
     try:
         storage.create(name, (json.dumps({"schema": 1} | content) + "\n").encode())
     except ExtractionError as error:

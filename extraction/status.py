@@ -96,7 +96,8 @@ def read_status(output: str, stuck_after: float = STUCK_AFTER) -> RunStatus:
     try:
         run, now = checkpoint.read_run(storage), storage.now()
     except ObjectNotFound:
-        raise InvalidRequest(f"{output} holds no run: there is no {checkpoint.RUN}; give the --output of a run") from None
+        what = f"{output} holds no run: there is no {checkpoint.RUN}; give the --output of a run"
+        raise InvalidRequest(what) from None
     sizes = run.get("records_per_stream")
     begun = [number for folder in storage.folders() if (number := checkpoint.worker_number(folder)) is not None]
     sizes = dict(enumerate(sizes)) if isinstance(sizes, list) else {}

@@ -1,5 +1,7 @@
-"""`kill -9` of a real worker at each named point, and again one batch later; or after every batch. Then it goes on as if
-nothing was."""
+"""`kill -9` of a real worker at each named point, and again one batch later; or after every batch.
+
+Then it goes on as if nothing was.
+"""
 
 import signal
 

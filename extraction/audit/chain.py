@@ -153,7 +153,8 @@ def _look_at_data(reading: Reading, commit: Commit, data: ObjectInfo | None, run
 def _stored_ids(storage: Storage, commit: Commit) -> list[str]:
     """The record ids in the header of a commit's data object."""
     place = (commit.worker_id, commit.batch, checkpoint.data_name(commit), commit.data.size)
-    return StoredBatch(storage, BatchRef(*place, commit.num_tokens, commit.cursor_before, commit.cursor_after)).record_ids
+    ref = BatchRef(*place, commit.num_tokens, commit.cursor_before, commit.cursor_after)
+    return StoredBatch(storage, ref).record_ids
 
 
 def _has_totals(commit: Commit) -> bool:

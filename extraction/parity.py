@@ -173,7 +173,7 @@ def measure(options: ParityOptions) -> Parity:
     config = read_model_config(folder.path)
     patterns = options.hook_points or (None if options.layers else "*")
     names = resolve_hook_points(options.layers, options.hooks, patterns, config.num_layers, config.absent_hooks)
-    tokenizer = RecordTokenizer(folder.path, options.bos)
+    tokenizer = RecordTokenizer(folder.path, options.bos, config.vocab_size)
     tokenized = tokenizer.tokenize(islice(_records(options), options.records))
     mesh = MeshShape.parse(options.mesh) if options.mesh else None
     devices, shape = open_devices(), StepShape(options.batch_size, options.seq_len)

@@ -6,6 +6,7 @@ the record and the configuration alone; nothing is cut, padded or reordered. Cos
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,19 +27,26 @@ class RecordTokenizer:
 
     `bos` is `auto` (begin a record with what the tokenizer itself begins a text with, if anything), `always` (begin
     with its beginning-of-text token) or `never` (no special tokens). An end-of-text token that a tokenizer would
-    append is never added. Raises InvalidRequest (no tokenizer, or no such token) and DamagedData (unreadable files).
+    append is never added. Where the embedding has `num_rows`, an added token beyond them is read as the text that it
+    is: the tokenizer of Gemma 3 1B has one for images, which that model does not see. Raises InvalidRequest (no
+    tokenizer, no such token, a vocabulary beyond the embedding) and DamagedData (unreadable files).
     """
 
-    def __init__(self, folder: Path, bos: str = "auto"):
+    def __init__(self, folder: Path, bos: str = "auto", num_rows: int | None = None):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        self._tokenizer = _load(folder)
+        self._tokenizer, self._num_rows = _load(folder), num_rows
         self.digest = _digest(folder)
         self._prefix = self._find_prefix(bos)
+        vocabulary = self._tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+        largest = max([*vocabulary.values(), *self._prefix])
+        if not self._has_row(largest):
+            raise InvalidRequest(
+                f"{folder}: the tokenizer has ids up to {largest}, the embedding has {num_rows} rows; "
+                "they do not belong together"
+            )
 
-    @property
-    def vocabulary_size(self) -> int:
-        """One more than the largest token id."""
-        return max(self._tokenizer.get_vocab().values()) + 1
+    def _has_row(self, token_id: int) -> bool:
+        return self._num_rows is None or token_id < self._num_rows
 
     @property
     def has_chat_template(self) -> bool:
@@ -65,6 +73,7 @@ class RecordTokenizer:
     def special_tokens(self) -> dict[str, object]:
         """What of the stored tokens is no text: ids of the special tokens, and the ids that begin each record."""
         ids = {token: self._tokenizer.convert_tokens_to_ids(token) for token in self._tokenizer.all_special_tokens}
+        ids = {token: number for token, number in ids.items() if self._has_row(number)}
         return {"ids": ids, "record_prefix": self._prefix}
 
     def tokenize(self, records: Iterable[Record], group_size: int = GROUP_SIZE) -> Iterator[TokenizedRecord]:
@@ -78,6 +87,10 @@ class RecordTokenizer:
     def _encoder(self) -> Callable[[list[str]], list[list[int]]]:
         """Texts to ids, on all cores, without the offsets that nobody asks for."""
         fast = self._tokenizer.backend_tokenizer
+        if not all(map(self._has_row, fast.get_added_tokens_decoder())):
+            state = json.loads(fast.to_str())
+            state["added_tokens"] = [token for token in state["added_tokens"] if self._has_row(token["id"])]
+            fast = type(fast).from_str(json.dumps(state))
         fast.no_truncation()
         fast.no_padding()
         return lambda texts: [encoding.ids for encoding in fast.encode_batch_fast(texts, add_special_tokens=False)]

@@ -192,12 +192,7 @@ def load_model(
 ) -> Model:
     """The tokenizer, and the step compiled with its weights; `what` is hook points and the folder of compiled steps."""
     hook_points, cache = what
-    tokenizer = RecordTokenizer(folder.path, options.bos)
-    if tokenizer.vocabulary_size > model_config.vocab_size:
-        raise InvalidRequest(
-            f"{options.model}: the tokenizer has ids up to {tokenizer.vocabulary_size - 1}, the embedding has "
-            f"{model_config.vocab_size} rows; they do not belong together"
-        )
+    tokenizer = RecordTokenizer(folder.path, options.bos, model_config.vocab_size)
     shape = StepShape(options.batch_size, options.seq_len)
     mesh = MeshShape.parse(options.mesh) if options.mesh else None
     step = ForwardOptions(hook_points, shape, options.compute_dtype, options.store_dtype, cache, mesh)

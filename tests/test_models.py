@@ -49,6 +49,14 @@ OLD_GPT2 = {
     "task_specific_params": {"text-generation": {"do_sample": True}}, "vocab_size": 50257, "_num_labels": 1,
 }
 LLAMA = {"model_type": "llama", **SIZES}
+CODER = SIZES | {
+    "model_type": "qwen3_moe", "qkv_bias": False, "shared_expert_intermediate_size": 0, "use_qk_norm": True,
+}
+# As transformers 4 saved a model whose file had `rotary_pct` and `rotary_emb_base`.
+RESAVED_NEOX = {
+    "model_type": "gpt_neox", "hidden_size": 768, "num_attention_heads": 12, "rotary_pct": 0.25,
+    "rotary_emb_base": 10000, "partial_rotary_factor": 0.25, "rope_theta": 10000, "rope_scaling": None,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +123,9 @@ def test_rotations_are_those_of_the_reference_at_far_positions(parameters, rope)
     (SMOLLM2, {"num_layers": 30, "num_kv_heads": 3, "head_width": 64, "rope": Rope(1e5), "qkv_bias": False}),
     (QWEN25, {"qkv_bias": True, "output_bias": False, "head_width": 64, "rope": Rope(1e6)}),
     (OLD_GPT2, {"num_layers": 6, "mlp_width": 3072, "rope": None, "max_positions": 1024}),
+    (CODER, {"qkv_bias": False, "qk_norm": "head"}),
+    (RESAVED_NEOX, {"rope": Rope(1e4, fraction=0.25)}),
+    (LLAMA | {"unsloth_fixed": True, "_attn_implementation": "eager"}, {"rope": Rope(1e4)}),
     (LLAMA | {"rope_theta": 5e5, "rope_scaling": None}, {"rope": Rope(5e5)}),
     (LLAMA | {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}, {"rope": Rope(5e5, "linear", 4.0)}),
     (LLAMA | {"rope_theta": 5e5, "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"}},
@@ -141,6 +152,8 @@ def test_configurations_as_they_are_found(configured, attributes, expected):
     ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     ({"model_type": "mistral", "attention_bias": True}, "attention_bias = true is not handled for mistral"),
     ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "layer 1 has no experts"),
+    (CODER | {"shared_expert_intermediate_size": 8}, "shared_expert_intermediate_size = 8 is not handled"),
+    (CODER | {"qkv_bias": True}, "qkv_bias = true is not handled for qwen3_moe"),
     ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "layer 0 has no experts"),
 ])
 def test_what_is_not_handled_is_refused_by_name(configured, change, message):
@@ -151,6 +164,11 @@ def test_what_is_not_handled_is_refused_by_name(configured, change, message):
 def test_what_is_not_handled_is_refused_inside_a_configuration_too(configured):
     with pytest.raises(InvalidRequest, match="use_bidirectional_attention = true is not handled for gemma3_text"):
         configured({"model_type": "gemma3", "text_config": {"use_bidirectional_attention": True}})
+
+
+def test_a_rotation_that_is_said_in_two_ways_is_refused(configured):
+    with pytest.raises(InvalidRequest, match=r"partial_rotary_factor = 0\.5 is not handled for gpt_neox beside 0\.25"):
+        configured(RESAVED_NEOX | {"partial_rotary_factor": 0.5})
 
 
 def test_gpt2_variants_that_would_change_the_values_are_refused(configured):

@@ -107,3 +107,41 @@ def test_a_tokenizer_without_a_fast_form_is_refused(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CTRLTokenizer"}')
     with pytest.raises(InvalidRequest, match=r"CTRLTokenizer has no fast form"):
         RecordTokenizer(tmp_path)
+
+
+def test_an_added_token_without_a_row_in_the_embedding_is_read_as_text(folder, tmp_path):
+    """As Gemma 3 1B has one: 262,144 rows, and a token for images whose id is 262144."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    state = json.loads((copy / "tokenizer.json").read_bytes())
+    rows = len(state["model"]["vocab"])
+    state["added_tokens"].append(state["added_tokens"][0] | {"id": rows, "content": "<image>"})
+    (copy / "tokenizer.json").write_text(json.dumps(state))
+    names = json.loads((copy / "tokenizer_config.json").read_bytes()) | {"additional_special_tokens": ["<image>"]}
+    (copy / "tokenizer_config.json").write_text(json.dumps(names))
+    records = [Record(0, "a", "one <image> </s>")]
+
+    (seen,) = RecordTokenizer(copy).tokenize(records)
+    assert rows in seen.tokens
+    fitted = RecordTokenizer(copy, num_rows=rows)
+    (found,) = fitted.tokenize(records)
+    (as_text,) = RecordTokenizer(folder).tokenize(records)
+    assert found.tokens.tolist() == as_text.tokens.tolist() and max(found.tokens) < rows
+    assert fitted.special_tokens()["ids"] == {"<s>": 0, "</s>": 1}
+
+
+def test_a_vocabulary_beyond_the_embedding_is_refused(folder):
+    rows = len(json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"])
+    with pytest.raises(InvalidRequest, match=f"ids up to {rows - 1}, the embedding has {rows - 1} rows"):
+        RecordTokenizer(folder, num_rows=rows - 1)
+
+
+def test_a_beginning_beyond_the_embedding_is_refused(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    state = json.loads((copy / "tokenizer.json").read_bytes())
+    rows = len(state["model"]["vocab"])
+    state["added_tokens"].append(state["added_tokens"][0] | {"id": rows, "content": "<begin>"})
+    (copy / "tokenizer.json").write_text(json.dumps(state))
+    names = json.loads((copy / "tokenizer_config.json").read_bytes()) | {"bos_token": "<begin>"}
+    (copy / "tokenizer_config.json").write_text(json.dumps(names))
+    with pytest.raises(InvalidRequest, match=f"ids up to {rows}, "):
+        RecordTokenizer(copy, "always", rows)

@@ -56,7 +56,7 @@ CONFIGS = {
     "gpt2-narrow": partial(GPT2, n_inner=24, activation_function="relu"),
     "gpt_neox": NEOX,
     "gpt_neox-in-turn-linear": partial(
-        NEOX, use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True,
+        NEOX, use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True, hidden_act="gelu_fast",
         rope_parameters=LINEAR | {"partial_rotary_factor": 0.5}),
     "olmo2": partial(transformers.Olmo2Config, **SIZES, eos_token_id=1),
     "olmo2-biases": partial(

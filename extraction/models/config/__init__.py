@@ -51,8 +51,9 @@ _IRRELEVANT = {
     "resid_pdrop", "router_aux_loss_coef", "router_jitter_noise", "summary_activation", "summary_first_dropout",
     "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "tie_word_embeddings",
     "torch_dtype", "transformers_version", "unk_token_id", "use_cache", "gradient_checkpointing", "n_ctx",
-    "is_llama_config", "max_sequence_length", "_attn_implementation_autoset", "_name_or_path", "_num_labels",
-    "id2label", "label2id", "num_labels", "output_attentions", "output_hidden_states", "transformers.js_config",
+    "is_llama_config", "max_sequence_length", "_attn_implementation", "_attn_implementation_autoset", "_name_or_path",
+    "_num_labels", "id2label", "label2id", "num_labels", "output_attentions", "output_hidden_states",
+    "transformers.js_config", "unsloth_fixed", "unsloth_version",
 }
 # Attributes with one value that changes nothing, where they are not handled.
 _ONLY = {"attention_bias": False, "mlp_bias": False, "rope_interleaved": False, "use_mrope": False}

@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import DamagedData, InvalidRequest
 from .base import ModelConfig, Rope
 
-ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+ACTIVATIONS = ("silu", "gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 # The attributes that `decoder` and `rope` read.
 DECODER = {

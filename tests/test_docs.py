@@ -8,8 +8,11 @@ import sys
 import pytest
 
 import checkpoint
+from extraction.config import FINAL_HOOK, HOOK_SUFFIXES
+from extraction.models.config import FAMILIES, read_model_config
+from extraction.pipeline import StageTimes
 from extraction.shards import decode
-from extraction.storage import open_storage
+from extraction.storage import Storage, open_storage
 from tests.runs import WIDTHS, make_run
 from tests.workers import ROOT, python
 
@@ -24,10 +27,24 @@ def output(tmp_path_factory):
     return storage
 
 
-def keys_of_table(first_column: str) -> set[str]:
-    """What stands in backquotes in the first column of the table that begins with this head."""
-    table = FORMAT.partition(f"| {first_column} |")[2].partition("\n\n")[0]
-    return {key for line in table.splitlines()[2:] for key in re.findall(r"`([^`]+)`", line.split("|")[1])}
+def rows_of_table(page: str, first_column: str) -> list[list[list[str]]]:
+    """What stands in backquotes in each cell of each row of the page's table that begins with this head."""
+    table = page.partition(f"| {first_column} |")[2].partition("\n\n")[0]
+    cells = [line.strip("|").split("|") for line in table.splitlines()[2:]]
+    return [[re.findall(r"`([^`]+)`", cell) for cell in row] for row in cells]
+
+
+def keys_of_table(first_column: str, page: str = FORMAT) -> set[str]:
+    return {key for row in rows_of_table(page, first_column) for key in row[0]}
+
+
+def run_examples(page: str, **names: str) -> str:
+    """What the Python of a page prints, in order; a block that begins with a file's name is a quotation."""
+    blocks = re.findall(r"```python\n(?!# extraction/)(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    given = [f"{name} = {value!r}" for name, value in names.items()]
+    result = subprocess.run([sys.executable, "-c", "\n".join(given + blocks)], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_the_table_of_a_commit_has_its_keys(output):
@@ -53,7 +70,7 @@ def test_links_and_files_exist(page):
     text = (DOCS / page).read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (DOCS / target).exists(), target
-    for name in re.findall(r"`((?:deploy|benchmarks|examples|extraction)/[\w./-]+)`", text):
+    for name in re.findall(r"`((?:deploy|benchmarks|examples|extraction|tests)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
 
 
@@ -67,8 +84,57 @@ def test_flags_that_the_pages_name_exist(command):
 
 
 def test_the_reading_examples_run(output):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / "reading.md").read_text(), re.DOTALL))
-    result = subprocess.run([sys.executable, "-c", f"OUTPUT = {output.location!r}\n{code}"], cwd=ROOT,
-                            capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "torch.bfloat16" in result.stdout
+    assert "torch.bfloat16" in run_examples("reading.md", OUTPUT=output.location)
+
+
+def test_the_table_of_hook_points_has_all_by_their_short_names():
+    rows = rows_of_table((DOCS / "hook-points.md").read_text(), "name")
+    named = {name: short for (name,), short, *_ in rows}
+    assert named == {f"blocks.{{l}}.{suffix}": [short] for short, suffix in HOOK_SUFFIXES.items()} | {FINAL_HOOK: []}
+
+
+def test_the_table_of_families_says_what_is_absent(tmp_path):
+    absent = {}
+    for path in sorted((ROOT / "tests/model_configs").glob("*.json")):
+        (tmp_path / "config.json").write_bytes(path.read_bytes())
+        config = read_model_config(tmp_path)
+        absent[config.family] = set(config.absent_hooks)
+    rows = rows_of_table((DOCS / "hook-points.md").read_text(), "model types")
+    assert {family: set(row[3]) for row in rows for family in row[0]} == absent
+    assert absent.keys() == FAMILIES.keys()
+
+
+def test_the_example_of_hook_points_runs():
+    assert run_examples("hook-points.md").splitlines() == [
+        "blocks.0.hook_resid_pre 128", "blocks.0.mlp.hook_post 384", "blocks.1.hook_attn_out 128",
+        "blocks.1.hook_mlp_out 128", "blocks.3.hook_resid_pre 128", "blocks.3.mlp.hook_post 384",
+        "ln_final.hook_normalized 128",
+    ]
+
+
+def test_the_stages_are_those_of_the_loop(output):
+    page = (DOCS / "performance.md").read_text()
+    _, *lines = StageTimes(step=1.0).table()
+    stages = [line.split()[0] for line in lines]
+    assert keys_of_table("largest", page) == set(stages)
+    printed = page.partition("```\n")[2].partition("```")[0].splitlines()[1:]
+    without_figures = [[re.sub(r" +[\d.]+( s|%)", "", line) for line in table] for table in (printed, lines)]
+    assert without_figures[0] == without_figures[1]
+    assert run_examples("performance.md", OUTPUT=output.location).startswith("0 {'step': 1.0, 'upload': ")
+
+
+def test_what_is_quoted_stands_in_its_file():
+    quoted = re.findall(r"```python\n# (extraction/\S+)\n(.*?)```", (DOCS / "adding.md").read_text(), re.DOTALL)
+    assert len(quoted) == 4
+    for name, code in quoted:
+        assert code in (ROOT / name).read_text(), name
+
+
+def test_the_example_of_a_dataset_runs(tmp_path):
+    (tmp_path / "lines.txt").write_text("one\ntwo\nthree\n")
+    places = {"SOURCE": str(tmp_path / "lines.txt"), "OUTPUT": str(tmp_path / "streams")}
+    assert run_examples("adding.md", **places) == "3\n"
+
+
+def test_the_table_of_a_storage_has_its_methods():
+    assert keys_of_table("method", (DOCS / "adding.md").read_text()) == Storage.__abstractmethods__

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from extraction import errors
+from extraction.config import HOOK_SUFFIXES
 from tests.workers import ROOT, extract, make_streams, python, text_of, write_corpus
 
 README = (ROOT / "README.md").read_text()
@@ -22,7 +24,8 @@ def test_the_reading_example_runs(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["extract_activations.py run", "extract_activations.py verify",
-                                     "extract_activations.py plan",
+                                     "extract_activations.py plan", "extract_activations.py status",
+                                     "extract_activations.py report", "extract_activations.py export",
                                      "create_dataset_streams.py fineweb", "create_dataset_streams.py arc-agi",
                                      "create_dataset_streams.py ai2-arc", "create_dataset_streams.py text",
                                      "create_dataset_streams.py check"])
@@ -54,3 +57,25 @@ def test_the_test_command_is_what_ci_runs():
     assert "-m pytest" in README and "'.[test]'" in README
     ci = (ROOT / ".ci/run").read_text()
     assert "'.[test]'" in ci and "-m pytest" in ci
+
+
+def test_it_links_to_every_page_and_each_link_leads_somewhere():
+    links = set(re.findall(r"\]\(([^)#:]+)\)", README))
+    assert all((ROOT / link).exists() for link in links)
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").iterdir()} <= links
+
+
+def test_its_hook_points_and_exit_codes_are_those_of_the_code():
+    sentence = README.partition("Each block has ")[2].partition(", short for")[0]
+    assert re.findall(r"`(\w+)`", sentence) == list(HOOK_SUFFIXES)
+    table = README.partition("| code | meaning |")[2].splitlines()[2:]
+    codes = {int(line.split("|")[1]) for line in table}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind is not errors.ExtractionError]
+    assert codes == {0} | {kind.exit_code for kind in kinds}
+
+
+def test_its_layout_is_that_of_the_storage_format():
+    layouts = [README.partition("## What lies in the output")[2], (ROOT / "docs/storage-format.md").read_text()]
+    ours, theirs = (re.findall(r"worker-\w+/([\w.]+)", layout.split("```")[1]) for layout in layouts)
+    assert sorted(ours) == sorted(theirs)
+    assert {"commits", "starts", "ended"} <= set(ours)

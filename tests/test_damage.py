@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from checkpoint import CommitChain, list_commits
-from extraction.errors import ConfigurationMismatch, DamagedData
+from extraction.errors import ConfigurationMismatch, DamagedData, InvalidRequest
 from extraction.shards import decode_header
 from extraction.storage import open_storage
 from tests.batches import batches_from, data_of
@@ -153,6 +153,15 @@ def test_another_model_under_the_same_name_is_refused_with_both_values(run, tmp_
     lines = str(caught.value).partition("otherwise: ")[2].split("; ")
     assert len(lines) == 1 and lines[0].startswith(f'{field}: "{stored}" in the run, "sha256:') and "now" in lines[0]
     assert committed(open_storage(str(output))) == before
+
+
+def test_a_tokenizer_that_is_not_of_the_model_is_refused(run, tmp_path):
+    model = shutil.copytree(MODEL, tmp_path / MODEL.name)
+    config = json.loads((model / "config.json").read_bytes())
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": 1000}))
+    with pytest.raises(InvalidRequest, match="ids up to 2047, the embedding has 1000 rows"):
+        extract_here(run[1], tmp_path / "output", "--model", model)
+    assert not (tmp_path / "output/run.json").exists()
 
 
 def test_other_streams_in_the_same_place_are_refused_with_both_values(run, tmp_path):

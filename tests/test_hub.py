@@ -12,6 +12,7 @@ import pytest
 from tests.fake_hub import COMMIT, FakeHub
 from tests.workers import MODEL, ROOT, make_streams, python, text_of, verify, write_corpus
 
+UNREAD = {"pytorch_model.bin", "consolidated.safetensors", "modeling_tiny.py"}
 FLAGS = ("--layers", "1", "--seq-len", "32", "--batch-size", "2", "--no-progress", "--worker-id", "0")
 
 
@@ -19,6 +20,7 @@ FLAGS = ("--layers", "1", "--seq-len", "32", "--batch-size", "2", "--no-progress
 def hub(tmp_path):
     folder = shutil.copytree(MODEL, tmp_path / "published")
     (folder / "pytorch_model.bin").write_bytes(b"what nobody here reads")
+    (folder / "consolidated.safetensors").write_bytes(b"the same weights by other names")
     (folder / "modeling_tiny.py").write_text("raise SystemExit('code from a hub ran')")
     with FakeHub(folder) as hub:
         yield hub
@@ -41,7 +43,7 @@ def test_a_worker_takes_its_model_from_the_hub_and_later_from_the_cache(hub, tmp
     expected = hashlib.sha256(f"{COMMIT}\nmodel.safetensors {etag}\n".encode()).hexdigest()
     assert configuration["weights_digest"] == f"sha256:{expected}"
     fetched = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
-    assert "model.safetensors" in fetched and not fetched & {"pytorch_model.bin", "modeling_tiny.py"}
+    assert "model.safetensors" in fetched and not fetched & UNREAD
 
     hub.refuse = (503, "")
     offline = python("extract_activations.py", *flags, "--output", tmp_path / "second", **where, HF_HUB_OFFLINE="1")

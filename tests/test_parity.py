@@ -1,6 +1,7 @@
 """The distance from the reference: what is measured, on which records, and what is said when it cannot be."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -84,6 +85,14 @@ def test_distances_are_over_all_documents_and_name_the_worst_token():
 def test_what_cannot_be_measured(flags, error, message):
     with pytest.raises(error, match=message):
         parity(*flags)
+
+
+def test_a_tokenizer_that_is_not_of_the_model_is_refused(tmp_path):
+    model = shutil.copytree(MODEL, tmp_path / MODEL.name)
+    config = json.loads((model / "config.json").read_bytes())
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": 1000}))
+    with pytest.raises(InvalidRequest, match="ids up to 2047, the embedding has 1000 rows"):
+        parity("--text", "README.md", "--model", model)
 
 
 def test_a_model_in_a_bucket_has_to_be_copied_first(gcs, monkeypatch, tmp_path):

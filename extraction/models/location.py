@@ -17,6 +17,7 @@ from ..storage import ObjectInfo, Storage, open_storage
 
 _SMALL_FILES = ["*.json", "*.model", "merges.txt", "vocab.txt"]
 _FILES = [*_SMALL_FILES, "*.safetensors"]
+_NOT_READ = ["*/*", "consolidated*.safetensors"]  # other forms of the weights, such as Mistral's and Meta's own
 _CACHE = "~/.cache/activation-extraction/models"
 
 
@@ -107,8 +108,10 @@ def _fetch(model: str, revision: str | None, files: list[str]) -> ModelFolder:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
-        path = snapshot_download(model, revision=revision, allow_patterns=files, local_files_only=True)
+        path = snapshot_download(
+            model, revision=revision, allow_patterns=files, ignore_patterns=_NOT_READ, local_files_only=True
+        )
     else:
         HfApi().model_info(model, revision=revision)  # a refusal says more here than in the download
-        path = snapshot_download(model, revision=revision, allow_patterns=files)
+        path = snapshot_download(model, revision=revision, allow_patterns=files, ignore_patterns=_NOT_READ)
     return ModelFolder(Path(path), model, Path(path).name)

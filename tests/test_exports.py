@@ -37,7 +37,9 @@ def expected(tokens, name):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_torch_loader_gives_every_token_once(output, num_workers):
     dataset = TorchActivations(output, HOOK, ShuffleOptions(batch_size=7, buffer=50))
-    batches = list(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=num_workers))
+    start = "spawn" if num_workers else None  # other tests in this process have started jax, which must not be forked
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=num_workers, multiprocessing_context=start)
+    batches = list(loader)
     assert sorted(torch.cat([batch["tokens"] for batch in batches]).tolist()) == sorted(ALL_TOKENS.tolist())
     for batch in batches:
         assert batch["activations"].dtype == torch.bfloat16

@@ -17,14 +17,14 @@ import sys
 import click
 from click_default_group import DefaultGroup
 
-from extraction.errors import ConfigurationMismatch, DamagedData, ExtractionError, Fenced, PermissionDenied, TryAgain
+from extraction.errors import BucketDenied, ConfigurationMismatch, DamagedData, ExtractionError, Fenced, TryAgain
 from extraction.logs import say, use_format
 
 ADVICE = {
     DamagedData: "nothing was deleted; restore the object named above from a copy, or use a new --output",
     Fenced: "let that worker finish, or stop it and start this one again",
     TryAgain: "start the same command again; what is committed stays",
-    PermissionDenied: "a worker needs storage.objects.create, get and list on the bucket",
+    BucketDenied: "a worker needs storage.objects.create, get and list on the bucket",
     ConfigurationMismatch: "use the run's own flags, or a new --output",
 }
 WORKER_ID_VARIABLES = (

@@ -42,6 +42,10 @@ class PermissionDenied(ExtractionError):
     exit_code = 77
 
 
+class BucketDenied(PermissionDenied):
+    """A bucket refused one of the permissions that a worker needs."""
+
+
 class ConfigurationMismatch(ExtractionError):
     """The configuration of this start is not the one that the run was made with."""
 

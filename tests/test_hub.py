@@ -72,3 +72,13 @@ except ExtractionError as error:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment(hub, tmp_path),
                             capture_output=True, text=True, check=True)
     assert result.stdout.startswith(expected), result.stdout + result.stderr
+
+
+def test_a_gated_model_ends_a_worker_with_77_and_nothing_is_said_of_buckets(hub, tmp_path):
+    hub.refuse = (401, "GatedRepo")
+    streams = make_streams(write_corpus(tmp_path / "corpus", [text_of(0, 5)]), tmp_path / "streams")
+    where = ("--model", "lab/tiny", "--streams", streams, "--output", tmp_path / "output")
+    result = python("extract_activations.py", *where, *FLAGS, **environment(hub, tmp_path))
+    assert result.returncode == 77, result.stderr
+    said = "error: --model lab/tiny: access must be granted on its page, and HF_TOKEN set"
+    assert result.stderr.strip().splitlines()[-1].endswith(said)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
-from ..errors import DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
+from ..errors import BucketDenied, DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, TryAgain
 from .base import ObjectInfo, Storage, check_name, crc32c_base64
 from .gcs_errors import is_bucket_missing, is_passing, is_worth_another_upload, reason
 
@@ -241,7 +241,7 @@ class GcsStorage(Storage):
         if isinstance(error, exceptions.NotFound):
             raise ObjectNotFound(f"{self._url(name)} is not there") from error
         if isinstance(error, exceptions.Forbidden | exceptions.Unauthorized | GoogleAuthError):
-            raise PermissionDenied(
+            raise BucketDenied(
                 f"storage.objects.{permission} on gs://{self._bucket_name} was refused: {reason(error)}"
             ) from error
         if isinstance(error, exceptions.GoogleAPICallError):

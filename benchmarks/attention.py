@@ -28,7 +28,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from extraction.models.attention import AttentionRule  # noqa: E402
+from extraction.models.attention_rule import AttentionRule  # noqa: E402
 from extraction.models.fused_attention import KernelForm, Tiles, default_tiles, fused_attention  # noqa: E402
 from tests.attention_reference import exact_attention, relative_error  # noqa: E402
 

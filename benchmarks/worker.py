@@ -27,7 +27,7 @@ TINY = ROOT / "examples/tiny-lm"
 D, F, LAYERS, HEADS, KV_HEADS, V = 576, 1536, 30, 9, 3, 49152
 SHAPES = {
     "tiny-lm": {"layers": "1,-1", "seq-len": 512, "batch-size": 8, "steps-per-batch": 8, "max-records": 200},
-    "135M": {"layers": "15", "seq-len": 512, "batch-size": 4, "steps-per-batch": 1, "max-records": 8},
+    "135M": {"layers": "15", "seq-len": 512, "batch-size": 4, "steps-per-batch": 1, "max-records": 60},
 }
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from extraction.models.attention import (
-    AttentionRule,
     attend,
     attend_blocks,
     attend_library,
@@ -20,6 +19,7 @@ from extraction.models.attention import (
     cudnn_has,
     form_for,
 )
+from extraction.models.attention_rule import AttentionRule
 from extraction.models.splash_attention import attend_splash, block_of
 from tests.attention_reference import exact_attention, relative_error
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from extraction.models.attention import AttentionRule, attend
+from extraction.models.attention import attend
+from extraction.models.attention_rule import AttentionRule
 from extraction.models.fused_attention import KernelForm, Tiles, default_tiles, fused_attention
 from tests.attention_reference import exact_attention, relative_error
 

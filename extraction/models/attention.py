@@ -13,28 +13,16 @@ than one block of scores is in memory; the kernels keep scores on the chip.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from .attention_rule import AttentionRule
+
 _MASKED = -1e30  # finite, so that a row without any key stays a number
 _CUDNN_MAX_HEAD_WIDTH = 128  # on every GPU that it supports
 _MIN_BLOCK, _MAX_BLOCKS = 128, 16  # more than 16 blocks save little arithmetic and take longer to compile
-
-
-@dataclass(frozen=True)
-class AttentionRule:
-    """How scores are made of q and k: `scale * q.k`, capped to +-`softcap` by a tanh, of the last `window` keys only.
-
-    All three are known when the step is compiled. A model whose layers differ in their window chooses between two
-    rules with `jax.lax.cond`.
-    """
-
-    scale: float
-    window: int | None = None
-    softcap: float | None = None
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule) -> jax.Array:

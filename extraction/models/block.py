@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .attention import AttentionRule, attention
+from .attention import attention
+from .attention_rule import AttentionRule
 from .config import ModelConfig
 from .modules import FromHeads, RMSNorm, Tap, ToHeads
 from .rope import rotate

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from .attention import AttentionRule
+from .attention_rule import AttentionRule
 
 HEAD_WIDTHS = (64, 128, 256)
 _LOG2_E = math.log2(math.e)  # the hardware's exponential has base 2

@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec
 
-from .attention import AttentionRule
+from .attention_rule import AttentionRule
 
 _LANES, _MAX_BLOCK = 128, 512
 _ROWS_AND_HEADS = PartitionSpec("data", None, "model", None)

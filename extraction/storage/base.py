@@ -7,7 +7,7 @@ Cost: one pass of crc32c over the data.
 import abc
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import google_crc32c
@@ -99,3 +99,29 @@ class Storage(abc.ABC):
     def open_version(self, info: ObjectInfo) -> io.BufferedIOBase | io.RawIOBase:
         """The object that `info` was said of, as a file without a buffer where that saves requests."""
         return self.open(info.name)
+
+
+class RangedFile(io.RawIOBase):
+    """An object of `size` bytes as a seekable file; `read(start, end)` gives its bytes [start, end)."""
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int):
+        self._read, self._size, self._at = read, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = self._read(self._at, min(self._at + len(buffer), self._size))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)

@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
 from ..errors import BucketDenied, DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, TryAgain
-from .base import ObjectInfo, Storage, check_name, crc32c_base64
+from .base import ObjectInfo, RangedFile, Storage, check_name, crc32c_base64
 from .gcs_errors import is_bucket_missing, is_passing, is_worth_another_upload, reason
 
 READ_AHEAD = 1 << 20
@@ -199,7 +199,13 @@ class GcsStorage(Storage):
         return io.BufferedReader(self.open_version(self.stat(name)), READ_AHEAD)
 
     def open_version(self, info: ObjectInfo) -> io.RawIOBase:
-        return _RangedFile(self, info)
+        def read(start: int, end: int) -> bytes:
+            try:
+                return self.read_generation(info.name, info.generation, start, end)
+            except ObjectNotFound as error:
+                raise DamagedData(f"{self}/{info.name}: it was replaced or removed while it was read") from error
+
+        return RangedFile(read, info.size)
 
     def _key(self, name: str) -> str:
         return self._prefix + check_name(name)
@@ -295,33 +301,3 @@ class _Reader(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._view)}[whence]
         return self._at
-
-
-class _RangedFile(io.RawIOBase):
-    """One generation of an object as a seekable file of ranged reads."""
-
-    def __init__(self, storage: GcsStorage, info: ObjectInfo):
-        self._storage, self._info, self._at = storage, info, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._info.size}[whence]
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:
-        name, end = self._info.name, min(self._at + len(buffer), self._info.size)
-        try:
-            data = self._storage.read_generation(name, self._info.generation, self._at, end)
-        except ObjectNotFound as error:
-            raise DamagedData(f"{self._storage}/{name}: it was replaced or removed while it was read") from error
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)

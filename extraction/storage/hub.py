@@ -17,10 +17,11 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from ..errors import DamagedData, InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
-from .base import ObjectInfo, Storage, check_name
+from .base import ObjectInfo, RangedFile, Storage, check_name
 
 SCHEME = "hf://"
 _READ_AHEAD = 1 << 20
@@ -134,7 +135,7 @@ class HubStorage(Storage):
         return io.BufferedReader(self.open_version(self.stat(name)), _READ_AHEAD)
 
     def open_version(self, info: ObjectInfo) -> io.RawIOBase:
-        return _RangedFile(self, info)
+        return RangedFile(partial(self.read, info.name), info.size)
 
     def folders(self) -> Sequence[str]:
         return sorted({info.name.partition("/")[0] for info in self.list() if "/" in info.name})
@@ -181,31 +182,6 @@ class HubStorage(Storage):
             time.sleep(wait)
             pause = min(pause * 2, 20.0)
 
-
-class _RangedFile(io.RawIOBase):
-    """A file of the repository as a seekable file of ranged reads."""
-
-    def __init__(self, storage: HubStorage, info: ObjectInfo):
-        self._storage, self._info, self._at = storage, info, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._info.size}[whence]
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:
-        data = self._storage.read(self._info.name, self._at, min(self._at + len(buffer), self._info.size))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
 
 
 def _refusal(what: str, error: Exception, status: int | None) -> Exception:

@@ -50,7 +50,7 @@ class StepShape:
 class ForwardOptions:
     """What is captured, in which shape and dtypes, on which mesh (None: chosen by rows and memory).
 
-    `compile_cache` is the folder of compiled steps, None for none.
+    `compile_cache` is the folder of compiled steps, None for none. `pool`: rows are means over the tokens of a window.
     """
 
     hook_points: tuple[str, ...]
@@ -59,6 +59,14 @@ class ForwardOptions:
     store_dtype: str = "bfloat16"
     compile_cache: str | None = None
     mesh: MeshShape | None = None
+    pool: bool = False
+
+    @property
+    def capture_dtype(self) -> str:
+        """What the scan keeps of a hook point: the stored dtype, or where more is done to values than a cast before
+        they are stored, the dtype that they were computed in."""
+        worked_on = self.pool or self.store_dtype not in ("float32", "bfloat16", "float16")
+        return self.compute_dtype if worked_on else self.store_dtype
 
 
 class Sums(NamedTuple):
@@ -229,7 +237,8 @@ def demand_of(config: ModelConfig, options: ForwardOptions) -> Demand:
     """About what a step takes: its weights; for each slot the results, in the scan and of two steps on their way to
     the host, and the widest tensors of one block in float32."""
     weights = sum(leaf.size * leaf.dtype.itemsize for _, leaf in weight_shapes(config, options))
-    stored = sum(config.hook_width(name) for name in options.hook_points) * jnp.dtype(options.store_dtype).itemsize
+    dtype = default_compute_dtype() if options.capture_dtype == "auto" else options.capture_dtype
+    stored = sum(config.hook_width(name) for name in options.hook_points) * jnp.dtype(dtype).itemsize
     mlp = 3 * config.mlp_width
     if config.experts:  # each expert of a token has a copy of its own, on the way in and out
         mlp = config.experts.per_token * (mlp + 2 * config.width)
@@ -278,7 +287,7 @@ def _opened_weights(folder: ModelFolder, config: ModelConfig, options: ForwardOp
 
 def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: Layout) -> Callable:
     """The function that is compiled: parameters and one step's arrays -> {hook point: (values, sum, squares)}."""
-    store_dtype = jnp.dtype(options.store_dtype)
+    capture_dtype = jnp.dtype(options.capture_dtype)
     # A float32 product on an accelerator is otherwise made of shorter ones.
     precision = "highest" if options.compute_dtype == "float32" else "default"
 
@@ -295,17 +304,17 @@ def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: 
         with jax.default_matmul_precision(precision):
             x, shared = part(params["embedding"], "embedding")(tokens, positions)
             x = layout.rows(x)
-            found = {Capture("hook_resid_post", EMBEDDING): x.astype(store_dtype)}
+            found = {Capture("hook_resid_post", EMBEDDING): x.astype(capture_dtype)}
             shared["segment_ids"] = segment_ids
             if plan.num_layers:
                 block = lambda layer, x, tap: part(layer["params"], "blocks")(x, shared | layer["flags"], tap)
                 layers = {"params": params["blocks"], "flags": plan.flags()}
-                x, captured = _scan(block, layers, x, (plan, store_dtype, layout))
+                x, captured = _scan(block, layers, x, (plan, capture_dtype, layout))
                 found |= captured
             tensors = {name: found[capture] for name, capture in plan.captures.items()}
             if plan.final_norm:
                 normalized = layout.rows(part(params["final_norm"], "final_norm")(layout.rows(x)))
-                tensors["ln_final.hook_normalized"] = normalized.astype(store_dtype)
+                tensors["ln_final.hook_normalized"] = normalized.astype(capture_dtype)
             return {name: _compact(tensors[name], slots, counts, layout) for name in options.hook_points}
 
     return step

@@ -2,7 +2,8 @@
 
 In: a storage and a `BatchRef`, what a commit says about its data. Out: NumPy arrays of any of its rows; they are views
 of the mapped file on a local disk. Guarantee: size and header are checked against the commit before an array is made;
-what the bytes say is `verify --deep`'s matter. Cost: one request for the header, one for each array or run of rows.
+what the bytes say is `verify --deep`'s matter. Cost: one request for the header, one for each array or run of rows,
+or one for arrays that lie side by side; large ones are split and come in parallel.
 """
 
 import json
@@ -18,6 +19,7 @@ from .shards import decode_header, entries_of
 from .storage import Storage
 
 _HEAD = 256 << 10  # bytes of the first request; holds the header of some thousand records
+_GAP = 64 << 10  # bytes that are read and left sooner than another request is made
 SUMS = (".sum", ".sum_of_squares")
 
 
@@ -45,7 +47,7 @@ class StoredBatch:
         self._start, header = decode_header(head, ref.name)
         self._entries = entries_of(header, ref.size - self._start, ref.name)
         self._metadata = header.get("__metadata__", {})
-        self._held, self._held_first = head, 0
+        self._held = [(0, head)]  # what was got: (first byte, bytes)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -65,12 +67,17 @@ class StoredBatch:
         raise DamagedData(f"{self.ref.name}: its header has no list of record ids")
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Get everything from the first to the last of these arrays in one piece, to be handed out by `array`."""
-        entries = [self._entry(name) for name in names]
-        first, last = min(entry.first for entry in entries), max(entry.last for entry in entries)
-        if not self._holds(self._start + first, self._start + last):
-            self._held_first = self._start + first
-            self._held = self._view(self._held_first, self._start + last)
+        """Get these arrays, to be handed out by `array`; those that lie side by side in one piece."""
+        spans = sorted((self._start + entry.first, self._start + entry.last) for entry in map(self._entry, names))
+        pieces = spans[:1]
+        for begin, end in spans[1:]:
+            if begin - pieces[-1][1] > _GAP:
+                pieces.append((begin, end))
+            else:
+                pieces[-1] = (pieces[-1][0], end)
+        for begin, end in pieces:
+            if self._piece(begin, end) is None:
+                self._held.append((begin, self._view(begin, end)))
 
     def array(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
         """Rows [first, last) of an array. Raises DamagedData if there is no such array or the object is cut."""
@@ -78,9 +85,8 @@ class StoredBatch:
         last = entry.shape[0] if last is None else min(last, entry.shape[0])
         row = (entry.last - entry.first) // max(entry.shape[0], 1)
         begin, end = self._start + entry.first + first * row, self._start + entry.first + last * row
-        if self._holds(begin, end):
-            data = self._held[begin - self._held_first : end - self._held_first]
-        else:
+        data = self._piece(begin, end)
+        if data is None:
             data = self._view(begin, end)
         return np.frombuffer(data, entry.dtype).reshape(last - first, *entry.shape[1:])
 
@@ -95,8 +101,12 @@ class StoredBatch:
             raise DamagedData(f"{self.ref.name}: it has no array {name}")
         return self._entries[name]
 
-    def _holds(self, begin: int, end: int) -> bool:
-        return self._held_first <= begin and end <= self._held_first + len(self._held)
+    def _piece(self, begin: int, end: int) -> memoryview | None:
+        """Bytes [begin, end) of what was got."""
+        for first, held in self._held:
+            if first <= begin and end <= first + len(held):
+                return held[begin - first : end - first]
+        return None
 
     def _view(self, begin: int, end: int) -> memoryview:
         data = self._storage.view(self.ref.name, begin, end)

@@ -109,6 +109,7 @@ class FakeGcs(ThreadingHTTPServer):
     """The server; `address` is what STORAGE_EMULATOR_HOST is set to. Use as a context manager.
 
     `history` lists (time, method, "operation name", status) of every answer; a dropped connection has status 0.
+    `ranges` lists (name, first byte, end) of all content that was asked for, in the order in which it was given.
     """
 
     daemon_threads = True
@@ -122,6 +123,7 @@ class FakeGcs(ThreadingHTTPServer):
         self.sessions: dict[str, Session] = {}
         self.instructions: list[Instruction] = []
         self.history: list[tuple[float, str, str, int]] = []
+        self.ranges: list[tuple[str, int, int]] = []
         self.permissions, self.one_write_a_second = PERMISSIONS, False
         self._last_generation = 1_000_000
         for path in sorted(folder.glob("*")) if folder else []:
@@ -375,6 +377,7 @@ class Handler(BaseHTTPRequestHandler):
     def _read(self, name: str) -> None:
         stored, action = self._find(name), self.told and self.told.action
         data, status, headers = stored.data, 200, {"X-Goog-Hash": f"crc32c={stored.crc32c}"}
+        first = 0
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if asked and (asked[1] != "0" or asked[2]) and action != "whole":
             first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
@@ -383,6 +386,7 @@ class Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
             data, status = data[first : last + 1], 206
         headers["X-Goog-Generation"] = str(stored.generation)
+        self.server.ranges.append((name, first, first + len(data)))
         if action == "throttle":
             time.sleep(len(data) / self.told.rate)
         self._answer(status, flipped(data) if action == "corrupt" else data, cut=action == "cut", **headers)

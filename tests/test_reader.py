@@ -3,15 +3,20 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import checkpoint
+from extraction import objects
 from extraction.errors import DamagedData, InvalidRequest, ObjectNotFound
+from extraction.packing import BatchShape
 from extraction.reader import ActivationReader
 from extraction.shuffle import ShuffledReader, ShuffleOptions
+from extraction.storage import gcs as gcs_storage
 from extraction.storage import open_storage
+from tests import runs
 from tests.runs import WIDTHS, activations_of, make_run, record_id, tokens_of
 
 STREAMS = ([5, 3, 20, 0, 8, 1, 7, 7, 2, 16], [40, 1, 2, 30], [], [9] * 7)
@@ -109,7 +114,6 @@ def test_statistics_are_those_of_all_tokens(output):
 
 
 def test_statistics_read_no_rows(gcs, monkeypatch):
-    from extraction import objects
     make_run(open_storage("gs://bucket/run"), STREAMS)
     sizes = []
     view = open_storage("gs://bucket/run").__class__.view
@@ -121,6 +125,42 @@ def test_statistics_read_no_rows(gcs, monkeypatch):
     assert len(sizes) < 8 * len(list(reader.all_refs()))
     rows = min(ref.size - 16 * WIDTHS[OTHER] for ref in reader.all_refs() if ref.num_tokens == 16)
     assert max(sizes) < rows
+
+
+@pytest.fixture
+def large_objects(gcs, monkeypatch):
+    """A run in a bucket with one object of 4,096 tokens, read in ranges of 8 KiB."""
+    monkeypatch.setattr(runs, "SHAPE", BatchShape(steps=1, rows=8, seq_len=512))
+    monkeypatch.setattr(objects, "_HEAD", 1024)
+    monkeypatch.setattr(objects, "_GAP", 0)
+    monkeypatch.setattr(gcs_storage, "_CHUNK", 4 * 8192)
+    make_run(open_storage("gs://bucket/run"), [[512] * 8])
+    return "gs://bucket/run"
+
+
+def test_one_hook_point_of_a_bucket_is_its_own_bytes(gcs, large_objects):
+    reader = ActivationReader(large_objects)
+    (ref,) = reader.all_refs()
+    for name, other in (HOOK, OTHER), (OTHER, HOOK):
+        gcs.ranges.clear()
+        (rows,) = reader.rows(name)
+        assert np.array_equal(rows.activations, activations_of(rows.tokens, WIDTHS[name]))
+        read = [last - first for found, first, last in gcs.ranges if found.endswith(ref.name)]
+        assert max(read) <= 8192
+        assert sum(read) <= ref.size - rows.activations.nbytes // WIDTHS[name] * WIDTHS[other] + 1024
+
+
+def test_ranges_of_a_bucket_come_at_once(gcs, large_objects):
+    reader = ActivationReader(large_objects)
+    (ref,) = reader.all_refs()
+    stored = objects.StoredBatch(reader.storage, ref)
+    told = [gcs.instruct("read", "*/batches/*", "hold") for _ in range(4)]
+    with ThreadPoolExecutor(1) as background:
+        rows = background.submit(stored.array, OTHER)
+        assert all(held.entered.wait(20) for held in told), "a range waits for another"
+        for held in told:
+            held.release.set()
+        assert np.array_equal(rows.result(), activations_of(stored.array("tokens"), WIDTHS[OTHER]))
 
 
 @pytest.mark.parametrize("damage, message", [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from extraction.adapters import TorchActivations, to_tensor
+from extraction.adapters.torch import TorchActivations, to_tensor
 from extraction.errors import InvalidRequest
 from extraction.exports import ExportOptions, export
 from extraction.reader import ActivationReader

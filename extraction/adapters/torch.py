@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .reader import ActivationReader
-from .shuffle import ShuffledReader, ShuffleOptions
+from ..reader import ActivationReader
+from ..shuffle import ShuffledReader, ShuffleOptions
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:

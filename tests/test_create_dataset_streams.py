@@ -103,7 +103,7 @@ def test_prompts_are_asked_for_by_flags(tasks, tmp_path):
     assert result.exit_code == 0 and result.stdout.endswith("1 streams, 0 records, 1 Parquet files\n")
     warnings = result.stderr.splitlines()
     assert warnings[0] == "warning: a/0/0: its test input alone takes more than 20 tokens: left out"
-    assert warnings[-1] == "warning: 16 records were left out; a larger --seq-len takes more"
+    assert warnings[-2] == "warning: 16 records were left out; a larger --seq-len takes more"
     options = load_manifest(str(tmp_path / "out")).options
     assert {"seed": 7, "permute_background": True, "predictions_per_task": 2, "left_out": 16, "seq_len": 20}.items() <= options.items()
     assert_refused(create("arc-agi", tasks, 1, tmp_path / "x", "--grid-encoding", "tiny"), 2, "--grid-encoding 'tiny'")
@@ -331,7 +331,7 @@ def test_as_a_process_it_ends_with_one_line_and_the_exit_code(corpus, tmp_path):
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, create_dataset_streams as c\n"
-        "for words in (['--help'], *([name, '--help'] for name in c.cli.commands)):\n"
+        "for words in (['--help'], *([name, '--help'] for name in c.cli.list_commands(None))):\n"
         "    c.cli(words, standalone_mode=False)\n"
         "print('loaded', {name.partition('.')[0] for name in sys.modules} & {'pyarrow', 'numpy', 'google', 'jax', 'datasets'})\n"
     )

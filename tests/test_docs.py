@@ -123,18 +123,5 @@ def test_the_stages_are_those_of_the_loop(output):
     assert run_examples("performance.md", OUTPUT=output.location).startswith("0 {'step': 1.0, 'upload': ")
 
 
-def test_what_is_quoted_stands_in_its_file():
-    quoted = re.findall(r"```python\n# (extraction/\S+)\n(.*?)```", (DOCS / "adding.md").read_text(), re.DOTALL)
-    assert len(quoted) == 4
-    for name, code in quoted:
-        assert code in (ROOT / name).read_text(), name
-
-
-def test_the_example_of_a_dataset_runs(tmp_path):
-    (tmp_path / "lines.txt").write_text("one\ntwo\nthree\n")
-    places = {"SOURCE": str(tmp_path / "lines.txt"), "OUTPUT": str(tmp_path / "streams")}
-    assert run_examples("adding.md", **places) == "3\n"
-
-
 def test_the_table_of_a_storage_has_its_methods():
     assert keys_of_table("method", (DOCS / "adding.md").read_text()) == Storage.__abstractmethods__

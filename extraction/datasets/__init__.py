@@ -1,10 +1,19 @@
-"""Datasets: what turns a source into streams, one file for each dataset, and what they share.
+"""Datasets: what turns a source into streams, one file and one line of `DATASETS` for each, and what they share.
 
-`publish` the manifest, `references` into Parquet files or `rows` in files of our own, `sources` where files are found,
-`footers` of many files, `tracking` of progress, `check` of what was made.
+`command` is what a dataset tells the command line, `publish` the manifest, `references` into Parquet files or `rows` in
+files of our own, `sources` where files are found, `footers` of many files, `tracking` of progress, `check` of what was
+made.
 """
 
 from .publish import Origin, OtherStreams, Published
 from .rows import Row, publish_rows
 
-__all__ = ["Origin", "OtherStreams", "Published", "Row", "publish_rows"]
+__all__ = ["DATASETS", "Origin", "OtherStreams", "Published", "Row", "publish_rows"]
+
+# The name of each command -> where its `Dataset` is; imported when it is asked for.
+DATASETS = {
+    "ai2-arc": "extraction.datasets.ai2_arc:DATASET",
+    "arc-agi": "extraction.datasets.arc_agi:DATASET",
+    "fineweb": "extraction.datasets.fineweb:DATASET",
+    "text": "extraction.datasets.text:DATASET",
+}

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..errors import DamagedData, InvalidRequest
 from ..storage import Storage
+from .command import PLACES, Dataset, flag
 from .publish import Origin, Published
 from .row_files import SUFFIXES, Located, read_rows
 from .rows import Row, publish_rows
@@ -70,3 +71,11 @@ def _question(row: dict[str, Any], where: str) -> tuple[Any, list[Any], list[Any
     if isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices):
         return question, [choice.get("label") for choice in choices], [choice.get("text") for choice in choices]
     raise DamagedData(f"{where}: choices are neither a 'text' and a 'label' list nor a list of both")
+
+
+DATASET = Dataset(
+    help="Streams of AI2 ARC's questions with lettered choices; the answer is in each record's meta.",
+    source=f"Parquet or JSONL rows with `id`, `question`, `choices`, `answerKey`: {PLACES}",
+    create=create,
+    flags=[flag("--with-answer", is_flag=True, help="End each record with the letter of its answer.")],
+)

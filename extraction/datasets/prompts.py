@@ -12,12 +12,13 @@ a conversation in which the model has answered the examples. With a tokenizer th
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequest
-from ..records import Record
-from ..tokenization import RecordTokenizer
 from .grids import DEFAULT_ENCODING, Encoder, Grid, parse_encoder
+
+if TYPE_CHECKING:
+    from ..tokenization import RecordTokenizer
 
 Pair = tuple[Grid, Grid]
 Messages = list[dict[str, str]]
@@ -76,7 +77,7 @@ class Prompter:
         self._template = TEMPLATES[options.template]
         if options.model is None and options.seq_len is not None:
             raise InvalidRequest("--seq-len needs --model: tokens are counted with its tokenizer")
-        self._tokenizer = RecordTokenizer(Path(options.model).expanduser(), options.bos) if options.model else None
+        self._tokenizer = _tokenizer(options.model, options.bos) if options.model else None
         self.chat = options.chat != "never" and self._tokenizer is not None and self._tokenizer.has_chat_template
         if options.chat == "always" and not self.chat:
             raise InvalidRequest("--chat always needs --model, a folder whose tokenizer has a chat template")
@@ -104,5 +105,13 @@ class Prompter:
         return None
 
     def _num_tokens(self, text: str) -> int:
+        from ..records import Record
+
         (record,) = self._tokenizer.tokenize([Record(0, "", text)])
         return len(record.tokens)
+
+
+def _tokenizer(model: str, bos: str) -> "RecordTokenizer":
+    from ..tokenization import RecordTokenizer
+
+    return RecordTokenizer(Path(model).expanduser(), bos)

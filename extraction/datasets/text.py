@@ -11,8 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import click
+
 from ..errors import DamagedData, ExtractionError, InvalidRequest, TryAgain
 from ..storage import Storage, open_storage
+from .command import Dataset, flag
 from .publish import Origin, Published
 from .rows import Row, publish_rows
 from .tracking import track
@@ -110,3 +113,19 @@ def _rows(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
+DATASET = Dataset(
+    help="Streams of the rows of any data set, copied.",
+    source="What datasets.load_dataset opens: OWNER/NAME of the hub, a folder, or a file of JSON lines, CSV, text, "
+           "Parquet.",
+    create=lambda storage, source, num_streams, **flags: create(storage, source, num_streams, TextOptions(**flags)),
+    flags=[
+        flag("--text-column", default="text", show_default=True, help="The column that is the record's text."),
+        flag("--id-column", help="The column that is its id; by default the number of the row."),
+        flag("--config", help="Configuration (subset) of the data set."),
+        flag("--split", default="train", show_default=True, help="Split of the data set."),
+        flag("--revision", help="Branch, tag or commit of a hub data set; pinned to a commit in the manifest."),
+        flag("--max-records", type=click.IntRange(1), help="Only the first rows."),
+    ],
+)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.attention_compile import CASES, compile_all
 from extraction.models.attention import attend
 from extraction.models.attention_rule import AttentionRule
 from extraction.models.fused_attention import KernelForm, Tiles, default_tiles, fused_attention
@@ -103,14 +102,3 @@ def test_the_benchmark_says_that_there_is_no_gpu():
     result = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
     assert result.returncode == 2
     assert "no GPU here" in result.stderr and not result.stdout
-
-
-def test_it_compiles_to_machine_code_without_spilling():
-    """For Hopper with its warpgroup products, by Triton's own compiler; TRITON_PYTHON names a Python that has it."""
-    interpreter = os.environ.get("TRITON_PYTHON", sys.executable)
-    if subprocess.run([interpreter, "-c", "import triton"], capture_output=True).returncode:
-        pytest.skip("the package triton is not installed, nor in the interpreter that TRITON_PYTHON names")
-    for row in compile_all([CASES[2], CASES[-1]], interpreter):
-        assert row["spill_bytes"] == 0, row
-        assert row["shared_bytes"] < 227 << 10
-        assert (row["warpgroup_products"] > 0) == ("H100" in row["chip"])

@@ -1,6 +1,7 @@
 """GPUs that are not here, described for XLA's compiler: it makes their machine code on any machine.
 
-Needs jax's CUDA plugin (extra `cuda`), which needs no GPU and no driver for this. The figures are NVIDIA's published ones.
+Needs jax's CUDA plugin (extra `cuda`), which needs no GPU and no driver for this. The figures are those that NVIDIA
+publishes.
 """
 
 import jax

@@ -10,7 +10,8 @@ captured layer itself comes last, so what remains is right without a condition i
 layers that nobody asked for.
 
 Cost: beside the model's arithmetic, one write of [B, T, width] for each layer and kind, and one gather that drops the
-padding. Every device keeps, compacts and sends the rows and columns that are its own.
+padding. Every device keeps, compacts and sends the rows and columns that are its own. Means over windows (`pool`) add
+log2(T) passes over [B, T, width] in float32.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from .models.captures import EMBEDDING, Capture, CapturePlan
 from .models.config import ModelConfig
 from .models.devices import device_errors
 from .models.location import ModelFolder
+from .models.pooling import window_means
 from .models.sharding import Demand, Layout, MeshShape, Placement, choose_mesh, memory_of, mesh_of, misfit
 from .models.tensors import WeightFiles
 from .models.weights import check_names, leaves_of, load_params, plan_fills
@@ -135,9 +137,11 @@ class Forward:
         self.widths = widths
 
     def __call__(
-        self, tokens: np.ndarray, segment_ids: np.ndarray, positions: np.ndarray, slots: np.ndarray
+        self, tokens: np.ndarray, segment_ids: np.ndarray, positions: np.ndarray, slots: np.ndarray,
+        pooled: np.ndarray | None = None,
     ) -> StepOutput:
-        """Dispatch one step; returns at once."""
+        """Dispatch one step; returns at once. With `pool` the `slots` are the last tokens of windows,
+        and `pooled`, bool [B, T], says which tokens count in their means."""
         groups = self.mesh.data
         size = self._shape.rows * self._shape.seq_len // groups
         places = [np.flatnonzero(slots // size == group) for group in range(groups)]
@@ -145,8 +149,9 @@ class Forward:
         for group, own in enumerate(places):
             local[group, : len(own)] = slots[own] - group * size
         counts = np.array([len(own) for own in places], np.int32)
+        inputs = (tokens, segment_ids, positions, local, counts) + (() if pooled is None else (pooled,))
         with device_errors():
-            arrays = self._step(self._params, tokens, segment_ids, positions, local, counts)
+            arrays = self._step(self._params, *inputs)
             return StepOutput({name: _start_transfer(*arrays[name], counts.max()) for name in self.widths}, places)
 
 
@@ -199,9 +204,12 @@ def lower_step(
     grid = jax.ShapeDtypeStruct((options.shape.rows, options.shape.seq_len), jnp.int32)
     slots = jax.ShapeDtypeStruct((options.mesh.data, grid.size // options.mesh.data), jnp.int32)
     counts = jax.ShapeDtypeStruct((options.mesh.data,), jnp.int32)
+    inputs = [grid, grid, grid, slots, counts]
+    if options.pool:
+        inputs.append(jax.ShapeDtypeStruct(grid.shape, jnp.bool_))
     step = make_step(graphs, plan, options, Layout(placement.mesh))
     with jax.set_mesh(placement.mesh):
-        return jax.jit(step, in_shardings=(where, *[rows] * 5)).lower(params, grid, grid, grid, slots, counts)
+        return jax.jit(step, in_shardings=(where, *[rows] * len(inputs))).lower(params, *inputs)
 
 
 def _checked(config: ModelConfig, options: ForwardOptions, devices: Sequence[jax.Device]) -> ForwardOptions:
@@ -299,7 +307,7 @@ def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: 
 
     def step(
         params: dict, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array,
-        slots: jax.Array, counts: jax.Array,
+        slots: jax.Array, counts: jax.Array, *pooled: jax.Array,
     ) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
         with jax.default_matmul_precision(precision):
             x, shared = part(params["embedding"], "embedding")(tokens, positions)
@@ -315,6 +323,9 @@ def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: 
             if plan.final_norm:
                 normalized = layout.rows(part(params["final_norm"], "final_norm")(layout.rows(x)))
                 tensors["ln_final.hook_normalized"] = normalized.astype(capture_dtype)
+            if options.pool:
+                tensors = {name: window_means(tensor, segment_ids, *pooled) for name, tensor in tensors.items()}
+                tensors = {name: means.astype(options.store_dtype) for name, means in tensors.items()}
             return {name: _compact(tensors[name], slots, counts, layout) for name in options.hook_points}
 
     return step

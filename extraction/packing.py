@@ -6,17 +6,19 @@ in each sequence.
 
 Guarantee: a batch is a pure function of the stream, the shape and the cursor. It holds the longest prefix of the
 remaining sequences that best-fit decreasing places in an empty batch, so every token is in exactly one batch and the
-next cursor is known without state. A record longer than a row is split into windows of `seq_len` tokens (or cut).
+next cursor is known without state. A record longer than a row is split into windows of `seq_len` tokens (or cut). What
+is stored of a record does not change where its tokens are placed.
 
 Cost: O(n log rows) for each prefix that is tried; a handful of prefixes for real document lengths.
 """
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .positions import Selector
 from .records import Cursor, TokenizedRecord
 
 
@@ -42,8 +44,12 @@ class PackedBatch:
     """What one commit covers.
 
     `tokens`, `segment_ids`, `positions`: int32 [steps, B, T]. `slots`: int64 [N], the flat place in those arrays of each
-    real token, in record order. `record_index`: int64 [R], `record_offsets`: int64 [R+1] into the N tokens,
-    `record_ids`: the R ids, `record_meta`: for each JSON text or None. A record that continues from or into another batch counts in both.
+    token that is stored, in record order. `record_index`: int64 [R], `record_offsets`: int64 [R+1] into the N rows,
+    `record_lengths`: int64 [R], tokens of each record in this batch, stored or not, `record_ids`: the R ids,
+    `record_meta`: for each JSON text or None. A record that continues from or into another batch counts in both.
+
+    Where a row is the mean over a window: `slots` are those of the last tokens, `mean_over`: int32 [N], of how many
+    tokens, `pooled`: bool [steps, B, T], of which.
     """
 
     tokens: np.ndarray
@@ -52,15 +58,24 @@ class PackedBatch:
     slots: np.ndarray
     record_index: np.ndarray
     record_offsets: np.ndarray
+    record_lengths: np.ndarray
     record_ids: tuple[str, ...]
     record_meta: tuple[str | None, ...]
     cursor_before: Cursor
     cursor_after: Cursor
     end_of_stream: bool
+    mean_over: np.ndarray | None = None
+    pooled: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
+        """N, the rows that are stored."""
         return len(self.slots)
+
+    @property
+    def num_tokens_read(self) -> int:
+        """Tokens that the batch covers."""
+        return int(self.record_lengths.sum())
 
     @property
     def num_records(self) -> int:
@@ -69,12 +84,16 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class _Window:
-    """A sequence: tokens of `record` from `offset` on; `last` if no further window of that record follows."""
+    """A sequence: tokens of `record` from `offset` on; `last` if no further window of that record follows.
+
+    `kept`: bool [length], which of them are stored or counted in a mean; None for all.
+    """
 
     record: TokenizedRecord
     offset: int
     length: int
     last: bool
+    kept: np.ndarray | None
 
     @property
     def cursor_after(self) -> Cursor:
@@ -124,27 +143,42 @@ def longest_prefix(lengths: Sequence[int], rows: int, seq_len: int) -> tuple[int
     return 0, np.zeros((0, 2), np.int64)
 
 
-def windows(record: TokenizedRecord, first: int, seq_len: int, long_documents: str) -> Iterator[_Window]:
-    """The sequences of `record` from token `first` on: at least one, empty if the record has no tokens left."""
-    end = len(record.tokens) if long_documents == "split" else min(len(record.tokens), seq_len)
-    starts = range(first, end, seq_len) if first < end else (first,)
-    for offset in starts:
-        length = min(seq_len, max(end - offset, 0))
-        yield _Window(record, offset, length, last=offset + length >= end)
+@dataclass(frozen=True)
+class Cut:
+    """How records become sequences of at most `seq_len` tokens, and which of their tokens are stored."""
+
+    seq_len: int
+    long_documents: str
+    selector: Selector = Selector()
+
+    def windows(self, record: TokenizedRecord, first: int) -> Iterator[_Window]:
+        """The sequences of `record` from token `first` on: at least one, empty if the record has no tokens left."""
+        end = len(record.tokens) if self.long_documents == "split" else min(len(record.tokens), self.seq_len)
+        kept = self.selector.kept(record, end)
+        starts = range(first, end, self.seq_len) if first < end else (first,)
+        for offset in starts:
+            length = min(self.seq_len, max(end - offset, 0))
+            here = None if kept is None else kept[offset : offset + length]
+            yield _Window(record, offset, length, offset + length >= end, here)
 
 
 def pack_batches(
-    records: Iterable[TokenizedRecord], start: Cursor, shape: BatchShape, long_documents: str
+    records: Iterable[TokenizedRecord],
+    start: Cursor,
+    shape: BatchShape,
+    long_documents: str,
+    selector: Selector = Selector(),
 ) -> Iterator[PackedBatch]:
     """Batches from `start` to the end of the stream; `records` begin at record `start.record`.
 
     The last batch has `end_of_stream` set; a stream with nothing left gives one empty batch with it set. Reads ahead of
     a batch by no more than the sequences that might have fitted into it.
     """
+    cut = Cut(shape.seq_len, long_documents, selector)
     source = (
         window
         for record in records
-        for window in windows(record, start.token_offset if record.index == start.record else 0, shape.seq_len, long_documents)
+        for window in cut.windows(record, start.token_offset if record.index == start.record else 0)
     )
     waiting: list[_Window] = []
     num_waiting_tokens = 0
@@ -165,7 +199,8 @@ def pack_batches(
         num_waiting_tokens -= sum(window.length for window in taken)
         ended = exhausted and not waiting
         after = taken[-1].cursor_after if taken else cursor
-        yield _fill(taken, places, shape, (cursor, after, ended))
+        batch = _fill(taken, places, shape, (cursor, after, ended))
+        yield _pooled(batch, taken, places) if selector.selection.pools else batch
         cursor = after
 
 
@@ -176,6 +211,7 @@ def _fill(
     segments_in_row = np.zeros(shape.total_rows, np.int32)
     slots = []
     for window, (row, column) in zip(taken, places, strict=True):
+        slots.append(np.flatnonzero(_all_or(window.kept, window.length)) + (row * shape.seq_len + column))
         if window.length == 0:
             continue
         segments_in_row[row] += 1
@@ -183,8 +219,8 @@ def _fill(
         tokens[row, here] = window.record.tokens[window.offset : window.offset + window.length]
         segment_ids[row, here] = segments_in_row[row]
         positions[row, here] = np.arange(window.length)
-        slots.append(np.arange(window.length) + (row * shape.seq_len + column))
-    records, sizes = _records_of(taken)
+    records, lengths = _by_record(taken, [window.length for window in taken])
+    _, rows = _by_record(taken, [len(part) for part in slots])
     step_shape = (shape.steps, shape.rows, shape.seq_len)
     before, after, end_of_stream = span
     return PackedBatch(
@@ -193,7 +229,8 @@ def _fill(
         positions=positions.reshape(step_shape),
         slots=np.concatenate(slots) if slots else np.zeros(0, np.int64),
         record_index=np.array([record.index for record in records], np.int64),
-        record_offsets=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64),
+        record_offsets=_offsets(rows),
+        record_lengths=np.array(lengths, np.int64),
         record_ids=tuple(record.id for record in records),
         record_meta=tuple(record.meta for record in records),
         cursor_before=before,
@@ -202,13 +239,38 @@ def _fill(
     )
 
 
-def _records_of(taken: list[_Window]) -> tuple[list[TokenizedRecord], list[int]]:
-    """Each record that the windows touch, in order, and the number of its tokens in them."""
+def _all_or(kept: np.ndarray | None, length: int) -> np.ndarray:
+    return np.ones(length, bool) if kept is None else kept
+
+
+def _pooled(batch: PackedBatch, taken: list[_Window], places: np.ndarray) -> PackedBatch:
+    """The batch with one row for each window that has a token to count, at its last token."""
+    seq_len = batch.tokens.shape[-1]
+    pooled = np.zeros(batch.tokens.size, bool)
+    pooled[batch.slots] = True
+    counts = [int(np.count_nonzero(_all_or(window.kept, window.length))) for window in taken]
+    lasts = [
+        row * seq_len + column + window.length - 1
+        for window, (row, column), count in zip(taken, places.tolist(), counts, strict=True) if count
+    ]
+    _, rows = _by_record(taken, [min(count, 1) for count in counts])
+    return replace(
+        batch, slots=np.array(lasts, np.int64), record_offsets=_offsets(rows),
+        mean_over=np.array([count for count in counts if count], np.int32), pooled=pooled.reshape(batch.tokens.shape),
+    )  # fmt: skip
+
+
+def _offsets(sizes: list[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+
+
+def _by_record(taken: list[_Window], sizes: list[int]) -> tuple[list[TokenizedRecord], list[int]]:
+    """Each record that the windows touch, in order, and the sum of the sizes of its windows."""
     records: list[TokenizedRecord] = []
-    sizes: list[int] = []
-    for window in taken:
+    sums: list[int] = []
+    for window, size in zip(taken, sizes, strict=True):
         if not records or records[-1].index != window.record.index:
             records.append(window.record)
-            sizes.append(0)
-        sizes[-1] += window.length
-    return records, sizes
+            sums.append(0)
+        sums[-1] += size
+    return records, sums

@@ -34,7 +34,8 @@ Submit = Callable[[PackedBatch, memoryview | None, dict[str, float]], None]
 
 @dataclass
 class StageTimes:
-    """Seconds the loop spent in each stage (`step`: waiting for results of the device), and how full the steps were."""
+    """Seconds the loop spent in each stage (`step`: waiting for results of the device), and how full the steps were:
+    tokens that went through the model, stored or not."""
 
     pack: float = 0.0
     dispatch: float = 0.0
@@ -81,7 +82,10 @@ class Layout:
 
 
 class BatchInFlight:
-    """A batch whose steps are running, and the object that their results are put into."""
+    """A batch whose steps are running, and the object that their results are put into.
+
+    A step of which nothing is stored is not run.
+    """
 
     def __init__(self, batch: PackedBatch, number: int, layout: Layout):
         self.batch = batch
@@ -108,10 +112,12 @@ def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
     arrays = {
         "record_index": ((r,), np.dtype(np.int64)),
         "record_offsets": ((r + 1,), np.dtype(np.int64)),
+        "record_lengths": ((r,), np.dtype(np.int64)),
         **{f"{name}.{part}": ((width,), np.dtype(np.float64)) for name, width in layout.widths.items()
            for part in ("sum", "sum_of_squares")},
         "tokens": ((n,), np.dtype(np.int32)),
         "positions": ((n,), np.dtype(np.int32)),
+        **({} if batch.mean_over is None else {"mean_over": ((n,), np.dtype(np.int32))}),
         **{name: ((n, width), layout.dtype) for name, width in layout.widths.items()},
     }
     metadata = {
@@ -127,6 +133,9 @@ def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
     shard.arrays["positions"][:] = batch.positions.reshape(-1)[batch.slots]
     shard.arrays["record_index"][:] = batch.record_index
     shard.arrays["record_offsets"][:] = batch.record_offsets
+    shard.arrays["record_lengths"][:] = batch.record_lengths
+    if batch.mean_over is not None:
+        shard.arrays["mean_over"][:] = batch.mean_over
     return shard
 
 
@@ -155,9 +164,10 @@ def _dispatch(batches: Iterable[PackedBatch], layout: Layout, forward: Callable,
         times.lap("pack")
         for step in flight.steps:
             tokens, slots = flight.places(step)
-            times.num_tokens += len(slots)
+            times.num_tokens += int(np.count_nonzero(batch.segment_ids[step]))
             times.num_slots += batch.tokens[step].size
-            output = forward(batch.tokens[step], batch.segment_ids[step], batch.positions[step], slots)
+            pooled = () if batch.pooled is None else (batch.pooled[step],)
+            output = forward(batch.tokens[step], batch.segment_ids[step], batch.positions[step], slots, *pooled)
             times.lap("dispatch")
             yield flight, (tokens, output)
         yield flight, None

@@ -21,12 +21,16 @@ class Record:
 
 @dataclass(frozen=True)
 class TokenizedRecord:
-    """A record as token ids: `tokens` is int32 of shape [n], n >= 0."""
+    """A record as token ids: `tokens` is int32 of shape [n], n >= 0.
+
+    `offsets`, where they were asked for: int64 [n, 2], which characters of the text each token is of, [first, last).
+    """
 
     index: int
     id: str
     tokens: np.ndarray
     meta: str | None = None
+    offsets: np.ndarray | None = None
 
 
 @dataclass(frozen=True, order=True)

@@ -148,7 +148,7 @@ class CommitChain:
         self.totals, self._last_attempt = commit.totals, commit.attempt
 
     def commit(self, batch: PackedBatch, data: memoryview | None, seconds: dict[str, float]) -> Commit:
-        """Store `data` (None if the batch has no tokens), then the commit; move the cursor.
+        """Store `data` (None if nothing of the batch is stored), then the commit; move the cursor.
 
         Raises Fenced if another worker committed this batch; storage's errors pass through, with nothing committed.
         """
@@ -167,12 +167,14 @@ class CommitChain:
             data=stored,
             num_records=batch.num_records,
             num_tokens=batch.num_tokens,
+            num_tokens_read=batch.num_tokens_read,
             end_of_stream=batch.end_of_stream,
             fingerprint=self.fingerprint,
             record_ids_digest=digest_ids(batch.record_ids),
             seconds=seconds,
             totals=self.totals.plus(
-                batch.num_tokens, stored.size if stored else 0, seconds, self._last_attempt != self.instance.attempt
+                (batch.num_tokens, batch.num_tokens_read), stored.size if stored else 0, seconds,
+                self._last_attempt != self.instance.attempt,
             ),
             **asdict(self.instance),
         )

@@ -73,6 +73,9 @@ def cli() -> None:
 @option("--compute-dtype", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]),
         help="auto is bfloat16 on TPU and GPU, float32 on CPU.")
 @option("--store-dtype", default="bfloat16", type=click.Choice(["bfloat16", "float16", "float32"]))
+@option("--positions", default="all",
+        help="Tokens of a record to store: all, last, mean (of each window), every:K, a list 0,1,-1, answer, test-input.")
+@option("--drop-special", is_flag=True, help="Store no special tokens, and leave them out of means.")
 @option("--max-records", type=click.IntRange(0), help="Use only the first records of each stream.")
 @option("--mesh", default=None, help="data=4,model=2: devices that share the rows, and the weights; chosen by memory.")
 @option("--compile-cache", default="~/.cache/activation-extraction/xla", help="Folder or gs:// prefix of compiled steps.")
@@ -130,6 +133,8 @@ def status(output: str, as_json: bool, watch: bool, every: float, rows: int, stu
 @option("--layers", default=None, help="As for run, like the next flags.")
 @option("--hooks", default="resid_post")
 @option("--hook-points", default=None)
+@option("--positions", default="all")
+@option("--drop-special", is_flag=True)
 @option("--seq-len", default=2048, type=click.IntRange(1))
 @option("--batch-size", type=click.IntRange(1), show_default="chosen", help="B, rows in a step.")
 @option("--compute-dtype", default="bfloat16", type=click.Choice(["float32", "bfloat16"]))

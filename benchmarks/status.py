@@ -30,12 +30,13 @@ TOKENS, SIZE, RECORDS = 65_000, 117_440_512, 40
 
 def commit_of(worker_id: int, batch: int, last: bool) -> Commit:
     seconds = {"step": 1.9, "upload": 0.7}
-    totals = Totals(TOKENS * (batch + 1), SIZE * (batch + 1), 1 + batch // 10, {"step": 1.9 * (batch + 1)})
+    totals = Totals(TOKENS * (batch + 1), SIZE * (batch + 1), 1 + batch // 10, {"step": 1.9 * (batch + 1)},
+                    TOKENS * (batch + 1))
     return Commit(
         worker_id=worker_id, batch=batch,
         cursor_before=Cursor(RECORDS * batch, 0), cursor_after=Cursor(RECORDS * (batch + 1), 0),
         data=DataObject(f"batches/{batch:08d}.safetensors", SIZE, "AAAAAA==", 1),
-        num_records=RECORDS, num_tokens=TOKENS,
+        num_records=RECORDS, num_tokens=TOKENS, num_tokens_read=TOKENS,
         end_of_stream=last, attempt="0" * 32, fingerprint="sha256:0", record_ids_digest="sha256:0", host="host",
         started="2026-01-01T00:00:00Z", versions=checkpoint.Instance().versions, seconds=seconds, totals=totals,
     )

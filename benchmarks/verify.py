@@ -78,7 +78,7 @@ def make_run(folder: Path, streams: str, size: Size) -> None:
         totals = Totals()
         for number, batch in enumerate(batches_of(worker, size)):
             data = data_of(batch, (worker, number), size)
-            totals = totals.plus(batch.num_tokens, len(data), {}, number == 0)
+            totals = totals.plus((batch.num_tokens, batch.num_tokens_read), len(data), {}, number == 0)
             commit = commit_of(batch, (worker, number), data, (config.fingerprint, totals))
             (folder / checkpoint.data_name(commit)).write_bytes(data)
             (folder / checkpoint.commit_name(worker, number)).write_bytes(commit.to_bytes())
@@ -103,7 +103,8 @@ def commit_of(batch: PackedBatch, place: tuple[int, int], data: memoryview, run:
     return Commit(
         worker_id=place[0], batch=place[1], cursor_before=batch.cursor_before, cursor_after=batch.cursor_after,
         data=DataObject(name, len(data), crc32c_base64(data), None), num_records=batch.num_records,
-        num_tokens=batch.num_tokens, end_of_stream=batch.end_of_stream, attempt="0" * 32, fingerprint=run[0],
+        num_tokens=batch.num_tokens, num_tokens_read=batch.num_tokens_read,
+        end_of_stream=batch.end_of_stream, attempt="0" * 32, fingerprint=run[0],
         record_ids_digest=checkpoint.digest_ids(batch.record_ids), host="machine", started="2026-01-01T00:00:00Z",
         versions={"jax": "0"}, seconds={"step": 1.0, "upload": 0.5}, totals=run[1],
     )

@@ -68,22 +68,29 @@ class DataObject:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over a chain up to and with one commit, so that its last commit tells of all: data in bytes, the number of
-    attempts that committed something, seconds by stage."""
+    """Sums over a chain up to and with one commit, so that its last commit tells of all: tokens that are stored, data in
+    bytes, the number of attempts that committed something, seconds by stage, tokens that were read."""
 
     tokens: int = 0
     bytes: int = 0
     attempts: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    tokens_read: int = 0
 
-    def plus(self, num_tokens: int, num_bytes: int, seconds: dict[str, float], is_new_attempt: bool) -> "Totals":
+    def plus(self, tokens: tuple[int, int], num_bytes: int, seconds: dict[str, float], is_new_attempt: bool) -> "Totals":
+        """With one more batch; `tokens` are those stored and those read."""
         stages = {key: round(self.seconds.get(key, 0.0) + seconds.get(key, 0.0), 3) for key in self.seconds | seconds}
-        return Totals(self.tokens + num_tokens, self.bytes + num_bytes, self.attempts + is_new_attempt, stages)
+        stored, read = self.tokens + tokens[0], self.tokens_read + tokens[1]
+        return Totals(stored, self.bytes + num_bytes, self.attempts + is_new_attempt, stages, read)
 
 
 @dataclass(frozen=True)
 class Commit:
-    """The content of a commit; names and units are those of the JSON. A reader does without the keys with a default."""
+    """The content of a commit; names and units are those of the JSON. A reader does without the keys with a default.
+
+    `num_tokens` are the rows that are stored, `num_tokens_read` the tokens of its records that it covers, by default
+    as many.
+    """
 
     worker_id: int
     batch: int
@@ -92,6 +99,7 @@ class Commit:
     data: DataObject | None
     num_records: int
     num_tokens: int
+    num_tokens_read: int
     end_of_stream: bool
     attempt: str
     fingerprint: str
@@ -106,7 +114,7 @@ class Commit:
         return (json.dumps({"schema": SCHEMA} | asdict(self), sort_keys=True) + "\n").encode()
 
 
-_OPTIONAL = {"record_ids_digest", "host", "started", "versions", "totals"}
+_OPTIONAL = {"num_tokens_read", "record_ids_digest", "host", "started", "versions", "totals"}
 
 
 def data_name(commit: Commit) -> str:
@@ -125,6 +133,9 @@ def parse_commit(data: bytes, name: str) -> Commit:
         value = loads(data)
         _check_schema(value.pop("schema"), f"{name}: commit")
         known = {key: value[key] for key in Commit.__dataclass_fields__ if key in value or key not in _OPTIONAL}
+        known.setdefault("num_tokens_read", value["num_tokens"])
+        if "totals" in known:
+            known["totals"] = {"tokens_read": known["totals"]["tokens"]} | known["totals"]
         kinds = {"cursor_before": Cursor, "cursor_after": Cursor, "data": DataObject, "totals": Totals}
         for key, kind in kinds.items():
             if key in known and (key != "data" or known[key] is not None):
@@ -145,8 +156,8 @@ def _check_schema(schema: object, what: str) -> None:
 
 def _check_types(commit: Commit) -> None:
     totals = commit.totals
-    counts = [commit.worker_id, commit.batch, commit.num_records, commit.num_tokens]
-    counts += [totals.tokens, totals.bytes, totals.attempts]
+    counts = [commit.worker_id, commit.batch, commit.num_records, commit.num_tokens, commit.num_tokens_read]
+    counts += [totals.tokens, totals.bytes, totals.attempts, totals.tokens_read]
     for cursor in (commit.cursor_before, commit.cursor_after):
         counts += [cursor.record, cursor.token_offset]
     strings = [commit.attempt, commit.fingerprint, commit.host, commit.started]

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from .errors import InvalidRequest
 
 PACKING_SCHEMA = 1
+DATA_SCHEMA = 2  # 1 had no record_lengths
 STORE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 HOOK_SUFFIXES = {
     "resid_pre": "hook_resid_pre",
@@ -48,8 +49,10 @@ class ExtractionConfig:
     bos: str
     long_documents: str
     max_records: int | None
+    positions: str = "all"
+    drop_special: bool = False
     packing_schema: int = PACKING_SCHEMA
-    data_schema: int = 1
+    data_schema: int = DATA_SCHEMA
 
     def to_json(self) -> dict:
         return asdict(self) | {"hook_points": list(self.hook_points)}
@@ -132,9 +135,9 @@ def resolve_hook_points(
     return tuple(name for name in names if name in chosen)
 
 
-def default_steps_per_batch(step_bytes: int, step_flops: float, compute_dtype: str) -> int:
+def default_steps_per_batch(step_bytes: float, step_flops: float, compute_dtype: str) -> int:
     """Steps of a batch: about 128 MiB of activations, and arithmetic for at most 30 s even on slow hardware, since a
     worker that is killed loses what it has not committed. From the configuration alone, so that every start agrees."""
-    by_bytes = _TARGET_OBJECT_BYTES // step_bytes
+    by_bytes = int(_TARGET_OBJECT_BYTES / step_bytes)
     by_time = int(_MOST_SECONDS * _SLOW_FLOPS[compute_dtype] / max(step_flops, 1.0))
     return max(1, min(by_bytes, by_time))

@@ -23,7 +23,8 @@ class Metrics:
             return kind(f"extraction_{name}", text, ("stream", *labels), registry=registry)
 
         counter, gauge = prometheus_client.Counter, prometheus_client.Gauge
-        self._tokens = metric(counter, "tokens", "Tokens committed by this process.")
+        self._tokens = metric(counter, "tokens", "Tokens of records committed by this process.")
+        self._rows = metric(counter, "stored_rows", "Rows of activations committed by this process.")
         self._bytes = metric(counter, "stored_bytes", "Bytes of data objects committed by this process.")
         self._batches = metric(counter, "batches", "Commits made by this process.")
         self._seconds = metric(counter, "stage_seconds", "Seconds that each stage took.", "stage")
@@ -42,7 +43,8 @@ class Metrics:
     def on_commit(self, commit: Commit) -> None:
         """Count one more commit."""
         stream = str(commit.worker_id)
-        self._tokens.labels(stream).inc(commit.num_tokens)
+        self._tokens.labels(stream).inc(commit.num_tokens_read)
+        self._rows.labels(stream).inc(commit.num_tokens)
         self._bytes.labels(stream).inc(commit.data.size if commit.data else 0)
         self._batches.labels(stream).inc()
         for stage, seconds in commit.seconds.items():

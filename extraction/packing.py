@@ -161,6 +161,13 @@ class Cut:
             here = None if kept is None else kept[offset : offset + length]
             yield _Window(record, offset, length, offset + length >= end, here)
 
+    def count(self, record: TokenizedRecord) -> tuple[int, int]:
+        """Tokens of a record, and how many rows are stored of it."""
+        windows = list(self.windows(record, 0))
+        kept = [int(np.count_nonzero(_all_or(window.kept, window.length))) for window in windows]
+        rows = sum(map(bool, kept)) if self.selector.selection.pools else sum(kept)
+        return sum(window.length for window in windows), rows
+
 
 def pack_batches(
     records: Iterable[TokenizedRecord],

@@ -5,13 +5,13 @@ is the one that a worker would compile, for these chips, from the configuration 
 and arithmetic are the compiler's counts; without, they come from formulas, and the plan says which.
 
 What is an estimate: the time of a step is its arithmetic over `efficiency` times the chip's published peak, or its
-memory traffic (by formula) over the published bandwidth, whichever is longer. Tokens of the whole manifest are those
-of its first records, scaled. Cost: one compilation, 5 to 20 seconds.
+memory traffic (by formula) over the published bandwidth, whichever is longer. Tokens of the whole manifest, and how
+many of them `--positions` stores, are those of its first records, scaled; without a manifest all are taken for stored,
+or one in K. Cost: one compilation, 5 to 20 seconds.
 """
 
 import math
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,17 @@ import jax.numpy as jnp
 from .config import STORE_DTYPES, resolve_hook_points
 from .errors import InvalidRequest
 from .forward import ForwardOptions, StepShape, demand_of, lower_step, weight_shapes
-from .manifest import load_manifest
+from .manifest import Manifest, load_manifest
 from .models.config import ModelConfig, read_model_config
 from .models.location import locate_model
 from .models.sharding import USABLE, MeshShape, choose_mesh, misfit
 from .models.slices import Slice, can_describe, describe, slice_named
-from .streams import open_stream
+from .packing import Cut
+from .positions import Selection, Selector
+from .sampling import Sample, check_spans, take_sample
 from .tokenization import RecordTokenizer
 
 FILL = 0.96  # share of slots that hold real tokens, as packing reaches it on web documents
-_SAMPLE = 256  # records whose tokens are counted
 _TOKENS_ON_A_DEVICE, _TOKENS_ON_A_CPU = 32768, 4096  # more in one step gain little, and take memory
 
 
@@ -42,6 +43,8 @@ class PlanOptions:
     layers: str | None
     hooks: str
     hook_points: str | None
+    positions: str
+    drop_special: bool
     seq_len: int
     batch_size: int | None
     compute_dtype: str
@@ -115,6 +118,7 @@ class Plan:
 
 def make_plan(options: PlanOptions) -> Plan:
     """Raises InvalidRequest for a slice, model or flag that cannot be."""
+    selection = Selection.parse(options.positions, options.drop_special)
     folder = locate_model(options.model, options.revision, weights=False)
     config, wanted = read_model_config(folder.path), slice_named(options.tpu)
     hook_points = resolve_hook_points(
@@ -122,11 +126,14 @@ def make_plan(options: PlanOptions) -> Plan:
     )
     forward = ForwardOptions(
         hook_points, StepShape(options.batch_size or 0, options.seq_len), options.compute_dtype, options.store_dtype,
-        mesh=MeshShape.parse(options.mesh) if options.mesh else None,
+        mesh=MeshShape.parse(options.mesh) if options.mesh else None, pool=selection.pools,
     )
+    manifest = load_manifest(options.streams) if options.streams else None
+    sample = _sample(options, selection, manifest, RecordTokenizer(folder.path)) if manifest else None
+    share = sample.share if sample else selection.known_share
     forward = _sized(config, forward, wanted)
     counts = count(config, forward, wanted)
-    tokens, stored = FILL * forward.shape.rows * forward.shape.seq_len, stored_bytes(config, forward)
+    tokens, stored = FILL * forward.shape.rows * forward.shape.seq_len, share * stored_bytes(config, forward)
     seconds = {
         "arithmetic": counts.flops / (options.efficiency * wanted.chip.flops),
         "memory": counts.traffic_bytes / wanted.chip.bandwidth,
@@ -139,16 +146,19 @@ def make_plan(options: PlanOptions) -> Plan:
         hook_points=len(hook_points), fits=counts.memory_bytes <= USABLE * wanted.chip.memory_bytes,
         memory_bytes=counts.memory_bytes, chip_memory_bytes=wanted.chip.memory_bytes, counts=counts.source,
         seconds=seconds, limited_by=slowest, tokens_per_second=tokens / seconds[slowest],
-        bytes_per_million_tokens=stored * 1_000_000,
+        bytes_per_million_tokens=round(stored * 1_000_000),
     )
-    return _with_manifest(plan, options, RecordTokenizer(folder.path)) if options.streams else plan
+    return _with_manifest(plan, options, manifest, sample) if sample else plan
 
 
-def _with_manifest(plan: Plan, options: PlanOptions, tokenizer: RecordTokenizer) -> Plan:
-    manifest = load_manifest(options.streams)
-    sample = list(islice(open_stream(manifest, options.streams, 0).read_records(), _SAMPLE))
-    mean = sum(len(record.tokens) for record in tokenizer.tokenize(sample)) / max(len(sample), 1)
-    tokens, workers = round(mean * manifest.num_records), manifest.num_streams
+def _sample(options: PlanOptions, selection: Selection, manifest: Manifest, tokenizer: RecordTokenizer) -> Sample:
+    check_spans(selection, manifest, options.streams)
+    cut = Cut(options.seq_len, "split", Selector(selection, tokenizer.special_ids))
+    return take_sample(manifest, options.streams, tokenizer, cut)
+
+
+def _with_manifest(plan: Plan, options: PlanOptions, manifest: Manifest, sample: Sample) -> Plan:
+    tokens, workers = round(sample.tokens_per_record * manifest.num_records), manifest.num_streams
     worker_hours = tokens / plan.tokens_per_second / 3600
     return replace(
         plan, tokens=tokens, stored_bytes=tokens * plan.bytes_per_million_tokens // 1_000_000, workers=workers,

@@ -68,6 +68,11 @@ class Selection:
         return self.span is None and not self.drop_special
 
     @property
+    def known_share(self) -> float:
+        """Rows for each token, where the rule alone tells; 1 where it depends on the records."""
+        return 1 / self.numbers[0] if self.kind == "every" else 1.0
+
+    @property
     def reach(self) -> int:
         """How far before the end of a record a position may lie that counts from there."""
         return {"last": 1, "list": max(0, -min(self.numbers, default=0))}.get(self.kind, 0)

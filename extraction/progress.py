@@ -49,7 +49,7 @@ class Progress:
     def on_commit(self, commit: Commit) -> None:
         """Show and note one more commit."""
         self._tell_launcher(commit)
-        self._tokens += commit.num_tokens
+        self._tokens += commit.num_tokens_read
         now = time.monotonic()
         rate = self._tokens / max(now - self._begin, 1e-9)
         if self._bar is not None:

@@ -28,6 +28,8 @@ STATES = ("failed", "fenced", "stuck", "running", "starting", "waiting", "finish
 class StreamStatus:
     """One stream. Rates are in tokens per second, times in seconds; None is not known, or not to be had in this state.
 
+    `tokens` are those of the committed records, `rows` those that are stored.
+
     `stages`: the share of the worker's loop that each stage took, and `upload` in proportion to the same time.
     """
 
@@ -38,6 +40,7 @@ class StreamStatus:
     records: int
     batches: int
     tokens: int
+    rows: int
     bytes: int
     rate_now: float | None
     rate_mean: float | None
@@ -83,7 +86,7 @@ class RunStatus:
         return max([together, *(stream.seconds_left or 0.0 for stream in self.streams if stream.state == "running")])
 
     def to_json(self) -> dict:
-        names = ("num_records", "records", "batches", "tokens", "bytes", "rate_now", "preemptions")
+        names = ("num_records", "records", "batches", "tokens", "rows", "bytes", "rate_now", "preemptions")
         found = {"output": self.output, "time": self.time, "finished": self.finished, "states": self.states}
         found |= {"seconds_left": self.seconds_left} | {name: self.total(name) for name in names}
         return found | {"streams": [asdict(stream) for stream in self.streams]}
@@ -115,7 +118,7 @@ def _status(standing: Standing, num_records: int | None, now: float, stuck_after
     last = standing.last
     age = max(now - standing.commit_times[-1], 0.0) if standing.commit_times else None
     state, message = _state(standing, now, stuck_after)
-    records, tokens = (last.cursor_after.record, last.totals.tokens) if last else (0, 0)
+    records, tokens = (last.cursor_after.record, last.totals.tokens_read) if last else (0, 0)
     mean = _mean_rate(standing)
     rate_now = _rate_now(standing, now) if state == "running" else None
     left = None
@@ -123,7 +126,8 @@ def _status(standing: Standing, num_records: int | None, now: float, stuck_after
         left = (num_records - records) * (tokens / records) / (rate_now or mean) if rate_now or mean else None
     return StreamStatus(
         stream=standing.worker_id, state=state, message=message, num_records=num_records, records=records,
-        batches=standing.num_batches, tokens=tokens, bytes=last.totals.bytes if last else 0,
+        batches=standing.num_batches, tokens=tokens,
+        rows=last.totals.tokens if last else 0, bytes=last.totals.bytes if last else 0,
         rate_now=rate_now, rate_mean=mean, seconds_left=left, age=age,
         preemptions=max(last.totals.attempts - 1, 0) if last else 0,
         stages=_stages(last.totals.seconds) if last else {}, host=last.host if last else "",
@@ -149,7 +153,7 @@ def _mean_rate(standing: Standing) -> float | None:
     if standing.last is None or standing.num_batches < 2 or standing.commit_times[-1] <= standing.begun:
         return None
     batches = standing.num_batches
-    return standing.last.totals.tokens * (batches - 1) / batches / (standing.commit_times[-1] - standing.begun)
+    return standing.last.totals.tokens_read * (batches - 1) / batches / (standing.commit_times[-1] - standing.begun)
 
 
 def _rate_now(standing: Standing, now: float) -> float | None:
@@ -160,7 +164,7 @@ def _rate_now(standing: Standing, now: float) -> float | None:
     count = len(recent) if since == now - WINDOW else len(recent) - 1
     if count < 1 or now <= since:
         return None
-    return standing.last.totals.tokens / standing.num_batches * count / (now - since)
+    return standing.last.totals.tokens_read / standing.num_batches * count / (now - since)
 
 
 def _stages(seconds: dict[str, float]) -> dict[str, float]:

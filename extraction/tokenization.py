@@ -76,16 +76,24 @@ class RecordTokenizer:
         ids = {token: number for token, number in ids.items() if self._has_row(number)}
         return {"ids": ids, "record_prefix": self._prefix}
 
-    def tokenize(self, records: Iterable[Record], group_size: int = GROUP_SIZE) -> Iterator[TokenizedRecord]:
-        """Token ids of each record, in order."""
-        encode = self._encoder()
-        for group in filter(None, _groups(records, group_size)):
-            encoded = encode([record.text for record in group])
-            for record, ids in zip(group, encoded, strict=True):
-                yield TokenizedRecord(record.index, record.id, np.array(self._prefix + ids, np.int32), record.meta)
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """The ids of the special tokens, rising."""
+        return tuple(sorted(set(self.special_tokens()["ids"].values())))
 
-    def _encoder(self) -> Callable[[list[str]], list[list[int]]]:
-        """Texts to ids, on all cores, without the offsets that nobody asks for."""
+    def tokenize(
+        self, records: Iterable[Record], group_size: int = GROUP_SIZE, offsets: bool = False
+    ) -> Iterator[TokenizedRecord]:
+        """Token ids of each record, in order; with `offsets` also the characters that each token is of."""
+        encode, prefix = self._encoder(offsets), [(0, 0)] * len(self._prefix)
+        for group in filter(None, _groups(records, group_size)):
+            for record, found in zip(group, encode([record.text for record in group]), strict=True):
+                ids = np.array(self._prefix + found.ids, np.int32)
+                places = np.array(prefix + found.offsets, np.int64).reshape(-1, 2) if offsets else None
+                yield TokenizedRecord(record.index, record.id, ids, record.meta, places)
+
+    def _encoder(self, offsets: bool) -> Callable[[list[str]], list]:
+        """Texts to encodings, on all cores; finding offsets takes longer."""
         fast = self._tokenizer.backend_tokenizer
         if not all(map(self._has_row, fast.get_added_tokens_decoder())):
             state = json.loads(fast.to_str())
@@ -93,7 +101,8 @@ class RecordTokenizer:
             fast = type(fast).from_str(json.dumps(state))
         fast.no_truncation()
         fast.no_padding()
-        return lambda texts: [encoding.ids for encoding in fast.encode_batch_fast(texts, add_special_tokens=False)]
+        encode = fast.encode_batch if offsets else fast.encode_batch_fast
+        return lambda texts: encode(texts, add_special_tokens=False)
 
 
 def _groups(records: Iterable[Record], size: int) -> Iterator[list[Record]]:

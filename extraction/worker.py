@@ -7,7 +7,7 @@ Cost: the start, which is imports, the weights and one compilation; then what th
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -28,11 +28,13 @@ from .models.config import ModelConfig, read_model_config
 from .models.devices import open_devices
 from .models.location import ModelFolder, locate_model
 from .models.sharding import MeshShape, local_memory
-from .packing import BatchShape, pack_batches
+from .packing import BatchShape, Cut, pack_batches
 from .pipeline import Layout, run_pipeline
 from .plan import choose_rows, ideal_flops, stored_bytes
+from .positions import Selection, Selector
 from .preemption import Stop
 from .progress import Progress
+from .sampling import Sample, check_spans, take_sample
 from .shards import dtype_named
 from .storage import Storage, open_storage
 from .streams import Manifest, Stream, load_manifest, open_stream
@@ -45,6 +47,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 ANY_STREAM = "any"
+_LEAST_SHARE = 1 / 32  # of the tokens that are stored; objects stay within 32 times their size if a sample misleads
 BATCHES_AHEAD = 2  # packed and waiting for the pipeline
 
 
@@ -69,6 +72,8 @@ class RunOptions:
     long_documents: str
     compute_dtype: str
     store_dtype: str
+    positions: str
+    drop_special: bool
     max_records: int | None
     mesh: str | None
     compile_cache: str
@@ -83,6 +88,7 @@ class Model:
 
     folder: ModelFolder
     tokenizer: RecordTokenizer
+    selector: Selector
     forward: Forward
 
 
@@ -119,6 +125,7 @@ def extract(options: RunOptions, stop: Stop) -> None:
 def prepare(options: RunOptions) -> Prepared:
     """Load the model and join the run."""
     begin = time.perf_counter()
+    selection = Selection.parse(options.positions, options.drop_special)
     metrics = None if options.metrics_port is None else Metrics(options.metrics_port)
     folder = locate_model(options.model, options.revision)
     model_config = read_model_config(folder.path)
@@ -126,11 +133,17 @@ def prepare(options: RunOptions) -> Prepared:
         options.layers, options.hooks, options.hook_points, model_config.num_layers, model_config.absent_hooks
     )
     output = open_storage(options.output)
-    manifest = load_manifest(options.streams)
+    manifest, location = load_manifest(options.streams), options.streams
+    check_spans(selection, manifest, location)
+    tokenizer = RecordTokenizer(folder.path, options.bos, model_config.vocab_size)
+    selector = Selector(selection, tokenizer.special_ids)
+    cut = Cut(options.seq_len, options.long_documents, selector)
+    share = lambda: stored_share(take_sample(manifest, location, tokenizer, cut))
     devices = open_devices()
-    options = with_sizes(options, model_config, hook_points, output)
+    options = with_sizes(options, model_config, hook_points, (output, share))
     with CompileCache(options.compile_cache) as cache:
-        model = load_model(options, folder, model_config, (hook_points, cache.folder))
+        step = forward_options(options, hook_points, cache.folder)
+        model = Model(folder, tokenizer, selector, load_forward(folder, model_config, step))
     config = configure(options, model, manifest)
     details = {
         "fingerprint": config.fingerprint,
@@ -166,10 +179,18 @@ def absolute(location: str) -> str:
     return location if "://" in location else str(Path(location).resolve())
 
 
+def stored_share(sample: Sample) -> float:
+    """Rows for each token, to choose the size of batches by; more than the sample says where it may say too little."""
+    return min(1.0, max(sample.share, _LEAST_SHARE)) if sample.tokens else 1.0
+
+
 def with_sizes(
-    options: RunOptions, model_config: ModelConfig, hook_points: tuple[str, ...], output: Storage
+    options: RunOptions, model_config: ModelConfig, hook_points: tuple[str, ...],
+    run: tuple[Storage, Callable[[], float]],
 ) -> RunOptions:
-    """The options with the sizes that were left open: those of the run, or chosen by the start that begins it."""
+    """The options with the sizes that were left open: those of the run, or chosen by the start that begins it; `run`
+    is its output, and how many rows are stored of each token."""
+    (output, share), selection = run, Selection.parse(options.positions, options.drop_special)
     try:
         run = checkpoint.read_run(output)["configuration"]
     except ObjectNotFound:
@@ -177,26 +198,26 @@ def with_sizes(
     dtype = default_compute_dtype() if options.compute_dtype == "auto" else options.compute_dtype
     rows, steps = options.batch_size, options.steps_per_batch
     step = ForwardOptions(
-        hook_points, StepShape(1, options.seq_len), dtype, options.store_dtype, mesh=MeshShape(1, 1)
+        hook_points, StepShape(1, options.seq_len), dtype, options.store_dtype, mesh=MeshShape(1, 1),
+        pool=selection.pools,
     )
     if rows == "auto":
         rows = run.get("batch_size") or choose_rows(model_config, step, *local_memory())
     if steps is None:
         row_bytes, row_flops = options.seq_len * stored_bytes(model_config, step), ideal_flops(model_config, step)
-        steps = run.get("steps_per_batch") or default_steps_per_batch(rows * row_bytes, rows * row_flops, dtype)
+        steps = run.get("steps_per_batch")
+        if steps is None:
+            stored = 1.0 if selection.is_everything else share()
+            steps = default_steps_per_batch(stored * rows * row_bytes, rows * row_flops, dtype)
     return replace(options, batch_size=rows, steps_per_batch=steps)
 
 
-def load_model(
-    options: RunOptions, folder: ModelFolder, model_config: ModelConfig, what: tuple[tuple[str, ...], str | None]
-) -> Model:
-    """The tokenizer, and the step compiled with its weights; `what` is hook points and the folder of compiled steps."""
-    hook_points, cache = what
-    tokenizer = RecordTokenizer(folder.path, options.bos, model_config.vocab_size)
+def forward_options(options: RunOptions, hook_points: tuple[str, ...], cache: str | None) -> ForwardOptions:
+    """The step that these flags ask for; `cache` is the folder of compiled steps."""
     shape = StepShape(options.batch_size, options.seq_len)
     mesh = MeshShape.parse(options.mesh) if options.mesh else None
-    step = ForwardOptions(hook_points, shape, options.compute_dtype, options.store_dtype, cache, mesh)
-    return Model(folder, tokenizer, load_forward(folder, model_config, step))
+    pool = Selection.parse(options.positions).pools
+    return ForwardOptions(hook_points, shape, options.compute_dtype, options.store_dtype, cache, mesh, pool)
 
 
 def configure(options: RunOptions, model: Model, manifest: Manifest) -> ExtractionConfig:
@@ -217,6 +238,8 @@ def configure(options: RunOptions, model: Model, manifest: Manifest) -> Extracti
         bos=options.bos,
         long_documents=options.long_documents,
         max_records=options.max_records,
+        positions=str(model.selector.selection),
+        drop_special=options.drop_special,
     )
 
 
@@ -237,7 +260,8 @@ def work(run: Prepared, task: Task) -> None:
     shape = BatchShape(config.steps_per_batch, config.batch_size, config.seq_len)
     layout = Layout(worker_id, model.forward.widths, dtype_named(config.store_dtype))
     records = takewhile(lambda record: record.index < total, task.stream.read_records(chain.cursor.record))
-    batches = pack_batches(model.tokenizer.tokenize(records), chain.cursor, shape, config.long_documents)
+    tokenized = model.tokenizer.tokenize(records, offsets=model.selector.selection.span is not None)
+    batches = pack_batches(tokenized, chain.cursor, shape, config.long_documents, model.selector)
     batches = in_background(batches, BATCHES_AHEAD)
     task.stop.busy = True
     progress = Progress(chain.storage, worker_id, total, chain.cursor.record, options.progress)

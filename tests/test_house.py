@@ -16,7 +16,7 @@ LEVELS = [
     {"extract_activations", "create_dataset_streams"},
     {"worker", "shuffle", "adapters", "parity"},
     {"checkpoint", "pipeline", "audit", "progress", "datasets", "reader", "attempts", "standing", "elastic",
-     "status", "plan", "metrics", "report", "exports"},
+     "status", "plan", "metrics", "report", "exports", "sampling"},
     {"streams", "tokenization", "packing", "forward", "shards", "writer", "objects", "compile_cache"},
     {"manifest", "parquet"},
     {"models", "storage"},
@@ -30,7 +30,7 @@ BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "pac
           ("status", "checkpoint"), ("status", "standing"), ("parquet", "manifest"),
           ("metrics", "checkpoint"), ("report", "checkpoint"), ("report", "reader"), ("report", "audit"),
           ("exports", "reader"), ("exports", "shards"), ("adapters", "shuffle"),
-          ("report", "status"), ("report", "objects")}
+          ("plan", "sampling"), ("report", "status"), ("report", "objects")}
 PLAIN = LEVELS[-1]
 
 

@@ -16,7 +16,8 @@ from tests.workers import MODEL, make_streams, python, text_of, write_corpus
 
 # Of examples/tiny-lm: 4 layers of width 128.
 OPTIONS = PlanOptions(
-    model=str(MODEL), revision=None, streams=None, layers="1,3", hooks="resid_post", hook_points=None, seq_len=512,
+    model=str(MODEL), revision=None, streams=None, layers="1,3", hooks="resid_post", hook_points=None, positions="all",
+    drop_special=False, seq_len=512,
     batch_size=8, compute_dtype="bfloat16", store_dtype="bfloat16", mesh=None, tpu="v5litepod-4", efficiency=0.5,
     to_host=8.0, upload=1.0, price=None, deadline=None,
 )
@@ -108,12 +109,13 @@ def test_the_start_that_begins_a_run_chooses(tmp_path):
     output = open_storage(str(tmp_path))
     assert sizes_of(("auto", None), output) == (32, 64)  # 4096 tokens on a CPU; 2 MiB in a step
     assert sizes_of((64, None), output) == (64, 32)
+    assert sizes_of((64, None), output, share=0.25) == (64, 128)
 
 
-def sizes_of(given, output):
+def sizes_of(given, output, share=1.0):
     options = RunOptions(**{field.name: None for field in fields(RunOptions)})
     options = replace(options, batch_size=given[0], steps_per_batch=given[1], seq_len=128, compute_dtype="float32",
-                      store_dtype="bfloat16")
+                      store_dtype="bfloat16", positions="all" if share == 1.0 else "every:4", drop_special=False)
     hooks = ("blocks.1.hook_resid_post", "blocks.3.hook_resid_post")
-    chosen = with_sizes(options, read_model_config(MODEL), hooks, output)
+    chosen = with_sizes(options, read_model_config(MODEL), hooks, (output, lambda: share))
     return chosen.batch_size, chosen.steps_per_batch

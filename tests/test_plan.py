@@ -109,7 +109,8 @@ def test_the_start_that_begins_a_run_chooses(tmp_path):
     output = open_storage(str(tmp_path))
     assert sizes_of(("auto", None), output) == (32, 64)  # 4096 tokens on a CPU; 2 MiB in a step
     assert sizes_of((64, None), output) == (64, 32)
-    assert sizes_of((64, None), output, share=0.25) == (64, 128)
+    assert sizes_of((64, None), output, share=0.5) == (64, 64)
+    assert sizes_of((64, None), output, share=1 / 32) == (64, 107)  # 30 s of arithmetic
 
 
 def sizes_of(given, output, share=1.0):

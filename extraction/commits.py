@@ -68,7 +68,7 @@ class DataObject:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over a chain up to and with one commit, so that its last commit tells of all: tokens that are stored, data in
+    """Sums over a chain up to and with one commit, so that its last commit tells of all: rows that are stored, data in
     bytes, the number of attempts that committed something, seconds by stage, tokens that were read."""
 
     tokens: int = 0
@@ -77,7 +77,9 @@ class Totals:
     seconds: dict[str, float] = field(default_factory=dict)
     tokens_read: int = 0
 
-    def plus(self, tokens: tuple[int, int], num_bytes: int, seconds: dict[str, float], is_new_attempt: bool) -> "Totals":
+    def plus(
+        self, tokens: tuple[int, int], num_bytes: int, seconds: dict[str, float], is_new_attempt: bool
+    ) -> "Totals":
         """With one more batch; `tokens` are those stored and those read."""
         stages = {key: round(self.seconds.get(key, 0.0) + seconds.get(key, 0.0), 3) for key in self.seconds | seconds}
         stored, read = self.tokens + tokens[0], self.tokens_read + tokens[1]

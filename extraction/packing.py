@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .positions import Selector
+from .positions import EVERYTHING, Selector
 from .records import Cursor, TokenizedRecord
 
 
@@ -43,9 +43,9 @@ class BatchShape:
 class PackedBatch:
     """What one commit covers.
 
-    `tokens`, `segment_ids`, `positions`: int32 [steps, B, T]. `slots`: int64 [N], the flat place in those arrays of each
-    token that is stored, in record order. `record_index`: int64 [R], `record_offsets`: int64 [R+1] into the N rows,
-    `record_lengths`: int64 [R], tokens of each record in this batch, stored or not, `record_ids`: the R ids,
+    `tokens`, `segment_ids`, `positions`: int32 [steps, B, T]. `slots`: int64 [N], the flat place in those arrays of
+    each token that is stored, in record order. `record_index`: int64 [R], `record_offsets`: int64 [R+1] into the N
+    rows, `record_lengths`: int64 [R], tokens of each record in this batch, stored or not, `record_ids`: the R ids,
     `record_meta`: for each JSON text or None. A record that continues from or into another batch counts in both.
 
     Where a row is the mean over a window: `slots` are those of the last tokens, `mean_over`: int32 [N], of how many
@@ -149,7 +149,7 @@ class Cut:
 
     seq_len: int
     long_documents: str
-    selector: Selector = Selector()
+    selector: Selector = EVERYTHING
 
     def windows(self, record: TokenizedRecord, first: int) -> Iterator[_Window]:
         """The sequences of `record` from token `first` on: at least one, empty if the record has no tokens left."""
@@ -174,7 +174,7 @@ def pack_batches(
     start: Cursor,
     shape: BatchShape,
     long_documents: str,
-    selector: Selector = Selector(),
+    selector: Selector = EVERYTHING,
 ) -> Iterator[PackedBatch]:
     """Batches from `start` to the end of the stream; `records` begin at record `start.record`.
 

@@ -116,6 +116,9 @@ class Selector:
         return kept
 
 
+EVERYTHING = Selector()
+
+
 def _inside(record: TokenizedRecord, name: str) -> np.ndarray:
     """bool [n]: which tokens overlap the span of characters; none where the record has no such span."""
     span = spans_of(record.meta, record.id).get(name)

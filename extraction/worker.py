@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -138,9 +139,9 @@ def prepare(options: RunOptions) -> Prepared:
     tokenizer = RecordTokenizer(folder.path, options.bos, model_config.vocab_size)
     selector = Selector(selection, tokenizer.special_ids)
     cut = Cut(options.seq_len, options.long_documents, selector)
-    share = lambda: stored_share(take_sample(manifest, location, tokenizer, cut))
     devices = open_devices()
-    options = with_sizes(options, model_config, hook_points, (output, share))
+    sample = partial(take_sample, manifest, location, tokenizer, cut)
+    options = with_sizes(options, model_config, hook_points, (output, sample))
     with CompileCache(options.compile_cache) as cache:
         step = forward_options(options, hook_points, cache.folder)
         model = Model(folder, tokenizer, selector, load_forward(folder, model_config, step))
@@ -186,11 +187,11 @@ def stored_share(sample: Sample) -> float:
 
 def with_sizes(
     options: RunOptions, model_config: ModelConfig, hook_points: tuple[str, ...],
-    run: tuple[Storage, Callable[[], float]],
+    run: tuple[Storage, Callable[[], Sample]],
 ) -> RunOptions:
     """The options with the sizes that were left open: those of the run, or chosen by the start that begins it; `run`
-    is its output, and how many rows are stored of each token."""
-    (output, share), selection = run, Selection.parse(options.positions, options.drop_special)
+    is its output, and what to ask how many rows are stored of each token."""
+    (output, take), selection = run, Selection.parse(options.positions, options.drop_special)
     try:
         run = checkpoint.read_run(output)["configuration"]
     except ObjectNotFound:
@@ -207,7 +208,7 @@ def with_sizes(
         row_bytes, row_flops = options.seq_len * stored_bytes(model_config, step), ideal_flops(model_config, step)
         steps = run.get("steps_per_batch")
         if steps is None:
-            stored = 1.0 if selection.is_everything else share()
+            stored = 1.0 if selection.is_everything else stored_share(take())
             steps = default_steps_per_batch(stored * rows * row_bytes, rows * row_flops, dtype)
     return replace(options, batch_size=rows, steps_per_batch=steps)
 

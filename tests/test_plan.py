@@ -10,6 +10,7 @@ import pytest
 from extraction.errors import InvalidRequest
 from extraction.models.config import read_model_config
 from extraction.plan import FILL, PlanOptions, make_plan
+from extraction.sampling import Sample
 from extraction.storage import open_storage
 from extraction.worker import RunOptions, with_sizes
 from tests.workers import MODEL, make_streams, python, text_of, write_corpus
@@ -118,5 +119,5 @@ def sizes_of(given, output, share=1.0):
     options = replace(options, batch_size=given[0], steps_per_batch=given[1], seq_len=128, compute_dtype="float32",
                       store_dtype="bfloat16", positions="all" if share == 1.0 else "every:4", drop_special=False)
     hooks = ("blocks.1.hook_resid_post", "blocks.3.hook_resid_post")
-    chosen = with_sizes(options, read_model_config(MODEL), hooks, (output, lambda: share))
+    chosen = with_sizes(options, read_model_config(MODEL), hooks, (output, lambda: Sample(1, 100, 100 * share)))
     return chosen.batch_size, chosen.steps_per_batch

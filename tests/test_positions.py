@@ -67,7 +67,8 @@ def rows_of(batch, at):
     here = slice(batch.record_offsets[at], batch.record_offsets[at + 1])
     slots = batch.slots[here]
     over = [None] * len(slots) if batch.mean_over is None else batch.mean_over[here].tolist()
-    return list(zip(*(array.reshape(-1)[slots].tolist() for array in (batch.tokens, batch.positions)), over, strict=True))
+    tokens, positions = (array.reshape(-1)[slots].tolist() for array in (batch.tokens, batch.positions))
+    return list(zip(tokens, positions, over, strict=True))
 
 
 @given(records_of_tokens, shapes, modes, texts, st.booleans())
@@ -120,8 +121,10 @@ def test_how_it_is_written(text, canonical):
     assert str(Selection.parse(text)) == canonical
 
 
-@pytest.mark.parametrize("text", ["", "first", "every", "every:", "every:0", "every:-2", "every:2,3", "0,", "1.5", "0-5",
-                                  "99999999999", "every:99999999999", "all,last", "mean:2"])
+@pytest.mark.parametrize("text", [
+    "", "first", "every", "every:", "every:0", "every:-2", "every:2,3", "0,", "1.5", "0-5", "99999999999",
+    "every:99999999999", "all,last", "mean:2",
+])
 def test_what_means_nothing_is_refused_with_what_may_stand_there(text):
     with pytest.raises(InvalidRequest, match=r"--positions .*all, last, mean, every:K"):
         Selection.parse(text)

@@ -17,13 +17,15 @@ Cost: two blocks in memory, one in use and one being read; each object is read a
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .errors import InvalidRequest
 from .objects import BatchRef, StoredBatch
 from .reader import ActivationReader, Rows
+
+State = dict[str, Any]  # JSON
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,11 @@ class ShuffledReader:
         """Batches in an epoch; with `drop_last` the same on every rank."""
         return -(-self._num_tokens // self.options.batch_size)
 
-    def state(self) -> dict:
+    def state(self) -> State:
         """Where iterating stands, as JSON: after the batch that was given last."""
         return {"epoch": self.epoch, "position": self.position, "of": self._of}
 
-    def restore(self, state: dict) -> None:
+    def restore(self, state: State) -> None:
         """Go on from a state. Raises InvalidRequest if it is of other options, another run or other commits."""
         if state.get("of") != self._of:
             raise InvalidRequest(f"the state is of {state.get('of')}, this reader of {self._of}: no common order")

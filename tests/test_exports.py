@@ -72,13 +72,13 @@ def test_ranks_with_loader_processes_share_each_epoch(output):
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata 0.11 calls it
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_loader_resumes_in_the_middle(output, num_workers):
-    """With batches of 25 tokens, the shares end at different times; the state is taken when one of them has ended."""
+    """Of 205 tokens, the first process has two batches and the second three; the last state is of when both ended."""
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-    options = ShuffleOptions(batch_size=25, buffer=50)
+    options = ShuffleOptions(batch_size=51, buffer=51)
     loader = loader_of(TorchActivations(output, HOOK, options), num_workers, StatefulDataLoader)
     whole = tokens_in(loader)
-    for seen in (2, len(whole) - 1):
+    for seen in (2, len(whole) - 1, len(whole)):
         batches = iter(loader)
         assert tokens_in(next(batches) for _ in range(seen)) == whole[:seen]
         resumed = loader_of(TorchActivations(output, HOOK, options), num_workers, StatefulDataLoader)

@@ -59,6 +59,12 @@ class Batch:
     record_offsets: np.ndarray
     record_ids: list[str]
 
+    @property
+    def record(self) -> np.ndarray:
+        """int64 [N, 2]: stream and record index of each token."""
+        index = np.repeat(self.record_index, np.diff(self.record_offsets))
+        return np.stack([np.full(len(index), self.ref.worker_id, np.int64), index], axis=1)
+
 
 @dataclass(frozen=True)
 class RecordActivations:
@@ -151,15 +157,16 @@ class ActivationReader:
         self, hook_points: Sequence[str] | None = None, workers: Iterable[int] | None = None
     ) -> Iterator[Batch]:
         """Every batch, with these hook points (all by default). Raises InvalidRequest for one the run does not have."""
-        names = self.checked(hook_points)
-        return self._load_batches(self.all_refs(workers), names)
+        return self.read(self.all_refs(workers), hook_points)
+
+    def read(self, refs: Iterable[BatchRef], hook_points: Sequence[str] | None = None) -> Iterator[Batch]:
+        """The batches of these refs, in their order: for those who share batches out themselves."""
+        return self._load_batches(refs, self.checked(hook_points))
 
     def rows(self, hook_point: str, workers: Iterable[int] | None = None) -> Iterator[Rows]:
         """The tokens of every batch with their activations at one hook point."""
         for batch in self.batches([hook_point], workers):
-            index = np.repeat(batch.record_index, np.diff(batch.record_offsets))
-            record = np.stack([np.full(len(index), batch.ref.worker_id, np.int64), index], axis=1)
-            yield Rows(batch.activations[hook_point], batch.tokens, record, batch.positions)
+            yield Rows(batch.activations[hook_point], batch.tokens, batch.record, batch.positions)
 
     def records(
         self, hook_points: Sequence[str] | None = None, workers: Iterable[int] | None = None

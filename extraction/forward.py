@@ -27,10 +27,10 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .errors import InvalidRequest
-from .models.architectures import ARCHITECTURES
 from .models.captures import EMBEDDING, Capture, CapturePlan
 from .models.config import ModelConfig
 from .models.devices import device_errors
+from .models.families import family_of
 from .models.location import ModelFolder
 from .models.pooling import window_means
 from .models.sharding import Demand, Layout, MeshShape, Placement, choose_mesh, memory_of, mesh_of, misfit
@@ -265,13 +265,9 @@ def _use_compile_cache(folder: str | None) -> None:
 
 def _abstract_model(config: ModelConfig, plan: CapturePlan, options: ForwardOptions) -> tuple[dict, dict]:
     """For each part that runs: the flax graph (of one block), and its parameters' whole shapes as a nested dict."""
-    architecture, dtype = ARCHITECTURES[config.family], jnp.dtype(options.compute_dtype)
-    parts = {"embedding": lambda: architecture.Embedding(config, dtype)}
-    if plan.num_layers:
-        parts["blocks"] = lambda: architecture.Block(config, dtype)
-    if plan.final_norm:
-        parts["final_norm"] = lambda: architecture.FinalNorm(config.width, config.norm_epsilon, dtype)
-    split = {name: nnx.split(nnx.eval_shape(make)) for name, make in parts.items()}
+    parts = family_of(config.family).parts(config, jnp.dtype(options.compute_dtype))
+    runs = {"embedding": True, "blocks": plan.num_layers > 0, "final_norm": plan.final_norm}
+    split = {name: nnx.split(nnx.eval_shape(parts[name])) for name in runs if runs[name]}
     params = {name: nnx.to_pure_dict(state) for name, (_, state) in split.items()}
     if plan.num_layers:
         stack = lambda leaf: jax.ShapeDtypeStruct((plan.num_layers, *leaf.shape), leaf.dtype)
@@ -282,13 +278,13 @@ def _abstract_model(config: ModelConfig, plan: CapturePlan, options: ForwardOpti
 @contextmanager
 def _opened_weights(folder: ModelFolder, config: ModelConfig, options: ForwardOptions) -> Iterator[Callable[[], Loaded]]:
     """A function that loads the weights; their names and shapes are known to be right."""
-    architecture = ARCHITECTURES[config.family]
+    family = family_of(config.family)
     plan = CapturePlan.of(options.hook_points, config)
     _, abstract = _abstract_model(config, plan, options)
-    table = architecture.weight_table(config)
+    table = family.weight_table(config)
     placement = Placement(mesh_of(options.mesh, jax.local_devices()), config)
-    with WeightFiles(folder, architecture.PREFIX) as files:
-        check_names(files, table, config.num_layers, architecture.NOT_NEEDED)
+    with WeightFiles(folder, family.prefix) as files:
+        check_names(files, table, config.num_layers, family.not_needed)
         fills = plan_fills(files, table, abstract, plan.num_layers)
         yield lambda: Loaded(load_params(files, fills, placement), files.digest())
 

@@ -12,7 +12,7 @@ torch for each record.
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import islice
@@ -24,8 +24,9 @@ import numpy as np
 from .config import resolve_hook_points
 from .errors import DamagedData, InvalidRequest
 from .forward import Forward, ForwardOptions, StepShape, load_forward
-from .models.config import read_model_config
+from .models.config_file import read_model_config
 from .models.devices import open_devices
+from .models.families import family_of
 from .models.location import ModelFolder, locate_model
 from .models.sharding import MeshShape
 from .packing import BatchShape, PackedBatch, pack_batches
@@ -35,38 +36,6 @@ from .streams import load_manifest, open_stream
 from .tokenization import RecordTokenizer
 
 SCHEMA = 1
-# Where each hook point is in the reference: the module's name, and whether its input or its output.
-_LLAMA = {
-    "hook_resid_pre": ("model.layers.{l}", "in"), "attn.hook_z": ("model.layers.{l}.self_attn.o_proj", "in"),
-    "hook_attn_out": ("model.layers.{l}.self_attn.o_proj", "out"),
-    "hook_resid_mid": ("model.layers.{l}.post_attention_layernorm", "in"),
-    "mlp.hook_post": ("model.layers.{l}.mlp.down_proj", "in"), "hook_mlp_out": ("model.layers.{l}.mlp", "out"),
-    "hook_resid_post": ("model.layers.{l}", "out"), "ln_final.hook_normalized": ("model.norm", "out"),
-}
-_OLMO2 = _LLAMA | {
-    "hook_attn_out": ("model.layers.{l}.post_attention_layernorm", "out"),
-    "hook_resid_mid": ("model.layers.{l}.mlp", "in"),
-    "hook_mlp_out": ("model.layers.{l}.post_feedforward_layernorm", "out"),
-}
-_GEMMA = _OLMO2 | {"hook_resid_mid": ("model.layers.{l}.pre_feedforward_layernorm", "in")}
-_GPT2 = {
-    "hook_resid_pre": ("transformer.h.{l}", "in"), "attn.hook_z": ("transformer.h.{l}.attn.c_proj", "in"),
-    "hook_attn_out": ("transformer.h.{l}.attn.c_proj", "out"), "hook_resid_mid": ("transformer.h.{l}.ln_2", "in"),
-    "mlp.hook_post": ("transformer.h.{l}.mlp.c_proj", "in"), "hook_mlp_out": ("transformer.h.{l}.mlp", "out"),
-    "hook_resid_post": ("transformer.h.{l}", "out"), "ln_final.hook_normalized": ("transformer.ln_f", "out"),
-}
-_NEOX = {
-    "hook_resid_pre": ("gpt_neox.layers.{l}", "in"), "attn.hook_z": ("gpt_neox.layers.{l}.attention.dense", "in"),
-    "hook_attn_out": ("gpt_neox.layers.{l}.attention.dense", "out"),
-    "hook_resid_mid": ("gpt_neox.layers.{l}.post_attention_layernorm", "in"),
-    "mlp.hook_post": ("gpt_neox.layers.{l}.mlp.dense_4h_to_h", "in"),
-    "hook_mlp_out": ("gpt_neox.layers.{l}.mlp", "out"), "hook_resid_post": ("gpt_neox.layers.{l}", "out"),
-    "ln_final.hook_normalized": ("gpt_neox.final_layer_norm", "out"),
-}
-_GEMMA3 = {kind: (path.replace("model.", "model.language_model.", 1), side) for kind, (path, side) in _GEMMA.items()}
-MODULES = {
-    "gpt2": _GPT2, "gpt_neox": _NEOX, "olmo2": _OLMO2, "gemma2": _GEMMA, "gemma3_text": _GEMMA, "gemma3": _GEMMA3,
-}
 
 
 @dataclass(frozen=True)
@@ -232,7 +201,7 @@ class TorchReference:
 
     def __init__(self, model: Any, hook_points: Iterable[str]):
         self._model, self._wanted = model, tuple(hook_points)
-        self._modules: Mapping[str, tuple[str, str]] = MODULES.get(model.config.model_type, _LLAMA)
+        self._places = family_of(model.config.model_type).places
 
     @classmethod
     def load(cls, folder: ModelFolder, hook_points: Iterable[str]) -> "TorchReference":
@@ -260,8 +229,8 @@ class TorchReference:
 
     def _watch(self, name: str, found: dict[str, np.ndarray], length: int) -> Any:
         """Keep what goes into or comes out of a hook point's module."""
-        kind, layer = (name, None) if name in self._modules else (name.split(".", 2)[2], name.split(".", 2)[1])
-        path, side = self._modules[kind]
+        kind, layer = (name, None) if name in self._places else (name.split(".", 2)[2], name.split(".", 2)[1])
+        path, side = self._places[kind]
 
         def keep(module: Any, inputs: tuple, keywords: dict[str, Any], output: Any) -> None:
             value = (inputs[0] if inputs else keywords["hidden_states"]) if side == "in" else output

@@ -20,7 +20,8 @@ from .config import STORE_DTYPES, resolve_hook_points
 from .errors import InvalidRequest
 from .forward import ForwardOptions, StepShape, demand_of, lower_step, weight_shapes
 from .manifest import Manifest, load_manifest
-from .models.config import ModelConfig, read_model_config
+from .models.config import ModelConfig
+from .models.config_file import read_model_config
 from .models.location import locate_model
 from .models.sharding import USABLE, MeshShape, choose_mesh, misfit
 from .models.slices import Slice, can_describe, describe, slice_named

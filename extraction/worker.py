@@ -25,7 +25,8 @@ from .errors import InvalidRequest, ObjectNotFound, TryAgain
 from .forward import Forward, ForwardOptions, StepShape, default_compute_dtype, load_forward
 from .logs import say
 from .metrics import Metrics
-from .models.config import ModelConfig, read_model_config
+from .models.config import ModelConfig
+from .models.config_file import read_model_config
 from .models.devices import open_devices
 from .models.location import ModelFolder, locate_model
 from .models.sharding import MeshShape, local_memory

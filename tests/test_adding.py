@@ -1,5 +1,6 @@
 """The page on adding, followed to the letter: its files and its lines go into a copy of the project, whose commands run."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -7,9 +8,10 @@ import sys
 
 import pytest
 
-from tests.workers import ROOT
+from tests.workers import MODEL, ROOT, text_of
 
 PAGE = (ROOT / "docs/adding.md").read_text()
+KINDS = {"A model family": "FAMILIES", "A dataset": "DATASETS"}  # sections of the page -> their registries
 
 
 def written(kind):
@@ -37,16 +39,14 @@ def grown(tmp_path_factory):
     return project
 
 
-KINDS = {"A dataset": "DATASETS"}
-
-
 @pytest.fixture
 def command(grown, tmp_path):
     """A function that runs a command of the copy, in a folder of its own, and returns what it printed."""
 
     def run(script, *arguments):
         words = [sys.executable, grown / script, *map(str, arguments)]
-        result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
@@ -67,3 +67,31 @@ def test_a_dataset(command, tmp_path):
                    "--skip", 1)
     assert made == "streams/manifest.json: 2 streams, 3 records, 2 Parquet files\n"
     assert "disjoint, complete, unchanged, every id once" in command("create_dataset_streams.py", "check", "streams")
+
+
+@pytest.fixture(scope="module")
+def starcoder(tmp_path_factory):
+    """A tiny random model of the family that the page adds."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("starcoder")
+    config = transformers.Starcoder2Config(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=2048, max_position_embeddings=256, sliding_window=16, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (1.0 if parameter.dim() == 1 else 0.0))
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODEL / name, folder)
+    return folder
+
+
+def test_a_family(command, starcoder, tmp_path):
+    (tmp_path / "file.txt").write_text("\n\n".join(text_of(i, 40) for i in range(3)))
+    exact = ("--compute-dtype", "float32", "--store-dtype", "float32", "--max-error", "1e-5")
+    table = command("extract_activations.py", "parity", "--model", starcoder, "--text", "file.txt", "--seq-len", 48, *exact)
+    assert len(table.splitlines()) == 1 + 2 * 7 + 1

@@ -9,7 +9,8 @@ import pytest
 
 import checkpoint
 from extraction.config import FINAL_HOOK, HOOK_SUFFIXES
-from extraction.models.config import FAMILIES, read_model_config
+from extraction.models.config_file import read_model_config
+from extraction.models.families import FAMILIES
 from extraction.pipeline import StageTimes
 from extraction.shards import decode
 from extraction.storage import Storage, open_storage

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from extraction import forward as forward_module
 from extraction.errors import InvalidRequest
 from extraction.forward import CapturePlan, ForwardOptions, StepShape, default_compute_dtype, lower_step
-from extraction.models.config import read_model_config
+from extraction.models.config_file import read_model_config
 from extraction.models.location import ModelFolder
 from extraction.models.sharding import MeshShape
 from tests.tiny_models import ALL, LENGTHS, documents, error, load, run

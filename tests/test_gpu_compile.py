@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.attention_compile import CASES, Case, compile_case
 from extraction.forward import ForwardOptions, StepShape, lower_step, weight_shapes
-from extraction.models.config import read_model_config
+from extraction.models.config_file import read_model_config
 from extraction.models.sharding import MeshShape
 from tests.gpu_topology import CHIPS, COMPILER_OPTIONS, can_describe, describe
 

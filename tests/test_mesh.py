@@ -14,7 +14,7 @@ import pytest
 from extraction import forward as forward_module
 from extraction.errors import InvalidRequest
 from extraction.forward import CapturePlan, ForwardOptions, StepShape, demand_of
-from extraction.models.config import read_model_config
+from extraction.models.config_file import read_model_config
 from extraction.models.sharding import Demand, MeshShape, Placement, choose_mesh, mesh_of, misfit
 from extraction.models.weights import leaves_of
 from tests.tiny_models import ALL, CONFIGS, documents, error, load, run

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from extraction.forward import CapturePlan, ForwardOptions, StepShape, _abstract_model
-from extraction.models.config import FAMILIES, Rope, read_model_config
+from extraction.models.config import Rope
+from extraction.models.config_file import read_model_config
+from extraction.models.families import FAMILIES
 from extraction.models.weights import leaves_of
 
 FOLDER = Path(__file__).parent / "model_configs"

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import pytest
 
 from extraction.errors import InvalidRequest
-from extraction.models.config import read_model_config
+from extraction.models.config_file import read_model_config
 from extraction.plan import FILL, PlanOptions, make_plan
 from extraction.sampling import Sample
 from extraction.storage import open_storage

@@ -10,7 +10,7 @@ import re
 import pytest
 
 from extraction.forward import ForwardOptions, StepShape, lower_step, weight_shapes
-from extraction.models.config import read_model_config
+from extraction.models.config_file import read_model_config
 from extraction.models.sharding import MeshShape
 from extraction.models.slices import SLICES, can_describe, describe
 from extraction.plan import counts_of, ideal_flops, num_layers

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from extraction.errors import DamagedData, InvalidRequest, PermissionDenied
 from extraction.forward import ForwardOptions, StepShape, load_forward
 from extraction.models import location, tensors
-from extraction.models.config import read_model_config
+from extraction.models.config_file import read_model_config
 from extraction.models.location import ModelFolder, locate_model
 from extraction.models.tensors import WeightFiles
 from extraction.storage import open_storage

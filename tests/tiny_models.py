@@ -9,7 +9,8 @@ import torch
 import transformers
 
 from extraction.forward import Forward, ForwardOptions, StepShape, load_forward
-from extraction.models.config import all_hook_points, read_model_config
+from extraction.models.config import all_hook_points
+from extraction.models.config_file import read_model_config
 from extraction.models.location import ModelFolder
 from extraction.packing import BatchShape, pack_batches
 from extraction.parity import TorchReference

@@ -1,1 +1,1 @@
-"""The models: configurations, one file for each architecture, attention, and the strict weight loader."""
+"""The models: their families, the parts that these are made of, configurations, and the strict weight loader."""

@@ -1,4 +1,4 @@
-"""The block that the architectures share: attention, then an mlp, each added to the residual stream.
+"""The block that the families share: attention, then an mlp, each added to the residual stream.
 
 In: x [B, T, D] and what is common to all blocks (segments, rotations) with the flags of this layer. Out: x [B, T, D];
 hook points go to `tap`. Guarantee: one program serves all layers of a stack. Where only some layers have a window, both

@@ -1,4 +1,4 @@
-"""The flax modules that the architectures share: linear maps, norms, embedding, and both kinds of mlp.
+"""The flax modules that the families share: linear maps, norms, embeddings, and both kinds of mlp.
 
 Parameters are in the compute dtype; norms compute in float32. Shapes: x [B, T, D].
 """
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from .config import ModelConfig
@@ -95,6 +96,12 @@ class WideRMSNorm(RMSNorm):
         return (self.normalized(x) * (self.offset + _last(self.scale, x.ndim))).astype(x.dtype)
 
 
+class OffsetRMSNorm(WideRMSNorm):
+    """Scales by 1 + weight, as Gemma does."""
+
+    offset = 1.0
+
+
 class LayerNorm(nnx.Module):
     """(x - mean) / std * scale + bias over the last axis."""
 
@@ -149,6 +156,26 @@ class Embedding(nnx.Module):
             if rope is not None:
                 shared[f"{prefix}cos"], shared[f"{prefix}sin"] = rotation(positions, self.config.head_width, rope)
         return self.table[...][tokens], shared
+
+
+class ScaledEmbedding(Embedding):
+    """Scaled by sqrt(D), which is rounded to the dtype of the weights first, as Gemma does."""
+
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x, shared = super().__call__(tokens, positions)
+        return x * jnp.asarray(np.sqrt(self.config.width), x.dtype), shared
+
+
+class PositionEmbedding(nnx.Module):
+    """The embedding of models with learned positions."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        self.table = nnx.Param(jnp.zeros((config.vocab_size, config.width), dtype))
+        self.positions = nnx.Param(jnp.zeros((config.max_positions, config.width), dtype))
+
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """x [B, T, D], and nothing that all blocks share."""
+        return self.table[...][tokens] + self.positions[...][positions], {}
 
 
 def _last(parameter: nnx.Param, ndim: int) -> jax.Array:

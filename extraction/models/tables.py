@@ -1,6 +1,6 @@
 """Weight tables: for each part of a model, our parameter path -> the tensor in the file.
 
-`{l}` in a name stands for the layer. Most families name their tensors as Llama does; what they share is here.
+Most families name their tensors as Llama does; what they share is here.
 """
 
 from collections.abc import Mapping
@@ -9,17 +9,20 @@ from functools import partial
 import jax
 
 from .config import ModelConfig
-from .weights import Entry, transposed
+from .weights import Entry, Table, transposed
 
-Table = dict[str, Entry]
-# Rotary frequencies, which older checkpoints carry along, and the head, which never runs.
-NOT_NEEDED = (r"lm_head\.weight", r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+Entries = dict[str, Entry]
 
 
-def linear(ours: str, theirs: str, bias: bool) -> Table:
+def linear(ours: str, theirs: str, bias: bool) -> Entries:
     """A linear map, whose kernel torch keeps as [O, I]."""
     table = {f"{ours}.kernel": Entry(f"{theirs}.weight", transposed)}
     return table | {f"{ours}.bias": Entry(f"{theirs}.bias")} if bias else table
+
+
+def affine(ours: str, theirs: str) -> Entries:
+    """A norm with a scale and a bias; `ours` ends in a dot where the norm is in something."""
+    return {f"{ours}scale": Entry(f"{theirs}.weight"), f"{ours}bias": Entry(f"{theirs}.bias")}
 
 
 def to_heads(head_width: int, tensor: jax.Array) -> jax.Array:
@@ -32,13 +35,13 @@ def from_heads(head_width: int, tensor: jax.Array) -> jax.Array:
     return to_heads(head_width, tensor.T)
 
 
-def output(config: ModelConfig, theirs: str) -> Table:
+def output(config: ModelConfig, theirs: str) -> Entries:
     """What takes the heads to x, whose kernel torch keeps as [D, H*Dh]."""
     table = {"attention.o.kernel": Entry(f"{theirs}.weight", partial(from_heads, config.head_width))}
     return table | {"attention.o.bias": Entry(f"{theirs}.bias")} if config.output_bias else table
 
 
-def attention(config: ModelConfig) -> Table:
+def attention(config: ModelConfig) -> Entries:
     table, heads = output(config, "model.layers.{l}.self_attn.o_proj"), partial(to_heads, config.head_width)
     for name in "qkv":
         theirs = f"model.layers.{{l}}.self_attn.{name}_proj"
@@ -50,19 +53,19 @@ def attention(config: ModelConfig) -> Table:
     return table
 
 
-def gated_mlp(config: ModelConfig) -> Table:
+def gated_mlp(config: ModelConfig) -> Entries:
     table = {}
     for name in ("gate", "up", "down"):
         table |= linear(f"mlp.{name}", f"model.layers.{{l}}.mlp.{name}_proj", config.mlp_bias)
     return table
 
 
-def norms(names: Mapping[str, str]) -> Table:
+def norms(names: Mapping[str, str]) -> Entries:
     """Norms of a block without bias, by our and their name."""
     return {f"{ours}.scale": Entry(f"model.layers.{{l}}.{theirs}.weight") for ours, theirs in names.items()}
 
 
-def model(block: Table) -> dict[str, Table]:
+def model(block: Entries) -> Table:
     """The whole table, from the block's."""
     return {
         "embedding": {"table": Entry("model.embed_tokens.weight")},

@@ -1,28 +1,17 @@
-"""Mixtral and Qwen3-MoE: the block of Llama with a mixture of experts as its mlp.
+"""A mixture of experts in the place of an mlp.
 
 A router gives each token to a few of the experts. Rows are sorted by expert, and each expert multiplies its own rows:
-no token is dropped, and none is computed by an expert that it was not given to. There is no `mlp.hook_post`: its place
-would be another choice of experts for each token. The weight names are those of `MixtralForCausalLM` and
-`Qwen3MoeForCausalLM`, one tensor for each expert.
+no token is dropped, and none is computed by an expert that it was not given to.
 """
-
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from . import block, tables
 from .config import ModelConfig
-from .modules import ACTIVATIONS, Embedding, Linear, RMSNorm, Tap
-from .tables import NOT_NEEDED, Table
-from .weights import Entry, transposed
+from .modules import ACTIVATIONS, Linear, Tap
 
-__all__ = ["NOT_NEEDED", "PREFIX", "Block", "Embedding", "FinalNorm", "weight_table"]
-
-PREFIX = "model."
-FinalNorm = RMSNorm
 _MIN_BLOCK = 64  # rows that are multiplied at once where the loop over blocks runs
 
 
@@ -81,24 +70,6 @@ class Mixture(nnx.Module):
         if self.config.experts.normalized:
             weights /= weights.sum(axis=-1, keepdims=True)
         return weights, chosen
-
-
-class Block(block.Block):
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        norm = partial(RMSNorm, config.width, config.norm_epsilon, dtype)
-        super().__init__(block.Attention(config, dtype), Mixture(config, dtype), before=norm)
-
-
-def weight_table(config: ModelConfig) -> dict[str, Table]:
-    mixture, names = "model.layers.{l}.mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-    if config.family == "mixtral":
-        mixture, names = "model.layers.{l}.block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}
-    table = {"mlp.router.kernel": Entry(f"{mixture}.gate.weight", transposed)}
-    for ours, theirs in names.items():
-        name = f"{mixture}.experts.{{e}}.{theirs}.weight"
-        table[f"mlp.experts.{ours}.kernel"] = Entry(name, transposed, config.experts.count)
-    norms = tables.norms({"norm_attention": "input_layernorm", "norm_mlp": "post_attention_layernorm"})
-    return tables.model(tables.attention(config) | table | norms)
 
 
 def grouped_dot(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DamagedData, InvalidRequest
-from .base import ModelConfig, Rope
+from ..config import ModelConfig, Rope
 
 ACTIVATIONS = ("silu", "gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -33,11 +33,12 @@ def decoder(config: Any, path: Path, **more: Any) -> ModelConfig:
         "head_width": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         "mlp_width": config.intermediate_size,
         "vocab_size": config.vocab_size,
-        "norm_epsilon": config.rms_norm_eps,
         "qkv_bias": bias,
         "output_bias": bias,
         "mlp_bias": False,
     }
+    if "norm_epsilon" not in more:
+        fields["norm_epsilon"] = config.rms_norm_eps
     if "activation" not in more:
         fields["activation"] = activation(config.hidden_act, path)
     if "rope" not in more:

@@ -5,43 +5,14 @@ and is not handled raises, so that a model that is not quite supported cannot ru
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ...errors import DamagedData, InvalidRequest
-from . import gemma, gpt2, gpt_neox, llama, moe, olmo2
-from .base import Experts, ModelConfig, Rope, all_hook_points
+from ..errors import DamagedData, InvalidRequest
+from .config import ModelConfig
+from .families import FAMILIES, family_of
 
-__all__ = ["FAMILIES", "Experts", "Family", "ModelConfig", "Rope", "all_hook_points", "read_model_config"]
-
-
-class Family(NamedTuple):
-    """How configurations of a model type are read, and the attributes that this takes into account.
-
-    `inside` names the part of the configuration that is read, which has a model type of its own.
-    """
-
-    read: Callable[[Any, Path], ModelConfig]
-    handled: set[str]
-    inside: str | None = None
-
-
-FAMILIES = {
-    "llama": Family(llama.llama, llama.LLAMA),
-    "mistral": Family(llama.mistral, llama.MISTRAL),
-    "qwen2": Family(llama.qwen2, llama.QWEN),
-    "qwen3": Family(llama.qwen3, llama.QWEN),
-    "gemma2": Family(gemma.gemma2, gemma.GEMMA2),
-    "gemma3_text": Family(gemma.gemma3, gemma.GEMMA3),
-    "gemma3": Family(gemma.gemma3, gemma.GEMMA3_VISION, "text_config"),
-    "gpt2": Family(gpt2.gpt2, gpt2.GPT2),
-    "gpt_neox": Family(gpt_neox.gpt_neox, gpt_neox.GPT_NEOX),
-    "olmo2": Family(olmo2.olmo2, olmo2.OLMO2),
-    "mixtral": Family(moe.mixtral, moe.MIXTRAL),
-    "qwen3_moe": Family(moe.qwen3_moe, moe.QWEN3_MOE),
-}
 # Attributes that do not reach the hidden states: generation, training, the head, and how others run the model.
 _IRRELEVANT = {
     "architectures", "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "bos_token_id",
@@ -75,7 +46,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _refuse_unhandled(path, written, type(config)())
-        family = FAMILIES[model_type]
+        family = family_of(model_type)
         if family.inside:
             config = getattr(config, family.inside)
             _refuse_unhandled(path, {"model_type": config.model_type} | written[family.inside], type(config)())
@@ -103,7 +74,7 @@ def _refuse_unhandled(path: Path, written: dict[str, Any], default: Any) -> None
     model_type = written["model_type"]
     for alias, value in written.items():
         name = default.attribute_map.get(alias, alias)
-        if name in FAMILIES[model_type].handled | _IRRELEVANT or (name in _ONLY and value == _ONLY[name]):
+        if name in family_of(model_type).handled | _IRRELEVANT or (name in _ONLY and value == _ONLY[name]):
             continue
         if not hasattr(default, name) or getattr(default, name) != value:
             raise InvalidRequest(f"{path}: {alias} = {json.dumps(value)} is not handled for {model_type}")

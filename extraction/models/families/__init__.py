@@ -1,0 +1,31 @@
+"""The families of models: one file for each, and one line of `FAMILIES` for each model type. No jax.
+
+`base` says what a family is, `reading` has what the reading of their configurations has in common.
+"""
+
+from pkgutil import resolve_name
+
+from .base import Family
+
+__all__ = ["FAMILIES", "Family", "family_of"]
+
+# transformers' `model_type` -> where its `Family` is; imported when a model of this type is read.
+FAMILIES = {
+    "llama": "extraction.models.families.llama:LLAMA",
+    "mistral": "extraction.models.families.llama:MISTRAL",
+    "qwen2": "extraction.models.families.llama:QWEN2",
+    "qwen3": "extraction.models.families.llama:QWEN3",
+    "gemma2": "extraction.models.families.gemma:GEMMA2",
+    "gemma3_text": "extraction.models.families.gemma:GEMMA3",
+    "gemma3": "extraction.models.families.gemma:GEMMA3_VISION",
+    "gpt2": "extraction.models.families.gpt2:GPT2",
+    "gpt_neox": "extraction.models.families.gpt_neox:GPT_NEOX",
+    "olmo2": "extraction.models.families.olmo2:OLMO2",
+    "mixtral": "extraction.models.families.moe:MIXTRAL",
+    "qwen3_moe": "extraction.models.families.moe:QWEN3_MOE",
+}
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a model type that is in `FAMILIES`."""
+    return resolve_name(FAMILIES[model_type])

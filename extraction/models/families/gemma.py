@@ -1,0 +1,103 @@
+"""Gemma 2 and 3: norms before and after attention and mlp, and a scaled embedding; of Gemma 3, the text model alone.
+
+Gemma 2 caps its attention scores; Gemma 3 has q/k norms, and a rotation of their own for its windowed layers. Norms
+scale by 1 + weight. `hook_attn_out` and `hook_mlp_out` are what is added to the residual stream, after the second norm,
+as in TransformerLens. The weight names are those of `Gemma2ForCausalLM`, `Gemma3ForCausalLM` and, for the models that
+also see (4B and larger), `Gemma3ForConditionalGeneration`.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import InvalidRequest
+from ..config import ModelConfig
+from .base import LLAMA_PLACES, Family
+from .reading import DECODER, activation, decoder, rope, window_by_layer
+
+if TYPE_CHECKING:
+    from ..weights import Table
+
+# The reference reads `hidden_activation` and `sliding_window`; files may also have `hidden_act`, `sliding_window_size`.
+_GEMMA = DECODER | {
+    "attn_logit_softcapping", "cache_implementation", "final_logit_softcapping", "hidden_activation", "layer_types",
+    "query_pre_attn_scalar", "sliding_window", "sliding_window_size",
+}
+_VISION = {
+    "boi_token_index", "eoi_token_index", "image_token_index", "mm_tokens_per_image", "text_config", "vision_config",
+}
+_PLACES = LLAMA_PLACES | {
+    "hook_attn_out": ("model.layers.{l}.post_attention_layernorm", "out"),
+    "hook_resid_mid": ("model.layers.{l}.pre_feedforward_layernorm", "in"),
+    "hook_mlp_out": ("model.layers.{l}.post_feedforward_layernorm", "out"),
+}
+
+
+def _gemma2(config: Any, path: Path) -> ModelConfig:
+    return _gemma(config, path, softcap=config.attn_logit_softcapping)
+
+
+def _gemma3(config: Any, path: Path) -> ModelConfig:
+    """Layers with the window have their own rotation."""
+    if config.attn_logit_softcapping is not None:
+        raise InvalidRequest(f"{path}: attn_logit_softcapping is not handled for {config.model_type}")
+    kinds = config.rope_parameters
+    return _gemma(
+        config, path, qk_norm="head", rope=rope(kinds["full_attention"], config, path),
+        window_rope=rope(kinds["sliding_attention"], config, path),
+    )
+
+
+def _gemma(config: Any, path: Path, **more: Any) -> ModelConfig:
+    return decoder(
+        config, path, activation=activation(config.hidden_activation, path),
+        attention_scale=config.query_pre_attn_scalar**-0.5, **window_by_layer(config, path), **more,
+    )
+
+
+def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
+    from ..block import Attention, Block
+    from ..modules import GatedMLP, OffsetRMSNorm, ScaledEmbedding
+
+    norm = partial(OffsetRMSNorm, config.width, config.norm_epsilon, dtype)
+    attention = partial(Attention, config, dtype, OffsetRMSNorm)
+    return {
+        "embedding": lambda: ScaledEmbedding(config, dtype),
+        "blocks": lambda: Block(attention(), GatedMLP(config, dtype), before=norm, after=norm),
+        "final_norm": norm,
+    }
+
+
+def _weight_table(config: ModelConfig) -> "Table":
+    from .. import tables
+
+    norms = tables.norms({
+        "norm_attention": "input_layernorm", "norm_attention_out": "post_attention_layernorm",
+        "norm_mlp": "pre_feedforward_layernorm", "norm_mlp_out": "post_feedforward_layernorm",
+    })
+    return tables.model(tables.attention(config) | tables.gated_mlp(config) | norms)
+
+
+def _inner_table(config: ModelConfig) -> "Table":
+    return {
+        part: {ours: replace(entry, name=f"language_model.{entry.name}") for ours, entry in table.items()}
+        for part, table in _weight_table(config).items()
+    }
+
+
+GEMMA2 = Family(_gemma2, _GEMMA, _parts, _weight_table, places=_PLACES)
+GEMMA3 = replace(
+    GEMMA2, read=_gemma3, handled=_GEMMA | {"_sliding_window_pattern", "rope_local_base_freq", "sliding_window_pattern"}
+)
+GEMMA3_VISION = replace(
+    GEMMA3,
+    handled=_VISION,
+    inside="text_config",
+    weight_table=_inner_table,
+    prefix="language_model.model.",
+    # Names that do not have the prefix get it on their way.
+    not_needed=(r"language_model\.model\.((vision_tower|multi_modal_projector)\..*|language_model\.lm_head\.weight)",),
+    places={hook: (path.replace("model.", "model.language_model.", 1), side) for hook, (path, side) in _PLACES.items()},
+)

@@ -1,0 +1,97 @@
+"""GPT-2: learned positions, layer norms, a plain mlp.
+
+The weight names are those of `GPT2LMHeadModel`, whose matrices are [I, O], with q, k and v side by side in one.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import ModelConfig
+from .base import Family
+from .reading import activation
+
+if TYPE_CHECKING:
+    import jax
+
+    from ..weights import Table
+
+_HANDLED = {
+    "activation_function", "layer_norm_epsilon", "n_embd", "n_head", "n_inner", "n_layer", "n_positions", "vocab_size",
+}
+_PLACES = {
+    "hook_resid_pre": ("transformer.h.{l}", "in"), "attn.hook_z": ("transformer.h.{l}.attn.c_proj", "in"),
+    "hook_attn_out": ("transformer.h.{l}.attn.c_proj", "out"), "hook_resid_mid": ("transformer.h.{l}.ln_2", "in"),
+    "mlp.hook_post": ("transformer.h.{l}.mlp.c_proj", "in"), "hook_mlp_out": ("transformer.h.{l}.mlp", "out"),
+    "hook_resid_post": ("transformer.h.{l}", "out"), "ln_final.hook_normalized": ("transformer.ln_f", "out"),
+}
+
+
+def _read(config: Any, path: Path) -> ModelConfig:
+    return ModelConfig(
+        family="gpt2",
+        num_layers=config.n_layer,
+        width=config.n_embd,
+        num_heads=config.n_head,
+        num_kv_heads=config.n_head,
+        head_width=config.n_embd // config.n_head,
+        mlp_width=config.n_inner or 4 * config.n_embd,
+        vocab_size=config.vocab_size,
+        norm_epsilon=config.layer_norm_epsilon,
+        activation=activation(config.activation_function, path),
+        qkv_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+        rope=None,
+        max_positions=config.n_positions,
+    )
+
+
+def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
+    from ..block import Attention, Block
+    from ..modules import MLP, LayerNorm, PositionEmbedding
+
+    norm = partial(LayerNorm, config.width, config.norm_epsilon, dtype)
+    return {
+        "embedding": lambda: PositionEmbedding(config, dtype),
+        "blocks": lambda: Block(Attention(config, dtype), MLP(config, dtype), before=norm),
+        "final_norm": norm,
+    }
+
+
+def _weight_table(config: ModelConfig) -> "Table":
+    from ..tables import affine, to_heads
+    from ..weights import Entry
+
+    block = "transformer.h.{l}"
+    table = {
+        "attention.o.kernel": Entry(f"{block}.attn.c_proj.weight", partial(to_heads, config.head_width)),
+        "attention.o.bias": Entry(f"{block}.attn.c_proj.bias"),
+    }
+    for ours, theirs in (("mlp.up", "mlp.c_fc"), ("mlp.down", "mlp.c_proj")):
+        table[f"{ours}.kernel"] = Entry(f"{block}.{theirs}.weight")
+        table[f"{ours}.bias"] = Entry(f"{block}.{theirs}.bias")
+    for third, ours in enumerate("qkv"):
+        part = partial(_third, third, config.head_width)
+        table[f"attention.{ours}.kernel"] = Entry(f"{block}.attn.c_attn.weight", part)
+        table[f"attention.{ours}.bias"] = Entry(f"{block}.attn.c_attn.bias", part)
+    table |= affine("norm_attention.", f"{block}.ln_1") | affine("norm_mlp.", f"{block}.ln_2")
+    return {
+        "embedding": {"table": Entry("transformer.wte.weight"), "positions": Entry("transformer.wpe.weight")},
+        "blocks": table,
+        "final_norm": affine("", "transformer.ln_f"),
+    }
+
+
+def _third(index: int, head_width: int, tensor: "jax.Array") -> "jax.Array":
+    """q, k or v, [H, Dh, D] or [H, Dh], of what is [D, 3*D] or [3*D]."""
+    from ..tables import to_heads
+
+    return to_heads(head_width, tensor.reshape(*tensor.shape[:-1], 3, -1)[..., index, :].T)
+
+
+GPT2 = Family(
+    _read, _HANDLED, _parts, _weight_table, prefix="transformer.",
+    not_needed=(r"lm_head\.weight", r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"), places=_PLACES,
+)

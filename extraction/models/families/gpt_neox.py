@@ -1,0 +1,110 @@
+"""GPT-NeoX and Pythia: layer norms, a plain mlp, a part of each head rotated, attention and mlp in parallel or in turn.
+
+In parallel there is no `hook_resid_mid`, as in TransformerLens. The weight names are those of `GPTNeoXForCausalLM`,
+which keeps q, k and v of each head side by side in one matrix.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import InvalidRequest
+from ..config import ModelConfig
+from .base import Family
+from .reading import activation, rope
+
+if TYPE_CHECKING:
+    import jax
+
+    from ..weights import Table
+
+_HANDLED = {
+    "attention_bias", "hidden_act", "hidden_size", "intermediate_size", "layer_norm_eps", "max_position_embeddings",
+    "num_attention_heads", "num_hidden_layers", "partial_rotary_factor", "rope_parameters", "rope_scaling",
+    "rope_theta", "rotary_emb_base", "rotary_pct", "use_parallel_residual", "vocab_size",
+}
+# The head, which gets the prefix on its way, and buffers of older checkpoints.
+_NOT_NEEDED = (
+    r"gpt_neox\.embed_out\.weight", r"lm_head\.weight",
+    r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
+)
+_PLACES = {
+    "hook_resid_pre": ("gpt_neox.layers.{l}", "in"), "attn.hook_z": ("gpt_neox.layers.{l}.attention.dense", "in"),
+    "hook_attn_out": ("gpt_neox.layers.{l}.attention.dense", "out"),
+    "hook_resid_mid": ("gpt_neox.layers.{l}.post_attention_layernorm", "in"),
+    "mlp.hook_post": ("gpt_neox.layers.{l}.mlp.dense_4h_to_h", "in"),
+    "hook_mlp_out": ("gpt_neox.layers.{l}.mlp", "out"), "hook_resid_post": ("gpt_neox.layers.{l}", "out"),
+    "ln_final.hook_normalized": ("gpt_neox.final_layer_norm", "out"),
+}
+
+
+def _read(config: Any, path: Path) -> ModelConfig:
+    """A part of each head's width is rotated. Files of transformers 4 say so twice; the reference reads one of them."""
+    parameters = dict(config.rope_parameters)
+    for name in ("partial_rotary_factor", "rope_theta"):
+        if (said := getattr(config, name, None)) not in (None, parameters[name]):
+            raise InvalidRequest(f"{path}: {name} = {said} is not handled for gpt_neox beside {parameters[name]}")
+    fraction = float(parameters.pop("partial_rotary_factor", 1.0))
+    return ModelConfig(
+        family="gpt_neox",
+        num_layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_attention_heads,
+        head_width=config.hidden_size // config.num_attention_heads,
+        mlp_width=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        norm_epsilon=config.layer_norm_eps,
+        activation=activation(config.hidden_act, path),
+        qkv_bias=bool(config.attention_bias),
+        output_bias=bool(config.attention_bias),
+        mlp_bias=True,
+        rope=rope(parameters, config, path, fraction),
+        parallel=bool(config.use_parallel_residual),
+    )
+
+
+def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
+    from ..block import Attention, Block, ParallelBlock
+    from ..modules import MLP, Embedding, LayerNorm
+
+    norm = partial(LayerNorm, config.width, config.norm_epsilon, dtype)
+    kind = ParallelBlock if config.parallel else Block
+    return {
+        "embedding": lambda: Embedding(config, dtype),
+        "blocks": lambda: kind(Attention(config, dtype), MLP(config, dtype), before=norm),
+        "final_norm": norm,
+    }
+
+
+def _weight_table(config: ModelConfig) -> "Table":
+    from ..tables import affine, linear, output
+    from ..weights import Entry
+
+    block = "gpt_neox.layers.{l}"
+    table = output(config, f"{block}.attention.dense")
+    table |= linear("mlp.up", f"{block}.mlp.dense_h_to_4h", True)
+    table |= linear("mlp.down", f"{block}.mlp.dense_4h_to_h", True)
+    for third, ours in enumerate("qkv"):
+        theirs, part = f"{block}.attention.query_key_value", partial(_third, third, config.num_heads)
+        table[f"attention.{ours}.kernel"] = Entry(f"{theirs}.weight", part)
+        if config.qkv_bias:
+            table[f"attention.{ours}.bias"] = Entry(f"{theirs}.bias", part)
+    table |= affine("norm_attention.", f"{block}.input_layernorm")
+    table |= affine("norm_mlp.", f"{block}.post_attention_layernorm")
+    return {
+        "embedding": {"table": Entry("gpt_neox.embed_in.weight")},
+        "blocks": table,
+        "final_norm": affine("", "gpt_neox.final_layer_norm"),
+    }
+
+
+def _third(index: int, num_heads: int, tensor: "jax.Array") -> "jax.Array":
+    """q, k or v, [H, Dh, D] or [H, Dh], of what is [H*3*Dh, D] or [H*3*Dh]."""
+    return tensor.reshape(num_heads, 3, -1, *tensor.shape[1:])[:, index]
+
+
+GPT_NEOX = Family(
+    _read, _HANDLED, _parts, _weight_table, prefix="gpt_neox.", not_needed=_NOT_NEEDED, places=_PLACES,
+)

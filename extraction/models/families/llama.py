@@ -1,0 +1,60 @@
+"""Llama (SmolLM2), Mistral, Qwen2, Qwen2.5 and Qwen3: RMS norms before attention and a gated mlp.
+
+Biases, q/k norms and windows are where the configuration says so. The weight names are those of `LlamaForCausalLM`.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import ModelConfig
+from .base import Family
+from .reading import DECODER, decoder, window_by_layer, window_everywhere
+
+if TYPE_CHECKING:
+    from ..weights import Table
+
+
+def _llama(config: Any, path: Path) -> ModelConfig:
+    return decoder(config, path, mlp_bias=bool(config.mlp_bias))
+
+
+def _mistral(config: Any, path: Path) -> ModelConfig:
+    return decoder(config, path, **window_everywhere(config))
+
+
+def _qwen2(config: Any, path: Path) -> ModelConfig:
+    """Biases on q, k and v, whatever the configuration says, and none elsewhere."""
+    return decoder(config, path, qkv_bias=True, output_bias=False, **window_by_layer(config, path))
+
+
+def _qwen3(config: Any, path: Path) -> ModelConfig:
+    return decoder(config, path, qk_norm="head", **window_by_layer(config, path))
+
+
+def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
+    from ..block import Attention, Block
+    from ..modules import Embedding, GatedMLP, RMSNorm
+
+    norm = partial(RMSNorm, config.width, config.norm_epsilon, dtype)
+    return {
+        "embedding": lambda: Embedding(config, dtype),
+        "blocks": lambda: Block(Attention(config, dtype), GatedMLP(config, dtype), before=norm),
+        "final_norm": norm,
+    }
+
+
+def _weight_table(config: ModelConfig) -> "Table":
+    from .. import tables
+
+    norms = tables.norms({"norm_attention": "input_layernorm", "norm_mlp": "post_attention_layernorm"})
+    return tables.model(tables.attention(config) | tables.gated_mlp(config) | norms)
+
+
+_QWEN = DECODER | {"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"}
+LLAMA = Family(_llama, DECODER | {"mlp_bias"}, _parts, _weight_table)
+MISTRAL = replace(LLAMA, read=_mistral, handled=DECODER - {"attention_bias"} | {"sliding_window"})
+QWEN2 = replace(LLAMA, read=_qwen2, handled=_QWEN)
+QWEN3 = replace(LLAMA, read=_qwen3, handled=_QWEN)

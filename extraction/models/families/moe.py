@@ -1,0 +1,85 @@
+"""Mixtral and Qwen3-MoE: the block of Llama with a mixture of experts as its mlp, see `mixture`.
+
+There is no `mlp.hook_post`: its place would be another choice of experts for each token. The weight names are those of
+`MixtralForCausalLM` and `Qwen3MoeForCausalLM`, one tensor for each expert.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import DamagedData, InvalidRequest
+from ..config import Experts, ModelConfig
+from .base import Family
+from .reading import DECODER, decoder, window_everywhere
+
+if TYPE_CHECKING:
+    from ..weights import Table
+
+_MOE = DECODER | {"num_experts_per_tok", "num_local_experts", "sliding_window"}
+# What Qwen3-Coder's file says of every Qwen3-MoE.
+_SAID = {"qkv_bias": False, "shared_expert_intermediate_size": 0, "use_qk_norm": True}
+_QWEN3 = {"decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "use_sliding_window"}
+
+
+def _mixtral(config: Any, path: Path) -> ModelConfig:
+    experts = Experts(config.num_local_experts, config.num_experts_per_tok, True)
+    return decoder(config, path, experts=_checked(experts, path), **window_everywhere(config))
+
+
+def _qwen3_moe(config: Any, path: Path) -> ModelConfig:
+    """Blocks are scanned, so all must be made alike: a model that mixes dense and sparse layers is refused."""
+    for name, value in _SAID.items():
+        if (found := getattr(config, name, value)) != value:
+            raise InvalidRequest(f"{path}: {name} = {json.dumps(found)} is not handled for {config.model_type}")
+    layers = range(config.num_hidden_layers)
+    dense = [n for n in layers if n in config.mlp_only_layers or (n + 1) % config.decoder_sparse_step]
+    if dense:
+        raise InvalidRequest(f"{path}: layer {dense[0]} has no experts; a model whose layers differ so is not handled")
+    experts = Experts(config.num_experts, config.num_experts_per_tok, bool(config.norm_topk_prob))
+    return decoder(
+        config, path, qk_norm="head", mlp_width=config.moe_intermediate_size, experts=_checked(experts, path),
+        **window_everywhere(config),
+    )
+
+
+def _checked(experts: Experts, path: Path) -> Experts:
+    if not 1 <= experts.per_token <= experts.count:
+        raise DamagedData(f"{path}: {experts.per_token} of {experts.count} experts for each token")
+    return experts
+
+
+def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
+    from ..block import Attention, Block
+    from ..mixture import Mixture
+    from ..modules import Embedding, RMSNorm
+
+    norm = partial(RMSNorm, config.width, config.norm_epsilon, dtype)
+    return {
+        "embedding": lambda: Embedding(config, dtype),
+        "blocks": lambda: Block(Attention(config, dtype), Mixture(config, dtype), before=norm),
+        "final_norm": norm,
+    }
+
+
+def _weight_table(place: str, names: dict[str, str], config: ModelConfig) -> "Table":
+    """`place` of the mixture in a block, and the `names` of the parts of an expert there."""
+    from .. import tables
+    from ..weights import Entry, transposed
+
+    mixture = f"model.layers.{{l}}.{place}"
+    table = {"mlp.router.kernel": Entry(f"{mixture}.gate.weight", transposed)}
+    for ours, theirs in names.items():
+        name = f"{mixture}.experts.{{e}}.{theirs}.weight"
+        table[f"mlp.experts.{ours}.kernel"] = Entry(name, transposed, config.experts.count)
+    norms = tables.norms({"norm_attention": "input_layernorm", "norm_mlp": "post_attention_layernorm"})
+    return tables.model(tables.attention(config) | table | norms)
+
+
+_numbered = partial(_weight_table, "block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"})
+_named = partial(_weight_table, "mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"})
+MIXTRAL = Family(_mixtral, _MOE - {"attention_bias"}, _parts, _numbered)
+QWEN3_MOE = replace(MIXTRAL, read=_qwen3_moe, handled=_MOE | _QWEN3 | _SAID.keys(), weight_table=_named)

@@ -17,6 +17,7 @@ from extraction.config import ExtractionConfig
 from extraction.datasets import fineweb
 from extraction.packing import PackedBatch, pack_batches
 from extraction.pipeline import BatchInFlight, Layout
+from extraction.positions import EVERYTHING, Selection, Selector
 from extraction.records import Cursor, Record, TokenizedRecord
 from extraction.shards import Shard, decode
 from extraction.storage import Storage, crc32c_base64, open_storage
@@ -26,6 +27,7 @@ from tests.corpora import write_corpus
 
 NUM_WORKERS = 2
 COMMIT, DATA = "worker-00000/commits/00000001.json", "worker-00000/batches/00000001.safetensors"
+SPECIAL_IDS = (1, 200, 201, 203, 407)
 HOOKS = {"blocks.0.hook_resid_post": 4, "blocks.1.hook_resid_post": 4}
 
 
@@ -49,7 +51,10 @@ def configure(streams: str, **changes: object) -> ExtractionConfig:
 def join(storage: Storage, streams: str, **changes: object) -> ExtractionConfig:
     """Write `run.json`, as the first worker does."""
     config = configure(streams, **changes)
-    checkpoint.join_run(storage, config.to_json(), {"fingerprint": config.fingerprint, "streams": streams})
+    checkpoint.join_run(storage, config.to_json(), {
+        "fingerprint": config.fingerprint, "streams": streams,
+        "special_tokens": {"ids": {str(number): number for number in SPECIAL_IDS}},
+    })
     return config
 
 
@@ -58,10 +63,12 @@ def tokens_of(record: Record) -> TokenizedRecord:
     return TokenizedRecord(record.index, record.id, np.arange(length, dtype=np.int32) + 100 * record.index)
 
 
-def batches_of(streams: str, worker_id: int, cursor: Cursor, long_documents: str = "split") -> list[PackedBatch]:
+def batches_of(
+    streams: str, worker_id: int, cursor: Cursor, long_documents: str = "split", selector: Selector = EVERYTHING
+) -> list[PackedBatch]:
     """The batches of a worker's stream from a cursor on."""
     records = open_stream(load_manifest(streams), streams, worker_id).read_records(cursor.record)
-    return list(pack_batches(map(tokens_of, records), cursor, SHAPE, long_documents))
+    return list(pack_batches(map(tokens_of, records), cursor, SHAPE, long_documents, selector))
 
 
 def shard_of(
@@ -86,7 +93,8 @@ def extract(storage: Storage, streams: str, worker_id: int, most: int | None = N
     """What a worker does, without a model: commit the batches of its stream, at most `most` of them."""
     config = join(storage, streams, **changes)
     chain = CommitChain.load(storage, worker_id, config.fingerprint)
-    for batch in batches_of(streams, worker_id, chain.cursor, config.long_documents)[:most]:
+    selector = Selector(Selection.parse(config.positions, config.drop_special), SPECIAL_IDS)
+    for batch in batches_of(streams, worker_id, chain.cursor, config.long_documents, selector)[:most]:
         shard = shard_of(batch, worker_id, chain.next_batch, config.store_dtype)
         chain.commit(batch, shard.data if batch.num_tokens else None, {})
     return chain

@@ -57,7 +57,7 @@ def test_a_finished_run_is_proven(store, deep):
     (lambda s: s.edit(COMMIT, num_records=9), f"{COMMIT}: counts 9 records"),
     (lambda s: s.edit(COMMIT, num_tokens=17), f"{COMMIT}: counts 17 tokens, and a batch has room for 16"),
     (lambda s: s.edit(COMMIT, num_tokens=11), f"{COMMIT}: its totals are"),
-    (lambda s: s.edit(COMMIT, data=None), f"{COMMIT}: 12 tokens do not go with data None"),
+    (lambda s: s.edit(COMMIT, data=None), f"{COMMIT}: 12 rows do not go with data None"),
     (lambda s: s.edit(COMMIT, data__name="batches/00000000.safetensors"),
      f"{COMMIT}: not a readable commit .*not one of this"),
     (lambda s: s.edit(COMMIT, data__name="../../secret"),
@@ -121,7 +121,7 @@ def test_what_was_not_committed_is_named_and_ignored(empty):
 def test_the_json_has_stable_keys(store):
     store.put("worker-00000/batches/torn.safetensors", b"")
     value = json.loads(json.dumps(store.audit(deep=True).to_json()))
-    counts = ["num_records", "num_tokens", "num_batches", "num_bytes", "expected_records"]
+    counts = ["num_records", "num_tokens", "num_tokens_read", "num_batches", "num_bytes", "expected_records"]
     assert list(value) == ["schema", "output", "deep", "verdict", "problems", "unfinished", "uncommitted", *counts,
                            "not_finite", "workers"]
     assert list(value["workers"][0]) == ["worker_id", "finished", "problems", "uncommitted", *counts, "not_finite"]

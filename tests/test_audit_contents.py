@@ -38,7 +38,10 @@ HOOK = "blocks.0.hook_resid_post"
     (lambda a: a["record_index"].__setitem__(0, 7), "its record_index does not count from 2"),
     (lambda a: a["record_offsets"].__setitem__(1, 99), "its record_offsets do not rise"),
     (lambda a: a["record_offsets"].__setitem__(0, 1), "its record_offsets do not rise"),
-    (lambda a: a["record_offsets"].__setitem__(1, 0), "record 2 does not go on at token 8"),
+    (lambda a: a["record_offsets"].__setitem__(1, 0), "its record_offsets are not those of its record_lengths"),
+    (lambda a: a["record_lengths"].__setitem__(0, 0), "its record_lengths do not sum up to the 12 tokens"),
+    (lambda a: a["record_lengths"].__setitem__(0, -1), "its record_lengths do not sum up to the 12 tokens"),
+    (lambda a: a["record_lengths"].__setitem__(slice(2), [0, 12]), "record 2 does not go on at token 8"),
     (lambda a: a[HOOK].__setitem__((2, 3), 1e6), f"{HOOK}.sum\\[3\\] is"),
     (lambda a: a[f"{HOOK}.sum_of_squares"].__setitem__(1, 0.5), f"{HOOK}.sum_of_squares\\[1\\] is 0.5"),
     (lambda a: a[f"{HOOK}.sum"].__setitem__(1, np.nan), f"{HOOK}.sum\\[1\\] is nan"),
@@ -85,7 +88,8 @@ def test_deep_finds_a_record_that_does_not_end_at_the_cursor(store):
 def test_deep_finds_a_record_that_was_not_cut(empty):
     for worker in range(NUM_WORKERS):
         extract(empty.storage, empty.streams, worker, long_documents="truncate")
-    empty.change_data(lambda arrays: arrays["record_offsets"].__setitem__(slice(1, None), arrays["record_offsets"][-1]))
+    empty.change_data(lambda arrays: arrays["record_lengths"].__setitem__(
+        slice(None), [arrays["record_lengths"].sum(), *[0] * (len(arrays["record_lengths"]) - 1)]))
     assert_found(empty.problems(deep=True), f"{DATA}: a record has more than 8 tokens")
 
 
@@ -109,11 +113,11 @@ def test_deep_names_an_object_of_nothing(store):
     """A batch without tokens has no data object; of one that has, no record is looked for."""
     shard = decode(store.storage.read(DATA))
     layout = {name: ((array.shape[0] % 4, *array.shape[1:]), array.dtype) for name, array in shard.arrays.items()}
-    layout |= {"record_index": ((0,), np.int64), "record_offsets": ((1,), np.int64)}
+    layout |= {"record_index": ((0,), np.int64), "record_lengths": ((0,), np.int64), "record_offsets": ((1,), np.int64)}
     layout |= {f"{hook}.{part}": ((4,), np.float64) for hook in HOOKS for part in ("sum", "sum_of_squares")}
     recommit(store, allocate(layout, shard.metadata | {"record_ids": "[]"}))
-    store.edit(COMMIT, num_records=0, num_tokens=0)
-    assert f"{DATA}: its record_offsets do not rise from 0 to its 0 tokens" in store.problems(deep=True)
+    store.edit(COMMIT, num_records=0, num_tokens=0, num_tokens_read=0)
+    assert f"{DATA}: its record_offsets do not rise from 0 to its 0 rows" in store.problems(deep=True)
 
 
 def test_deep_names_bytes_that_are_no_data_object(store):

@@ -190,6 +190,7 @@ class _Walk:
         self._cursor, self._totals = commit.cursor_after, commit.totals if _has_totals(commit) else None
         audit.num_batches += 1
         audit.num_tokens += commit.num_tokens
+        audit.num_tokens_read += commit.num_tokens_read
         audit.num_bytes += commit.data.size if commit.data else 0
         audit.num_records = max(audit.num_records, commit.cursor_after.record)
         audit.finished = commit.end_of_stream
@@ -213,7 +214,7 @@ class _Walk:
         if self._cursor and before != self._cursor:
             which = "twice" if before < self._cursor else "not at all"
             yield f"begins at {before}, the batch before it ended at {self._cursor}: what lies between is there {which}"
-        if after < before or (after == before and commit.num_tokens):
+        if after < before or (after == before and commit.num_tokens_read):
             yield "its cursor does not move forward"
         if after.record + (after.token_offset > 0) - before.record != commit.num_records:
             yield f"counts {commit.num_records} records from {before} to {after}"
@@ -223,15 +224,19 @@ class _Walk:
 
     def _check_sums(self, commit: Commit) -> Iterator[str]:
         if (commit.data is None) != (commit.num_tokens == 0):
-            yield f"{commit.num_tokens} tokens do not go with data {commit.data}"
-        if commit.num_tokens > self._run.num_slots:
-            yield f"counts {commit.num_tokens:,} tokens, and a batch has room for {self._run.num_slots:,}"
+            yield f"{commit.num_tokens} rows do not go with data {commit.data}"
+        stored, read = commit.num_tokens, commit.num_tokens_read
+        if max(stored, read) > self._run.num_slots:
+            yield f"counts {max(stored, read):,} tokens, and a batch has room for {self._run.num_slots:,}"
+        if stored > read or (stored < read and self._run.selection.is_everything):
+            yield f"stores {stored:,} rows of {read:,} tokens"
         if self._totals is not None and _has_totals(commit):
-            tokens = self._totals.tokens + commit.num_tokens
             num_bytes = self._totals.bytes + (commit.data.size if commit.data else 0)
-            if (commit.totals.tokens, commit.totals.bytes) != (tokens, num_bytes):
-                yield (f"its totals are {commit.totals.tokens:,} tokens and {commit.totals.bytes:,} bytes, "
-                       f"those of its chain {tokens:,} and {num_bytes:,}")
+            ours = (self._totals.tokens + stored, self._totals.tokens_read + read, num_bytes)
+            theirs = (commit.totals.tokens, commit.totals.tokens_read, commit.totals.bytes)
+            if theirs != ours:
+                yield (f"its totals are {theirs[0]:,} rows of {theirs[1]:,} tokens and {theirs[2]:,} bytes, "
+                       f"those of its chain {ours[0]:,}, {ours[1]:,} and {ours[2]:,}")
 
     def _check_ids(self, commit: Commit) -> Iterator[str]:
         first = commit.cursor_before.record

@@ -4,10 +4,8 @@ In: the bytes of a data object, its commit, the facts of the run. Out: `Contents
 points are, and how many of its values are NaN or infinite. Shapes are those of the format: N tokens, R records.
 
 What is proven of an object without a problem: its bytes have the committed size and crc32c; header, arrays, shapes
-and dtypes are those of the format and of `run.json`; its records are those from `cursor_before` to `cursor_after`,
-with the committed ids, and their tokens fill it: a record that began in an earlier batch goes on where that ended, one
-that goes on in the next ends at its cursor; positions count from 0 in each window of T; and the sums are those of the
-values, to the rounding of float32 sums of at most T + B terms.
+and dtypes are those of the format and of `run.json`; its records have the committed ids, and its rows are of them
+(`records`); and the sums are those of the values, to the rounding of float32 sums of at most T + B terms.
 
 NaN and infinite values are counted and are no damage: a model may compute them, and then they are what was to be
 stored. Cost: each byte is read once; memory is the object and blocks of 2 MiB.
@@ -27,6 +25,7 @@ from ..shards import SCHEMA, Shard, decode, dtype_named
 from ..storage import ObjectInfo, crc32c_base64
 from ..strict_json import loads
 from .facts import RunFacts
+from .records import check_records
 
 _BLOCK = 1 << 18  # values that are in float64 at once
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -54,7 +53,7 @@ def check_contents(data: bytes, commit: Commit, run: RunFacts) -> Contents:
         return Contents(tuple(f"{name}: {problem}" for problem in problems))
     found: Counter[tuple[str, str]] = Counter()
     problems += _check_header(shard, commit)
-    problems += _check_records(shard, commit, run)
+    problems += check_records(shard.arrays, commit, run)
     for hook_point in run.hook_points:
         problems += _check_values(shard, hook_point, run, found)
     widths = {hook_point: shard.arrays[hook_point].shape[1] for hook_point in run.hook_points}
@@ -68,6 +67,10 @@ def _check_layout(shard: Shard, commit: Commit, run: RunFacts) -> Iterator[str]:
         "tokens": ((n,), "int32"), "positions": ((n,), "int32"),
         "record_index": ((r,), "int64"), "record_offsets": ((r + 1,), "int64"),
     }
+    if run.has_lengths:
+        wanted["record_lengths"] = ((r,), "int64")
+    if run.selection.pools:
+        wanted["mean_over"] = ((n,), "int32")
     for hook_point in run.hook_points:
         shape = shard.arrays[hook_point].shape if hook_point in shard.arrays else ()
         width = shape[-1] if shape else 0
@@ -99,29 +102,6 @@ def _strings(text: str) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise ValueError("not a list of strings")
     return values
-
-
-def _check_records(shard: Shard, commit: Commit, run: RunFacts) -> Iterator[str]:
-    """Which records the tokens belong to, and their positions."""
-    before, after, n = commit.cursor_before, commit.cursor_after, commit.num_tokens
-    index, offsets = shard.arrays["record_index"], shard.arrays["record_offsets"]
-    if not np.array_equal(index, np.arange(before.record, before.record + commit.num_records)):
-        yield f"its record_index does not count from {before.record}"
-    if commit.num_records == 0 or offsets[0] != 0 or offsets[-1] != n or (offsets[1:] < offsets[:-1]).any():
-        yield f"its record_offsets do not rise from 0 to its {n:,} tokens"
-        return
-    lengths = np.diff(offsets)
-    if before.token_offset and lengths[0] == 0:
-        yield f"record {before.record} does not go on at token {before.token_offset}, where the batch before it ended"
-    start = before.token_offset if commit.num_records == 1 else 0
-    if after.token_offset and start + lengths[-1] != after.token_offset:
-        yield f"record {after.record} ends at token {start + lengths[-1]}, its commit says {after.token_offset}"
-    if run.truncates and (lengths > run.seq_len).any():
-        yield f"a record has more than {run.seq_len} tokens, at which records were to be cut"
-    if not np.array_equal(shard.arrays["positions"], (np.arange(n) - np.repeat(offsets[:-1], lengths)) % run.seq_len):
-        yield f"its positions do not count from 0 in each window of {run.seq_len}"
-    if n and shard.arrays["tokens"].min() < 0:
-        yield "it holds a token below 0"
 
 
 def _check_values(shard: Shard, hook_point: str, run: RunFacts, found: Counter[tuple[str, str]]) -> Iterator[str]:

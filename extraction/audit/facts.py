@@ -7,12 +7,16 @@ fingerprint is that of the configuration. Cost: none to speak of.
 from dataclasses import dataclass
 
 from ..config import STORE_DTYPES, fingerprint_of
-from ..errors import DamagedData
+from ..errors import DamagedData, InvalidRequest
+from ..positions import Selection
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """`seq_len` is T, `batch_size` B, both in one step; `num_slots` is how many tokens fit into one batch."""
+    """`seq_len` is T, `batch_size` B, both in one step; `num_slots` is how many tokens fit into one batch.
+
+    `has_lengths`: data objects say how long their records are; those of data schema 1 have all tokens and do not.
+    """
 
     fingerprint: str
     streams: str
@@ -24,6 +28,9 @@ class RunFacts:
     batch_size: int
     num_slots: int
     truncates: bool
+    selection: Selection = Selection()
+    special_ids: tuple[int, ...] = ()
+    has_lengths: bool = True
 
     @classmethod
     def of(cls, run: dict, name: str) -> "RunFacts":
@@ -45,11 +52,27 @@ class RunFacts:
             return cls(
                 run["fingerprint"], run["streams"], configuration["manifest_digest"], limit, tuple(hook_points),
                 configuration["store_dtype"], shape[2], shape[1], shape[0] * shape[1] * shape[2],
-                configuration["long_documents"] == "truncate",
+                configuration["long_documents"] == "truncate", _selection(configuration), _special_ids(run),
+                configuration["data_schema"] >= 2,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, InvalidRequest) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise DamagedData(f"{name}: not a readable run description ({what})") from error
+
+
+def _selection(configuration: dict) -> Selection:
+    positions, drop_special = configuration.get("positions", "all"), configuration.get("drop_special", False)
+    if type(positions) is not str or type(drop_special) is not bool:
+        raise ValueError("positions or drop_special cannot be")
+    return Selection.parse(positions, drop_special)
+
+
+def _special_ids(run: dict) -> tuple[int, ...]:
+    """None where `run.json` does not tell them."""
+    ids = run.get("special_tokens", {"ids": {}})["ids"]
+    if type(ids) is not dict or any(type(number) is not int or not 0 <= number < 1 << 31 for number in ids.values()):
+        raise ValueError("special_tokens have no ids")
+    return tuple(ids.values())
 
 
 def _are_names(value: object) -> bool:

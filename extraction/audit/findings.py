@@ -11,7 +11,8 @@ The JSON of `verify --json`; keys stay, more may follow:
     problems          a sentence for each thing that is wrong; it begins with the object's name
     unfinished        numbers of the workers whose stream has not ended, and with whom nothing is wrong
     uncommitted       names of data objects that no commit names: of attempts that were killed, or in flight
-    num_records, num_tokens, num_batches, num_bytes     what is committed, over all workers
+    num_records, num_tokens, num_batches, num_bytes     what is committed, over all workers; num_tokens are stored rows
+    num_tokens_read   how many tokens the committed batches cover; num_tokens, unless --positions stores fewer
     expected_records  how many records the streams have
     not_finite        {hook point: {"nan": n, "inf": n}} where there are any; null without --deep
     workers           the same of each worker, with worker_id and finished, in the order of worker_id
@@ -25,7 +26,7 @@ from ..errors import DamagedData, TryAgain
 
 SCHEMA = 1
 LINES = 20  # of a kind and worker that people are shown
-COUNTS = ("num_records", "num_tokens", "num_batches", "num_bytes", "expected_records")
+COUNTS = ("num_records", "num_tokens", "num_tokens_read", "num_batches", "num_bytes", "expected_records")
 
 
 @dataclass
@@ -39,6 +40,7 @@ class WorkerAudit:
     expected_records: int = 0
     num_records: int = 0
     num_tokens: int = 0
+    num_tokens_read: int = 0
     num_batches: int = 0
     num_bytes: int = 0
     finished: bool = False
@@ -110,11 +112,13 @@ class RunAudit:
 
     def _summary(self) -> str:
         totals = self.totals()
+        stored, read = totals["num_tokens"], totals["num_tokens_read"]
+        tokens = f"{read:,}" if stored == read else f"{stored:,} rows of {read:,}"
         once = ", each record exactly once"
         end = {"proven": once, "in progress": f"{once} so far", "damaged": ""}
         return (
             f"{self.output}: {self.verdict}. {len(self.workers)} streams, {totals['num_batches']:,} batches, "
-            f"{totals['num_records']:,} records, {totals['num_tokens']:,} tokens, {totals['num_bytes']:,} bytes"
+            f"{totals['num_records']:,} records, {tokens} tokens, {totals['num_bytes']:,} bytes"
             f"{', all of them read' if self.deep else ''}{end[self.verdict]}"
         )
 

@@ -1,0 +1,112 @@
+"""Which records the rows of a data object are of, and which of their tokens, held against the commit and the flags.
+
+In: the arrays of a data object whose shapes are right, its commit, the facts of the run. Out: a sentence for each thing
+that is wrong.
+
+What is proven without one: the records are those from `cursor_before` to `cursor_after`, one after the other; their
+lengths sum up to the tokens that the commit covers; a record that began in an earlier batch goes on where that ended,
+one that goes on in the next ends at its cursor. The rows of each are those that `--positions` names by the record's
+length, no more and no fewer. Where a length does not tell, rows are proven to be of tokens that may be stored, each
+once and in order: with `--drop-special`, for spans, and for positions that count from the end of a record that goes on
+in the next batch.
+
+Cost: a pass over the positions of each record; 8 bytes for each token of the longest.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from checkpoint import Commit
+
+from ..positions import Selection
+from .facts import RunFacts
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class _Part(NamedTuple):
+    """Tokens [first, last) of a record; `length` is None if it goes on in the next batch."""
+
+    first: int
+    last: int
+    length: int | None
+
+
+def check_records(arrays: Arrays, commit: Commit, run: RunFacts) -> Iterator[str]:
+    """What is wrong with the records of a data object."""
+    before, after, n = commit.cursor_before, commit.cursor_after, commit.num_tokens
+    index, offsets = arrays["record_index"], arrays["record_offsets"]
+    if not np.array_equal(index, np.arange(before.record, before.record + commit.num_records)):
+        yield f"its record_index does not count from {before.record}"
+    if commit.num_records == 0 or offsets[0] != 0 or offsets[-1] != n or (offsets[1:] < offsets[:-1]).any():
+        yield f"its record_offsets do not rise from 0 to its {n:,} rows"
+        return
+    lengths = arrays["record_lengths"] if run.has_lengths else np.diff(offsets)
+    room = min(commit.num_tokens_read, run.num_slots)
+    if (lengths < 0).any() or (lengths > room).any() or lengths.sum() != commit.num_tokens_read:
+        yield f"its record_lengths do not sum up to the {commit.num_tokens_read:,} tokens of its commit"
+        return
+    if before.token_offset and lengths[0] == 0:
+        yield f"record {before.record} does not go on at token {before.token_offset}, where the batch before it ended"
+    start = before.token_offset if commit.num_records == 1 else 0
+    if after.token_offset and start + lengths[-1] != after.token_offset:
+        yield f"record {after.record} ends at token {start + lengths[-1]}, its commit says {after.token_offset}"
+    if run.truncates and (lengths > run.seq_len).any():
+        yield f"a record has more than {run.seq_len} tokens, at which records were to be cut"
+    yield from _check_rows(arrays, lengths, commit, run)
+    yield from _check_tokens(arrays, run)
+
+
+def _check_rows(arrays: Arrays, lengths: np.ndarray, commit: Commit, run: RunFacts) -> Iterator[str]:
+    """Which tokens of the records have a row."""
+    offsets, positions, selection = arrays["record_offsets"], arrays["positions"], run.selection
+    if selection.is_everything:
+        if not np.array_equal(np.diff(offsets), lengths):
+            yield "its record_offsets are not those of its record_lengths, and all tokens were to be stored"
+        elif not np.array_equal(positions, (np.arange(len(positions)) - np.repeat(offsets[:-1], lengths)) % run.seq_len):
+            yield f"its positions do not count from 0 in each window of {run.seq_len}"
+        return
+    last = len(lengths) - 1
+    for number, length in enumerate(lengths.tolist()):
+        first = commit.cursor_before.token_offset if number == 0 else 0
+        goes_on = number == last and commit.cursor_after.token_offset > 0
+        part = _Part(first, first + length, None if goes_on else first + length)
+        if not _may_be(positions[offsets[number] : offsets[number + 1]], part, selection, run.seq_len):
+            record = commit.cursor_before.record + number
+            yield f"the rows of record {record} are not those that --positions {selection} stores of its tokens"
+            return
+
+
+def _may_be(positions: np.ndarray, part: _Part, selection: Selection, seq_len: int) -> bool:
+    """Are these positions in windows the rows of a part of a record?"""
+    if selection.pools:
+        places = np.minimum(np.arange(part.first + seq_len, part.last + seq_len, seq_len), part.last) - 1
+    else:
+        places = selection.named(*part)
+    if part.length is None and selection.reach > 1:
+        some = places if selection.is_told_by_lengths else places[:0]
+        late = np.arange(max(part.first, part.last + 1 - selection.reach), part.last)
+        return _is_within(some % seq_len, positions) and _is_within(positions, np.union1d(places, late) % seq_len)
+    if selection.is_told_by_lengths:
+        return np.array_equal(positions, places % seq_len)
+    return _is_within(positions, places % seq_len)
+
+
+def _is_within(some: np.ndarray, all_of_them: np.ndarray) -> bool:
+    """Are the former among the latter, in their order?"""
+    rest = iter(all_of_them.tolist())
+    return all(one in rest for one in some.tolist())
+
+
+def _check_tokens(arrays: Arrays, run: RunFacts) -> Iterator[str]:
+    tokens, selection = arrays["tokens"], run.selection
+    if len(tokens) and tokens.min() < 0:
+        yield "it holds a token below 0"
+    if selection.pools:
+        over, whole = arrays["mean_over"], arrays["positions"] + 1
+        if (over != whole).any() if selection.is_told_by_lengths else ((over < 1) | (over > whole)).any():
+            yield "its mean_over are not numbers of tokens in its windows"
+    elif selection.drop_special and np.isin(tokens, run.special_ids).any():
+        yield "it holds a special token, and those were to be dropped"

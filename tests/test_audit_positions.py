@@ -1,0 +1,132 @@
+"""What `verify --deep` proves of runs that store a part of their tokens."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extraction.audit import audit_run
+from extraction.audit.facts import RunFacts
+from extraction.audit.records import check_records
+from extraction.config import fingerprint_of
+from extraction.errors import DamagedData
+from extraction.packing import BatchShape, pack_batches
+from extraction.positions import Selection, Selector
+from extraction.records import Cursor, TokenizedRecord
+from extraction.storage import open_storage
+from tests.stream_runs import NUM_WORKERS, configure, extract
+
+RULES = ("last", "mean", "every:3", "every:8", "0,5,-1", "-3,-12,2")
+EXACT = ("all", "last", "every:2", "every:3", "0,1", "3,-1")
+SHAPE = BatchShape(1, 2, 8)
+FACTS = RunFacts("", "", "", None, (), "float32", SHAPE.seq_len, SHAPE.rows, SHAPE.num_slots, False)
+
+
+@pytest.mark.parametrize("drop_special", [False, True])
+@pytest.mark.parametrize("positions", ["all", *RULES])
+@pytest.mark.parametrize("long_documents", ["split", "truncate"])
+def test_runs_that_store_a_part_are_proven(tmp_path, run_streams, positions, drop_special, long_documents):
+    storage, changes = open_storage(str(tmp_path)), {"positions": positions, "drop_special": drop_special}
+    for worker in range(NUM_WORKERS):
+        extract(storage, run_streams, worker, long_documents=long_documents, **changes)
+    audit = audit_run(str(tmp_path), deep=True)
+    assert (audit.problems, audit.verdict) == ([], "proven")
+    stored, read = (audit.totals()[name] for name in ("num_tokens", "num_tokens_read"))
+    assert read == 2 * sum(length if long_documents == "split" else min(length, 8) for length in
+                           (5, 3, 20, 0, 8, 1, 7, 7, 2, 16))
+    assert (stored == read) == (positions == "all" and not drop_special)
+    assert (f"{stored:,} rows of {read:,} tokens" in audit.to_text()) == (stored != read)
+
+
+def test_a_batch_of_which_nothing_is_stored_has_no_data_object(tmp_path, run_streams):
+    storage = open_storage(str(tmp_path))
+    extract(storage, run_streams, 0, positions="15")
+    commits = [json.loads(storage.read(info.name)) for info in storage.list("worker-00000/commits/")]
+    assert [commit["data"] is None for commit in commits] == [commit["num_tokens"] == 0 for commit in commits]
+    assert [commit["num_tokens"] for commit in commits].count(0) > 1
+    assert len(list(storage.list("worker-00000/batches/"))) == sum(commit["num_tokens"] for commit in commits) == 2
+    audit = audit_run(str(tmp_path), deep=True)
+    assert (audit.problems, audit.workers[0].finished) == ([], True)
+
+
+def stored_by(lengths, selector):
+    """What check_records is given for each batch of records of these lengths, whose tokens are 0 to 9."""
+    records = [TokenizedRecord(i, f"id-{i}", np.arange(length, dtype=np.int32) % 10) for i, length in enumerate(lengths)]
+    for batch in pack_batches(records, Cursor(0, 0), SHAPE, "split", selector):
+        if batch.num_records:
+            arrays = {name: getattr(batch, name) for name in ("record_index", "record_offsets", "record_lengths")}
+            arrays |= {name: getattr(batch, name).reshape(-1)[batch.slots] for name in ("tokens", "positions")}
+            yield arrays | ({} if batch.mean_over is None else {"mean_over": batch.mean_over}), batch
+
+
+def problems_of(arrays, batch, positions, drop_special=False, special_ids=()):
+    facts = replace(FACTS, selection=Selection.parse(positions, drop_special), special_ids=special_ids)
+    names = ("cursor_before", "cursor_after", "num_records", "num_tokens", "num_tokens_read")
+    return list(check_records(arrays, SimpleNamespace(**{name: getattr(batch, name) for name in names}), facts))
+
+
+records = st.lists(st.integers(0, 40), min_size=1, max_size=10)
+
+
+@given(records, st.sampled_from(EXACT), st.sampled_from(EXACT))
+def test_rows_are_taken_for_those_of_a_rule_if_and_only_if_they_are(lengths, rule, other):
+    selectors = [Selector(Selection.parse(text)) for text in (rule, other)]
+    for (arrays, batch), (others, _) in zip(*(stored_by(lengths, selector) for selector in selectors), strict=True):
+        same = all(np.array_equal(arrays[name], others[name]) for name in ("positions", "record_offsets"))
+        assert (problems_of(arrays, batch, other) == []) == same
+
+
+@given(records, st.sampled_from(RULES), st.booleans(), st.data())
+def test_a_row_too_few_or_elsewhere_is_found_where_lengths_tell(lengths, rule, drop_special, data):
+    for arrays, batch in stored_by(lengths, Selector(Selection.parse(rule, drop_special), (3, 7))):
+        assert problems_of(arrays, batch, rule, drop_special, (3, 7)) == []
+        if batch.num_tokens:
+            row = data.draw(st.integers(0, batch.num_tokens - 1))
+            moved = arrays["positions"].copy()
+            moved[row] = SHAPE.seq_len  # no window has such a position
+            assert problems_of(arrays | {"positions": moved}, batch, rule, drop_special, (3, 7))
+            if rule == "mean":
+                over = arrays["mean_over"] + 8 * (np.arange(batch.num_tokens) == row)
+                assert problems_of(arrays | {"mean_over": over}, batch, rule, drop_special, (3, 7))
+            elif drop_special:
+                tokens = np.where(np.arange(batch.num_tokens) == row, 7, arrays["tokens"])
+                assert problems_of(arrays | {"tokens": tokens}, batch, rule, True, (3, 7))
+
+
+def test_a_position_from_the_end_may_lie_before_the_end_of_a_part_and_no_earlier():
+    """A record of 40 tokens over batches of 16, of whose first part -12 cannot be and -30 is token 10."""
+    (arrays, batch), *_ = stored_by([40], Selector(Selection.parse("-30,2")))
+    assert arrays["positions"].tolist() == [2, 2]
+    assert problems_of(arrays, batch, "-30,2") == [] == problems_of(arrays, batch, "-12,-8,2,10")
+    assert problems_of(arrays, batch, "-6,2") and problems_of(arrays, batch, "-30,3")
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"positions": "every:0"}, "--positions every:0: give all, last"), ({"positions": 3}, "positions or drop_special"),
+    ({"drop_special": 1}, "positions or drop_special"), ({"data_schema": "two"}, "not a readable run description"),
+])
+def test_a_description_that_cannot_be_is_named(run_streams, changes, message):
+    config = configure(run_streams)
+    object.__setattr__(config, "__dict__", config.__dict__ | changes)
+    run = {"configuration": config.to_json(), "fingerprint": config.fingerprint, "streams": run_streams}
+    with pytest.raises(DamagedData, match=message):
+        RunFacts.of(run, "run.json")
+
+
+def test_runs_from_before_there_were_positions_are_read(run_streams):
+    """Their configuration has no such keys, and their data objects no lengths: every token is a row."""
+    configuration = configure(run_streams, data_schema=1).to_json()
+    del configuration["positions"], configuration["drop_special"]
+    run = {"configuration": configuration, "fingerprint": fingerprint_of(configuration), "streams": run_streams}
+    facts = RunFacts.of(run, "run.json")
+    assert (facts.selection, facts.has_lengths, facts.special_ids) == (Selection(), False, ())
+    for arrays, batch in stored_by([5, 30, 0, 9], Selector()):
+        del arrays["record_lengths"]
+        names = ("cursor_before", "cursor_after", "num_records", "num_tokens", "num_tokens_read")
+        commit = SimpleNamespace(**{name: getattr(batch, name) for name in names})
+        small = replace(facts, num_slots=SHAPE.num_slots, seq_len=SHAPE.seq_len)
+        assert list(check_records(arrays, commit, small)) == []

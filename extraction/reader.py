@@ -15,7 +15,7 @@ is wanted. Data is mapped from a local disk; from a bucket it comes in parallel 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -32,9 +32,10 @@ _READ_AHEAD = 1
 
 
 class Rows(NamedTuple):
-    """n tokens: activations [n, width], tokens int32 [n], record int64 [n, 2] (stream, index), position int32 [n].
+    """n rows: activations [n, width], tokens int32 [n], record int64 [n, 2] (stream, index), position int32 [n].
 
-    Positions count from 0 in each sequence. Where several hook points were asked for, activations is a dict of them.
+    Positions count from 0 in each sequence; a mean has those of the last token of its window. Where
+    several hook points were asked for, activations is a dict of them.
     """
 
     activations: np.ndarray | dict[str, np.ndarray]
@@ -45,10 +46,11 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """One commit: N tokens of R records. A record that goes on in the next batch is in both.
+    """One commit: N rows of R records. A record that goes on in the next batch is in both.
 
     `activations`: {hook point: [N, width]}, `tokens`, `positions`: int32 [N], `record_index`: int64 [R],
-    `record_offsets`: int64 [R+1] into the N tokens, `record_ids`: the R ids.
+    `record_offsets`: int64 [R+1] into the N rows, `record_ids`: the R ids. `mean_over`: int32 [N], of how many tokens
+    each row is the mean; None if rows are tokens.
     """
 
     ref: BatchRef
@@ -58,6 +60,7 @@ class Batch:
     record_index: np.ndarray
     record_offsets: np.ndarray
     record_ids: list[str]
+    mean_over: np.ndarray | None = None
 
     @property
     def record(self) -> np.ndarray:
@@ -68,7 +71,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class RecordActivations:
-    """One whole record of n tokens: `activations` {hook point: [n, width]}, `tokens` and `positions` int32 [n]."""
+    """What is stored of one whole record, n rows: `activations` {hook point: [n, width]}, `tokens` and `positions`
+    int32 [n]. `mean_over`: int32 [n], of how many tokens each row is the mean; None if rows are tokens."""
 
     stream: int
     index: int
@@ -76,6 +80,13 @@ class RecordActivations:
     activations: dict[str, np.ndarray]
     tokens: np.ndarray
     positions: np.ndarray
+    mean_over: np.ndarray | None = None
+
+    def mean(self, hook_point: str) -> np.ndarray:
+        """float64 [width]: over the tokens of the record that rows were stored of. Raises ValueError without rows."""
+        if not len(self.tokens):
+            raise ValueError(f"record {self.id}: nothing of it is stored")
+        return np.average(self.activations[hook_point].astype(np.float64), axis=0, weights=self.mean_over)
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,7 @@ class ActivationReader:
             number for folder in self.storage.folders() if (number := checkpoint.worker_number(folder)) is not None
         )
         self._refs: dict[int, tuple[BatchRef, ...]] = {}
+        self._ends: dict[int, Cursor] = {}
         self._places: dict[str, tuple[int, int]] = {}
         self._unscanned: Iterator[BatchRef] | None = None
         self._pool = ThreadPoolExecutor(_THREADS, "reader")
@@ -139,7 +151,7 @@ class ActivationReader:
                 ref = BatchRef(worker_id, number, data, size, tokens, before, cursor)
                 found.append(ref)
                 yield ref
-        self._refs[worker_id] = tuple(found)
+        self._refs[worker_id], self._ends[worker_id] = tuple(found), cursor
 
     def _ahead(self, items: Iterable, load: Callable, depth: int) -> Iterator:
         """`load(item)` of each item in order, up to `depth` of them being loaded while one is used."""
@@ -171,10 +183,11 @@ class ActivationReader:
     def records(
         self, hook_points: Sequence[str] | None = None, workers: Iterable[int] | None = None
     ) -> Iterator[RecordActivations]:
-        """Every record that is committed whole, joined where it goes over batches; records without tokens aside."""
+        """Every record that is committed whole, joined where it goes over batches. One of which nothing is stored is
+        there, without rows, if a batch that it is in has rows of others."""
         names = self.checked(hook_points)
         for worker_id in self.workers if workers is None else workers:
-            yield from _join(self._load_batches(self.refs(worker_id), names))
+            yield from self._join(worker_id, self._load_batches(self.refs(worker_id), names))
 
     def record(self, record_id: str, hook_points: Sequence[str] | None = None) -> RecordActivations:
         """The record of this id. Raises ObjectNotFound. The headers of the batches up to it are read, once each."""
@@ -189,7 +202,7 @@ class ActivationReader:
                 self._places.setdefault(found, (stored.ref.worker_id, stored.ref.batch))
         worker_id, batch = self._places[record_id]
         refs = (ref for ref in self.refs(worker_id) if ref.batch >= batch)
-        for record in _join(self._load_batches(refs, names)):
+        for record in self._join(worker_id, self._load_batches(refs, names)):
             if record.id == record_id:
                 return record
         raise ObjectNotFound(f"{self.storage.location} does not hold all of record {record_id!r} yet")
@@ -216,11 +229,29 @@ class ActivationReader:
 
     def _load(self, ref: BatchRef, names: Sequence[str]) -> Batch:
         stored = StoredBatch(self.storage, ref)
-        stored.fetch(["record_index", "record_offsets", "tokens", "positions", *names])
+        more = ["mean_over"] if self.run["configuration"].get("positions") == "mean" else []
+        stored.fetch(["record_index", "record_offsets", "tokens", "positions", *more, *names])
         return Batch(
             ref, {name: stored.array(name) for name in names}, stored.array("tokens"), stored.array("positions"),
-            stored.array("record_index"), stored.array("record_offsets"), stored.record_ids,
+            stored.array("record_index"), stored.array("record_offsets"), stored.record_ids, *map(stored.array, more),
         )
+
+    def _join(self, worker_id: int, batches: Iterator[Batch]) -> Iterator[RecordActivations]:
+        """Whole records of consecutive batches of one worker. Batches without rows, and so without data, may lie
+        between these, before and after them; of a first record that began earlier, what is here is given."""
+        parts: list[RecordActivations] = []
+        for batch in batches:
+            last = len(batch.record_ids) - 1
+            for at, record_id in enumerate(batch.record_ids):
+                if parts and parts[0].index != batch.record_index[at]:
+                    yield _concatenate(parts)
+                    parts = []
+                parts.append(_part(batch, at, record_id))
+                if at < last or batch.ref.end.token_offset == 0:
+                    yield _concatenate(parts)
+                    parts = []
+        if parts and self._ends[worker_id].record > parts[0].index:
+            yield _concatenate(parts)
 
     def checked(self, hook_points: Sequence[str] | None) -> tuple[str, ...]:
         """These hook points, all of the run by default. Raises InvalidRequest for one that the run does not have."""
@@ -237,27 +268,13 @@ def _statistics(count: int, total: np.ndarray, squares: np.ndarray) -> Statistic
     return Statistics(count, mean, std, float(np.sqrt(squares.sum() / count)))
 
 
-def _join(batches: Iterator[Batch]) -> Iterator[RecordActivations]:
-    """Whole records of consecutive batches of one worker; a first record that began before them is left out."""
-    parts: list[RecordActivations] = []
-    for batch in batches:
-        last = len(batch.record_ids) - 1
-        for at, record_id in enumerate(batch.record_ids):
-            begun_before = at == 0 and batch.ref.begin.token_offset > 0
-            if begun_before and not parts:
-                continue
-            parts.append(_part(batch, at, record_id))
-            if at < last or batch.ref.end.token_offset == 0:
-                yield _concatenate(parts)
-                parts = []
-
-
 def _part(batch: Batch, at: int, record_id: str) -> RecordActivations:
     here = slice(int(batch.record_offsets[at]), int(batch.record_offsets[at + 1]))
     activations = {name: values[here] for name, values in batch.activations.items()}
     index = int(batch.record_index[at])
     return RecordActivations(
-        batch.ref.worker_id, index, record_id, activations, batch.tokens[here], batch.positions[here]
+        batch.ref.worker_id, index, record_id, activations, batch.tokens[here], batch.positions[here],
+        None if batch.mean_over is None else batch.mean_over[here],
     )
 
 
@@ -265,5 +282,6 @@ def _concatenate(parts: list[RecordActivations]) -> RecordActivations:
     if len(parts) == 1:
         return parts[0]
     activations = {name: np.concatenate([part.activations[name] for part in parts]) for name in parts[0].activations}
-    tokens, positions = (np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "positions"))
-    return RecordActivations(parts[0].stream, parts[0].index, parts[0].id, activations, tokens, positions)
+    names = ("tokens", "positions") if parts[0].mean_over is None else ("tokens", "positions", "mean_over")
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return replace(parts[0], activations=activations, **joined)

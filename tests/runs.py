@@ -8,6 +8,7 @@ import numpy as np
 import checkpoint
 from extraction.packing import BatchShape, pack_batches
 from extraction.pipeline import BatchInFlight, Layout
+from extraction.positions import EVERYTHING, Selector
 from extraction.records import TokenizedRecord
 
 SHAPE = BatchShape(steps=1, rows=2, seq_len=8)
@@ -31,22 +32,26 @@ def activations_of(tokens: np.ndarray, width: int) -> np.ndarray:
     return (spread * (1 + np.arange(width)) / 16).astype(DTYPE)
 
 
-def make_run(storage: object, streams: Iterable[Iterable[int]], stop_after: int | None = None) -> None:
+def make_run(
+    storage: object, streams: Iterable[Iterable[int]], stop_after: int | None = None, selector: Selector = EVERYTHING
+) -> None:
     """A run with a worker for each list of record lengths; each worker stops after some batches, at the end if None."""
-    configuration = {"hook_points": list(WIDTHS)}
+    configuration = {"hook_points": list(WIDTHS), "positions": str(selector.selection)}
     checkpoint.join_run(storage, configuration, {"fingerprint": FINGERPRINT, "streams": "/nowhere"})
     for worker_id, lengths in enumerate(streams):
-        extract(checkpoint.CommitChain.load(storage, worker_id, FINGERPRINT), list(lengths), stop_after)
+        extract(checkpoint.CommitChain.load(storage, worker_id, FINGERPRINT), list(lengths), stop_after, selector)
 
 
-def extract(chain: checkpoint.CommitChain, lengths: list[int], stop_after: int | None = None) -> None:
+def extract(
+    chain: checkpoint.CommitChain, lengths: list[int], stop_after: int | None = None, selector: Selector = EVERYTHING
+) -> None:
     """Commit the batches of one worker from where its chain stands."""
     layout = Layout(chain.worker_id, WIDTHS, DTYPE)
     records = (
         TokenizedRecord(index, record_id(chain.worker_id, index), tokens_of(chain.worker_id, index, length))
         for index, length in enumerate(lengths) if index >= chain.cursor.record
     )
-    for number, batch in enumerate(pack_batches(records, chain.cursor, SHAPE, "split")):
+    for number, batch in enumerate(pack_batches(records, chain.cursor, SHAPE, "split", selector)):
         if number == stop_after:
             return
         data = fill(BatchInFlight(batch, chain.next_batch, layout).shard) if batch.num_tokens else None

@@ -55,8 +55,9 @@ def test_a_batch_of_which_nothing_is_stored_has_no_data_object(tmp_path, run_str
 
 def stored_by(lengths, selector):
     """What check_records is given for each batch of records of these lengths, whose tokens are 0 to 9."""
-    records = [TokenizedRecord(i, f"id-{i}", np.arange(length, dtype=np.int32) % 10) for i, length in enumerate(lengths)]
-    for batch in pack_batches(records, Cursor(0, 0), SHAPE, "split", selector):
+    tokens = [np.arange(length, dtype=np.int32) % 10 for length in lengths]
+    given = [TokenizedRecord(i, f"id-{i}", ids) for i, ids in enumerate(tokens)]
+    for batch in pack_batches(given, Cursor(0, 0), SHAPE, "split", selector):
         if batch.num_records:
             arrays = {name: getattr(batch, name) for name in ("record_index", "record_offsets", "record_lengths")}
             arrays |= {name: getattr(batch, name).reshape(-1)[batch.slots] for name in ("tokens", "positions")}

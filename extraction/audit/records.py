@@ -65,7 +65,9 @@ def _check_rows(arrays: Arrays, lengths: np.ndarray, commit: Commit, run: RunFac
     if selection.is_everything:
         if not np.array_equal(np.diff(offsets), lengths):
             yield "its record_offsets are not those of its record_lengths, and all tokens were to be stored"
-        elif not np.array_equal(positions, (np.arange(len(positions)) - np.repeat(offsets[:-1], lengths)) % run.seq_len):
+            return
+        places = np.arange(len(positions)) - np.repeat(offsets[:-1], lengths)
+        if not np.array_equal(positions, places % run.seq_len):
             yield f"its positions do not count from 0 in each window of {run.seq_len}"
         return
     last = len(lengths) - 1

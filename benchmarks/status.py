@@ -1,20 +1,23 @@
-"""How long `status` takes over a large fleet in a bucket.
+"""How long `status` takes over a large fleet in a bucket, and what it asks for.
 
-In: nothing; a bucket of `--workers` chains of `--commits` commits is made and served by tests/fake_gcs.py as a process
-of its own. Out: one line of JSON. The server takes its share of the same cores.
+In: nothing; a bucket of `--workers` chains is served by tests/fake_gcs.py as a process of its own, which makes each
+object when it is asked for. Out: JSON, a line for each length of the chains. The server takes its share of the same
+cores.
 
     python benchmarks/status.py --output benchmarks/results/status.json
 """
 
+import bisect
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import platform
-import subprocess
 import sys
-import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 import click
 
@@ -24,11 +27,13 @@ import checkpoint  # noqa: E402
 from checkpoint import Commit, DataObject, Totals  # noqa: E402
 from extraction.records import Cursor  # noqa: E402
 from extraction.status import read_status  # noqa: E402
+from tests.fake_gcs import FakeGcs, Object  # noqa: E402
 
-TOKENS, SIZE, RECORDS = 65_000, 117_440_512, 40
+TOKENS, SIZE, RECORDS, EVERY = 65_000, 117_440_512, 40, 30.0
+RUN = "run/"
 
 
-def commit_of(worker_id: int, batch: int, last: bool) -> Commit:
+def commit_of(worker_id: int, batch: int) -> Commit:
     seconds = {"step": 1.9, "upload": 0.7}
     totals = Totals(TOKENS * (batch + 1), SIZE * (batch + 1), 1 + batch // 10, {"step": 1.9 * (batch + 1)},
                     TOKENS * (batch + 1))
@@ -36,52 +41,106 @@ def commit_of(worker_id: int, batch: int, last: bool) -> Commit:
         worker_id=worker_id, batch=batch,
         cursor_before=Cursor(RECORDS * batch, 0), cursor_after=Cursor(RECORDS * (batch + 1), 0),
         data=DataObject(f"batches/{batch:08d}.safetensors", SIZE, "AAAAAA==", 1),
-        num_records=RECORDS, num_tokens=TOKENS, num_tokens_read=TOKENS,
-        end_of_stream=last, attempt="0" * 32, fingerprint="sha256:0", record_ids_digest="sha256:0", host="host",
-        started="2026-01-01T00:00:00Z", versions=checkpoint.Instance().versions, seconds=seconds, totals=totals,
-    )
+        num_records=RECORDS, num_tokens=TOKENS, num_tokens_read=TOKENS, end_of_stream=False, attempt="0" * 32, fingerprint="sha256:0",
+        record_ids_digest="sha256:0", host="host", started="2026-01-01T00:00:00Z",
+        versions={"jax": "0", "project": "sha256:0"}, seconds=seconds, totals=totals,
+    )  # fmt: skip
 
 
-def make_bucket(folder: Path, workers: int, commits: int) -> None:
-    """As the server keeps it: a file for each object. Data objects are empty, they are never looked at."""
-    run = {"schema": 1, "configuration": {}, "fingerprint": "sha256:0"}
-    run["records_per_stream"] = [RECORDS * commits * 2] * workers
-    files = {"run/run.json": json.dumps(run).encode()}
-    for worker_id in range(workers):
-        for batch in range(commits):
-            content = commit_of(worker_id, batch, False).to_bytes()
-            files[f"run/{checkpoint.commit_name(worker_id, batch)}"] = content
-            files[f"run/{checkpoint.worker_folder(worker_id)}/batches/{batch:08d}.safetensors"] = b""
-        files[f"run/{checkpoint.worker_folder(worker_id)}/progress.json"] = json.dumps({"batch": commits - 1}).encode()
-    for name, content in files.items():
-        (folder / quote(name, safe="")).write_bytes(content)
+class Bucket(Sequence):
+    """A run of many chains as the server's objects: names in order, and each object made when it is asked for."""
+
+    def __init__(self, workers: int, commits: int, has_progress: bool):
+        self.workers, self.commits, self.now = workers, commits, time.time()
+        self.marks = commits // 100
+        self.in_folder = 2 * commits + self.marks + has_progress
+
+    def __len__(self) -> int:
+        return 1 + self.workers * self.in_folder
+
+    def __getitem__(self, key: int | str) -> str | Object:
+        if isinstance(key, str):
+            return self.get(key)
+        if key == 0:
+            return f"{RUN}run.json"
+        worker, place = divmod(key - 1, self.in_folder)
+        folder = f"{RUN}{checkpoint.worker_folder(worker)}"
+        if place < self.commits:
+            return f"{folder}/batches/{place:08d}.safetensors"
+        if place < self.commits + self.marks:
+            return f"{folder}/commit-marks/{100 * (place - self.commits) + 99:08d}.json"
+        batch = place - self.commits - self.marks
+        return f"{folder}/commits/{batch:08d}.json" if batch < self.commits else f"{folder}/progress.json"
+
+    def irange(self, first: str) -> Iterator[str]:
+        return (self[number] for number in range(bisect.bisect_left(self, first), len(self)))
+
+    def get(self, name: str) -> Object | None:
+        place = bisect.bisect_left(self, name)
+        if place == len(self) or self[place] != name:
+            return None
+        batch = checkpoint.batch_of(name)
+        age = 0.0 if batch is None else EVERY * (self.commits - batch - 1)
+        return Object(name, self.content(name, batch), 1, self.now - age)
+
+    def content(self, name: str, batch: int | None) -> bytes:
+        if name == f"{RUN}run.json":
+            run = {"schema": 1, "configuration": {}, "fingerprint": "sha256:0"}
+            return json.dumps(run | {"records_per_stream": [RECORDS * self.commits * 2] * self.workers}).encode()
+        if name.endswith("progress.json"):
+            return json.dumps({"batch": self.commits - 1, "begun": self.now - EVERY * (self.commits - 1)}).encode()
+        if "/commits/" not in name:
+            return b"{}"
+        return commit_of(checkpoint.worker_number(name.split("/")[1]), batch).to_bytes()
+
+
+def serve(pipe: multiprocessing.connection.Connection, *shape: int) -> None:
+    """Tell the address, and at the end of each look, when asked, how many requests of each kind there were."""
+    with FakeGcs() as server:
+        server.objects = Bucket(*shape)
+        pipe.send(server.address)
+        while pipe.recv():
+            pipe.send(dict(Counter(what.partition(" ")[0] for _, _, what, _ in server.history)))
+            server.history.clear()
+
+
+def measure(shape: tuple[int, int, bool], repeats: int) -> dict:
+    """Some looks at one fleet."""
+    ours, theirs = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve, args=(theirs, *shape), daemon=True)
+    server.start()
+    os.environ["STORAGE_EMULATOR_HOST"] = ours.recv()
+    seconds, processor = [], []
+    for _ in range(repeats):
+        begin, used = time.perf_counter(), time.process_time()
+        found = read_status("gs://bucket/run")
+        seconds.append(round(time.perf_counter() - begin, 2))
+        processor.append(round(time.process_time() - used, 2))
+        ours.send(True)
+        requests = ours.recv()
+    ours.send(False)
+    server.join()
+    workers, commits, has_progress = shape
+    assert found.total("batches") == workers * commits and found.states == {"running": workers}
+    return {"workers": workers, "commits": commits, "progress.json": has_progress,
+            "seconds": seconds, "cpu_seconds": processor, "requests": requests}
 
 
 @click.command()
-@click.option("--workers", default=1000)
-@click.option("--commits", default=20)
+@click.option("--workers", default=1000, show_default=True)
+@click.option("--commits", default="20,1000,10000", show_default=True, help="In each chain.")
+@click.option("--repeats", default=3, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
-def main(workers: int, commits: int, output: Path | None) -> None:
+def main(workers: int, commits: str, repeats: int, output: Path | None) -> None:
     """Measure."""
-    with tempfile.TemporaryDirectory() as name:
-        make_bucket(Path(name), workers, commits)
-        command = [sys.executable, "-m", "tests.fake_gcs", "--bucket", "bucket", "--folder", name]
-        server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        try:
-            os.environ["STORAGE_EMULATOR_HOST"] = server.stdout.readline().strip()
-            seconds = []
-            for _ in range(3):
-                begin = time.perf_counter()
-                found = read_status("gs://bucket/run")
-                seconds.append(round(time.perf_counter() - begin, 2))
-        finally:
-            server.terminate()
-            server.wait()
-    assert found.total("batches") == workers * commits and found.states == {"running": workers}
-    results = {"machine": f"{platform.machine()}, {os.cpu_count()} cores, server included",
-               "command": "python benchmarks/status.py", "workers": workers, "commits": commits, "seconds": seconds}
-    print(json.dumps(results))
+    multiprocessing.set_start_method("spawn")
+    lengths, runs = [int(length) for length in commits.split(",")], []
+    for shape in [(workers, length, True) for length in lengths] + [(workers, lengths[-1], False)]:
+        runs.append(measure(shape, repeats))
+        print(json.dumps(runs[-1]), flush=True)
     if output:
+        results = {"command": "python benchmarks/status.py", "runs": runs,
+                   "machine": f"{platform.machine()}, {os.cpu_count()} cores, server included"}
         output.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -1,8 +1,10 @@
-"""Small notes in a worker's folder about its attempts: for people, and for those who choose a stream to work on.
+"""Small notes in a worker's folder: for people, and for those who choose a stream to work on.
 
-In: the start of an attempt on a stream, and how it ended if that was not well. Out: create-only objects
-`worker-NNNNN/starts/<attempt>.json` and `worker-NNNNN/ended/<attempt>.json`. Nothing that is committed depends on
-them: a note that cannot be written is said and left. Cost: one small object for each.
+In: the start of an attempt on a stream, how it ended if that was not well, and every hundredth commit. Out: create-only
+objects `worker-NNNNN/starts/<attempt>.json`, `worker-NNNNN/ended/<attempt>.json` and `worker-NNNNN/commit-marks/<batch>.json`.
+By the marks the end of a long chain is found without listing it; their folder comes before that of the commits, so that
+whoever lists the end does not list them too. Nothing that is committed depends on notes: one that cannot be written is
+left. Cost: one small object for each.
 """
 
 import contextlib
@@ -11,14 +13,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import checkpoint
-from checkpoint import Instance
+from checkpoint import Commit, Instance
 
 from .errors import ExtractionError, Fenced, TryAgain
 from .logs import say
 from .storage import Storage
 from .strict_json import loads
 
-STARTS, ENDED = "starts/", "ended/"
+STARTS, ENDED, MARKS = "starts/", "ended/", "commit-marks/"
+_MARK_EVERY = 100  # commits
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,12 @@ class Ending:
 def note_start(storage: Storage, worker_id: int, instance: Instance) -> None:
     """Leave word that this attempt works on the stream from now on, by the store's clock."""
     _note(storage, f"{checkpoint.worker_folder(worker_id)}/{STARTS}{instance.attempt}.json", {"host": instance.host})
+
+
+def note_commit(storage: Storage, commit: Commit) -> None:
+    """Leave a mark at every hundredth commit."""
+    if commit.batch % _MARK_EVERY == _MARK_EVERY - 1:
+        _note(storage, f"{checkpoint.worker_folder(commit.worker_id)}/{MARKS}{commit.batch:08d}.json", {})
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ class Progress:
         self._begin = self._last_line = time.monotonic()
         self._last_file = self._begin - FILE_EVERY
         self._writes_file = True
+        self._begun: float | None = None
         self._told_launcher = False
         self._bar = self._make_bar(done) if visible and sys.stderr.isatty() else None
         self._lines = visible and self._bar is None
@@ -79,18 +80,20 @@ class Progress:
         return f"{commit.cursor_after.record:,} of {self._total:,} records"
 
     def _write_file(self, commit: Commit, rate: float) -> None:
-        content = {
-            "batch": commit.batch,
-            "records": commit.cursor_after.record,
-            "num_records": self._total,
-            "tokens_per_second": round(rate, 1),
-            "host": commit.host,
-            "finished": commit.end_of_stream,
-        }
+        name = f"{checkpoint.worker_folder(self._worker_id)}/progress.json"
         try:
-            self._storage.replace(
-                f"{checkpoint.worker_folder(self._worker_id)}/progress.json", (json.dumps(content) + "\n").encode()
-            )
+            if self._begun is None:
+                self._begun = self._storage.stat(checkpoint.commit_name(self._worker_id, 0)).updated
+            content = {
+                "batch": commit.batch,
+                "begun": self._begun,
+                "records": commit.cursor_after.record,
+                "num_records": self._total,
+                "tokens_per_second": round(rate, 1),
+                "host": commit.host,
+                "finished": commit.end_of_stream,
+            }
+            self._storage.replace(name, (json.dumps(content) + "\n").encode())
         except PermissionDenied as error:
             self._writes_file = False
             say(f"progress.json is not written: {error}", "WARNING")

@@ -1,38 +1,39 @@
-"""Where each stream of a run stands, found with few requests: one listing and one read for each worker.
+"""Where each stream of a run stands, found with three requests however long its chain is.
 
 In: the output of a run. Out: a `Standing` for a worker: its last commit, which sums up the chain, and when, by the
-store's clock, it and the ones before it were created. Of a long chain only the end is listed; `progress.json` tells
-where that is, and is believed only if the commit it names is there.
+store's clock, it and the ones before it were created. Of a long chain only the end is listed. `progress.json` tells
+where that is, and is believed only if the commit it leads to is there; else the marks in the worker's folder do.
 
 Guarantee: none about what lies before the last commit; that is what `verify` is for.
+Cost: two reads and a listing of some 25 names; without `progress.json` one listing more, and some 100 names.
 """
 
+import math
 from dataclasses import dataclass
-from itertools import islice
 
 import checkpoint
 from checkpoint import Commit
 
-from .attempts import ENDED, STARTS, Ending, parse_ending
+from .attempts import ENDED, MARKS, STARTS, Ending, parse_ending
 from .errors import DamagedData, ObjectNotFound
 from .storage import ObjectInfo, Storage
 from .strict_json import loads
 
-_PAGE = 1000  # objects in one answer to a listing
-_TAIL = 100  # commits at the end of a long chain that are looked at
+_TAIL = 20  # commits that are looked at before the one that is known to be there
 
 
 @dataclass(frozen=True)
 class Standing:
-    """`commit_times`: when the last commits were created, in order; `begun`: the first one. All in the store's seconds.
+    """`commit_times`: when the last commits were created, in order, in the store's seconds.
 
+    `begun` is an early batch, the first one of a short chain, and when it was committed.
     `started` is when an attempt last said that it took on the stream, `ending` how one ended after the last commit.
     `damage` says why the last commit cannot be read.
     """
 
     worker_id: int
     last: Commit | None = None
-    begun: float | None = None
+    begun: tuple[int, float] | None = None
     commit_times: tuple[float, ...] = ()
     started: float | None = None
     ending: Ending | None = None
@@ -55,8 +56,9 @@ class Standing:
 def read_standing(storage: Storage, worker_id: int) -> Standing:
     """Where a worker stands. Storage errors pass through."""
     folder = checkpoint.worker_folder(worker_id)
-    commits, notes, begun = _list_end(storage, folder)
-    started = max((info.updated for info in notes if info.name.startswith(f"{folder}/{STARTS}")), default=None)
+    objects, begun = _list_end(storage, folder)
+    commits = _under(objects, f"{folder}/commits/")
+    started = max((info.updated for info in _under(objects, f"{folder}/{STARTS}")), default=None)
     last, damage = None, None
     if commits:
         try:
@@ -64,47 +66,57 @@ def read_standing(storage: Storage, worker_id: int) -> Standing:
         except DamagedData as error:
             damage = str(error)
     times = tuple(info.updated for info in commits)
-    ended = max((info for info in notes if info.name.startswith(f"{folder}/{ENDED}")), key=_time, default=None)
+    ended = max(_under(objects, f"{folder}/{ENDED}"), key=_time, default=None)
     ending = None
     if ended is not None and ended.updated >= max(times[-1:] + ((started or 0.0),)):
         ending = parse_ending(storage.read(ended.name))
     return Standing(worker_id, last, begun, times, started, ending, damage)
 
 
+def _under(objects: list[ObjectInfo], prefix: str) -> list[ObjectInfo]:
+    return [info for info in objects if info.name.startswith(prefix)]
+
+
 def _time(info: ObjectInfo) -> float:
     return info.updated
 
 
-def _list_end(storage: Storage, folder: str) -> tuple[list[ObjectInfo], list[ObjectInfo], float | None]:
-    """The last commits, all notes, and when the first commit was created."""
-    first, found = f"{folder}/commits/", None
-    page = list(islice(storage.list(f"{folder}/", start_after=first), _PAGE))
-    begun = page[0].updated if page and page[0].name.startswith(first) else None
-    if len(page) == _PAGE:
-        found = _from_hint(storage, folder)
-        if found is None:
-            found = list(storage.list(f"{folder}/", start_after=first))
-    objects = page if found is None else found
-    commits = [info for info in objects if info.name.startswith(first)]
-    return commits, [info for info in objects if not info.name.startswith(first)], begun
-
-
-def _from_hint(storage: Storage, folder: str) -> list[ObjectInfo] | None:
-    """What follows the commit that `progress.json` leads to, if that commit is there."""
+def _list_end(storage: Storage, folder: str) -> tuple[list[ObjectInfo], tuple[int, float] | None]:
+    """The last commits and all notes on attempts, and an early batch with its time."""
     try:
-        batch = parse_progress(storage.read(f"{folder}/progress.json"))
+        hint = parse_progress(storage.read(f"{folder}/progress.json"))
     except ObjectNotFound:
-        return None
-    if batch is None:
-        return None
-    found = list(storage.list(f"{folder}/", start_after=f"{folder}/commits/{batch - _TAIL:08d}.json"))
-    return found if found and found[0].name == f"{folder}/commits/{batch - _TAIL + 1:08d}.json" else None
+        hint = None
+    if hint is not None and hint.batch >= _TAIL:
+        found = _list_after(storage, folder, hint.batch - _TAIL)
+        if found and found[0].name == f"{folder}/commits/{hint.batch - _TAIL + 1:08d}.json":
+            return found, (0, hint.begun)
+    marks = [info for info in storage.list(f"{folder}/{MARKS}") if checkpoint.batch_of(info.name) is not None]
+    found = _list_after(storage, folder, checkpoint.batch_of(marks[-1].name) - _TAIL if marks else -1)
+    early = (marks[:1] or _under(found, f"{folder}/commits/"))[:1]
+    return found, next(((checkpoint.batch_of(info.name) or 0, info.updated) for info in early), None)
 
 
-def parse_progress(data: bytes) -> int | None:
-    """The batch that `progress.json` names, if it names one after the first `_TAIL`; never trusted, only tried."""
+def _list_after(storage: Storage, folder: str, batch: int) -> list[ObjectInfo]:
+    """What is in the worker's folder after this commit, or after all that comes before the commits if it is negative."""
+    first = f"{folder}/commits/"
+    return list(storage.list(f"{folder}/", start_after=f"{first}{batch:08d}.json" if batch >= 0 else first))
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What `progress.json` tells those who look for the end of a chain: a batch that was committed, and when batch 0
+    was, in the store's seconds."""
+
+    batch: int
+    begun: float
+
+
+def parse_progress(data: bytes) -> Hint | None:
+    """What `progress.json` tells, if it can be read; never trusted, only tried."""
     try:
-        batch = loads(data)["batch"]
-    except (ValueError, KeyError, TypeError):
+        value = loads(data)
+        hint = Hint(value["batch"], float(value["begun"]))
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
-    return batch if type(batch) is int and _TAIL <= batch < 10**8 else None
+    return hint if type(hint.batch) is int and 0 <= hint.batch < 10**8 and math.isfinite(hint.begun) else None

@@ -3,7 +3,7 @@
 In: OUTPUT. Out: a `RunStatus`, as JSON or as a table. Ages and rates are by the store's clock. Numbers come from each
 stream's last commit, which sums up its chain; nothing here is proof, that is `verify`'s.
 
-Cost: three requests for the run, two for each stream that was begun (four where there are more than 1,000 commits), 32
+Cost: three requests for the run, three for each stream that was begun however long its chain is (see `standing`), 32
 at a time.
 """
 
@@ -149,19 +149,19 @@ def _state(standing: Standing, now: float, stuck_after: float) -> tuple[str, str
 
 
 def _mean_rate(standing: Standing) -> float | None:
-    """Tokens per second since the first commit, pauses included; the first batch has no known beginning."""
-    if standing.last is None or standing.num_batches < 2 or standing.commit_times[-1] <= standing.begun:
+    """Tokens per second since an early commit, pauses included; what came before it has no known beginning."""
+    if standing.last is None or standing.begun is None or standing.commit_times[-1] <= standing.begun[1]:
         return None
-    batches = standing.num_batches
-    return standing.last.totals.tokens_read * (batches - 1) / batches / (standing.commit_times[-1] - standing.begun)
+    batch, begun = standing.begun
+    share = (standing.last.batch - batch) / standing.num_batches
+    return standing.last.totals.tokens_read * share / (standing.commit_times[-1] - begun)
 
 
 def _rate_now(standing: Standing, now: float) -> float | None:
     """Tokens per second over the last minutes, taking each batch for an average one."""
     times = standing.commit_times
     recent = [time for time in times if time > now - WINDOW]
-    since = now - WINDOW if len(recent) < len(times) or standing.num_batches > len(times) else times[0]
-    count = len(recent) if since == now - WINDOW else len(recent) - 1
+    since, count = (now - WINDOW, len(recent)) if len(recent) < len(times) else (times[0], len(times) - 1)
     if count < 1 or now <= since:
         return None
     return standing.last.totals.tokens_read / standing.num_batches * count / (now - since)

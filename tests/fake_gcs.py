@@ -24,7 +24,6 @@ import base64
 import contextlib
 import fnmatch
 import hashlib
-import itertools
 import json
 import re
 import socket
@@ -398,15 +397,14 @@ class Handler(BaseHTTPRequestHandler):
         most, items, prefixes, token = min(int(self.query.get("maxResults", 1000)), 1000), [], [], {}
         with self.server.lock:
             names = self.server.objects.irange(first)
-            for name in itertools.takewhile(lambda name: name.startswith(prefix), names):
+            while (name := next(names, None)) is not None and name.startswith(prefix):
                 folder, found, _ = name[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
-                if found and prefix + folder + found in prefixes[-1:]:
-                    continue
                 if len(items) + len(prefixes) == most:
                     token = {"nextPageToken": name}
                     break
                 if found:
                     prefixes.append(prefix + folder + found)
+                    names = self.server.objects.irange(prefixes[-1] + "\U0010ffff")  # past what lies in the folder
                 else:
                     items.append(self.server.objects[name].metadata)
         asked = re.search(r"items\(([^)]*)\)", self.query.get("fields", ""))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import checkpoint
-from extraction.attempts import Ending, note_start, noted_ending, parse_ending
+from extraction.attempts import Ending, note_commit, note_start, noted_ending, parse_ending
 from extraction.elastic import StreamChooser, work_all
 from extraction.errors import DamagedData, Fenced, InvalidRequest, TryAgain
 from extraction.reader import ActivationReader
@@ -157,23 +157,22 @@ def test_a_note_that_cannot_be_read_says_so(data):
     assert parse_ending(data) == Ending("failed", "(the note of its ending cannot be read)", "", "")
 
 
-def test_of_a_long_chain_only_the_end_is_listed(gcs, monkeypatch):
-    """And `progress.json` is not believed when it leads to a commit that is not there."""
-    from extraction import standing
-
+def test_of_a_long_chain_only_the_end_is_listed(gcs):
+    """`progress.json` is not believed when it leads to a commit that is not there; then the marks lead to the end."""
     storage = open_storage("gs://bucket/run")
-    make_run(storage, [[8] * 60])
-    monkeypatch.setattr(standing, "_PAGE", 10)
-    monkeypatch.setattr(standing, "_TAIL", 5)
+    make_run(storage, [[8] * 460])
     whole = read_standing(storage, 0)
-    assert len(whole.commit_times) == whole.num_batches > 20
-    last, everything = whole.num_batches - 1, whole.num_batches
-    for batch, seen in ((last, 5), (last - 3, 8), (10**6, everything), ('"x"', everything)):
-        storage.replace("worker-00000/progress.json", f'{{"batch": {batch}}}'.encode())
+    assert len(whole.commit_times) == whole.num_batches == 230
+    for name in checkpoint.list_commits(storage, 0):
+        note_commit(storage, checkpoint.parse_commit(storage.read(name), name))
+    begun = whole.begun[1]
+    for batch, seen in ((229, 20), (226, 23), (10**6, 50), (5, 50), ('"x"', 50)):
+        storage.replace("worker-00000/progress.json", f'{{"batch": {batch}, "begun": {begun}}}'.encode())
         found = read_standing(storage, 0)
         assert found.last == whole.last
         assert len(found.commit_times) == seen
-        assert found.begun == whole.begun
+        assert found.begun[0] == (0 if seen < 50 else 99)
+        assert found.begun[1] == pytest.approx(begun, abs=60)
 
 
 def test_a_real_worker_from_the_shell_does_all_streams_with_one_compiled_step(tmp_path):

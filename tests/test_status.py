@@ -86,12 +86,29 @@ def test_the_local_clock_is_not_asked(gcs, monkeypatch):
     assert abs(found.time - time.time() - 86_400) < 60
 
 
-def test_two_requests_for_a_stream(gcs):
+def test_requests_do_not_grow_with_the_chains(gcs):
     storage = open_storage("gs://bucket/run")
-    make_run(storage, [[8] * 10] * 5)
+    make_run(storage, [[8] * 10, [8] * 90, [8] * 500])
+    for number, batch, begun in ((0, 3, 0.0), (1, 44, 1.5)):
+        storage.replace(f"worker-{number:05d}/progress.json", json.dumps({"batch": batch, "begun": begun}).encode())
     gcs.history.clear()
     read_status("gs://bucket/run")
-    assert len([what for _, method, what, status in gcs.history if status == 200]) <= 3 + 2 * 5
+    of_stream = [[what.split()[0] for _, _, what, _ in gcs.history if f"worker-0000{n}" in what] for n in range(3)]
+    assert [sorted(operations) for operations in of_stream] == [
+        ["list", "list", "read", "read"], ["list", "read", "read"], ["list", "list", "read", "read"],
+    ]
+
+
+def test_the_pace_of_now_is_that_of_the_commits_that_were_looked_at(tmp_path):
+    """250 batches in 250 s, of which only the last ones are listed."""
+    make_run(open_storage(str(tmp_path)), [[8] * 600], stop_after=250)
+    begin = time.time() - 250
+    for number, path in enumerate(sorted((tmp_path / "worker-00000/commits").iterdir())):
+        os.utime(path, times=(begin + number,) * 2)
+    (tmp_path / "worker-00000/progress.json").write_text(json.dumps({"batch": 240, "begun": begin}))
+    (stream,) = read_status(str(tmp_path)).streams
+    assert stream.rate_now == pytest.approx(16, rel=0.15)
+    assert stream.rate_mean == pytest.approx(16, rel=0.01)
 
 
 def test_a_finished_run_is_finished_when_every_stream_is(tmp_path):

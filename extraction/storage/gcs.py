@@ -266,6 +266,9 @@ def _make_client():
     import requests.adapters
     from google.auth.credentials import AnonymousCredentials
     from google.auth.exceptions import DefaultCredentialsError
+
+    # Else the client asks for the bucket's metadata, to name it in traces; a worker has neither traces nor that right.
+    os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     from google.cloud import storage
 
     emulated = os.environ.get("STORAGE_EMULATOR_HOST")

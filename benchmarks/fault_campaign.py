@@ -117,6 +117,9 @@ def part(counts: dict[str, int], kind: str) -> dict[str, int]:
     return {key.removeprefix(f"{kind}: "): counts[key] for key in sorted(counts) if key.startswith(f"{kind}: ")}
 
 
+NOTES = (["starts"], ["ended"], ["commit-marks"])
+
+
 def snapshot(location: str) -> dict[str, str]:
     """What a run holds: for each object the digest of its bytes, of a commit without what names the attempt.
 
@@ -124,7 +127,7 @@ def snapshot(location: str) -> dict[str, str]:
     """
     storage, seen = open_storage(location), {}
     for info in storage.list():
-        if info.name.endswith("/progress.json") or "/starts/" in info.name or "/ended/" in info.name:
+        if info.name.endswith("/progress.json") or info.name.split("/")[1:2] in NOTES:
             continue
         content = storage.read(info.name)
         if "/commits/" in info.name:

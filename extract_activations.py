@@ -193,8 +193,9 @@ def report(output: str, html: str, streams: str | None, tokenizer: str | None) -
 @click.option("--to", "layout", required=True, type=click.Choice(["npy", "openmoss", "saelens"]))
 @click.option("--folder", required=True, help="A new local folder.")
 @click.option("--hook-point", multiple=True, help="May be given more than once; by default all.")
-@click.option("--context-size", default=128, show_default=True, type=click.IntRange(1), help="SAELens: tokens in a row.")
-def export(output: str, layout: str, folder: str, hook_point: tuple[str, ...], context_size: int) -> None:
+@click.option("--context-size", type=click.IntRange(1),
+              help="Tokens in a row: SAELens, 128 by default; OpenMOSS, rows of one record each, without it no rows.")
+def export(output: str, layout: str, folder: str, hook_point: tuple[str, ...], context_size: int | None) -> None:
     """Write what is committed in the layout of another tool."""
     from extraction.exports import ExportOptions
     from extraction.exports import export as write

@@ -2,9 +2,11 @@
 
 In: the output of a run, hook points, and a folder that does not exist yet. Out: that folder. Guarantee: every
 committed token once, in the order of streams (SAELens takes whole contexts only: the last tokens that do not fill one
-are left out); the folder gets its name when it is complete. Cost: reads the run once for each hook point.
+are left out; OpenMOSS' rows of one record each leave out a record that is not committed whole); the folder gets its
+name when it is complete. Cost: reads the run once, .npy once for each hook point.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +15,21 @@ from pathlib import Path
 import numpy as np
 
 from .errors import InvalidRequest
-from .reader import ActivationReader
+from .reader import ActivationReader, RecordActivations
 from .shards import allocate
+
+_CHUNK = 1 << 16  # tokens in a file of rows
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`context_size`: tokens in a row of SAELens' layout. Values are written as float32 where bfloat16 is not known."""
+    """`context_size`: tokens in a row; 128 for SAELens, no rows for OpenMOSS if it is None.
+
+    Values are written as float32 where bfloat16 is not known.
+    """
 
     hook_points: tuple[str, ...] | None = None
-    context_size: int = 128
+    context_size: int | None = None
 
 
 def export(output: str, layout: str, folder: str, options: ExportOptions) -> int:
@@ -63,20 +70,69 @@ def _to_npy(reader: ActivationReader, names: Sequence[str], folder: Path, option
 
 
 def _to_openmoss(reader: ActivationReader, names: Sequence[str], folder: Path, options: ExportOptions) -> int:
-    """`<hook point>/chunk-NNNNNNNN.safetensors` with `activation` [n, width] in the stored dtype and `tokens` [n].
+    """`<hook point>/chunk-NNNNNNNN.safetensors`: `activation` [n, width] as stored, `tokens`, `mask` and more [n].
 
-    As `CachedActivationLoader` of OpenMOSS/Language-Model-SAEs reads it (activations in one dimension of tokens).
+    As `CachedActivationLoader` of llamascopium (once lm-saes) reads it. With a context size the first axis becomes
+    [rows, context_size], one record or a part of it in a row, and `chunk-NNNNNNNN.meta.json` says of which. As in the
+    caches that it writes itself, the mask is 0 for padding and for the token that begins a record.
     """
+    ignored, size = reader.run.get("special_tokens", {}).get("record_prefix", []), options.context_size
+    chunks = _flat_chunks(reader, names) if size is None else _rows_of(reader, names, size)
     for name in names:
         (folder / name).mkdir()
-        for number, rows in enumerate(reader.rows(name)):
-            layout = {"activation": (rows.activations.shape, rows.activations.dtype),
-                      "tokens": (rows.tokens.shape, np.dtype(np.int64))}  # fmt: skip
-            shard = allocate(layout, {})
-            shard.arrays["activation"][:] = rows.activations
-            shard.arrays["tokens"][:] = rows.tokens
-            (folder / name / f"chunk-{number:08d}.safetensors").write_bytes(shard.data)
-    return reader.num_tokens()
+    written = 0
+    for number, (tokens, real, activations, meta) in enumerate(chunks):
+        mask = (real & ~np.isin(tokens, ignored)).astype(np.int32)
+        written += int(real.sum())
+        for name, values in activations.items():
+            path = folder / name / f"chunk-{number:08d}.safetensors"
+            arrays = {"activation": values, "tokens": tokens, "mask": mask, "attention_mask": mask}
+            shard = allocate({key: (array.shape, array.dtype) for key, array in arrays.items()}, {})
+            for key, array in arrays.items():
+                shard.arrays[key][:] = array
+            path.write_bytes(shard.data)
+            if meta is not None:
+                path.with_suffix(".meta.json").write_text(json.dumps(meta, ensure_ascii=False))
+    return written
+
+
+Chunk = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], list[dict[str, object]] | None]
+
+
+def _flat_chunks(reader: ActivationReader, names: Sequence[str]) -> Iterator[Chunk]:
+    """Tokens int64 [n], which are no padding, activations and nothing about rows: for each batch."""
+    for batch in reader.batches(names):
+        yield batch.tokens.astype(np.int64), np.ones(len(batch.tokens), bool), batch.activations, None
+
+
+def _rows_of(reader: ActivationReader, names: Sequence[str], size: int) -> Iterator[Chunk]:
+    """The same with one more axis, [rows, size], and what each row is of: for about `_CHUNK` tokens."""
+    rows: list[tuple[RecordActivations, int]] = []
+    for record in reader.records(names):
+        for first in range(0, len(record.tokens), size):
+            rows.append((record, first))
+            if len(rows) * size >= _CHUNK:
+                yield _pad(rows, size)
+                rows = []
+    if rows:
+        yield _pad(rows, size)
+
+
+def _pad(rows: list[tuple[RecordActivations, int]], size: int) -> Chunk:
+    tokens, real = np.zeros((len(rows), size), np.int64), np.zeros((len(rows), size), bool)
+    first_record = rows[0][0]
+    activations = {
+        name: np.zeros((len(rows), size, values.shape[1]), values.dtype)
+        for name, values in first_record.activations.items()
+    }
+    for row, (record, first) in enumerate(rows):
+        part = slice(first, min(first + size, len(record.tokens)))
+        here = slice(0, part.stop - first)
+        tokens[row, here], real[row, here] = record.tokens[part], True
+        for name, values in record.activations.items():
+            activations[name][row, here] = values[part]
+    meta = [{"stream": r.stream, "record": r.index, "record_id": r.id, "first_token": first} for r, first in rows]
+    return tokens, real, activations, meta
 
 
 def _to_saelens(reader: ActivationReader, names: Sequence[str], folder: Path, options: ExportOptions) -> int:
@@ -85,7 +141,7 @@ def _to_saelens(reader: ActivationReader, names: Sequence[str], folder: Path, op
 
     if len(names) != 1:
         raise InvalidRequest(f"SAELens reads one hook point, not {len(names)}: name it with --hook-point")
-    (name,), size = names, options.context_size
+    (name,), size = names, options.context_size or 128
     if reader.num_tokens() < size:
         raise InvalidRequest(f"--context-size {size}: the run has {reader.num_tokens()} tokens")
     width = next(reader.rows(name)).activations.shape[1]

@@ -1,5 +1,6 @@
 """Where people take a run next as files, each with the real package: NumPy, SAELens, OpenMOSS' Llamascopium."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from extraction import exports
 from extraction.errors import InvalidRequest
 from extraction.exports import ExportOptions, export
 from extraction.storage import open_storage
-from tests.runs import WIDTHS, activations_of, make_run, tokens_of
+from tests.runs import WIDTHS, activations_of, make_run, record_id, tokens_of
 from tests.workers import ROOT, python
 
 STREAMS = ([5, 3, 20, 0, 8, 1, 7, 7, 2, 16], [40, 1, 2, 30], [9] * 7)
@@ -41,12 +43,67 @@ def test_npy_is_every_token_in_order(output, tmp_path):
     assert np.array_equal((tokens - 100 * index - 100_000 * stream) % 8, np.load(tmp_path / "out/position.npy"))
 
 
+def chunks_of(folder, name):
+    return [load_file(path) for path in sorted((folder / name).glob("chunk-*.safetensors"))]
+
+
 def test_openmoss_chunks_have_its_names_and_keys(output, tmp_path):
-    export(output, "openmoss", str(tmp_path / "out"), ExportOptions((HOOK,)))
-    chunks = [load_file(path) for path in sorted((tmp_path / "out" / HOOK).glob("chunk-*.safetensors"))]
-    assert np.array_equal(torch.cat([chunk["tokens"] for chunk in chunks]), ALL_TOKENS)
-    for chunk in chunks:
-        assert np.array_equal(chunk["activation"].float().numpy(), expected(chunk["tokens"], HOOK))
+    assert export(output, "openmoss", str(tmp_path / "out"), ExportOptions()) == len(ALL_TOKENS)
+    for name in WIDTHS:
+        chunks = chunks_of(tmp_path / "out", name)
+        assert np.array_equal(torch.cat([chunk["tokens"] for chunk in chunks]), ALL_TOKENS)
+        for chunk in chunks:
+            assert chunk["activation"].dtype == torch.bfloat16
+            assert np.array_equal(chunk["activation"].float().numpy(), expected(chunk["tokens"], name))
+            assert chunk["mask"].tolist() == chunk["attention_mask"].tolist() == [1] * len(chunk["tokens"])
+
+
+def test_openmoss_rows_are_records_padded_and_masked(tmp_path, monkeypatch):
+    """The run says that token 100 begins records, which OpenMOSS does not train on; a file holds 4 rows."""
+    run, size = tmp_path / "run", 12
+    monkeypatch.setattr(exports, "_CHUNK", 4 * size)
+    make_run(open_storage(str(run)), STREAMS)
+    described = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(described | {"special_tokens": {"record_prefix": [100]}}))
+    assert export(str(run), "openmoss", str(tmp_path / "out"), ExportOptions(context_size=size)) == len(ALL_TOKENS)
+    rows = []
+    for path in sorted((tmp_path / "out" / OTHER).glob("chunk-*.meta.json")):
+        chunk = load_file(path.with_name(path.name.replace(".meta.json", ".safetensors")))
+        meta = json.loads(path.read_text())
+        assert chunk["activation"].shape == (len(meta), size, WIDTHS[OTHER]) and len(meta) <= 4
+        rows += zip(meta, *(chunk[key].float().numpy() for key in ("tokens", "mask", "activation")), strict=True)
+    for meta, tokens, mask, activations in rows:
+        stream, index, first = meta["stream"], meta["record"], meta["first_token"]
+        part = tokens_of(stream, index, STREAMS[stream][index])[first : first + size]
+        assert meta["record_id"] == record_id(stream, index)
+        assert np.array_equal(tokens, np.pad(part, (0, size - len(part))))
+        assert np.array_equal(mask, np.pad(part != 100, (0, size - len(part))))
+        assert np.array_equal(activations[: len(part)], expected(part, OTHER)) and not activations[len(part) :].any()
+    assert sum(int(mask.sum()) for _, _, mask, _ in rows) == len(ALL_TOKENS) - 1
+
+
+def test_an_sae_of_openmoss_trains_on_it(output, tmp_path):
+    """LLAMASCOPIUM_PYTHON may name an interpreter that has llamascopium with transformer-lens 3."""
+    interpreter = os.environ.get("LLAMASCOPIUM_PYTHON", sys.executable)
+    if subprocess.run([interpreter, "-c", "import llamascopium"], capture_output=True).returncode:
+        pytest.skip("llamascopium (with transformer-lens < 4) is not installed, nor where LLAMASCOPIUM_PYTHON says")
+    export(output, "openmoss", str(tmp_path / "flat"), ExportOptions())
+    export(output, "openmoss", str(tmp_path / "rows"), ExportOptions(context_size=12))
+    widths = [str(part) for pair in WIDTHS.items() for part in pair]
+    folders = [tmp_path / name for name in ("flat", "rows", "result")]
+    command = [interpreter, ROOT / "tests/openmoss_training.py", *folders, *widths]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    before, after = map(float, result.stdout.split()[-2:])
+    assert after < 0.2 * before
+    found = np.load(tmp_path / "result.npz")
+    for name in ("flat", "tokens of rows"):
+        assert np.array_equal(found[f"{name} tokens"], ALL_TOKENS)
+        assert all(np.array_equal(found[f"{name} {hook}"], expected(ALL_TOKENS, hook)) for hook in WIDTHS)
+    real = found["rows mask"].astype(bool)
+    assert np.array_equal(found["rows tokens"][real], ALL_TOKENS)
+    assert np.array_equal(found[f"rows {OTHER}"][real], expected(ALL_TOKENS, OTHER))
+    assert len(found["records"]) == len(real)
 
 
 def test_a_datasets_dataset_is_what_saelens_caches(output, tmp_path):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from .errors import DamagedData, ObjectNotFound, TryAgain
 from .manifest import ParquetFacts, is_outside, sha256
-from .storage import ObjectInfo, Storage, open_storage
+from .storage import ObjectInfo, Storage, backend_of, open_storage
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 MAGIC = b"PAR1"
 TAIL_BYTES = 8
 FOOTER_GUESS = 1 << 16
-PARTS_OF_PLACE = {"gs": 3, "hf": 5}  # gs: // bucket, hf: // datasets / owner / name@commit
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,10 @@ class Files:
 
     def locate(self, name: str) -> tuple[Storage, str]:
         """The storage of the bucket or repository that a URL is in, and the name there."""
-        parts = name.split("/")
-        count = PARTS_OF_PLACE.get(name.partition(":")[0], 3)
-        place = "/".join(parts[:count])
-        if place not in self._places:
-            self._places[place] = open_storage(place)
-        return self._places[place], "/".join(parts[count:])
+        root, path = backend_of(name).split(name)
+        if root not in self._places:
+            self._places[root] = open_storage(root)
+        return self._places[root], path
 
 
 def etag_of(info: ObjectInfo) -> str:

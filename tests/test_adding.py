@@ -1,4 +1,4 @@
-"""The page on adding, followed to the letter: its files and its lines go into a copy of the project, whose commands run."""
+"""The page on adding, followed to the letter: its files and lines go into a copy of the project, whose commands run."""
 
 import os
 import re
@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from tests.workers import MODEL, ROOT, text_of
+from tests.workers import MODEL, ROOT, SMALL, text_of, write_corpus
 
 PAGE = (ROOT / "docs/adding.md").read_text()
-KINDS = {"A model family": "FAMILIES", "A dataset": "DATASETS"}  # sections of the page -> their registries
+KINDS = {"A model family": "FAMILIES", "A dataset": "DATASETS", "A storage backend": "BACKENDS"}  # section -> registry
 
 
 def written(kind):
@@ -63,8 +63,8 @@ def test_a_dataset(command, tmp_path):
     (tmp_path / "file.txt").write_text("zero\none\ntwo\nthree\n")
     assert "  lines    Streams of the lines of a file.\n" in command("create_dataset_streams.py", "--help")
     assert "EXTRACT_SKIP" in command("create_dataset_streams.py", "lines", "--help")
-    made = command("create_dataset_streams.py", "lines", "--source", "file.txt", "--num-streams", 2, "--output", "streams",
-                   "--skip", 1)
+    made = command("create_dataset_streams.py", "lines", "--skip", 1,
+                   "--source", "file.txt", "--num-streams", 2, "--output", "streams")
     assert made == "streams/manifest.json: 2 streams, 3 records, 2 Parquet files\n"
     assert "disjoint, complete, unchanged, every id once" in command("create_dataset_streams.py", "check", "streams")
 
@@ -92,6 +92,57 @@ def starcoder(tmp_path_factory):
 
 def test_a_family(command, starcoder, tmp_path):
     (tmp_path / "file.txt").write_text("\n\n".join(text_of(i, 40) for i in range(3)))
-    exact = ("--compute-dtype", "float32", "--store-dtype", "float32", "--max-error", "1e-5")
-    table = command("extract_activations.py", "parity", "--model", starcoder, "--text", "file.txt", "--seq-len", 48, *exact)
+    exact = ("--seq-len", 48, "--compute-dtype", "float32", "--store-dtype", "float32", "--max-error", "1e-5")
+    table = command("extract_activations.py", "parity", "--model", starcoder, "--text", "file.txt", *exact)
     assert len(table.splitlines()) == 1 + 2 * 7 + 1
+
+
+UPLOAD = """
+import sys
+from pathlib import Path
+from extraction.storage import open_storage
+
+for place, folder in zip(sys.argv[1::2], sys.argv[2::2]):
+    for path in Path(folder).iterdir():
+        open_storage(place).create(path.name, path.read_bytes())
+"""
+
+
+def test_a_storage_that_holds_model_source_streams_and_output(command, grown, starcoder, tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", [text_of(i, 9 + i) for i in range(6)])
+    (grown / "upload.py").write_text(UPLOAD)
+    command("upload.py", "sqlite://store/model", starcoder, "sqlite://store/corpus", corpus)
+    made = command("create_dataset_streams.py", "fineweb", "--source", "sqlite://store/corpus", "--num-streams", 1,
+                   "--output", "sqlite://store/streams")
+    assert made == "sqlite://store/streams/manifest.json: 1 streams, 6 records, 1 Parquet files\n"
+    run = ("--streams", "sqlite://store/streams", "--output", "sqlite://store/run", "--worker-id", 0, *SMALL)
+    command("extract_activations.py", "--model", "sqlite://store/model", *run)
+    assert "proven. 1 streams, " in command("extract_activations.py", "verify", "sqlite://store/run", "--deep")
+
+
+CONTRACT = """
+from concurrent.futures import ThreadPoolExecutor
+from extraction.errors import ObjectExists
+from extraction.storage import open_storage
+
+storage = open_storage("sqlite://other/a")
+
+def attempt(number):
+    try:
+        return storage.create("b/x", bytes([number]) * 10).name
+    except ObjectExists:
+        return None
+
+with ThreadPoolExecutor(8) as pool:
+    print(list(pool.map(attempt, range(8))).count("b/x"))
+winner = storage.read("b/x")
+print(storage.create("b/x", winner) == storage.stat("b/x"), storage.read("b/x", 2, 5) == winner[2:5])
+for name in ("c", "b/y"):
+    storage.create(name, b"1")
+print([info.name for info in storage.list()], [info.name for info in storage.list("b/", "b/x")], storage.folders())
+"""
+
+
+def test_the_storage_keeps_what_was_there_first(command, grown):
+    (grown / "contract.py").write_text(CONTRACT)
+    assert command("contract.py").splitlines() == ["1", "True True", "['b/x', 'b/y', 'c'] ['b/y'] ['b']"]

@@ -268,7 +268,8 @@ def test_a_folder_is_its_own_location(tmp_path):
 
 @pytest.mark.parametrize("model, revision, message", [
     ("/no/such/folder", None, "no such folder"), ("./models", None, "no such folder"), ("a/b/c", None, "no such folder"),
-    ("s3://bucket/model", None, "gs://bucket/folder or a hub id"), ("gs://bucket/model", "main", "has no revisions"), (".", "main", "--revision main"),
+    ("s3://bucket/model", None, "gs://bucket/folder or a hub id"), ("hf://lab/model", None, "or a hub id"),
+    ("gs://bucket/model", "main", "has no revisions"), (".", "main", "--revision main"),
 ])
 def test_what_is_no_location_is_refused(model, revision, message):
     with pytest.raises(InvalidRequest, match=message):

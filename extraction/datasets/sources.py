@@ -1,4 +1,4 @@
-"""Where the files of a source are: a local folder, file or glob, or the same in a bucket or on the hub.
+"""Where the files of a source are: a local folder, file or glob, or the same in any storage: a bucket, the hub.
 
 In: `--source`. Out: a `Source` with its files in the order of their names, the same however the source was spelled; a
 folder is searched with its subfolders, but not what is named .hidden or _hidden. On the hub the revision is pinned to a
@@ -7,13 +7,12 @@ commit. Cost: one listing.
 
 import glob
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import InvalidRequest, ObjectNotFound
-from ..storage import ObjectInfo, Storage, open_storage
-from ..storage.hub import SCHEME, parse_place
+from ..storage import ObjectInfo, Storage, backend_of, open_storage
 
 
 @dataclass(frozen=True)
@@ -35,16 +34,7 @@ class Source:
 
 def find_source(source: str, suffixes: Sequence[str] = (".parquet",)) -> Source:
     """The files at `source`; in a folder those whose names end in one of `suffixes`. Raises InvalidRequest for none."""
-    if source.startswith(SCHEME):
-        found = _on_hub(source, suffixes)
-    elif source.startswith("gs://"):
-        bucket, _, path = source.removeprefix("gs://").partition("/")
-        storage = open_storage(f"gs://{bucket}")
-        found = Source(source.rstrip("/"), None, _listed(storage, path.strip("/"), suffixes))
-    elif "://" in source:
-        raise InvalidRequest(f"{source}: give a local folder, file or glob, gs://... or hf://datasets/...")
-    else:
-        found = _local(source, suffixes)
+    found = _remote(source, suffixes) if "://" in source else _local(source, suffixes)
     if not found.files:
         wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
         raise InvalidRequest(f"{source}: no {_kind(suffixes)} file there (a folder is searched for {wanted})")
@@ -90,10 +80,11 @@ def _fixed(parts: Sequence[str]) -> int:
 # ---------------------------------------------------------------------------------------------- remote
 
 
-def _on_hub(source: str, suffixes: Sequence[str]) -> Source:
-    asked = parse_place(source)
-    storage = open_storage(str(replace(asked, path="")))
-    return Source(asked.at(None), storage.commit, _listed(storage, asked.path, suffixes))
+def _remote(source: str, suffixes: Sequence[str]) -> Source:
+    root, path = backend_of(source).split(source)
+    storage = open_storage(root)
+    place = f"{storage.place}/{path}" if path else storage.place
+    return Source(place, storage.revision, _listed(storage, path, suffixes))
 
 
 def _listed(storage: Storage, path: str, suffixes: Sequence[str]) -> tuple[SourceFile, ...]:

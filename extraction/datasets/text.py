@@ -76,7 +76,7 @@ def _commit(source: str, revision: str | None) -> str:
     owner, _, name = source.rpartition("/")
     if not owner:
         raise InvalidRequest(f"{source}: no such file or folder, and a data set of the hub is named OWNER/NAME")
-    return open_storage(f"hf://datasets/{owner}/{name}" + (f"@{revision}" if revision else "")).commit
+    return open_storage(f"hf://datasets/{owner}/{name}" + (f"@{revision}" if revision else "")).revision
 
 
 def _open(place: str, local: bool, revision: str | None, options: TextOptions) -> Iterable[dict[str, Any]]:

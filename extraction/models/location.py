@@ -1,6 +1,6 @@
-"""Where a model lies: a folder on this machine, a hub id that is downloaded into the hub's cache, or a gs:// folder.
+"""Where a model lies: a folder here, a hub id that is downloaded into the hub's cache, or a folder in a bucket.
 
-In: a folder, hub id or gs:// URL. Out: a `ModelFolder`. Cost: nothing for a folder; one download for a hub id, of the
+In: a folder, hub id or URL such as gs://bucket/folder. Out: a `ModelFolder`. Cost: nothing for a folder; one download for a hub id, of the
 configuration, the tokenizer and the safetensors alone; for a bucket one listing and the small files, which are kept in
 a local cache folder, while the safetensors stay where they are and are read in ranges. With HF_HUB_OFFLINE set the
 hub's cache answers, without the network.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
-from ..storage import ObjectInfo, Storage, open_storage
+from ..storage import BACKENDS, ObjectInfo, Storage, backend_of, open_storage
 
 _SMALL_FILES = ["*.json", "*.model", "merges.txt", "vocab.txt"]
 _FILES = [*_SMALL_FILES, "*.safetensors"]
@@ -51,13 +51,14 @@ def locate_model(model: str, revision: str | None = None, weights: bool = True) 
 
     Raises InvalidRequest (no such folder or repository), PermissionDenied, TryAgain.
     """
-    if "://" in model and not model.startswith("gs://"):
+    scheme, is_url, _ = model.partition("://")
+    if is_url and (scheme not in BACKENDS or not backend_of(model).holds_models):
         raise InvalidRequest(f"--model {model}: give a folder on this machine, gs://bucket/folder or a hub id")
     path = Path(model).expanduser()
-    if model.startswith("gs://") or path.is_dir():
+    if is_url or path.is_dir():
         if revision is not None:
             raise InvalidRequest(f"--revision {revision}: {model} is a folder, which has no revisions; leave the flag out")
-        return _from_bucket(model) if model.startswith("gs://") else ModelFolder(path, model, None)
+        return _from_bucket(model) if is_url else ModelFolder(path, model, None)
     if path.is_file() or model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise InvalidRequest(f"--model {model}: there is no such folder")
     return _download(model, revision, _FILES if weights else _SMALL_FILES)

@@ -1,5 +1,5 @@
-"""Storage: whole, create-only objects by name, on a local disk or in a Google Cloud Storage bucket; and the
-files of a repository on the Hugging Face hub, which can only be read.
+"""Storage: whole, create-only objects by name, in a folder or at one of `BACKENDS`: a Google Cloud Storage bucket, or
+the files of a repository on the Hugging Face hub, which can only be read.
 
 In: names relative to a location, and bytes. Out: `ObjectInfo`s and bytes.
 
@@ -10,27 +10,33 @@ or odd is settled by reading back. Every wait is bounded, and what lies beyond t
 Cost: one request for each operation (a large upload: one to open it, one for each 32 MiB); locally two fsyncs.
 """
 
+from pkgutil import resolve_name
+
 from ..errors import InvalidRequest
 from .base import ObjectInfo, Storage, check_name, crc32c_base64
 
-__all__ = ["ObjectInfo", "Storage", "check_name", "crc32c_base64", "open_storage"]
+__all__ = ["BACKENDS", "ObjectInfo", "Storage", "backend_of", "check_name", "crc32c_base64", "open_storage"]
+
+_FOLDER = "extraction.storage.local:LocalStorage"
+# What a location begins with, before :// -> where its `Storage` is; imported when such a location is asked for.
+BACKENDS = {
+    "gs": "extraction.storage.gcs:GcsStorage",
+    "hf": "extraction.storage.hub:HubStorage",
+}
 
 
 def open_storage(location: str) -> Storage:
     """The storage at `gs://bucket/prefix`, `hf://datasets/owner/name@revision` or in a folder.
 
-    Raises InvalidRequest for any other scheme.
+    Raises InvalidRequest for what is none of them.
     """
-    if location.startswith("gs://"):
-        from .gcs import GcsStorage
+    return backend_of(location)(location)
 
-        return GcsStorage(location)
-    if location.startswith("hf://"):
-        from .hub import HubStorage
 
-        return HubStorage(location)
-    if "://" in location:
-        raise InvalidRequest(f"{location}: give a folder or gs://bucket/prefix")
-    from .local import LocalStorage
-
-    return LocalStorage(location)
+def backend_of(location: str) -> type[Storage]:
+    """The kind of storage that a location is in. Raises InvalidRequest for one that is not in `BACKENDS`."""
+    scheme, is_url, _ = location.partition("://")
+    if is_url and scheme not in BACKENDS:
+        known = " or ".join(f"{scheme}://..." for scheme in BACKENDS)
+        raise InvalidRequest(f"{location}: give a local folder, {known}")
+    return resolve_name(BACKENDS[scheme] if is_url else _FOLDER)

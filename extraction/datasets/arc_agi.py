@@ -2,7 +2,8 @@
 
 In: tasks (see `arc_tasks`) and how they are to be shown. Out: the published manifest and stream files. Ids are
 `task/test/augmentation`. A record's meta keeps the task, the test index, what was done to the task, how many examples
-were dropped, and the original grids: `original_of` and `augmentation_of` give them back.
+were dropped, the original grids (`original_of` and `augmentation_of` give them back), and `spans`: which characters of
+the text are the test input and the answer.
 
 Guarantee: a prompt that does not fit the number of tokens loses examples from its front, never its test input; one
 that cannot fit is left out, told to `report`, and counted in the manifest. Cost: tasks of JSON files are in memory as
@@ -23,20 +24,24 @@ from .arc_tasks import Task, Tasks, find_tasks
 from .augmentation import Augmentation, augmentation, from_json, unchanged
 from .command import PLACES, Dataset, flag
 from .grids import Grid
-from .prompts import Prompter, PromptOptions
+from .prompts import Prompt, Prompter, PromptOptions
 from .publish import Origin, Published
 from .rows import META_BYTES, Row, Spool, publish_spool
 
 
 @dataclass(frozen=True)
 class ArcOptions:
-    """`predictions` records for each test input: one as it is, or several, each augmented by a function of the seed."""
+    """`predictions` records for each test input: one as it is, or several, each augmented by a function of the seed.
+
+    `with_answer`: behind each prompt stands the answer, where the task has it.
+    """
 
     prompt: PromptOptions = field(default_factory=PromptOptions)
     predictions: int = 1
     seed: int = 0
     permute_background: bool = False
     solutions: str | None = None
+    with_answer: bool = False
 
 
 def create(
@@ -53,7 +58,9 @@ def create(
     with Spool(renderer.rows(found.tasks)) as spool:
         if not len(spool) and not renderer.left_out:
             raise InvalidRequest(f"{source}: no tasks there")
-        used = prompter.to_json() | ({"left_out": renderer.left_out} if renderer.left_out else {})
+        used = prompter.to_json() | {"spans": sorted(renderer.spans)}
+        used |= {"left_out": renderer.left_out} if renderer.left_out else {}
+        used |= {"with_answer": True} if options.with_answer else {}
         if options.predictions > 1:
             used |= {"predictions_per_task": options.predictions, "seed": options.seed,
                      "permute_background": options.permute_background}  # fmt: skip
@@ -61,11 +68,11 @@ def create(
 
 
 class Renderer:
-    """Tasks to rows; `left_out` counts the prompts that could not be made to fit."""
+    """Tasks to rows; `left_out` counts the prompts that could not be made to fit, `spans` names those there are."""
 
     def __init__(self, prompter: Prompter, options: ArcOptions, report: Callable[[str], None]):
         self._prompter, self._options, self._report = prompter, options, report
-        self.left_out = 0
+        self.left_out, self.spans = 0, set[str]()
 
     def rows(self, tasks: Tasks) -> Iterator[Row]:
         """The rows of all tasks, in their order."""
@@ -82,21 +89,25 @@ class Renderer:
             how = augmentation(name, number, len(task["train"]), options.seed, options.permute_background)
         pairs = [tuple(how.apply(task["train"][i][key]) for key in ("input", "output")) for i in how.order]
         record = f"{name}/{test_index}/{number}"
-        fitted = self._prompter.fitted(pairs, how.apply(task["test"][test_index]["input"]))
-        if fitted is None:
-            return self._leave_out(f"{record}: its test input alone takes more than {options.prompt.seq_len} tokens")
-        text, dropped = fitted
-        meta = _meta(task, (name, test_index, number), how, dropped)
+        test = task["test"][test_index]
+        has_answer = options.with_answer and test.get("output") is not None
+        answer = how.apply(test["output"]) if has_answer else None
+        prompt = self._prompter.fitted(pairs, how.apply(test["input"]), answer)
+        if prompt is None:
+            what = "its test input and answer alone take" if has_answer else "its test input alone takes"
+            return self._leave_out(f"{record}: {what} more than {options.prompt.seq_len} tokens")
+        meta = _meta(task, (name, test_index, number), how, prompt)
         if len(meta) > META_BYTES:
             return self._leave_out(f"{record}: its grids take {len(meta):,} bytes, over {META_BYTES:,}")
-        return Row(record, text, meta)
+        self.spans |= prompt.spans.keys()
+        return Row(record, prompt.text, meta)
 
     def _leave_out(self, why: str) -> None:
         self.left_out += 1
         self._report(f"{why}: left out")
 
 
-def _meta(task: Task, place: tuple[str, int, int], how: Augmentation, dropped: int) -> str:
+def _meta(task: Task, place: tuple[str, int, int], how: Augmentation, prompt: Prompt) -> str:
     name, test_index, number = place
     test = task["test"][test_index]
     original = {
@@ -104,7 +115,7 @@ def _meta(task: Task, place: tuple[str, int, int], how: Augmentation, dropped: i
         "test": [_packed(test["input"]), _packed(test["output"]) if test.get("output") is not None else None],
     }
     value = {"task": name, "test_index": test_index, "augmentation": {"number": number} | how.to_json(),
-             "examples_dropped": dropped, "original": original}  # fmt: skip
+             "examples_dropped": prompt.dropped, "original": original, "spans": prompt.spans}  # fmt: skip
     return json.dumps(value, separators=(",", ":"))
 
 
@@ -177,6 +188,7 @@ DATASET = Dataset(
         flag("--seq-len", type=click.IntRange(1),
              help="Most tokens of a prompt: examples are dropped from its front until it fits."),
         _choice("--bos", ["auto", "always", "never"], "As for extract_activations.py."),
+        flag("--with-answer", is_flag=True, help="End each record with the answer, as --grid-encoding writes it."),
         flag("--predictions-per-task", default=1, show_default=True, type=click.IntRange(1, 1000), help=_PREDICTIONS),
         flag("--seed", default=0, show_default=True, type=int, help="What the colours and orders follow from."),
         flag("--permute-background/--keep-background", default=False, show_default=True,

@@ -1,8 +1,10 @@
-"""ARC-AGI prompts: examples and a test input as text that ends where the answer begins.
+"""ARC-AGI prompts: examples and a test input as text that ends where the answer begins, or with the answer.
 
-In: pairs of grids and a test grid, as they are to be shown. Out: the text, and how many examples were dropped from the
-front so that it fits a number of tokens. Guarantee: the test input is always there, whole; a prompt that cannot fit is
-None, never cut. Cost: the tokenizer's, once for each prompt and each example that is dropped.
+In: pairs of grids, a test grid and its answer, as they are to be shown. Out: the text, which characters of it are the
+test input and the answer, and how many examples were dropped from the front so that it fits a number of tokens.
+Guarantee: the test input, and an answer that was asked for, are always there, whole; a prompt that cannot fit is None,
+never cut; with an answer it is the prompt without it, and then the answer as the model would say it. Cost: the
+tokenizer's, once for each prompt and each example that is dropped.
 
 Templates: `plain` shows the grids under `Input:` and `Output:`; `instructed` says before them what is asked; `turns` is
 a conversation in which the model has answered the examples. With a tokenizer that has a chat template, `plain` and
@@ -12,7 +14,7 @@ a conversation in which the model has answered the examples. With a tokenizer th
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InvalidRequest
 from .grids import DEFAULT_ENCODING, Encoder, Grid, parse_encoder
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 Pair = tuple[Grid, Grid]
 Messages = list[dict[str, str]]
+Encode = Callable[[Grid], str]
+_MARK = "\ue000"  # a character for private use, which no template and no grid has
 TASK = (
     "Each example turns an input grid into an output grid by the same rule. "
     "Find the rule and give the output grid of the last input.\n\n"
@@ -68,6 +72,14 @@ def _says(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
+class Prompt(NamedTuple):
+    """`spans`: {name: [first, last)} in characters; `dropped`: how many examples are not there."""
+
+    text: str
+    spans: dict[str, list[int]]
+    dropped: int
+
+
 class Prompter:
     """Writes prompts. Raises InvalidRequest for options that do not go together."""
 
@@ -93,16 +105,31 @@ class Prompter:
 
     def text(self, pairs: Sequence[Pair], test: Grid) -> str:
         """A prompt with all of the pairs."""
-        messages = self._template(self.encoder.encode, pairs, test)
-        return self._tokenizer.chat(messages) if self.chat else messages[0]["content"]
+        return self._written(self.encoder.encode, pairs, test)
 
-    def fitted(self, pairs: Sequence[Pair], test: Grid) -> tuple[str, int] | None:
-        """The prompt with as many of the last pairs as fit, and how many were dropped; None if it cannot fit."""
+    def fitted(self, pairs: Sequence[Pair], test: Grid, answer: Grid | None = None) -> Prompt | None:
+        """The prompt, and behind it the answer if there is one, with as many of the last pairs as fit; None if it
+        cannot fit."""
+        said = "" if answer is None else self.encoder.encode(answer)
         for dropped in range(len(pairs) + 1):
             text = self.text(pairs[dropped:], test)
-            if self._options.seq_len is None or self._num_tokens(text) <= self._options.seq_len:
-                return text, dropped
+            if self._options.seq_len is None or self._num_tokens(text + said) <= self._options.seq_len:
+                spans = self._test_span(pairs[dropped:], test, text)
+                spans |= {"answer": [len(text), len(text) + len(said)]} if said else {}
+                return Prompt(text + said, spans, dropped)
         return None
+
+    def _written(self, encode: Encode, pairs: Sequence[Pair], test: Grid) -> str:
+        messages = self._template(encode, pairs, test)
+        return self._tokenizer.chat(messages) if self.chat else messages[0]["content"]
+
+    def _test_span(self, pairs: Sequence[Pair], test: Grid, text: str) -> dict[str, list[int]]:
+        """Where the test input is: where a mark would be in its place. Nothing if a chat template changes it."""
+        shown = self.encoder.encode(test)
+        marked = self._written(lambda grid: _MARK if grid is test else self.encoder.encode(grid), pairs, test)
+        before, _, after = marked.partition(_MARK)
+        found = before + shown + after == text
+        return {"test-input": [len(before), len(before) + len(shown)]} if found else {}
 
     def _num_tokens(self, text: str) -> int:
         from ..records import Record

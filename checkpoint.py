@@ -147,9 +147,13 @@ class CommitChain:
         self.cursor, self.next_batch, self.end_of_stream = commit.cursor_after, commit.batch + 1, commit.end_of_stream
         self.totals, self._last_attempt = commit.totals, commit.attempt
 
-    def commit(self, batch: PackedBatch, data: memoryview | None, seconds: dict[str, float]) -> Commit:
+    def commit(
+        self, batch: PackedBatch, data: memoryview | None, seconds: dict[str, float],
+        reconstruction_error: dict[str, float] | None = None,
+    ) -> Commit:
         """Store `data` (None if nothing of the batch is stored), then the commit; move the cursor.
 
+        `reconstruction_error` is that of each hook point whose rows have a scale.
         Raises Fenced if another worker committed this batch; storage's errors pass through, with nothing committed.
         """
         if self.end_of_stream:
@@ -171,6 +175,7 @@ class CommitChain:
             end_of_stream=batch.end_of_stream,
             fingerprint=self.fingerprint,
             record_ids_digest=digest_ids(batch.record_ids),
+            reconstruction_error=reconstruction_error or {},
             seconds=seconds,
             totals=self.totals.plus(
                 (batch.num_tokens, batch.num_tokens_read), stored.size if stored else 0, seconds,

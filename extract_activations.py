@@ -17,6 +17,7 @@ import sys
 import click
 from click_default_group import DefaultGroup
 
+from extraction.config import STORE_DTYPES
 from extraction.errors import BucketDenied, ConfigurationMismatch, DamagedData, ExtractionError, Fenced, TryAgain
 from extraction.logs import say, use_format
 
@@ -72,7 +73,8 @@ def cli() -> None:
 @option("--long-documents", default="split", type=click.Choice(["split", "truncate"]), help="Records longer than T.")
 @option("--compute-dtype", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]),
         help="auto is bfloat16 on TPU and GPU, float32 on CPU.")
-@option("--store-dtype", default="bfloat16", type=click.Choice(["bfloat16", "float16", "float32"]))
+@option("--store-dtype", default="bfloat16", type=click.Choice(list(STORE_DTYPES)),
+        help="int8 and float8_e4m3fn have a scale for each token.")
 @option("--positions", default="all",
         help="Tokens of a record to store: all, last, mean (of each window), every:K, a list 0,1,-1, answer, test-input.")
 @option("--drop-special", is_flag=True, help="Store no special tokens, and leave them out of means.")
@@ -138,7 +140,7 @@ def status(output: str, as_json: bool, watch: bool, every: float, rows: int, stu
 @option("--seq-len", default=2048, type=click.IntRange(1))
 @option("--batch-size", type=click.IntRange(1), show_default="chosen", help="B, rows in a step.")
 @option("--compute-dtype", default="bfloat16", type=click.Choice(["float32", "bfloat16"]))
-@option("--store-dtype", default="bfloat16", type=click.Choice(["bfloat16", "float16", "float32"]))
+@option("--store-dtype", default="bfloat16", type=click.Choice(list(STORE_DTYPES)))
 @option("--mesh", default=None, help="data=4,model=2; chosen by memory.")
 @option("--efficiency", default=0.5, type=click.FloatRange(0, 1, min_open=True),
         help="Share of the chip's published peak that is reached.")
@@ -217,7 +219,7 @@ def export(output: str, layout: str, folder: str, hook_point: tuple[str, ...], c
 @option("--batch-size", default=2, type=click.IntRange(1), help="B, rows in a step.")
 @option("--bos", default="auto", type=click.Choice(["auto", "always", "never"]), help="Begin records with this token?")
 @option("--compute-dtype", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]), help="As for run.")
-@option("--store-dtype", default="bfloat16", type=click.Choice(["bfloat16", "float16", "float32"]), help="As for run.")
+@option("--store-dtype", default="bfloat16", type=click.Choice(list(STORE_DTYPES)), help="As for run.")
 @option("--mesh", default=None, help="As for run.")
 @click.option("--max-error", type=click.FloatRange(0), help="Exit 1 if a hook point's relative error is above it.")
 @click.option("--output", default=None, help="Also store the result in this run, as parity-<digest>.json.")

@@ -35,6 +35,7 @@ from extraction.packing import BatchShape, PackedBatch, pack_batches  # noqa: E4
 from extraction.pipeline import BatchInFlight, Layout  # noqa: E402
 from extraction.records import Cursor, TokenizedRecord  # noqa: E402
 from extraction.storage import crc32c_base64, open_storage  # noqa: E402
+from extraction.stored import norm_counts  # noqa: E402
 from extraction.streams import load_manifest  # noqa: E402
 
 HOOK = "blocks.0.hook_resid_post"
@@ -95,6 +96,8 @@ def data_of(batch: PackedBatch, place: tuple[int, int], size: Size) -> memoryvie
     shard = BatchInFlight(batch, place[1], layout).shard
     shard.arrays[HOOK][:] = 1
     shard.arrays[f"{HOOK}.sum"][:] = shard.arrays[f"{HOOK}.sum_of_squares"][:] = batch.num_tokens
+    shard.arrays[f"{HOOK}.norm_counts"][:] = norm_counts(np.full(batch.num_tokens, size.width**0.5))
+    shard.arrays[f"{HOOK}.max"][:] = 1
     return shard.data
 
 

@@ -107,6 +107,7 @@ class Commit:
     fingerprint: str
     seconds: dict[str, float]
     record_ids_digest: str | None = None
+    reconstruction_error: dict[str, float] = field(default_factory=dict)
     host: str = "unknown"
     started: str = "unknown"
     versions: dict[str, str] = field(default_factory=dict)
@@ -116,7 +117,9 @@ class Commit:
         return (json.dumps({"schema": SCHEMA} | asdict(self), sort_keys=True) + "\n").encode()
 
 
-_OPTIONAL = {"num_tokens_read", "record_ids_digest", "host", "started", "versions", "totals"}
+_OPTIONAL = {
+    "num_tokens_read", "record_ids_digest", "reconstruction_error", "host", "started", "versions", "totals",
+}
 
 
 def data_name(commit: Commit) -> str:
@@ -175,11 +178,12 @@ def _check_types(commit: Commit) -> None:
         raise ValueError("a text is not a string that can be printed")
     if type(commit.end_of_stream) is not bool:
         raise ValueError("end_of_stream is not true or false")
-    for table, kinds in ((commit.seconds, (int, float)), (totals.seconds, (int, float)), (commit.versions, (str,))):
+    numbers = (commit.seconds, totals.seconds, commit.reconstruction_error)
+    for table, kinds in (*((table, (int, float)) for table in numbers), (commit.versions, (str,))):
         if type(table) is not dict or any(
             type(value) not in kinds or (kinds != (str,) and not math.isfinite(value)) for value in table.values()
         ):
-            raise ValueError("seconds or versions are not an object of numbers or strings")
+            raise ValueError("seconds, reconstruction_error or versions are not an object of numbers or strings")
 
 
 def digest_ids(ids: Iterable[str]) -> str:

@@ -14,8 +14,9 @@ from fnmatch import fnmatchcase
 from .errors import InvalidRequest
 
 PACKING_SCHEMA = 1
-DATA_SCHEMA = 2  # 1 had no record_lengths
-STORE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DATA_SCHEMA = 2  # 1 had no record_lengths, norms and maxima
+STORE_DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1, "float8_e4m3fn": 1}  # bytes of a value
+LARGEST_CODE = {"int8": 127.0, "float8_e4m3fn": 448.0}  # of the dtypes whose rows have a scale
 HOOK_SUFFIXES = {
     "resid_pre": "hook_resid_pre",
     "z": "attn.hook_z",

@@ -26,18 +26,19 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from .config import LARGEST_CODE, STORE_DTYPES
 from .errors import InvalidRequest
 from .models.captures import EMBEDDING, Capture, CapturePlan
+from .models.compaction import Compacted, Compaction, Slots
 from .models.config import ModelConfig
 from .models.devices import device_errors
 from .models.families import family_of
 from .models.location import ModelFolder
 from .models.pooling import window_means
+from .models.results import StepOutput, start_transfer
 from .models.sharding import Demand, Layout, MeshShape, Placement, choose_mesh, memory_of, mesh_of, misfit
 from .models.tensors import WeightFiles
 from .models.weights import check_names, leaves_of, load_params, plan_fills
-
-_TRANSFER_PARTS = 16  # results are cut to a multiple of this part of all slots before they cross to the host
 
 
 @dataclass(frozen=True)
@@ -67,58 +68,8 @@ class ForwardOptions:
     def capture_dtype(self) -> str:
         """What the scan keeps of a hook point: the stored dtype, or where more is done to values than a cast before
         they are stored, the dtype that they were computed in."""
-        worked_on = self.pool or self.store_dtype not in ("float32", "bfloat16", "float16")
+        worked_on = self.pool or self.store_dtype in LARGEST_CODE
         return self.compute_dtype if worked_on else self.store_dtype
-
-
-class Sums(NamedTuple):
-    """Over the n stored values of a hook point: float32 [width] each."""
-
-    sum: np.ndarray
-    sum_of_squares: np.ndarray
-
-
-class Part(NamedTuple):
-    """Some of a step's values on the host: [places, columns] of a hook point; `places` count in the order of slots."""
-
-    hook_point: str
-    places: np.ndarray
-    columns: slice
-    values: np.ndarray
-
-
-@dataclass
-class StepOutput:
-    """The results of a dispatched step. `places` says, for each group of devices, which of the slots are its own."""
-
-    _arrays: dict[str, tuple[jax.Array, jax.Array, jax.Array]]
-    _places: list[np.ndarray]
-
-    def parts(self) -> list[Part]:
-        """Wait for the step; what each device holds, without a copy."""
-        with device_errors():
-            return [
-                Part(name, places, shard.index[2], np.asarray(shard.data)[0, : len(places)])
-                for name, (array, _, _) in self._arrays.items()
-                for shard in array.addressable_shards if shard.replica_id == 0
-                for places in [self._places[shard.index[0].start or 0]]
-            ]
-
-    def sums(self) -> dict[str, Sums]:
-        """For each hook point, over all n tokens."""
-        with device_errors():
-            return {
-                name: Sums(*(np.asarray(of_groups).sum(axis=0) for of_groups in sums))
-                for name, (_, *sums) in self._arrays.items()
-            }
-
-    def get(self) -> tuple[dict[str, np.ndarray], dict[str, Sums]]:
-        """Wait for the step; {hook point: [n, width]} and the sums over those n tokens."""
-        n = sum(map(len, self._places))
-        values = {name: np.empty((n, array.shape[-1]), array.dtype) for name, (array, _, _) in self._arrays.items()}
-        for name, places, columns, part in self.parts():
-            values[name][:, columns][places] = part
-        return values, self.sums()
 
 
 class Loaded(NamedTuple):
@@ -152,19 +103,7 @@ class Forward:
         inputs = (tokens, segment_ids, positions, local, counts) + (() if pooled is None else (pooled,))
         with device_errors():
             arrays = self._step(self._params, *inputs)
-            return StepOutput({name: _start_transfer(*arrays[name], counts.max()) for name in self.widths}, places)
-
-
-def _start_transfer(values: jax.Array, total: jax.Array, squares: jax.Array, num_tokens: int):
-    """Send the results to the host, cut to a multiple of a part that holds the real tokens of every group."""
-    size = values.shape[1]
-    part = -(-size // _TRANSFER_PARTS)
-    kept = min(-(-int(num_tokens) // part) * part, size)
-    if jax.default_backend() != "cpu" and kept < size:
-        values = values[:, :kept]
-    for array in (values, total, squares):
-        array.copy_to_host_async()
-    return values, total, squares
+            return StepOutput({name: start_transfer(arrays[name], counts.max()) for name in self.widths}, places)
 
 
 def default_compute_dtype() -> str:
@@ -242,16 +181,17 @@ def weight_shapes(
 
 
 def demand_of(config: ModelConfig, options: ForwardOptions) -> Demand:
-    """About what a step takes: its weights; for each slot the results, in the scan and of two steps on their way to
-    the host, and the widest tensors of one block in float32."""
+    """About what a step takes: its weights; for each slot what is captured, in the scan and gathered, the results of
+    two steps on their way to the host, and the widest tensors of one block in float32."""
     weights = sum(leaf.size * leaf.dtype.itemsize for _, leaf in weight_shapes(config, options))
     dtype = default_compute_dtype() if options.capture_dtype == "auto" else options.capture_dtype
-    stored = sum(config.hook_width(name) for name in options.hook_points) * jnp.dtype(dtype).itemsize
+    captured = sum(config.hook_width(name) for name in options.hook_points)
+    captured *= 2 * jnp.dtype(dtype).itemsize + 2 * STORE_DTYPES[options.store_dtype]
     mlp = 3 * config.mlp_width
     if config.experts:  # each expert of a token has a copy of its own, on the way in and out
         mlp = config.experts.per_token * (mlp + 2 * config.width)
     working = 4 * (6 * config.width + mlp + 2 * config.num_heads * config.head_width)
-    return Demand(options.shape.rows, weights, options.shape.seq_len * (4 * stored + working))
+    return Demand(options.shape.rows, weights, options.shape.seq_len * (captured + working))
 
 
 def _use_compile_cache(folder: str | None) -> None:
@@ -290,8 +230,9 @@ def _opened_weights(folder: ModelFolder, config: ModelConfig, options: ForwardOp
 
 
 def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: Layout) -> Callable:
-    """The function that is compiled: parameters and one step's arrays -> {hook point: (values, sum, squares)}."""
+    """The function that is compiled: parameters and one step's arrays -> {hook point: Compacted}."""
     capture_dtype = jnp.dtype(options.capture_dtype)
+    compaction = Compaction(options.store_dtype, options.shape.rows // options.mesh.data, layout)
     # A float32 product on an accelerator is otherwise made of shorter ones.
     precision = "highest" if options.compute_dtype == "float32" else "default"
 
@@ -304,7 +245,7 @@ def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: 
     def step(
         params: dict, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array,
         slots: jax.Array, counts: jax.Array, *pooled: jax.Array,
-    ) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
+    ) -> dict[str, Compacted]:
         with jax.default_matmul_precision(precision):
             x, shared = part(params["embedding"], "embedding")(tokens, positions)
             x = layout.rows(x)
@@ -321,8 +262,9 @@ def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: 
                 tensors["ln_final.hook_normalized"] = normalized.astype(capture_dtype)
             if options.pool:
                 tensors = {name: window_means(tensor, segment_ids, *pooled) for name, tensor in tensors.items()}
-                tensors = {name: means.astype(options.store_dtype) for name, means in tensors.items()}
-            return {name: _compact(tensors[name], slots, counts, layout) for name in options.hook_points}
+            where = Slots(slots, counts)
+            rows = {name: compaction.gather(tensors[name], where) for name in options.hook_points}
+            return {name: compaction.store(rows[name], counts) for name in options.hook_points}
 
     return step
 
@@ -368,21 +310,3 @@ def _write(buffer: jax.Array, value: jax.Array, place: jax.Array, axis: int = 0)
     at = jnp.minimum(place, last)
     kept = jnp.where(place > last, buffer[at], value)
     return jax.lax.dynamic_update_index_in_dim(buffer, kept, at, axis)
-
-
-def _compact(tensor: jax.Array, slots: jax.Array, counts: jax.Array, layout: Layout) -> tuple[jax.Array, ...]:
-    """For each group of devices, the rows of its part of [B, T, width] at its `slots`, [groups, size, width], and their
-    sums and sums of squares over its first `counts`, [groups, width]."""
-    groups, size = slots.shape
-    own = layout.compacted(tensor.reshape(groups, size, tensor.shape[-1]))
-    rows = layout.compacted(jax.vmap(lambda values, at: values[at])(own, slots))
-    real = jnp.arange(size)[None, :, None] < counts[:, None, None]
-    real = jnp.where(real, rows.astype(jnp.float32), 0.0)
-    parts = len(tensor) // groups
-    return rows, _sum_rows(real, parts), _sum_rows(real**2, parts)
-
-
-def _sum_rows(rows: jax.Array, parts: int) -> jax.Array:
-    """The sums of [groups, n, width] over n in float32, by parts: a long chain of additions rounds at each link."""
-    partial = rows.reshape(len(rows), parts, -1, rows.shape[-1]).sum(axis=2)
-    return jax.lax.optimization_barrier(partial).sum(axis=1)  # else the compiler makes one chain of both

@@ -1,9 +1,9 @@
 """One committed data object, read in part or whole, from a folder or a bucket.
 
 In: a storage and a `BatchRef`, what a commit says about its data. Out: NumPy arrays of any of its rows; they are views
-of the mapped file on a local disk. Guarantee: size and header are checked against the commit before an array is made;
-what the bytes say is `verify --deep`'s matter. Cost: one request for the header, one for each array or run of rows,
-or one for arrays that lie side by side; large ones are split and come in parallel.
+of the mapped file on a local disk, unless a scale is applied. Guarantee: size and header are checked against the commit
+before an array is made; what the bytes say is `verify --deep`'s matter. Cost: one request for the header, one for each
+array or run of rows, or one for arrays that lie side by side; large ones are split and come in parallel.
 """
 
 import json
@@ -17,10 +17,10 @@ from .errors import DamagedData
 from .records import Cursor
 from .shards import decode_header, entries_of
 from .storage import Storage
+from .stored import SCALE, SUMS, unscaled
 
 _HEAD = 256 << 10  # bytes of the first request; holds the header of some thousand records
 _GAP = 64 << 10  # bytes that are read and left sooner than another request is made
-SUMS = (".sum", ".sum_of_squares")
 
 
 class BatchRef(NamedTuple):
@@ -89,6 +89,15 @@ class StoredBatch:
         if data is None:
             data = self._view(begin, end)
         return np.frombuffer(data, entry.dtype).reshape(last - first, *entry.shape[1:])
+
+    def activations(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Rows [first, last) of a hook point as values; float32 where they are stored with a scale."""
+        scale = self.array(name + SCALE, first, last) if name + SCALE in self._entries else None
+        return unscaled(self.array(name, first, last), scale)
+
+    def has(self, *names: str) -> bool:
+        """Whether it has these arrays."""
+        return all(name in self._entries for name in names)
 
     def records_of(self, first: int, last: int) -> np.ndarray:
         """int64 [last - first, 2]: stream and record index of the tokens [first, last)."""

@@ -9,6 +9,7 @@ Cost: beside the model, one copy of each stored value, from the device's result 
 """
 
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ import numpy as np
 from .errors import ExtractionError
 from .packing import PackedBatch
 from .shards import SCHEMA, Shard, allocate
+from .stored import COUNTS, MAX, MAX_AT, SCALE, SUMS, Facts, has_scale, norm_counts, statistics_layout, unscaled
 
 STEPS_IN_FLIGHT = 2
 _WAITS_FOR = {
@@ -29,7 +31,7 @@ _WAITS_FOR = {
     "submit": "room in the queue of uploads",
 }
 STAGES = tuple(_WAITS_FOR)
-Submit = Callable[[PackedBatch, memoryview | None, dict[str, float]], None]
+Submit = Callable[[PackedBatch, memoryview | None, dict[str, float], dict[str, float]], None]
 
 
 @dataclass
@@ -90,6 +92,7 @@ class BatchInFlight:
     def __init__(self, batch: PackedBatch, number: int, layout: Layout):
         self.batch = batch
         self.shard = _allocate(batch, number, layout)
+        self._hooks = {name: _HookInFlight(name, has_scale(layout.dtype)) for name in layout.widths}
         self.step_size = batch.tokens[0].size
         self.steps = np.unique(batch.slots // self.step_size)
 
@@ -98,26 +101,85 @@ class BatchInFlight:
         tokens = np.flatnonzero(self.batch.slots // self.step_size == step)
         return tokens, (self.batch.slots[tokens] - step * self.step_size).astype(np.int32)
 
-    def put(self, tokens: np.ndarray, parts: Iterable, sums: dict) -> None:
-        """Take over the results of one step: what each device computed for its part of these tokens, and the sums."""
+    def put(self, tokens: np.ndarray, parts: Iterable, facts: dict) -> None:
+        """Take over the results of one step: what each device computed for its part of these tokens, and the facts."""
         for name, places, columns, values in parts:
             self.shard.arrays[name][:, columns][tokens[places]] = values
-        for name, (total, squares) in sums.items():
-            self.shard.arrays[f"{name}.sum"] += total
-            self.shard.arrays[f"{name}.sum_of_squares"] += squares
+        for name, found in facts.items():
+            self._hooks[name].add(self.shard.arrays, tokens, found)
+
+    def finish(self) -> tuple[memoryview | None, dict[str, float]]:
+        """When all steps are put: the data object, and what `commit` takes as reconstruction error."""
+        if not self.batch.num_tokens:
+            return None, {}
+        for hook in self._hooks.values():
+            hook.finish(self.shard.arrays)
+        errors = {name: hook.reconstruction_error for name, hook in self._hooks.items() if hook.is_scaled}
+        return self.shard.data, errors
+
+
+@dataclass
+class _HookInFlight:
+    """What the steps of a batch add up to at one hook point, beside what lies in the arrays."""
+
+    name: str
+    is_scaled: bool
+    largest: float = -1.0
+    row: int = 0
+    squared_error: float = 0.0
+    power: float = 0.0
+
+    def add(self, arrays: dict[str, np.ndarray], tokens: np.ndarray, found: Facts) -> None:
+        """One step: `found` of the rows at the places `tokens`, which rise."""
+        for suffix, part in zip(SUMS, (found.sum, found.sum_of_squares), strict=True):
+            arrays[self.name + suffix] += part
+        if self.is_scaled:
+            arrays[self.name + SCALE][tokens] = found.scales
+            self.squared_error += found.squared_error
+            self.power += found.power
+        arrays[self.name + COUNTS] += norm_counts(found.norms)
+        largest, has_nan = found.largest.copy(), np.isnan(found.norms)
+        if has_nan.any():  # past which the device does not look
+            largest[has_nan] = self._sizes(arrays, tokens[has_nan]).max(axis=1)
+        first = int(np.argmax(largest))
+        row, most = int(tokens[first]), float(largest[first])
+        if (most, -row) > (self.largest, -self.row):
+            self.largest, self.row = most, row
+
+    def finish(self, arrays: dict[str, np.ndarray]) -> None:
+        """The maximum and its place, of several the first."""
+        sizes = self._sizes(arrays, np.array([self.row]))[0]
+        column = int(np.argmax(sizes))
+        arrays[self.name + MAX][0] = sizes[column]
+        arrays[self.name + MAX_AT][:] = self.row, column
+
+    def _sizes(self, arrays: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """|x| of these rows in float32 [n, width], 0 for NaN."""
+        scale = arrays[self.name + SCALE][rows] if self.is_scaled else None
+        sizes = np.abs(unscaled(arrays[self.name][rows], scale).astype(np.float32))
+        return np.nan_to_num(sizes, copy=False, nan=0.0, posinf=np.inf)
+
+    @property
+    def reconstruction_error(self) -> float:
+        return math.sqrt(self.squared_error / self.power) if self.power else 0.0
 
 
 def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
     n, r = batch.num_tokens, batch.num_records
+    statistics = {
+        f"{name}{suffix}": array for name, width in layout.widths.items()
+        for suffix, array in statistics_layout(width).items()
+    }
+    scales = {f"{name}{SCALE}": ((n,), np.dtype(np.float32)) for name in layout.widths if has_scale(layout.dtype)}
     arrays = {
         "record_index": ((r,), np.dtype(np.int64)),
         "record_offsets": ((r + 1,), np.dtype(np.int64)),
         "record_lengths": ((r,), np.dtype(np.int64)),
-        **{f"{name}.{part}": ((width,), np.dtype(np.float64)) for name, width in layout.widths.items()
-           for part in ("sum", "sum_of_squares")},
+        **dict(sorted(statistics.items(), key=lambda item: -item[1][1].itemsize)),  # so that each is aligned
         "tokens": ((n,), np.dtype(np.int32)),
         "positions": ((n,), np.dtype(np.int32)),
         **({} if batch.mean_over is None else {"mean_over": ((n,), np.dtype(np.int32))}),
+        **scales,
         **{name: ((n, width), layout.dtype) for name, width in layout.widths.items()},
     }
     metadata = {
@@ -147,12 +209,14 @@ def run_pipeline(
     for flight, results in _ahead(_dispatch(batches, layout, forward, first_batch, times), STEPS_IN_FLIGHT):
         if results is not None:
             tokens, output = results
-            parts, sums = output.parts(), output.sums()
+            parts, facts = output.parts(), output.facts()
             times.lap("step")
-            flight.put(tokens, parts, sums)
+            flight.put(tokens, parts, facts)
             times.lap("collect")
         else:
-            submit(flight.batch, flight.shard.data if flight.batch.num_tokens else None, times.take())
+            data, errors = flight.finish()
+            times.lap("collect")
+            submit(flight.batch, data, times.take(), errors)
             times.lap("submit")
     return times
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from .config import STORE_DTYPES, resolve_hook_points
+from .config import LARGEST_CODE, STORE_DTYPES, resolve_hook_points
 from .errors import InvalidRequest
 from .forward import ForwardOptions, StepShape, demand_of, lower_step, weight_shapes
 from .manifest import Manifest, load_manifest
@@ -170,8 +170,10 @@ def _with_manifest(plan: Plan, options: PlanOptions, manifest: Manifest, sample:
 
 
 def stored_bytes(config: ModelConfig, options: ForwardOptions) -> int:
-    """For one token."""
-    return sum(map(config.hook_width, options.hook_points)) * STORE_DTYPES[options.store_dtype]
+    """For one token, with the scales of its rows."""
+    scale = 4 if options.store_dtype in LARGEST_CODE else 0
+    values = sum(map(config.hook_width, options.hook_points)) * STORE_DTYPES[options.store_dtype]
+    return values + scale * len(options.hook_points)
 
 
 def _sized(config: ModelConfig, options: ForwardOptions, wanted: Slice) -> ForwardOptions:

@@ -23,9 +23,10 @@ import numpy as np
 import checkpoint
 
 from .errors import DamagedData, InvalidRequest, ObjectNotFound
-from .objects import SUMS, BatchRef, StoredBatch
+from .objects import BatchRef, StoredBatch
 from .records import Cursor
 from .storage import open_storage
+from .stored import SCALE, SUMS
 
 _THREADS = 16
 _READ_AHEAD = 1
@@ -230,9 +231,10 @@ class ActivationReader:
     def _load(self, ref: BatchRef, names: Sequence[str]) -> Batch:
         stored = StoredBatch(self.storage, ref)
         more = ["mean_over"] if self.run["configuration"].get("positions") == "mean" else []
-        stored.fetch(["record_index", "record_offsets", "tokens", "positions", *more, *names])
+        scales = [name + SCALE for name in names if stored.has(name + SCALE)]
+        stored.fetch(["record_index", "record_offsets", "tokens", "positions", *more, *scales, *names])
         return Batch(
-            ref, {name: stored.array(name) for name in names}, stored.array("tokens"), stored.array("positions"),
+            ref, {name: stored.activations(name) for name in names}, stored.array("tokens"), stored.array("positions"),
             stored.array("record_index"), stored.array("record_offsets"), stored.record_ids, *map(stored.array, more),
         )
 

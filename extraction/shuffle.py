@@ -137,7 +137,7 @@ class ShuffledReader:
 
     def _read_piece(self, piece: _Piece) -> Rows:
         stored, rows = StoredBatch(self._reader.storage, piece.ref), (piece.first, piece.last)
-        activations = {name: stored.array(name, *rows) for name in self._names}
+        activations = {name: stored.activations(name, *rows) for name in self._names}
         tokens, positions = (stored.array(name, *rows) for name in ("tokens", "positions"))
         return Rows(activations, tokens, stored.records_of(*rows), positions)
 

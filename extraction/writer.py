@@ -1,6 +1,7 @@
 """The background writer: finished batches in, commits out, in order, on a thread of its own.
 
-In: `(PackedBatch, data, seconds)` from the pipeline. Out: commits through the chain, in the order of submission.
+In: batches with their data from the pipeline, and what else belongs into the commits. Out: commits through the chain,
+in the order of submission.
 Guarantee: at most `max_bytes` of data wait (one batch may always wait, however large); beyond that `submit` blocks, so
 compute waits for the bucket and the bucket never waits for compute while there is data. The first error ends the
 writer; it reaches the caller, with its traceback, at the next `submit` or at `close`, and nothing after the failed batch
@@ -17,7 +18,7 @@ from collections.abc import Callable
 
 from .packing import PackedBatch
 
-CommitFunction = Callable[[PackedBatch, memoryview | None, dict[str, float]], object]
+CommitFunction = Callable[..., object]
 
 
 class BackgroundWriter:
@@ -25,7 +26,7 @@ class BackgroundWriter:
 
     def __init__(self, commit: CommitFunction, max_bytes: int, on_commit: Callable[[object], None]):
         self._commit, self._max_bytes, self._on_commit = commit, max_bytes, on_commit
-        self._waiting: deque[tuple[PackedBatch, memoryview | None, dict[str, float]]] = deque()
+        self._waiting: deque[tuple] = deque()
         self._waiting_bytes = 0
         self._changed = threading.Condition()
         self._closing = False
@@ -33,15 +34,16 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
-    def submit(self, batch: PackedBatch, data: memoryview | None, seconds: dict[str, float]) -> None:
-        """Queue a batch; blocks while the queue is full. Raises the error that ended the writer."""
+    def submit(self, batch: PackedBatch, data: memoryview | None, *facts: dict[str, float]) -> None:
+        """Queue a batch, to be committed with these facts; blocks while the queue is full. Raises the error that ended
+        the writer."""
         size = 0 if data is None else len(data)
         with self._changed:
             self._changed.wait_for(
                 lambda: self._error or not self._waiting or self._waiting_bytes + size <= self._max_bytes
             )
             self._raise()
-            self._waiting.append((batch, data, seconds))
+            self._waiting.append((batch, data, *facts))
             self._waiting_bytes += size
             self._changed.notify_all()
 
@@ -82,7 +84,7 @@ class BackgroundWriter:
                 self._error = error
                 self._changed.notify_all()
 
-    def _next(self) -> tuple[PackedBatch, memoryview | None, dict[str, float]] | None:
+    def _next(self) -> tuple | None:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             return self._waiting[0] if self._waiting else None

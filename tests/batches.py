@@ -1,6 +1,7 @@
 """Small batches and their data, for tests of what comes after packing."""
 
 import numpy as np
+from ddsketch import LogarithmicMapping
 
 from extraction.packing import BatchShape, PackedBatch, pack_batches
 from extraction.pipeline import BatchInFlight, Layout
@@ -25,8 +26,31 @@ def data_of(batch: PackedBatch, number: int) -> memoryview | None:
     if not batch.num_tokens:
         return None
     shard = BatchInFlight(batch, number, Layout(0, WIDTHS, np.dtype(np.float32))).shard
-    shard.arrays["blocks.0.hook_resid_post"][:] = shard.arrays["tokens"][:, None] * [1.0, 2.0, 3.0, 4.0]
+    fill_hook(shard.arrays, "blocks.0.hook_resid_post", shard.arrays["tokens"][:, None] * [1.0, 2.0, 3.0, 4.0])
     return shard.data
+
+
+def fill_hook(arrays: dict[str, np.ndarray], name: str, values: np.ndarray) -> None:
+    """Put the values of a hook point into a data object as a worker would store them, with what is known of them."""
+    largest_code, scale = {"int8": 127.0, "float8_e4m3fn": 448.0}.get(arrays[name].dtype.name), None
+    if largest_code is not None:
+        scale = arrays[f"{name}.scale"]
+        scale[:] = np.abs(values).max(axis=1) / largest_code
+        values = values / np.where(scale, scale, 1.0)[:, None]
+        values = np.round(values) if largest_code == 127.0 else values
+    arrays[name][:] = values
+    stored = arrays[name].astype(np.float64) * (1.0 if scale is None else scale[:, None].astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        arrays[f"{name}.sum"][:], arrays[f"{name}.sum_of_squares"][:] = stored.sum(axis=0), (stored**2).sum(axis=0)
+        norms = np.linalg.norm(stored, axis=1)
+    mapping, counts = LogarithmicMapping(0.01), arrays[f"{name}.norm_counts"]
+    counts[:] = 0
+    for norm in norms[~np.isnan(norms)]:
+        counts[2047 if norm > 1e8 else mapping.key(norm) + 1024 if norm > 1e-8 else 0] += 1
+    size = np.nan_to_num(np.abs(stored), nan=0.0, posinf=np.inf).astype(np.float32)
+    if size.size:
+        place = np.unravel_index(size.argmax(), size.shape)
+        arrays[f"{name}.max"][:], arrays[f"{name}.max_at"][:] = size[place], place
 
 
 def extract_all(chain) -> None:

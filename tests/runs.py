@@ -10,6 +10,7 @@ from extraction.packing import BatchShape, pack_batches
 from extraction.pipeline import BatchInFlight, Layout
 from extraction.positions import EVERYTHING, Selector
 from extraction.records import TokenizedRecord
+from tests.batches import fill_hook
 
 SHAPE = BatchShape(steps=1, rows=2, seq_len=8)
 FINGERPRINT = "sha256:of-the-configuration"
@@ -59,10 +60,7 @@ def extract(
 
 
 def fill(shard: object) -> memoryview:
-    """The object, with activations and their sums put in."""
+    """The object, with activations put in."""
     for name, width in WIDTHS.items():
-        values = activations_of(shard.arrays["tokens"], width)
-        shard.arrays[name][:] = values
-        shard.arrays[f"{name}.sum"][:] = values.astype(np.float64).sum(axis=0)
-        shard.arrays[f"{name}.sum_of_squares"][:] = (values.astype(np.float64) ** 2).sum(axis=0)
+        fill_hook(shard.arrays, name, activations_of(shard.arrays["tokens"], width))
     return shard.data

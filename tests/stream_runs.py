@@ -22,7 +22,7 @@ from extraction.records import Cursor, Record, TokenizedRecord
 from extraction.shards import Shard, decode
 from extraction.storage import Storage, crc32c_base64, open_storage
 from extraction.streams import load_manifest, open_stream
-from tests.batches import LENGTHS, SHAPE
+from tests.batches import LENGTHS, SHAPE, fill_hook
 from tests.corpora import write_corpus
 
 NUM_WORKERS = 2
@@ -77,16 +77,8 @@ def shard_of(
     """The data object of a batch; values are small whole numbers, so that every dtype holds them."""
     shard = BatchInFlight(batch, number, Layout(worker_id, widths, np.dtype(dtype))).shard
     for factor, (hook_point, width) in enumerate(widths.items(), 1):
-        fill(shard, hook_point, shard.arrays["tokens"][:, None] % 16 * np.arange(-1, width - 1) * factor)
+        fill_hook(shard.arrays, hook_point, shard.arrays["tokens"][:, None] % 16 * np.arange(-1, width - 1) * factor)
     return shard
-
-
-def fill(shard: Shard, hook_point: str, values: np.ndarray) -> None:
-    """Put values into a data object, with their sums."""
-    shard.arrays[hook_point][:] = values
-    stored = shard.arrays[hook_point].astype(np.float64)
-    shard.arrays[f"{hook_point}.sum"][:] = stored.sum(0)
-    shard.arrays[f"{hook_point}.sum_of_squares"][:] = (stored**2).sum(0)
 
 
 def extract(storage: Storage, streams: str, worker_id: int, most: int | None = None, **changes: object) -> CommitChain:

@@ -16,6 +16,8 @@ from extraction.audit.facts import RunFacts
 from extraction.records import Cursor
 from extraction.shards import allocate, decode
 from extraction.storage import crc32c_base64, open_storage
+from extraction.stored import statistics_layout
+from tests.batches import fill_hook
 from tests.stream_runs import (
     COMMIT,
     DATA,
@@ -114,7 +116,7 @@ def test_deep_names_an_object_of_nothing(store):
     shard = decode(store.storage.read(DATA))
     layout = {name: ((array.shape[0] % 4, *array.shape[1:]), array.dtype) for name, array in shard.arrays.items()}
     layout |= {"record_index": ((0,), np.int64), "record_lengths": ((0,), np.int64), "record_offsets": ((1,), np.int64)}
-    layout |= {f"{hook}.{part}": ((4,), np.float64) for hook in HOOKS for part in ("sum", "sum_of_squares")}
+    layout |= {hook + suffix: array for hook in HOOKS for suffix, array in statistics_layout(4).items()}
     recommit(store, allocate(layout, shard.metadata | {"record_ids": "[]"}))
     store.edit(COMMIT, num_records=0, num_tokens=0, num_tokens_read=0)
     assert f"{DATA}: its record_offsets do not rise from 0 to its 0 rows" in store.problems(deep=True)
@@ -130,10 +132,7 @@ def test_values_that_are_not_finite_are_counted_and_no_damage(store):
     def change(arrays):
         values = arrays[HOOK].copy()
         values[1, 2], values[4, 2], values[5, 0] = np.nan, np.inf, -np.inf
-        with np.errstate(invalid="ignore"):
-            for total, new in ((f"{HOOK}.sum", values.sum(0)), (f"{HOOK}.sum_of_squares", np.square(values).sum(0))):
-                arrays[total][:] = new
-        arrays[HOOK][:] = values
+        fill_hook(arrays, HOOK, values)
 
     store.change_data(change)
     audit = store.audit(deep=True)
@@ -175,7 +174,8 @@ def test_sums_over_many_rows_hold_to_their_rounding(tmp_path):
     batch = batches_of(make_streams(tmp_path), 0, Cursor(0, 0))[0]
     shard = shard_of(batch, 0, 0)
     values = np.random.default_rng(0).standard_normal((8192, 4)).astype(np.float32)
-    shard.arrays[HOOK] = values
+    shard.arrays[HOOK] = values.copy()
+    fill_hook(shard.arrays, HOOK, values)
     parts = values.reshape(4, 2048, 4)
     for part, powers in (("sum", parts), ("sum_of_squares", parts**2)):
         shard.arrays[f"{HOOK}.{part}"][:] = powers.cumsum(axis=1, dtype=np.float32)[:, -1].sum(axis=0, dtype=np.float32)

@@ -124,7 +124,7 @@ def test_runs_from_before_there_were_positions_are_read(run_streams):
     del configuration["positions"], configuration["drop_special"]
     run = {"configuration": configuration, "fingerprint": fingerprint_of(configuration), "streams": run_streams}
     facts = RunFacts.of(run, "run.json")
-    assert (facts.selection, facts.has_lengths, facts.special_ids) == (Selection(), False, ())
+    assert (facts.selection, facts.data_schema, facts.special_ids) == (Selection(), 1, ())
     for arrays, batch in stored_by([5, 30, 0, 9], Selector()):
         del arrays["record_lengths"]
         names = ("cursor_before", "cursor_after", "num_records", "num_tokens", "num_tokens_read")

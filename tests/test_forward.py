@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from extraction import forward as forward_module
 from extraction.errors import InvalidRequest
 from extraction.forward import CapturePlan, ForwardOptions, StepShape, default_compute_dtype, lower_step
+from extraction.models.compaction import Compaction
 from extraction.models.config_file import read_model_config
 from extraction.models.location import ModelFolder
 from extraction.models.sharding import MeshShape
@@ -88,10 +89,10 @@ def test_results_on_their_way_to_the_host_are_cut_to_the_real_tokens(two, monkey
     tokens, segment_ids, positions = packed_by_hand()
     slots = np.flatnonzero(segment_ids).astype(np.int32)
     whole, _ = two(tokens, segment_ids, positions, slots).get()
-    monkeypatch.setattr(forward_module.jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert default_compute_dtype() == "bfloat16"
     output = two(tokens, segment_ids, positions, slots)
-    assert {array.shape[1] for array, _, _ in output._arrays.values()} == {76}  # 62 tokens, in parts of 300 / 16
+    assert {found.values.shape[1] for found in output._arrays.values()} == {76}  # 62 tokens, in parts of 300 / 16
     for hook, values in output.get()[0].items():
         np.testing.assert_array_equal(values, whole[hook])
 
@@ -127,7 +128,7 @@ def test_the_sums_are_over_the_stored_values_of_real_tokens(models, store_dtype)
 
 def test_a_long_sum_does_not_drift():
     rows = np.full((1 << 17, 1), 1.1, np.float32)
-    total = jax.jit(lambda x: forward_module._sum_rows(x, 64))(rows[None])[0]
+    total = jax.jit(Compaction("float32", 64, None)._sum)(rows[None])[0]
     np.testing.assert_allclose(total, rows.sum(0, dtype=np.float64), rtol=1e-5)
 
 

@@ -21,7 +21,7 @@ LEVELS = [
     {"manifest", "parquet"},
     {"models", "storage"},
     {"config", "errors", "records", "faults", "preemption", "versions", "strict_json", "background", "prefetch",
-     "selection", "logs", "commits", "positions"},
+     "selection", "logs", "commits", "positions", "stored"},
 ]
 # Within a level, what uses what; everything else at one level stays apart.
 BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "packing"), ("writer", "packing"),

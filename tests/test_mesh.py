@@ -42,7 +42,7 @@ for name, mesh, hooks in cases:
     records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(documents())]
     batches = pack_batches(records, Cursor(0, 0), BatchShape(1, rows, 150), "split")
     layout = Layout(0, forward.widths, np.dtype(np.float32))
-    run_pipeline(batches, layout, forward, 0, lambda batch, data, seconds: stored.append(decode(data).arrays))
+    run_pipeline(batches, layout, forward, 0, lambda batch, data, *facts: stored.append(decode(data).arrays))
     assert all(np.array_equal(stored[0][hook], values[hook]) for hook in hooks), "stored otherwise than computed"
     exchanges = re.findall(r"= .* (all-\\w+|collective-permute|reduce-scatter)(?:-start)?\\(", forward._step.as_text())
     np.savez(folder / f"{name} {mesh}.npz", exchanges=exchanges, digest=forward.weights_digest, **values,

@@ -9,6 +9,7 @@ import urllib.request
 
 import numpy as np
 
+from extraction.stored import Facts
 from tests.workers import ROOT
 
 MIB = 1 << 20
@@ -28,8 +29,9 @@ class Output:
         values = np.repeat(self.tokens[:, None], WIDTH, axis=1).astype(np.float32)
         yield "x", np.arange(len(self.tokens)), slice(None), values
 
-    def sums(self):
-        return {"x": (np.zeros(WIDTH), np.zeros(WIDTH))}
+    def facts(self):
+        n = len(self.tokens)
+        return {"x": Facts(np.zeros(WIDTH), np.zeros(WIDTH), np.ones(n, np.float32), np.ones(n, np.float32))}
 
 
 def work(location):

@@ -20,9 +20,11 @@ import numpy as np
 import checkpoint
 from checkpoint import Commit
 
+from ..config import LARGEST_CODE
 from ..errors import DamagedData
 from ..shards import SCHEMA, Shard, decode, dtype_named
 from ..storage import ObjectInfo, crc32c_base64
+from ..stored import COUNTS, MAX, MAX_AT, SCALE, SUMS, norm_counts, statistics_layout, unscaled
 from ..strict_json import loads
 from .facts import RunFacts
 from .records import check_records
@@ -67,7 +69,7 @@ def _check_layout(shard: Shard, commit: Commit, run: RunFacts) -> Iterator[str]:
         "tokens": ((n,), "int32"), "positions": ((n,), "int32"),
         "record_index": ((r,), "int64"), "record_offsets": ((r + 1,), "int64"),
     }
-    if run.has_lengths:
+    if run.data_schema >= 2:
         wanted["record_lengths"] = ((r,), "int64")
     if run.selection.pools:
         wanted["mean_over"] = ((n,), "int32")
@@ -75,7 +77,9 @@ def _check_layout(shard: Shard, commit: Commit, run: RunFacts) -> Iterator[str]:
         shape = shard.arrays[hook_point].shape if hook_point in shard.arrays else ()
         width = shape[-1] if shape else 0
         wanted[hook_point] = ((n, width), run.store_dtype)
-        wanted |= {f"{hook_point}.{part}": ((width,), "float64") for part in ("sum", "sum_of_squares")}
+        statistics = statistics_layout(width) | ({SCALE: ((n,), np.dtype(np.float32))} if run.has_scale else {})
+        suffixes = statistics if run.data_schema >= 2 else SUMS
+        wanted |= {hook_point + suffix: (statistics[suffix][0], statistics[suffix][1].name) for suffix in suffixes}
     for name, (shape, dtype) in wanted.items():
         array = shard.arrays.get(name)
         if array is None:
@@ -105,27 +109,78 @@ def _strings(text: str) -> list[str]:
 
 
 def _check_values(shard: Shard, hook_point: str, run: RunFacts, found: Counter[tuple[str, str]]) -> Iterator[str]:
-    """The sums of the values; what is not finite goes into `found`."""
-    values = shard.arrays[hook_point]
-    total, squares = np.zeros((2, values.shape[1]))
-    rows = max(1, _BLOCK // max(1, values.shape[1]))
+    """Scales and statistics of the values; what is not finite goes into `found`."""
+    arrays, width = shard.arrays, shard.arrays[hook_point].shape[1]
+    values, scale = arrays[hook_point], arrays.get(hook_point + SCALE) if run.has_scale else None
+    total, squares, norms, largest = *np.zeros((2, width)), np.zeros(len(values)), 0.0
+    rows = max(1, _BLOCK // max(1, width))
     with np.errstate(all="ignore"):
         for start in range(0, len(values), rows):
-            block = values[start : start + rows].astype(np.float64)
+            here = slice(start, start + rows)
+            block = unscaled(values[here], None if scale is None else scale[here]).astype(np.float64)
+            part = np.square(block)
+            norms[here] = np.sqrt(part @ np.ones(width))
+            if run.data_schema >= 2:
+                largest = max(largest, np.fmax.reduce(np.abs(block), axis=None, initial=0.0))
             ones = np.ones(len(block))
             total += ones @ block
-            part = ones @ np.square(block)
-            squares += part
+            squares += (part := ones @ part)
             if not np.isfinite(part).all():
                 found[hook_point, "nan"] += int(np.isnan(block).sum())
                 found[hook_point, "inf"] += int(np.isinf(block).sum())
-        # By Cauchy-Schwarz the absolute values sum up to no more than the root.
-        slack = (run.seq_len + run.batch_size) * 2.0**-23
-        bounds = {"sum": slack * np.sqrt(len(values) * squares), "sum_of_squares": slack * squares}
-        for part, ours in (("sum", total), ("sum_of_squares", squares)):
-            theirs = shard.arrays[f"{hook_point}.{part}"]
-            # A column that is not finite, or that overflows float32, has no sum to compare.
-            wrong = (squares < _FLOAT32_MAX) & ~(np.abs(theirs - ours) <= bounds[part] + 1e-30)
-            if wrong.any():
-                column = int(np.argmax(wrong))
-                yield f"{hook_point}.{part}[{column}] is {theirs[column]:g}, its values sum up to {ours[column]:g}"
+        yield from _check_sums(shard, hook_point, (total, squares), run)
+        if scale is not None:
+            yield from _check_scale(values, scale, hook_point)
+        if run.data_schema >= 2:
+            yield from _check_norms(arrays[hook_point + COUNTS], norms, width, hook_point)
+            yield from _check_maximum(shard, hook_point, largest)
+
+
+def _check_sums(shard: Shard, hook_point: str, ours: tuple[np.ndarray, np.ndarray], run: RunFacts) -> Iterator[str]:
+    rows, squares = len(shard.arrays[hook_point]), ours[1]
+    # By Cauchy-Schwarz the absolute values sum up to no more than the root.
+    slack = (run.seq_len + run.batch_size) * 2.0**-23
+    for suffix, own, bound in zip(SUMS, ours, (slack * np.sqrt(rows * squares), slack * squares), strict=True):
+        theirs = shard.arrays[hook_point + suffix]
+        # A column that is not finite, or that overflows float32, has no sum to compare.
+        wrong = (squares < _FLOAT32_MAX) & ~(np.abs(theirs - own) <= bound + 1e-30)
+        if wrong.any():
+            column = int(np.argmax(wrong))
+            yield f"{hook_point}{suffix}[{column}] is {theirs[column]:g}, its values sum up to {own[column]:g}"
+
+
+def _check_scale(codes: np.ndarray, scale: np.ndarray, hook_point: str) -> Iterator[str]:
+    """A row with a scale uses the whole range of its dtype; one without, zero or NaN, is zeros."""
+    largest = np.abs(codes.astype(np.float32)).max(axis=1, initial=0.0)
+    expected = np.where((scale > 0) & np.isfinite(scale), LARGEST_CODE[codes.dtype.name], 0.0)
+    wrong = (largest != expected) | (scale < 0) | np.isinf(scale)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        yield f"{hook_point}{SCALE}[{row}] is {scale[row]:g}, and the largest code of the row {largest[row]:g}"
+
+
+def _check_norms(counts: np.ndarray, norms: np.ndarray, width: int, hook_point: str) -> Iterator[str]:
+    """As many norms up to each bin as there are, but for those that float32 may have put across its edge."""
+    if (counts < 0).any() or counts.sum() != len(norms) - np.isnan(norms).sum():
+        yield f"{hook_point}{COUNTS} are of {counts.sum():,} norms, its rows have {(~np.isnan(norms)).sum():,}"
+        return
+    slack, counted = (width + 8) * 2.0**-24, counts.cumsum()
+    least, most = (norm_counts(norms * factor).cumsum() for factor in (1 + slack, 1 - slack))
+    wrong = (counted < least) | (counted > most)
+    if wrong.any():
+        yield f"{hook_point}{COUNTS} are not those of its rows, at bin {int(np.argmax(wrong))}"
+
+
+def _check_maximum(shard: Shard, hook_point: str, ours: float) -> Iterator[str]:
+    """The largest |x|, and one where it is said to be."""
+    theirs, place = float(shard.arrays[hook_point + MAX][0]), shard.arrays[hook_point + MAX_AT]
+    values, scale = shard.arrays[hook_point], shard.arrays.get(hook_point + SCALE)
+    if theirs != ours:
+        yield f"{hook_point}{MAX} is {theirs:g}, the largest of its values {ours:g}"
+    elif ours and not ((0 <= place) & (place < values.shape)).all():
+        yield f"{hook_point}{MAX_AT} is {place.tolist()}, which is no place in {list(values.shape)}"
+    elif ours:
+        row, column = place.tolist()
+        there = abs(float(unscaled(values[[row]], None if scale is None else scale[[row]])[0, column]))
+        if there != ours:
+            yield f"{hook_point}{MAX_AT} is {place.tolist()}, where {there:g} stands and not {ours:g}"

@@ -43,7 +43,7 @@ def check_records(arrays: Arrays, commit: Commit, run: RunFacts) -> Iterator[str
     if commit.num_records == 0 or offsets[0] != 0 or offsets[-1] != n or (offsets[1:] < offsets[:-1]).any():
         yield f"its record_offsets do not rise from 0 to its {n:,} rows"
         return
-    lengths = arrays["record_lengths"] if run.has_lengths else np.diff(offsets)
+    lengths = arrays["record_lengths"] if run.data_schema >= 2 else np.diff(offsets)
     room = min(commit.num_tokens_read, run.num_slots)
     if (lengths < 0).any() or (lengths > room).any() or lengths.sum() != commit.num_tokens_read:
         yield f"its record_lengths do not sum up to the {commit.num_tokens_read:,} tokens of its commit"

@@ -187,6 +187,14 @@ class Layout:
         """[groups, tokens, width], as it is captured."""
         return self._put(x, "data", None, self._columns(x))
 
+    def parts(self, x: jax.Array) -> int:
+        """How many parts the columns of [..., width] are in."""
+        return self.mesh.shape["model"] if self._columns(x) else 1
+
+    def by_part(self, x: jax.Array) -> jax.Array:
+        """[groups, tokens, parts] as [groups, parts, tokens], each device with its own: long axes come last."""
+        return self._put(x.swapaxes(1, 2), "data", "model" if x.shape[2] > 1 else None, None)
+
     def _columns(self, x: jax.Array) -> str | None:
         return "model" if x.shape[-1] % self.mesh.shape["model"] == 0 else None
 

@@ -17,8 +17,9 @@ import checkpoint
 from checkpoint import Commit
 
 from ..errors import ExtractionError
-from ..objects import SUMS, StoredBatch
+from ..objects import StoredBatch
 from ..reader import ActivationReader
+from ..stored import SUMS
 
 SAMPLED_BATCHES = 32
 SAMPLED_ROWS = 4096

@@ -1,0 +1,88 @@
+"""The results of a step on their way from the devices to the host.
+
+In: a `Compacted` for each hook point, and which slots each group of devices computed. Out: NumPy arrays in the order
+of the slots. Guarantee: reading waits for the step and for nothing else; values are handed over part by part, as the
+devices hold them, without a copy. Cost: the transfer, which has begun when the step was dispatched.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ..stored import Facts, unscaled
+from .compaction import Compacted
+from .devices import device_errors
+
+_PARTS = 16  # values are cut to a multiple of this part of all slots before they cross to the host
+
+
+class Part(NamedTuple):
+    """Some of a step's values on the host: [places, columns] of a hook point; `places` count in the order of slots."""
+
+    hook_point: str
+    places: np.ndarray
+    columns: slice
+    values: np.ndarray
+
+
+@dataclass
+class StepOutput:
+    """The results of a dispatched step. `places` says, for each group of devices, which of the slots are its own."""
+
+    _arrays: dict[str, Compacted]
+    _places: list[np.ndarray]
+
+    def parts(self) -> list[Part]:
+        """Wait for the step; what each device holds, without a copy."""
+        with device_errors():
+            return [
+                Part(name, places, shard.index[2], np.asarray(shard.data)[0, : len(places)])
+                for name, found in self._arrays.items()
+                for shard in found.values.addressable_shards if shard.replica_id == 0
+                for places in [self._places[shard.index[0].start or 0]]
+            ]
+
+    def facts(self) -> dict[str, Facts]:
+        """For each hook point, over all n rows."""
+        with device_errors():
+            return {name: self._facts(found) for name, found in self._arrays.items()}
+
+    def _facts(self, found: Compacted) -> Facts:
+        squared_norms, largest = np.asarray(found.squared_norm), np.asarray(found.largest)
+        with np.errstate(over="ignore"):
+            rows = [self._in_order(np.sqrt(squared_norms.sum(axis=1))), self._in_order(largest.max(axis=1))]
+        sums = [np.asarray(of_groups).sum(axis=0) for of_groups in (found.sum, found.sum_of_squares)]
+        if found.scale is None:
+            return Facts(*sums, *rows)
+        errors = [float(np.asarray(of_parts).sum(dtype=np.float64)) for of_parts in (found.squared_error, found.power)]
+        return Facts(*sums, *rows, self._in_order(np.asarray(found.scale)), *errors)
+
+    def _in_order(self, of_groups: np.ndarray) -> np.ndarray:
+        """[n] of [groups, size]"""
+        ordered = np.empty(sum(map(len, self._places)), of_groups.dtype)
+        for places, found in zip(self._places, of_groups, strict=True):
+            ordered[places] = found[: len(places)]
+        return ordered
+
+    def get(self) -> tuple[dict[str, np.ndarray], dict[str, Facts]]:
+        """Wait for the step; {hook point: [n, width]}, where rows have a scale as float32 values; and the facts."""
+        n, facts = sum(map(len, self._places)), self.facts()
+        values = {name: np.empty((n, of.values.shape[-1]), of.values.dtype) for name, of in self._arrays.items()}
+        for name, places, columns, part in self.parts():
+            values[name][:, columns][places] = part
+        return {name: unscaled(values[name], facts[name].scales) for name in values}, facts
+
+
+def start_transfer(arrays: Compacted, num_rows: int) -> Compacted:
+    """Send the results to the host, the values cut to a part that holds the real rows of every group."""
+    size = arrays.values.shape[1]
+    part = -(-size // _PARTS)
+    kept = min(-(-int(num_rows) // part) * part, size)
+    if jax.default_backend() != "cpu" and kept < size:
+        arrays = arrays._replace(values=arrays.values[:, :kept])
+    for array in arrays:
+        if array is not None:
+            array.copy_to_host_async()
+    return arrays

@@ -272,6 +272,26 @@ def test_a_view_is_the_bytes_of_the_object(storage):
         storage.view("y")
 
 
+def test_a_view_of_a_file_is_in_memory_before_it_is_used(tmp_path):
+    """Page faults alone would fetch it in the small steps of the disk's read-ahead."""
+    def is_there(at):
+        try:
+            return os.preadv(file, [bytearray(1)], at, os.RWF_NOWAIT) == 1
+        except BlockingIOError:
+            return False
+
+    storage, pages = open_storage(str(tmp_path)), range(0, 8 << 20, 4096)
+    storage.create("x", bytes(8 << 20))
+    file = os.open(tmp_path / "x", os.O_RDONLY)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    if any(map(is_there, pages[::64])):
+        pytest.skip("this file system keeps what it was told to drop, or does not tell")
+    storage.view("x", 1 << 20, 7 << 20)
+    assert all(map(is_there, range(1 << 20, 7 << 20, 4096)))
+    os.close(file)
+
+
+
 def test_now_is_the_clock_of_the_timestamps(storage):
     storage.create("x", b"x")
     assert -1 <= storage.now() - storage.stat("x").updated < 20  # a bucket tells whole seconds

@@ -6,7 +6,8 @@ forms of attention are compiled and a layer runs one of them, so that a window s
 window when it is compiled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,14 @@ from flax import nnx
 from .attention import attention
 from .attention_rule import AttentionRule
 from .config import ModelConfig
-from .modules import FromHeads, RMSNorm, Tap, ToHeads
+from .modules import Embedding, FromHeads, Tap, ToHeads
 from .rope import rotate
 
 
 class Attention(nnx.Module):
-    """q, k and v from x, rotated where the model rotates, attention, output projection."""
+    """q, k and v from x, rotated where the model rotates, attention, output projection. `norm` is that of q and k."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, norm: type[nnx.Module] = RMSNorm):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, norm: type[nnx.Module]):
         self.config = config
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_width
         self.q = ToHeads(heads, width, config.width, config.qkv_bias, dtype)
@@ -103,3 +104,20 @@ class ParallelBlock(Block):
         x = from_mlp + from_attention + x
         tap("hook_resid_post", x)
         return x
+
+
+def parts(
+    config: ModelConfig, dtype: jnp.dtype, norm: type[nnx.Module], mlp: type[nnx.Module],
+    embedding: type[nnx.Module] = Embedding, norms: Container[str] = ("before",),
+) -> dict[str, Callable[[], nnx.Module]]:
+    """What makes the parts of a model out of these. `norms` says where a block has them: `before`, `after` or both."""
+    make_norm = partial(norm, config.width, config.norm_epsilon, dtype)
+    block = partial(
+        ParallelBlock if config.parallel else Block,
+        before=make_norm if "before" in norms else None, after=make_norm if "after" in norms else None,
+    )
+    return {
+        "embedding": lambda: embedding(config, dtype),
+        "blocks": lambda: block(Attention(config, dtype, norm), mlp(config, dtype)),
+        "final_norm": make_norm,
+    }

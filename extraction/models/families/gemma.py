@@ -8,7 +8,6 @@ also see (4B and larger), `Gemma3ForConditionalGeneration`.
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,16 +57,10 @@ def _gemma(config: Any, path: Path, **more: Any) -> ModelConfig:
 
 
 def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
-    from ..block import Attention, Block
+    from ..block import parts
     from ..modules import GatedMLP, OffsetRMSNorm, ScaledEmbedding
 
-    norm = partial(OffsetRMSNorm, config.width, config.norm_epsilon, dtype)
-    attention = partial(Attention, config, dtype, OffsetRMSNorm)
-    return {
-        "embedding": lambda: ScaledEmbedding(config, dtype),
-        "blocks": lambda: Block(attention(), GatedMLP(config, dtype), before=norm, after=norm),
-        "final_norm": norm,
-    }
+    return parts(config, dtype, OffsetRMSNorm, GatedMLP, ScaledEmbedding, norms=("before", "after"))
 
 
 def _weight_table(config: ModelConfig) -> "Table":

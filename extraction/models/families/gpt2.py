@@ -49,15 +49,10 @@ def _read(config: Any, path: Path) -> ModelConfig:
 
 
 def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
-    from ..block import Attention, Block
+    from ..block import parts
     from ..modules import MLP, LayerNorm, PositionEmbedding
 
-    norm = partial(LayerNorm, config.width, config.norm_epsilon, dtype)
-    return {
-        "embedding": lambda: PositionEmbedding(config, dtype),
-        "blocks": lambda: Block(Attention(config, dtype), MLP(config, dtype), before=norm),
-        "final_norm": norm,
-    }
+    return parts(config, dtype, LayerNorm, MLP, PositionEmbedding)
 
 
 def _weight_table(config: ModelConfig) -> "Table":

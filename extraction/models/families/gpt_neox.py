@@ -66,16 +66,10 @@ def _read(config: Any, path: Path) -> ModelConfig:
 
 
 def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
-    from ..block import Attention, Block, ParallelBlock
-    from ..modules import MLP, Embedding, LayerNorm
+    from ..block import parts
+    from ..modules import MLP, LayerNorm
 
-    norm = partial(LayerNorm, config.width, config.norm_epsilon, dtype)
-    kind = ParallelBlock if config.parallel else Block
-    return {
-        "embedding": lambda: Embedding(config, dtype),
-        "blocks": lambda: kind(Attention(config, dtype), MLP(config, dtype), before=norm),
-        "final_norm": norm,
-    }
+    return parts(config, dtype, LayerNorm, MLP)
 
 
 def _weight_table(config: ModelConfig) -> "Table":

@@ -5,7 +5,6 @@ Biases, q/k norms and windows are where the configuration says so. The weight na
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +34,10 @@ def _qwen3(config: Any, path: Path) -> ModelConfig:
 
 
 def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
-    from ..block import Attention, Block
-    from ..modules import Embedding, GatedMLP, RMSNorm
+    from ..block import parts
+    from ..modules import GatedMLP, RMSNorm
 
-    norm = partial(RMSNorm, config.width, config.norm_epsilon, dtype)
-    return {
-        "embedding": lambda: Embedding(config, dtype),
-        "blocks": lambda: Block(Attention(config, dtype), GatedMLP(config, dtype), before=norm),
-        "final_norm": norm,
-    }
+    return parts(config, dtype, RMSNorm, GatedMLP)
 
 
 def _weight_table(config: ModelConfig) -> "Table":

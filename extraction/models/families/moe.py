@@ -53,16 +53,11 @@ def _checked(experts: Experts, path: Path) -> Experts:
 
 
 def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
-    from ..block import Attention, Block
+    from ..block import parts
     from ..mixture import Mixture
-    from ..modules import Embedding, RMSNorm
+    from ..modules import RMSNorm
 
-    norm = partial(RMSNorm, config.width, config.norm_epsilon, dtype)
-    return {
-        "embedding": lambda: Embedding(config, dtype),
-        "blocks": lambda: Block(Attention(config, dtype), Mixture(config, dtype), before=norm),
-        "final_norm": norm,
-    }
+    return parts(config, dtype, RMSNorm, Mixture)
 
 
 def _weight_table(place: str, names: dict[str, str], config: ModelConfig) -> "Table":

@@ -5,7 +5,6 @@ of `Olmo2ForCausalLM`.
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,16 +27,10 @@ def _read(config: Any, path: Path) -> ModelConfig:
 
 
 def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
-    from ..block import Attention, Block
-    from ..modules import Embedding, GatedMLP, WideRMSNorm
+    from ..block import parts
+    from ..modules import GatedMLP, WideRMSNorm
 
-    norm = partial(WideRMSNorm, config.width, config.norm_epsilon, dtype)
-    attention = partial(Attention, config, dtype, WideRMSNorm)
-    return {
-        "embedding": lambda: Embedding(config, dtype),
-        "blocks": lambda: Block(attention(), GatedMLP(config, dtype), before=None, after=norm),
-        "final_norm": norm,
-    }
+    return parts(config, dtype, WideRMSNorm, GatedMLP, norms=("after",))
 
 
 def _weight_table(config: ModelConfig) -> "Table":

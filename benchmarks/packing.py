@@ -19,8 +19,8 @@ import click
 import numpy as np
 import pyarrow.parquet as pq
 
-from extraction.background import in_background
 from extraction.packing import BatchShape, PackedBatch, pack_batches
+from extraction.prefetch import in_background
 from extraction.records import Cursor, Record, TokenizedRecord
 from extraction.tokenization import RecordTokenizer
 

@@ -1,14 +1,14 @@
-"""Reading ahead: an iterator runs in a thread of its own, as far ahead as a number of bytes allows.
+"""Working ahead: an iterator runs in a thread of its own, as far ahead as a number of bytes or of items allows.
 
-In: a function that makes an iterator and asks `Budget.reserve(bytes)` before it makes each item. Out: the same items,
-in order. Guarantee: what is made and not yet used up is within the budget, or is one item; an error of the iterator
-is raised, with its traceback, after the items that came before it; closing the result ends the thread and the
-iterator. Cost: one thread.
+In: any iterable, or a function that makes an iterator and asks `Budget.reserve(bytes)` before it makes each item. Out:
+the same items, in order. Guarantee: what is made and not yet used up is within the budget, or is one item; an error of
+the iterator is raised, with its traceback, after the items that came before it; closing the result ends the thread and
+the iterator. Cost: one thread.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -16,7 +16,7 @@ JOIN_SECONDS = 5.0  # how long closing waits for a read that is under way
 
 
 class Budget:
-    """Bytes that may be held at once. One reservation is always granted when nothing is held."""
+    """Bytes, or items, that may be held at once. One reservation is always granted when nothing is held."""
 
     def __init__(self, limit: int):
         self._limit, self._held, self._closed = limit, 0, False
@@ -89,3 +89,19 @@ def read_ahead(make: Callable[[Budget], Iterator[tuple[Item, int]]], limit: int)
     finally:
         budget.close()
         thread.join(JOIN_SECONDS)
+
+
+def in_background(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
+    """The same items; up to `depth` wait for their use, besides the one that is in use."""
+
+    def make(budget: Budget) -> Iterator[tuple[Item, int]]:
+        source = iter(items)
+        while budget.reserve(1):
+            try:
+                item = next(source)
+            except StopIteration:
+                return
+            yield item, 1
+            del item
+
+    return read_ahead(make, depth + 1)

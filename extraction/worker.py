@@ -17,7 +17,6 @@ import checkpoint
 from checkpoint import Instance
 
 from .attempts import note_commit, note_start, noted_ending
-from .background import in_background
 from .compile_cache import CompileCache
 from .config import ExtractionConfig, default_steps_per_batch, resolve_hook_points
 from .elastic import StreamChooser, work_all
@@ -35,6 +34,7 @@ from .pipeline import Layout, run_pipeline
 from .plan import choose_rows, ideal_flops, stored_bytes
 from .positions import Selection, Selector
 from .preemption import Stop
+from .prefetch import in_background
 from .progress import Progress
 from .sampling import Sample, check_spans, take_sample
 from .shards import dtype_named

@@ -6,8 +6,8 @@ import traceback
 
 import pytest
 
-from extraction.background import in_background
 from extraction.errors import DamagedData
+from extraction.prefetch import in_background
 
 
 def settled(count):
@@ -29,7 +29,7 @@ def test_no_more_is_made_than_may_wait(depth):
     items = in_background((made.append(i) or i for i in range(100)), depth)
     for taken in range(1, 5):
         next(items)
-        assert settled(lambda: len(made)) == taken + depth + 1  # what waits, and the one in hand
+        assert settled(lambda: len(made)) == taken + depth
 
 
 def test_an_error_comes_after_the_items_before_it_and_says_where_it_was():

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,27 +12,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "extraction").rglob("*.py")])
-# Each level may import the levels after it.
+TOP = {"extract_activations", "create_dataset_streams", "checkpoint"}
+# Each level imports from those after it, and nothing from its own.
 LEVELS = [
-    {"extract_activations", "create_dataset_streams"},
-    {"worker", "shuffle", "adapters", "parity"},
-    {"checkpoint", "pipeline", "audit", "progress", "datasets", "reader", "attempts", "standing", "elastic",
-     "status", "plan", "metrics", "report", "exports", "sampling"},
-    {"streams", "tokenization", "packing", "forward", "shards", "writer", "objects", "compile_cache"},
-    {"manifest", "parquet"},
-    {"models", "storage"},
-    {"config", "errors", "records", "faults", "preemption", "versions", "strict_json", "background", "prefetch",
-     "selection", "logs", "commits", "positions", "stored"},
+    {"extract_activations"},
+    {"worker", "report"},
+    {"create_dataset_streams", "plan", "status", "elastic", "adapters"},
+    {"datasets", "sampling", "parity", "audit", "standing", "shuffle", "exports"},
+    {"streams", "forward", "reader", "progress", "metrics", "attempts"},
+    {"checkpoint", "models", "pipeline", "writer", "objects", "parquet"},
+    {"manifest", "packing", "stored", "compile_cache"},
+    {"config", "commits", "storage", "selection", "tokenization", "positions", "shards", "preemption"},
+    {"errors", "records", "faults", "logs", "prefetch", "strict_json", "versions"},
 ]
-# Within a level, what uses what; everything else at one level stays apart.
-BESIDE = {("audit", "checkpoint"), ("progress", "checkpoint"), ("pipeline", "packing"), ("writer", "packing"),
-          ("models", "storage"), ("reader", "checkpoint"), ("objects", "shards"),
-          ("attempts", "checkpoint"), ("standing", "checkpoint"), ("standing", "attempts"), ("elastic", "standing"),
-          ("status", "checkpoint"), ("status", "standing"), ("parquet", "manifest"),
-          ("metrics", "checkpoint"), ("report", "checkpoint"), ("report", "reader"), ("report", "audit"),
-          ("exports", "reader"), ("exports", "shards"), ("adapters", "shuffle"),
-          ("plan", "sampling"), ("report", "status"), ("report", "objects")}
-PLAIN = LEVELS[-1]
 
 
 def name_of(path: Path) -> str:
@@ -60,7 +53,7 @@ def own_imports(path: Path) -> set[str]:
         parts = dotted.split(".")
         if parts[0] == "extraction" and len(parts) > 1:
             names.add(parts[1])
-        elif parts[0] in LEVELS[0] | {"checkpoint"}:
+        elif parts[0] in TOP:
             names.add(parts[0])
     return names - {name_of(path)}
 
@@ -69,9 +62,8 @@ def own_imports(path: Path) -> set[str]:
 def test_imports_point_one_way(path):
     name = name_of(path)
     level = next(i for i, names in enumerate(LEVELS) if name in names)
-    for imported in own_imports(path):
-        below = next(i for i, names in enumerate(LEVELS) if imported in names)
-        assert below > level or (name, imported) in BESIDE or imported in PLAIN, f"{name} imports {imported}"
+    above = set().union(*LEVELS[: level + 1])
+    assert not own_imports(path) & above, f"{name} imports from its own level or one above"
 
 
 @pytest.mark.parametrize("package, users", [
@@ -82,6 +74,19 @@ def test_only_these_import_it(package, users):
     for path in SOURCES:
         if package in {dotted.split(".")[0] for dotted in imports_of(path)}:
             assert name_of(path) in users, f"{path} imports {package}"
+
+
+def test_only_a_storage_knows_how_its_locations_begin():
+    for path in SOURCES:
+        if name_of(path) != "storage":
+            assert not re.search(r'(startswith|removeprefix|partition)\(\(?f?"\w+://', path.read_text()), path
+
+
+def test_levels_and_the_map_of_the_library_have_every_module():
+    modules = {name_of(path) for path in SOURCES} - {"__init__"}
+    assert sorted(modules) == sorted(name for level in LEVELS for name in level)
+    described = re.findall(r"`(\w+)`", ast.get_docstring(ast.parse((ROOT / "extraction/__init__.py").read_text())))
+    assert sorted(described) == sorted(modules - TOP)
 
 
 def test_nothing_imports_from_the_archive():

@@ -208,7 +208,9 @@ def test_configurations_are_read_without_jax(models):
     code = f"""
 import pathlib, sys
 from extraction.models.config_file import read_model_config
+from extraction.models.families import FAMILIES, family_of
 from extraction.models.location import locate_model
+families = [family_of(model_type) for model_type in FAMILIES]
 assert not {{"jax", "flax", "torch", "transformers"}} & set(sys.modules), "at import"
 print(read_model_config(locate_model({str(models("llama").folder)!r}).path).width)
 assert not {{"jax", "flax"}} & set(sys.modules), "when reading"

@@ -37,6 +37,7 @@ from .models.location import ModelFolder
 from .models.pooling import window_means
 from .models.results import StepOutput, start_transfer
 from .models.sharding import Demand, Layout, MeshShape, Placement, choose_mesh, memory_of, mesh_of, misfit
+from .models.stacks import of_layer, to_slice
 from .models.tensors import WeightFiles
 from .models.weights import check_names, leaves_of, load_params, plan_fills
 
@@ -252,8 +253,10 @@ def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: 
             found = {Capture("hook_resid_post", EMBEDDING): x.astype(capture_dtype)}
             shared["segment_ids"] = segment_ids
             if plan.num_layers:
-                block = lambda layer, x, tap: part(layer["params"], "blocks")(x, shared | layer["flags"], tap)
-                layers = {"params": params["blocks"], "flags": plan.flags()}
+                stacked = params["blocks"]
+                weights = lambda layer: of_layer(layer["params"], stacked)
+                block = lambda layer, x, tap: part(weights(layer), "blocks")(x, shared | layer["flags"], tap)
+                layers = {"params": to_slice(stacked), "flags": plan.flags()}
                 x, captured = _scan(block, layers, x, (plan, capture_dtype, layout))
                 found |= captured
             tensors = {name: found[capture] for name, capture in plan.captures.items()}

@@ -33,6 +33,12 @@ def open_devices() -> str:
     return f"{len(devices)} x {devices[0].device_kind}"
 
 
+def current_platform() -> str:
+    """Of the mesh that is set, which may be of machines that are not here; else of this machine."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 @contextlib.contextmanager
 def device_errors() -> Iterator[None]:
     """Names what a device reports: too little memory is InvalidRequest, a device that fails or vanishes TryAgain."""

@@ -4,6 +4,7 @@ Parameters are in the compute dtype; norms compute in float32. Shapes: x [B, T, 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,19 @@ from .rope import rotation
 
 Tap = Callable[[str, jax.Array], None]  # takes the value of a hook point
 
+
+def _rounded_once(activation: Callable) -> Callable:
+    """Computed in float32, however narrow x is, as torch does."""
+    return lambda x: activation(x.astype(jnp.float32)).astype(x.dtype)
+
+
+_TANH_GELU = _rounded_once(partial(jax.nn.gelu, approximate=True))
 ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_fast": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": _rounded_once(jax.nn.silu),
+    "gelu": _rounded_once(partial(jax.nn.gelu, approximate=False)),
+    "gelu_fast": _TANH_GELU,
+    "gelu_new": _TANH_GELU,
+    "gelu_pytorch_tanh": _TANH_GELU,
     "relu": jax.nn.relu,
 }
 

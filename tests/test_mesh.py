@@ -17,7 +17,7 @@ from extraction.forward import CapturePlan, ForwardOptions, StepShape, demand_of
 from extraction.models.config_file import read_model_config
 from extraction.models.sharding import Demand, MeshShape, Placement, choose_mesh, mesh_of, misfit
 from extraction.models.weights import leaves_of
-from tests.tiny_models import ALL, CONFIGS, documents, error, load, run
+from tests.tiny_models import ALL, CONFIGS, documents, error, load, run, run_means
 
 ROWS = 8
 MESHES = ("data=2", "data=8", "data=4,model=2", "data=2,model=4")
@@ -33,8 +33,10 @@ from extraction.packing import BatchShape, pack_batches
 from extraction.pipeline import Layout, run_pipeline
 from extraction.records import Cursor, TokenizedRecord
 from extraction.shards import decode
-from tests.tiny_models import documents, load, run
+from tests.tiny_models import documents, load, run, run_means
 folder, rows, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+forward = load(folder / "llama", cases[0][2], rows=rows, mesh=MeshShape(2, 2), pool=True)
+np.savez(folder / "means.npz", **run_means(forward, documents(), range(0, 97, 3), rows))
 for name, mesh, hooks in cases:
     forward = load(folder / name, hooks, rows=rows, mesh=MeshShape.parse(mesh), compile_cache=str(folder / "compiled"))
     values, (sums,) = run(forward, documents(), rows=rows)
@@ -59,7 +61,8 @@ def on_meshes(models):
     result = subprocess.run([sys.executable, "-c", CODE, folder, str(ROWS), json.dumps(cases)], env=environment,
                             cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    return {case: np.load(folder / f"{case[0]} {case[1]}.npz") for case in CASES}
+    found = {case: np.load(folder / f"{case[0]} {case[1]}.npz") for case in CASES}
+    return found | {"means": np.load(folder / "means.npz")}
 
 
 @pytest.mark.parametrize("name, mesh", CASES)
@@ -68,6 +71,13 @@ def test_every_hook_point_is_the_same_on_every_mesh(models, on_meshes, name, mes
     for hook, expected in models(name).reference.items():
         assert error(found[hook], expected) < 1e-5, hook
         assert error(found[f"{hook}.sum"], expected.sum(0)) < 1e-4, hook
+
+
+def test_means_over_windows_are_the_same_on_a_mesh(models, on_meshes):
+    expected = run_means(load(models("llama").folder, pool=True), documents(), range(0, 97, 3))
+    assert np.array_equal(on_meshes["means"]["mean_over"], expected["mean_over"])
+    for hook in models("llama").reference:
+        assert error(on_meshes["means"][hook], expected[hook]) < 1e-5, hook
 
 
 def test_the_digest_does_not_depend_on_the_mesh(models, on_meshes):

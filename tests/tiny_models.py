@@ -14,7 +14,10 @@ from extraction.models.config_file import read_model_config
 from extraction.models.location import ModelFolder
 from extraction.packing import BatchShape, pack_batches
 from extraction.parity import TorchReference
+from extraction.pipeline import Layout, run_pipeline
+from extraction.positions import Selection, Selector
 from extraction.records import Cursor, TokenizedRecord
+from extraction.shards import decode
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 97, "max_position_embeddings": 256}
@@ -151,6 +154,16 @@ def run(forward: Forward, docs: Sequence[np.ndarray], rows: int = 2, seq_len: in
         steps.append(forward(batch.tokens[0], batch.segment_ids[0], batch.positions[0], slots).get())
     values = {name: np.concatenate([found[name] for found, _ in steps]) for name in steps[0][0]}
     return values, [sums for _, sums in steps]
+
+
+def run_means(forward: Forward, docs: Sequence[np.ndarray], dropped: Sequence[int], rows: int = 2, seq_len: int = 150):
+    """What is stored, by name, with a row for the mean over each window; tokens of these ids are left out of it."""
+    records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(docs)]
+    selector, stored = Selector(Selection.parse("mean", True), tuple(dropped)), []
+    batches = pack_batches(records, Cursor(0, 0), BatchShape(1, rows, seq_len), "split", selector)
+    layout = Layout(0, forward.widths, np.dtype(np.float32))
+    run_pipeline(batches, layout, forward, 0, lambda batch, data, seconds: stored.append(decode(data).arrays))
+    return {name: np.concatenate([arrays[name] for arrays in stored]) for name in (*forward.widths, "mean_over")}
 
 
 def error(ours: np.ndarray, theirs: np.ndarray) -> float:

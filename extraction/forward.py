@@ -192,6 +192,8 @@ def demand_of(config: ModelConfig, options: ForwardOptions) -> Demand:
     if config.experts:  # each expert of a token has a copy of its own, on the way in and out
         mlp = config.experts.per_token * (mlp + 2 * config.width)
     working = 4 * (6 * config.width + mlp + 2 * config.num_heads * config.head_width)
+    if options.pool:  # running sums, and what they are made of
+        working += 3 * 4 * max(map(config.hook_width, options.hook_points))
     return Demand(options.shape.rows, weights, options.shape.seq_len * (captured + working))
 
 

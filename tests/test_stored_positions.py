@@ -1,4 +1,4 @@
-"""Workers that store a part of the tokens: each row is the one that a run with all tokens has, and a kill changes none."""
+"""Workers that store a part of the tokens: each row is one of a run that stores all, and a kill changes none."""
 
 import json
 import signal

@@ -162,7 +162,7 @@ def run_means(forward: Forward, docs: Sequence[np.ndarray], dropped: Sequence[in
     selector, stored = Selector(Selection.parse("mean", True), tuple(dropped)), []
     batches = pack_batches(records, Cursor(0, 0), BatchShape(1, rows, seq_len), "split", selector)
     layout = Layout(0, forward.widths, np.dtype(np.float32))
-    run_pipeline(batches, layout, forward, 0, lambda batch, data, seconds: stored.append(decode(data).arrays))
+    run_pipeline(batches, layout, forward, 0, lambda batch, data, *rest: stored.append(decode(data).arrays))
     return {name: np.concatenate([arrays[name] for arrays in stored]) for name in (*forward.widths, "mean_over")}
 
 

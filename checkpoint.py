@@ -218,7 +218,8 @@ class CommitChain:
         if winner.attempt != self.instance.attempt:  # which nobody else can have written
             raise Fenced(
                 f"{name} was committed by another worker: attempt {winner.attempt} on host {winner.host}, "
-                f"started {winner.started}"
+                f"started {winner.started}",
+                winner.attempt,
             )
         return winner
 

@@ -121,10 +121,11 @@ give_up() { # exit code, what happened
 --steps-per-batch or --queue-mib); what is committed stays, and the same command goes on from there"
 }
 
-# The worker writes the name of each new commit there: did this start get anywhere?
-LAUNCH_COMMIT_FILE=$(mktemp) || stop_with 2 "no place for a temporary file; set TMPDIR"
-export LAUNCH_COMMIT_FILE
-trap 'rm -f "$LAUNCH_COMMIT_FILE"' EXIT
+# The worker writes the name of a new commit into one file: did this start get anywhere? Into the other each start writes
+# its attempt, so that the next one knows its killed predecessor from a rival.
+notes=$(mktemp -d) || stop_with 2 "no place for temporary files; set TMPDIR"
+export LAUNCH_COMMIT_FILE=$notes/commit LAUNCH_ATTEMPTS_FILE=$notes/attempts
+trap 'rm -f "$LAUNCH_COMMIT_FILE" "$LAUNCH_ATTEMPTS_FILE"; rmdir "$notes"' EXIT
 
 pause=$first_pause failures=0 kills=0
 while true; do

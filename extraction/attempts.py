@@ -9,6 +9,7 @@ left. Cost: one small object for each.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -17,7 +18,7 @@ from checkpoint import Commit, Instance
 
 from .errors import ExtractionError, Fenced, TryAgain
 from .logs import say
-from .storage import Storage
+from .storage import ObjectInfo, Storage
 from .strict_json import loads
 
 STARTS, ENDED, MARKS = "starts/", "ended/", "commit-marks/"
@@ -39,10 +40,42 @@ def note_start(storage: Storage, worker_id: int, instance: Instance) -> None:
     _note(storage, f"{checkpoint.worker_folder(worker_id)}/{STARTS}{instance.attempt}.json", {"host": instance.host})
 
 
+@contextlib.contextmanager
+def no_rival_to_itself(instance: Instance) -> Iterator[None]:
+    """Raise TryAgain for a Fenced whose winner is an earlier attempt of the same launcher.
+
+    A request of a worker that was killed may land after its successor has listed the commits. That attempt is no rival:
+    launch_worker.sh starts a worker after it has seen the end of the one before, so it commits nothing more, and the next
+    start goes on after its commit. The attempts of a launcher are in the local file LAUNCH_ATTEMPTS_FILE.
+    """
+    path = os.environ.get("LAUNCH_ATTEMPTS_FILE")
+    earlier: list[str] = []
+    if path:
+        try:
+            with open(path, "a+", encoding="ascii") as file:
+                file.seek(0)
+                earlier = file.read().split()
+                file.write(f"{instance.attempt}\n")
+        except (OSError, ValueError) as error:
+            say(f"LAUNCH_ATTEMPTS_FILE {path} is not kept: {error}", "WARNING")
+    try:
+        yield
+    except Fenced as fenced:
+        if fenced.winner not in earlier:
+            raise
+        message = f"{fenced}: a killed start of this worker, whose last request came late"
+        raise TryAgain(message) from fenced
+
+
 def note_commit(storage: Storage, commit: Commit) -> None:
     """Leave a mark at every hundredth commit."""
     if commit.batch % _MARK_EVERY == _MARK_EVERY - 1:
         _note(storage, f"{checkpoint.worker_folder(commit.worker_id)}/{MARKS}{commit.batch:08d}.json", {})
+
+
+def list_starts(storage: Storage, worker_id: int) -> list[ObjectInfo]:
+    """The notes of all attempts that took on the stream."""
+    return list(storage.list(f"{checkpoint.worker_folder(worker_id)}/{STARTS}"))
 
 
 @contextlib.contextmanager

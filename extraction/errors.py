@@ -25,9 +25,14 @@ class DamagedData(ExtractionError):
 
 
 class Fenced(ExtractionError):
-    """Another worker owns this stream: it committed the batch that this worker was about to commit."""
+    """Another worker owns this stream: it committed the batch that this worker was about to commit; `winner` is its
+    attempt."""
 
     exit_code = 73
+
+    def __init__(self, message: str, winner: str = ""):
+        super().__init__(message)
+        self.winner = winner
 
 
 class TryAgain(ExtractionError):

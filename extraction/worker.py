@@ -16,7 +16,7 @@ from pathlib import Path
 import checkpoint
 from checkpoint import Instance
 
-from .attempts import note_commit, note_start, noted_ending
+from .attempts import no_rival_to_itself, note_commit, note_start, noted_ending
 from .compile_cache import CompileCache
 from .config import ExtractionConfig, default_steps_per_batch, resolve_hook_points
 from .elastic import StreamChooser, work_all
@@ -111,7 +111,12 @@ def extract(options: RunOptions, stop: Stop) -> None:
     if options.stream == ANY_STREAM:
         run = prepare(options)
         chooser = StreamChooser(run.output, run.manifest.num_streams, options.idle_after)
-        work_all(chooser, lambda number: extract_stream(run, number, Instance(), stop), say, stop)
+
+        def work_one(number: int, instance: Instance) -> None:
+            with noted_ending(run.output, number, instance):
+                extract_stream(run, number, instance, stop)
+
+        work_all(chooser, work_one, say, stop)
         say("all streams are finished")
         return
     number = options.stream if options.stream is not None else options.worker_id
@@ -119,9 +124,9 @@ def extract(options: RunOptions, stop: Stop) -> None:
         raise InvalidRequest("--worker-id is missing: give it, or set WORKER_ID")
     instance, output = Instance(), open_storage(options.output)
     open_stream(load_manifest(options.streams), options.streams, number)
-    with noted_ending(output, number, instance):
-        run = prepare(options)
-    extract_stream(run, number, instance, stop)
+    with noted_ending(output, number, instance), no_rival_to_itself(instance):
+        note_start(output, number, instance)
+        extract_stream(prepare(options), number, instance, stop)
 
 
 def prepare(options: RunOptions) -> Prepared:
@@ -164,16 +169,13 @@ def prepare(options: RunOptions) -> Prepared:
 def extract_stream(run: Prepared, number: int, instance: Instance, stop: Stop) -> None:
     """Work one stream to its end, from where its chain stands."""
     stream = open_stream(run.manifest, run.options.streams, number)
-    with noted_ending(run.output, number, instance):
-        chain = checkpoint.CommitChain.load(run.output, number, run.config.fingerprint)
-        chain.instance = instance
-        say(f"stands at record {chain.cursor.record:,} of {stream.num_records:,}", worker=number)
-        if chain.end_of_stream:
-            say("its stream is complete", worker=number)
-            return
-        if run.options.stream == ANY_STREAM:
-            note_start(run.output, number, instance)
-        work(run, Task(chain, stream, stop))
+    chain = checkpoint.CommitChain.load(run.output, number, run.config.fingerprint)
+    chain.instance = instance
+    say(f"stands at record {chain.cursor.record:,} of {stream.num_records:,}", worker=number)
+    if chain.end_of_stream:
+        say("its stream is complete", worker=number)
+        return
+    work(run, Task(chain, stream, stop))
 
 
 def absolute(location: str) -> str:

@@ -34,10 +34,10 @@ def worker(output, idle_after, stop_after=None, log=None, streams=STREAMS):
     """One elastic worker; `log` gets what it says, and the error that ended it."""
     log = [] if log is None else log
 
-    def work(number):
+    def work(number, instance):
         chain = checkpoint.CommitChain.load(output, number, FINGERPRINT)
+        chain.instance = instance
         if not chain.end_of_stream:
-            note_start(output, number, chain.instance)
             extract(chain, streams[number], stop_after)
 
     try:
@@ -78,7 +78,7 @@ def test_a_loser_leaves_the_stream_and_takes_another(output):
     """A rival commits between the moment when a worker loads its chain and its first commit."""
     said, worked = [], []
 
-    def work(number):
+    def work(number, instance):
         worked.append(number)
         chain = checkpoint.CommitChain.load(output, number, FINGERPRINT)
         if len(worked) == 1:
@@ -102,6 +102,26 @@ def test_a_stream_that_was_begun_counts_as_busy_before_its_first_commit(output):
     note_start(output, 0, checkpoint.Instance())
     assert StreamChooser(output, 1, 1000.0).choose() is None
     assert StreamChooser(output, 2, 1000.0).choose() == 1
+
+
+def test_of_those_that_choose_one_stream_at_once_the_first_takes_it(output):
+    choosers = [StreamChooser(output, 1, 1000.0) for _ in range(3)]
+    assert [chooser.choose() for chooser in choosers] == [0] * 3
+    first, *others = [chooser.take(0) for chooser in choosers]
+    assert (first is not None, others) == (True, [None, None])
+    assert StreamChooser(output, 1, 0.0).take(0)  # what was noted before the stream was free counts no more
+
+
+def test_streams_that_others_work_on_are_not_looked_at_all_the_time(gcs):
+    storage = open_storage("gs://bucket/run")
+    for number in range(20):
+        note_start(storage, number, checkpoint.Instance())
+    chooser = StreamChooser(storage, 20, 1000.0)
+    assert chooser.choose() is None
+    gcs.history.clear()
+    assert chooser.choose() is None
+    looked_at = {what.split("/")[1] for _, _, what, _ in gcs.history if "/worker-" in what}
+    assert len(looked_at) == 1
 
 
 def test_waiting_ends_when_told_to_stop_and_when_all_are_finished(output):

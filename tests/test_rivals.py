@@ -2,11 +2,14 @@
 
 import json
 import signal
+import time
+
+import pytest
 
 from extraction.storage import open_storage
 from tests.workers import committed, extract, start
 
-FENCED = 73
+FENCED, TRY_AGAIN = 73, 75
 OUTPUT = "gs://bucket/run"
 TOKEN = "ya29.c0ASRK0Ga-a_token_that_must_stay_where_it_is-0123456789"
 
@@ -63,3 +66,34 @@ def test_create_get_and_list_are_enough_and_no_secret_leaves_the_worker(undistur
     assert not any(TOKEN[5:] in text for text in told)
     (refused,) = (line for line in again.stderr.splitlines() if "refused" in line)  # the one object to be overwritten
     assert "progress.json is not written" in refused
+
+
+@pytest.mark.parametrize("is_ours, code", [(True, TRY_AGAIN), (False, FENCED)])
+def test_a_commit_of_its_killed_predecessor_that_lands_late_is_no_rivals(undisturbed, gcs, tmp_path, is_ours, code):
+    """The successor has listed the commits by then. Only who started both can tell that the first one is dead."""
+    streams, expected = undisturbed
+    attempts = {"LAUNCH_ATTEMPTS_FILE": str(tmp_path / "attempts")}
+    late, own = (gcs.instruct("insert", "*/commits/00000002.json", "hold") for _ in range(2))
+    killed = start(streams, OUTPUT, **attempts)
+    assert late.entered.wait(60)
+    killed.kill()
+    killed.communicate()
+    if not is_ours:
+        (tmp_path / "attempts").write_text("0123456789abcdef\n")
+    successor = start(streams, OUTPUT, **attempts)
+    assert own.entered.wait(60)
+    late.release.set()
+    wait_until(lambda: "run/worker-00000/commits/00000002.json" in gcs.objects)
+    own.release.set()
+    error = successor.communicate(timeout=60)[1]
+    assert successor.returncode == code, error
+    assert ("whose last request came late" in error) == is_ours
+    assert extract(streams, OUTPUT, **attempts).returncode == 0
+    assert committed(open_storage(OUTPUT)) == expected
+
+
+def wait_until(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

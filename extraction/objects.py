@@ -66,6 +66,11 @@ class StoredBatch:
             pass
         raise DamagedData(f"{self.ref.name}: its header has no list of record ids")
 
+    @property
+    def record_lengths(self) -> np.ndarray:
+        """int64 [R]: how many tokens of each record the batch covers, stored or not."""
+        return self.array("record_lengths") if self.has("record_lengths") else np.diff(self.array("record_offsets"))
+
     def fetch(self, names: Iterable[str]) -> None:
         """Get these arrays, to be handed out by `array`; those that lie side by side in one piece."""
         spans = sorted((self._start + entry.first, self._start + entry.last) for entry in map(self._entry, names))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import checkpoint
+from extraction.positions import Selection, Selector
 from extraction.reader import ActivationReader
 from extraction.report import gather, render, write_report
 from extraction.report.charts import short, ticks
@@ -46,6 +47,16 @@ def test_the_numbers_are_those_of_the_run(output):
         assert hook.rms == pytest.approx(np.sqrt((norms**2).mean()))
         assert (hook.median, hook.largest) == pytest.approx((np.median(norms), norms.max()))
         assert hook.outstanding[0].times == pytest.approx(norms.max() / np.median(norms))
+
+
+@pytest.mark.parametrize("rule", ["last", "mean", "every:7"])
+def test_where_a_part_is_stored_lengths_and_pace_are_of_all_tokens(tmp_path, rule):
+    make_run(open_storage(str(tmp_path)), STREAMS, selector=Selector(Selection.parse(rule)))
+    facts = gather(str(tmp_path))
+    assert facts.num_tokens == sum(map(sum, STREAMS)) > facts.num_rows == ActivationReader(str(tmp_path)).num_tokens()
+    lengths = [n for lengths in STREAMS for n in lengths if n]
+    assert sorted(facts.record_lengths[facts.record_lengths > 0].tolist()) == sorted(lengths)
+    assert f"<b>{facts.num_rows}</b><span>rows stored" in render(facts)
 
 
 def test_an_outstanding_token_is_named_by_record_position_and_coordinate(output):

@@ -12,7 +12,9 @@ import pytest
 import checkpoint
 from extraction.attempts import note_start, noted_ending
 from extraction.errors import DamagedData, Fenced
-from extraction.status import format_bytes, format_seconds, read_status, table
+from extraction.positions import Selection, Selector
+from extraction.standing import Standing
+from extraction.status import _mean_rate, format_bytes, format_seconds, read_status, table
 from extraction.storage import open_storage
 from tests import fake_gcs
 from tests.runs import FINGERPRINT, extract, make_run
@@ -52,6 +54,18 @@ def test_every_state_is_told(output):
     assert found.streams[2].message == "a bad file"
     assert found.streams[4].message == "nothing for 1 h 6 min"
     assert (found.finished, found.exit_code) == (False, 75)
+
+
+def test_where_a_part_is_stored_pace_is_of_all_tokens(tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    make_run(open_storage(str(whole)), STREAMS[:1])
+    make_run(open_storage(str(part)), STREAMS[:1], selector=Selector(Selection.parse("last")))
+    ours, theirs = (read_status(str(path)).streams[0] for path in (part, whole))
+    assert (ours.tokens, ours.rows) == (240, 30) and (theirs.tokens, theirs.rows) == (240, 240)
+    assert ours.bytes < theirs.bytes
+    last = checkpoint.parse_commit(open_storage(str(part)).read("worker-00000/commits/00000014.json"), "it")
+    fast = Standing(0, last, (0, 100.0), (100.0, 114.0))
+    assert _mean_rate(fast) == pytest.approx(240 * 14 / 15 / 14)
 
 
 def test_numbers_are_those_of_the_last_commit(output):

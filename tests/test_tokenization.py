@@ -5,10 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
 from extraction.errors import DamagedData, InvalidRequest
+from extraction.positions import Selection, Selector
 from extraction.records import Record
 from extraction.tokenization import RecordTokenizer
 from tests.workers import MODEL, text_of
@@ -22,6 +23,7 @@ def folder(tmp_path_factory):
     """A tokenizer that puts <s> before and </s> after a text, and whose file asks for truncation and padding."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     marks = ["<s>", "</s>"]
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
@@ -54,6 +56,51 @@ def test_a_tokenizer_that_begins_with_nothing(tmp_path):
     reference = AutoTokenizer.from_pretrained(MODEL)
     ids = [record.tokens.tolist() for record in RecordTokenizer(MODEL, "auto").tokenize(RECORDS)]
     assert ids == [reference(text)["input_ids"] for text in TEXTS]
+
+
+def save_metaspace(folder):
+    """A tokenizer as Llama 2 has it: a blank is a part of the word behind it, and one is put before the text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>"], show_progress=False)
+    tokenizer.train_from_iterator([*TEXTS, "Question: naïve ☃? Answer: B"], trainer)
+    tokenizer.decoder = decoders.Metaspace()
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return folder
+
+
+@pytest.mark.parametrize("bos", ["always", "never"])
+@pytest.mark.parametrize("kind", ["bytes", "metaspace", "tiny-lm"])
+def test_offsets_are_the_characters_of_each_token_and_change_no_id(folder, tmp_path, kind, bos):
+    chosen = {"bytes": folder, "tiny-lm": MODEL}.get(kind) or save_metaspace(tmp_path / "metaspace")
+    tokenizer = RecordTokenizer(chosen, bos)
+    plain = list(tokenizer.tokenize(RECORDS))
+    for record, without, text in zip(tokenizer.tokenize(RECORDS, 7, offsets=True), plain, TEXTS, strict=True):
+        assert without.offsets is None and np.array_equal(record.tokens, without.tokens)
+        assert record.offsets.shape == (len(record.tokens), 2) and record.offsets.dtype == np.int64
+        begins, ends = record.offsets[bos == "always" :].T
+        assert (bos == "never") or record.offsets[0].tolist() == [0, 0]
+        assert (np.diff(begins) >= 0).all() and (np.diff(ends) >= 0).all()
+        covered = {place for begin, end in zip(begins, ends, strict=True) for place in range(begin, end)}
+        assert {place for place, character in enumerate(text) if not character.isspace()} <= covered
+        assert covered <= set(range(len(text)))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "metaspace", "tiny-lm"])
+@pytest.mark.parametrize("answer", ["B", "naïve ☃", "12345"])
+def test_the_tokens_of_a_span_are_those_of_its_text(folder, tmp_path, kind, answer):
+    """And of no more than the blank before it, though characters before it have several bytes."""
+    chosen = {"bytes": folder, "tiny-lm": MODEL}.get(kind) or save_metaspace(tmp_path / "metaspace")
+    text = f"Question: naïve ☃? Answer: {answer}"
+    meta = json.dumps({"spans": {"answer": [len(text) - len(answer), len(text)]}})
+    (record,) = RecordTokenizer(chosen).tokenize([Record(0, "r", text, meta)], offsets=True)
+    kept = Selector(Selection.parse("answer")).kept(record, len(record.tokens))
+    stored = AutoTokenizer.from_pretrained(chosen).decode(record.tokens[kept])
+    assert stored.strip() == answer
+    assert kept.nonzero()[0].tolist() == list(range(len(kept) - kept.sum(), len(kept)))
 
 
 @pytest.mark.parametrize("group_size", [1, 7])

@@ -30,12 +30,13 @@ QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
 @dataclass(frozen=True)
 class CommitFact:
-    """One commit: when it was created (the store's seconds), by which attempt, with how many tokens."""
+    """One commit: when it was created (the store's seconds), by which attempt, how many tokens it covers and stores."""
 
     stream: int
     time: float
     attempt: str
     tokens: int
+    rows: int
     seconds: dict[str, float]
 
 
@@ -88,6 +89,11 @@ class ReportFacts:
         return sum(commit.tokens for commit in self.commits)
 
     @property
+    def num_rows(self) -> int:
+        """Tokens that are stored, or means over windows."""
+        return sum(commit.rows for commit in self.commits)
+
+    @property
     def slots_per_batch(self) -> int | None:
         """Places for tokens in one batch, padding included."""
         sizes = [self.run["configuration"].get(name) for name in ("steps_per_batch", "batch_size", "seq_len")]
@@ -108,11 +114,12 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
     with ThreadPoolExecutor(16) as pool:
         chains = [_read_chain(reader, worker_id, pool) for worker_id in reader.workers]
     sums = {name: np.zeros(2) for name in reader.hook_points}
-    lengths: dict[tuple[int, int], int] = defaultdict(int)
+    lengths: dict[tuple[int, int], int] = {}
     for stored in reader.headers():
-        index, sizes = stored.array("record_index"), np.diff(stored.array("record_offsets"))
-        for record, size in zip(index.tolist(), sizes.tolist(), strict=True):
-            lengths[stored.ref.worker_id, record] += size
+        sizes = stored.record_lengths.copy()
+        sizes[:1] += stored.ref.begin.token_offset  # what came before, whether anything of it is stored or not
+        records = stored.array("record_index").tolist()
+        lengths |= zip(((stored.ref.worker_id, record) for record in records), sizes.tolist(), strict=True)
         for name in reader.hook_points:
             sums[name] += [stored.ref.num_tokens, stored.array(name + SUMS[1]).sum()]
     sample = _choose(reader)
@@ -133,7 +140,8 @@ def _read_chain(reader: ActivationReader, worker_id: int, pool: ThreadPoolExecut
     infos = list(reader.storage.list(folder))
     parsed = pool.map(lambda info: checkpoint.parse_commit(reader.storage.read(info.name), info.name), infos)
     commits = list(parsed)
-    facts = [CommitFact(worker_id, info.updated, commit.attempt, commit.num_tokens, commit.seconds)
+    facts = [CommitFact(worker_id, info.updated, commit.attempt, commit.num_tokens_read, commit.num_tokens,
+                        commit.seconds)
              for info, commit in zip(infos, commits, strict=True)]  # fmt: skip
     return facts, commits[-1] if commits else None
 

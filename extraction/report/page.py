@@ -62,6 +62,7 @@ def _tiles(facts: ReportFacts) -> str:
     span = max(times) - min(times) if times else 0.0
     tiles = [
         (short(facts.num_tokens), "tokens"), (f"{facts.num_records:,}", "records"),
+        *([(short(facts.num_rows), "rows stored")] if facts.num_rows < facts.num_tokens else []),
         (format_bytes(facts.num_bytes), "stored"), (f"{len(streams):,}", "streams begun"),
         (f"{len(facts.commits):,}", "batches"),
         (f"{len(facts.interruptions()):,}", "interruptions survived"), (format_seconds(span), "first to last commit"),
@@ -129,7 +130,7 @@ def _norms(facts: ReportFacts) -> str:
             f'<div class="number" data-label="largest">{hook.largest:.4g}</div>'
         )
     note = (f"The norm of each token's activation, on a logarithmic scale from {short(scale[0])} to {short(scale[1])}. "
-            f"Root mean square of all tokens; the rest of a sample of {facts.sampled_tokens:,}.")  # fmt: skip
+            f"Root mean square of all that are stored; the rest of a sample of {facts.sampled_tokens:,}.")  # fmt: skip
     return _section("Norms", note, f'<div class="norms">{"".join(cells)}</div>', wide=True)
 
 

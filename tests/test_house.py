@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from extraction.datasets import DATASETS
+from extraction.models.families import FAMILIES
+from extraction.storage import BACKENDS
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "extraction").rglob("*.py")])
 TOP = {"extract_activations", "create_dataset_streams", "checkpoint"}
@@ -74,6 +78,14 @@ def test_only_these_import_it(package, users):
     for path in SOURCES:
         if package in {dotted.split(".")[0] for dotted in imports_of(path)}:
             assert name_of(path) in users, f"{path} imports {package}"
+
+
+@pytest.mark.parametrize("registry", [DATASETS, FAMILIES, BACKENDS])
+def test_what_a_registry_lists_stays_apart(registry):
+    listed = {place.partition(":")[0] for place in registry.values()}
+    for module in listed:
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        assert not imports_of(path) & listed, f"{module} imports another of its kind"
 
 
 def test_only_a_storage_knows_how_its_locations_begin():

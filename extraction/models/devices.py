@@ -1,7 +1,8 @@
 """The devices of this host: opened, or a clear refusal; and what their errors mean.
 
-Out: what jax computes on, and domain errors. Guarantee: a host that was set up for an accelerator never computes on its CPU unasked, which
-jax does in silence when the accelerator is taken or gone: it would be slow, and in another dtype than the other workers.
+Out: what jax computes on, and domain errors. Guarantee: a host that was set up for an accelerator never computes on its
+CPU unasked, which jax does in silence when the accelerator is taken or gone: it would be slow, and in another dtype
+than the other workers.
 Cost: what it takes jax to open the devices, once in a process.
 """
 

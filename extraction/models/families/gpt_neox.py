@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Any
 from ...errors import InvalidRequest
 from ..config import ModelConfig
 from .base import Family
-from .reading import activation, rope
+from .reading import DECODER, decoder, rope
 
 if TYPE_CHECKING:
     import jax
 
     from ..weights import Table
 
-_HANDLED = {
-    "attention_bias", "hidden_act", "hidden_size", "intermediate_size", "layer_norm_eps", "max_position_embeddings",
-    "num_attention_heads", "num_hidden_layers", "partial_rotary_factor", "rope_parameters", "rope_scaling",
-    "rope_theta", "rotary_emb_base", "rotary_pct", "use_parallel_residual", "vocab_size",
+_HANDLED = DECODER - {"head_dim", "num_key_value_heads", "rms_norm_eps"} | {
+    "layer_norm_eps", "partial_rotary_factor", "rotary_emb_base", "rotary_pct", "use_parallel_residual",
 }
 # The head, which gets the prefix on its way, and buffers of older checkpoints.
 _NOT_NEEDED = (
@@ -46,22 +44,9 @@ def _read(config: Any, path: Path) -> ModelConfig:
         if (said := getattr(config, name, None)) not in (None, parameters[name]):
             raise InvalidRequest(f"{path}: {name} = {said} is not handled for gpt_neox beside {parameters[name]}")
     fraction = float(parameters.pop("partial_rotary_factor", 1.0))
-    return ModelConfig(
-        family="gpt_neox",
-        num_layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_attention_heads,
-        head_width=config.hidden_size // config.num_attention_heads,
-        mlp_width=config.intermediate_size,
-        vocab_size=config.vocab_size,
-        norm_epsilon=config.layer_norm_eps,
-        activation=activation(config.hidden_act, path),
-        qkv_bias=bool(config.attention_bias),
-        output_bias=bool(config.attention_bias),
-        mlp_bias=True,
+    return decoder(
+        config, path, norm_epsilon=config.layer_norm_eps, mlp_bias=True, parallel=bool(config.use_parallel_residual),
         rope=rope(parameters, config, path, fraction),
-        parallel=bool(config.use_parallel_residual),
     )
 
 

@@ -29,7 +29,7 @@ def decoder(config: Any, path: Path, **more: Any) -> ModelConfig:
         "num_layers": config.num_hidden_layers,
         "width": config.hidden_size,
         "num_heads": config.num_attention_heads,
-        "num_kv_heads": config.num_key_value_heads or config.num_attention_heads,
+        "num_kv_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         "head_width": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         "mlp_width": config.intermediate_size,
         "vocab_size": config.vocab_size,

@@ -9,7 +9,7 @@ array or run of rows, or one for arrays that lie side by side; large ones are sp
 import json
 from collections.abc import Iterable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,13 +58,25 @@ class StoredBatch:
     @cached_property
     def record_ids(self) -> list[str]:
         """The ids of its R records, in order."""
+        ids = self._listed("record_ids")
+        if all(type(text) is str for text in ids):
+            return ids
+        raise DamagedData(f"{self.ref.name}: its header has a record id that is no text")
+
+    @cached_property
+    def record_meta(self) -> list[Any]:
+        """What the streams say of its R records beside their text, None for those of which they say nothing."""
+        return self._listed("record_meta") if "record_meta" in self._metadata else [None] * len(self.record_ids)
+
+    def _listed(self, key: str) -> list[Any]:
+        """The JSON list of R entries under this key of the header."""
         try:
-            ids = json.loads(self._metadata["record_ids"])
-            if type(ids) is list and all(type(text) is str for text in ids):
-                return ids
+            found = json.loads(self._metadata[key])
+            if type(found) is list and len(found) == self._entry("record_index").shape[0]:
+                return found
         except (KeyError, ValueError, RecursionError):
             pass
-        raise DamagedData(f"{self.ref.name}: its header has no list of record ids")
+        raise DamagedData(f"{self.ref.name}: its header has no list {key} of its records")
 
     @property
     def record_lengths(self) -> np.ndarray:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,8 +50,9 @@ class Batch:
     """One commit: N rows of R records. A record that goes on in the next batch is in both.
 
     `activations`: {hook point: [N, width]}, `tokens`, `positions`: int32 [N], `record_index`: int64 [R],
-    `record_offsets`: int64 [R+1] into the N rows, `record_ids`: the R ids. `mean_over`: int32 [N], of how many tokens
-    each row is the mean; None if rows are tokens.
+    `record_offsets`: int64 [R+1] into the N rows, `record_ids`: the R ids, `record_meta`: what the streams say of them
+    beside their text, or None. `mean_over`: int32 [N], of how many tokens each row is the mean; None if rows are
+    tokens.
     """
 
     ref: BatchRef
@@ -61,6 +62,7 @@ class Batch:
     record_index: np.ndarray
     record_offsets: np.ndarray
     record_ids: list[str]
+    record_meta: list[Any]
     mean_over: np.ndarray | None = None
 
     @property
@@ -73,7 +75,8 @@ class Batch:
 @dataclass(frozen=True)
 class RecordActivations:
     """What is stored of one whole record, n rows: `activations` {hook point: [n, width]}, `tokens` and `positions`
-    int32 [n]. `mean_over`: int32 [n], of how many tokens each row is the mean; None if rows are tokens."""
+    int32 [n]. `mean_over`: int32 [n], of how many tokens each row is the mean; None if rows are tokens. `meta`: what
+    the streams say of it beside its text, such as the answer key of a question, or None."""
 
     stream: int
     index: int
@@ -82,6 +85,7 @@ class RecordActivations:
     tokens: np.ndarray
     positions: np.ndarray
     mean_over: np.ndarray | None = None
+    meta: Any = None
 
     def mean(self, hook_point: str) -> np.ndarray:
         """float64 [width]: over the tokens of the record that rows were stored of. Raises ValueError without rows."""
@@ -235,7 +239,8 @@ class ActivationReader:
         stored.fetch(["record_index", "record_offsets", "tokens", "positions", *more, *scales, *names])
         return Batch(
             ref, {name: stored.activations(name) for name in names}, stored.array("tokens"), stored.array("positions"),
-            stored.array("record_index"), stored.array("record_offsets"), stored.record_ids, *map(stored.array, more),
+            stored.array("record_index"), stored.array("record_offsets"), stored.record_ids, stored.record_meta,
+            *map(stored.array, more),
         )
 
     def _join(self, worker_id: int, batches: Iterator[Batch]) -> Iterator[RecordActivations]:
@@ -276,7 +281,7 @@ def _part(batch: Batch, at: int, record_id: str) -> RecordActivations:
     index = int(batch.record_index[at])
     return RecordActivations(
         batch.ref.worker_id, index, record_id, activations, batch.tokens[here], batch.positions[here],
-        None if batch.mean_over is None else batch.mean_over[here],
+        None if batch.mean_over is None else batch.mean_over[here], batch.record_meta[at],
     )
 
 

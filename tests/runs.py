@@ -1,5 +1,6 @@
 """Whole runs without a model: real chains and data objects, whose activations are a function of the token."""
 
+import json
 from collections.abc import Iterable
 
 import ml_dtypes
@@ -20,6 +21,11 @@ DTYPE = np.dtype(ml_dtypes.bfloat16)
 
 def record_id(worker_id: int, index: int) -> str:
     return f"<urn:{worker_id}/{index}>"
+
+
+def meta_of(index: int) -> dict[str, int] | None:
+    """What the streams say of a record; of two in three nothing."""
+    return {"label": index} if index % 3 == 2 else None
 
 
 def tokens_of(worker_id: int, index: int, length: int) -> np.ndarray:
@@ -49,7 +55,8 @@ def extract(
     """Commit the batches of one worker from where its chain stands."""
     layout = Layout(chain.worker_id, WIDTHS, DTYPE)
     records = (
-        TokenizedRecord(index, record_id(chain.worker_id, index), tokens_of(chain.worker_id, index, length))
+        TokenizedRecord(index, record_id(chain.worker_id, index), tokens_of(chain.worker_id, index, length),
+                        json.dumps(meta_of(index)) if meta_of(index) else None)
         for index, length in enumerate(lengths) if index >= chain.cursor.record
     )
     for number, batch in enumerate(pack_batches(records, chain.cursor, SHAPE, "split", selector)):

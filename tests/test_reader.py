@@ -17,7 +17,7 @@ from extraction.shuffle import ShuffledReader, ShuffleOptions
 from extraction.storage import gcs as gcs_storage
 from extraction.storage import open_storage
 from tests import runs
-from tests.runs import WIDTHS, activations_of, make_run, record_id, tokens_of
+from tests.runs import WIDTHS, activations_of, make_run, meta_of, record_id, tokens_of
 
 STREAMS = ([5, 3, 20, 0, 8, 1, 7, 7, 2, 16], [40, 1, 2, 30], [], [9] * 7)
 HOOK, OTHER = WIDTHS
@@ -71,6 +71,7 @@ def test_records_are_whole_also_where_they_go_over_batches(anywhere):
         tokens = tokens_of(record.stream, record.index, lengths[record.stream, record.index])
         assert record.id == record_id(record.stream, record.index)
         assert np.array_equal(record.tokens, tokens)
+        assert record.meta == meta_of(record.index)
         for name, width in WIDTHS.items():
             assert np.array_equal(record.activations[name], activations_of(tokens, width))
 

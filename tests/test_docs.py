@@ -12,6 +12,7 @@ from extraction.config import FINAL_HOOK, HOOK_SUFFIXES
 from extraction.models.config_file import read_model_config
 from extraction.models.families import FAMILIES
 from extraction.pipeline import StageTimes
+from extraction.positions import Selection, Selector
 from extraction.shards import decode
 from extraction.storage import Storage, open_storage
 from tests.runs import WIDTHS, make_run
@@ -53,10 +54,12 @@ def test_the_table_of_a_commit_has_its_keys(output):
     assert keys_of_table("key") == commit.keys()
 
 
-def test_the_table_of_a_data_object_has_its_arrays(output):
-    shard = decode(output.read("worker-00000/batches/00000000.safetensors"))
+def test_the_table_of_a_data_object_has_its_arrays(output, tmp_path):
+    means = open_storage(str(tmp_path))
+    make_run(means, [[8] * 3], selector=Selector(Selection.parse("mean")))
+    shard, pooled = (decode(run.read("worker-00000/batches/00000000.safetensors")) for run in (output, means))
     named = {key.replace("<hook point>", hook) for key in keys_of_table("array") for hook in WIDTHS}
-    assert named == shard.arrays.keys()
+    assert named == shard.arrays.keys() | pooled.arrays.keys()
     assert list(shard.arrays)[:2] == ["record_index", "record_offsets"]
     assert {"schema", "worker_id", "batch", "record_ids"} <= shard.metadata.keys()
 
@@ -109,7 +112,7 @@ def test_the_example_of_hook_points_runs():
     assert run_examples("hook-points.md").splitlines() == [
         "blocks.0.hook_resid_pre 128", "blocks.0.mlp.hook_post 384", "blocks.1.hook_attn_out 128",
         "blocks.1.hook_mlp_out 128", "blocks.3.hook_resid_pre 128", "blocks.3.mlp.hook_post 384",
-        "ln_final.hook_normalized 128",
+        "ln_final.hook_normalized 128", "last [9]", "every:4 [0 4 8]", "0,5,-1 [0 5 9]",
     ]
 
 

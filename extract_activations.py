@@ -13,6 +13,7 @@ if __name__ == "__main__":  # told to stop while the imports below are under way
 
 import json
 import sys
+from collections.abc import Callable
 
 import click
 from click_default_group import DefaultGroup
@@ -43,7 +44,7 @@ class NumberOr(click.ParamType):
         return value if value == self._word else click.IntRange(self._least).convert(value, param, ctx)
 
 
-def option(flag: str, **settings: object):
+def option(flag: str, **settings: object) -> Callable:
     """A click option that also reads `EXTRACT_<FLAG>`."""
     variable = "EXTRACT_" + flag.split("/")[0].removeprefix("--").replace("-", "_").upper()
     return click.option(flag, **({"envvar": variable, "show_default": True} | settings))

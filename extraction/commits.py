@@ -27,6 +27,7 @@ _COMMIT_NAME = re.compile(r"([0-9]{8})\.json")
 
 
 def worker_folder(worker_id: int) -> str:
+    """The folder of a worker in the output."""
     return f"worker-{worker_id:05d}"
 
 
@@ -37,6 +38,7 @@ def worker_number(folder: str) -> int | None:
 
 
 def commit_name(worker_id: int, batch: int) -> str:
+    """The name of a commit in the output."""
     return f"{worker_folder(worker_id)}/commits/{batch:08d}.json"
 
 

@@ -10,12 +10,16 @@ at a time.
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import checkpoint
 
 from .errors import InvalidRequest, ObjectNotFound, TryAgain
 from .standing import Standing, read_standing
 from .storage import open_storage
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 THREADS = 32
 WINDOW = 300.0  # seconds over which "now" is measured
@@ -192,7 +196,7 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def table(status: RunStatus, most_rows: int):
+def table(status: RunStatus, most_rows: int) -> "Table":
     """The status as a rich table: those in trouble first, at most `most_rows` streams."""
     from rich.table import Table
 

@@ -101,6 +101,24 @@ def test_levels_and_the_map_of_the_library_have_every_module():
     assert sorted(described) == sorted(modules - TOP)
 
 
+def public(tree: ast.Module) -> list[ast.AST]:
+    """The functions and classes of a module, and the methods of these, that have no underscore before them."""
+    top = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    inner = [node for kind in top if isinstance(kind, ast.ClassDef) for node in kind.body]
+    return [node for node in top + inner if not getattr(node, "name", "_").startswith("_")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
+def test_what_others_may_use_is_typed_and_described(path):
+    tree = ast.parse(path.read_text())
+    for node in public(tree):
+        if isinstance(node, ast.FunctionDef):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            untyped = [one.arg for one in given if one.annotation is None and one.arg not in ("self", "cls")]
+            assert node.returns is not None and not untyped, f"{node.name} {untyped}"
+        assert ast.get_docstring(node) or node not in tree.body, f"{node.name} has no docstring"
+
+
 def test_nothing_imports_from_the_archive():
     for path in ROOT.rglob("*.py"):
         if not any(part.startswith(".") for part in path.relative_to(ROOT).parts):

@@ -23,6 +23,8 @@ class Kernels(nnx.Module):
 
 
 class Experts(nnx.Module):
+    """The kernels of gated mlps."""
+
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         count = config.experts.count
         self.gate = Kernels(count, config.width, config.mlp_width, dtype)

@@ -126,6 +126,8 @@ class LayerNorm(nnx.Module):
 
 
 class MLP(nnx.Module):
+    """x [B, T, D] -> [B, T, D] through one non-linearity."""
+
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         self.activation = ACTIVATIONS[config.activation]
         self.up = Linear(config.width, config.mlp_width, config.mlp_bias, dtype)
@@ -138,6 +140,8 @@ class MLP(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
+    """x [B, T, D] -> [B, T, D]; one linear map is gated by another."""
+
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         self.activation = ACTIVATIONS[config.activation]
         self.gate = Linear(config.width, config.mlp_width, config.mlp_bias, dtype)

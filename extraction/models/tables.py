@@ -42,6 +42,7 @@ def output(config: ModelConfig, theirs: str) -> Entries:
 
 
 def attention(config: ModelConfig) -> Entries:
+    """Attention with a tensor for each of q, k and v, and their norms where there are any."""
     table, heads = output(config, "model.layers.{l}.self_attn.o_proj"), partial(to_heads, config.head_width)
     for name in "qkv":
         theirs = f"model.layers.{{l}}.self_attn.{name}_proj"
@@ -54,6 +55,7 @@ def attention(config: ModelConfig) -> Entries:
 
 
 def gated_mlp(config: ModelConfig) -> Entries:
+    """An mlp with a gate."""
     table = {}
     for name in ("gate", "up", "down"):
         table |= linear(f"mlp.{name}", f"model.layers.{{l}}.mlp.{name}_proj", config.mlp_bias)

@@ -23,10 +23,12 @@ from .tensors import DTYPES, WeightFiles
 
 
 def unchanged(tensor: jax.Array) -> jax.Array:
+    """What becomes of most tensors."""
     return tensor
 
 
 def transposed(tensor: jax.Array) -> jax.Array:
+    """[I, O] of what is [O, I]."""
     return tensor.T
 
 

@@ -72,6 +72,7 @@ class Axes:
 
 
 def svg(content: str, label: str) -> str:
+    """A drawing; `label` is what is read to those who do not see it."""
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{content}</svg>'
 
 

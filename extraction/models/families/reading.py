@@ -47,6 +47,7 @@ def decoder(config: Any, path: Path, **more: Any) -> ModelConfig:
 
 
 def activation(name: str, path: Path) -> str:
+    """The name of an activation, if it is handled."""
     if name not in ACTIVATIONS:
         raise InvalidRequest(f"{path}: activation {name!r} is not handled; handled are {', '.join(ACTIVATIONS)}")
     return name

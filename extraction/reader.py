@@ -1,6 +1,7 @@
 """Reading what a run stored: by batch, by record, by hook point, and the statistics of all of it.
 
-In: OUTPUT, a folder or gs://bucket/prefix, finished or not. Out: NumPy arrays in the stored dtype.
+In: OUTPUT, a folder or gs://bucket/prefix, finished or not. Out: NumPy arrays in the stored dtype, or of rows with a scale
+(int8, float8) their values in float32.
 
     reader = ActivationReader("gs://bucket/run")
     for activations, tokens, record, position in reader.rows("blocks.6.hook_resid_post"): ...
@@ -25,8 +26,9 @@ import checkpoint
 from .errors import DamagedData, InvalidRequest, ObjectNotFound
 from .objects import BatchRef, StoredBatch
 from .records import Cursor
+from .statistics import Statistics, names_of_statistics, statistics_of
 from .storage import open_storage
-from .stored import SCALE, SUMS
+from .stored import SCALE
 
 _THREADS = 16
 _READ_AHEAD = 1
@@ -92,16 +94,6 @@ class RecordActivations:
         if not len(self.tokens):
             raise ValueError(f"record {self.id}: nothing of it is stored")
         return np.average(self.activations[hook_point].astype(np.float64), axis=0, weights=self.mean_over)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Over `count` tokens: `mean` and `std` float64 [width] of each coordinate, `norm` the root mean square of ‖x‖."""
-
-    count: int
-    mean: np.ndarray
-    std: np.ndarray
-    norm: float
 
 
 class ActivationReader:
@@ -213,21 +205,25 @@ class ActivationReader:
         raise ObjectNotFound(f"{self.storage.location} does not hold all of record {record_id!r} yet")
 
     def statistics(self, hook_points: Sequence[str] | None = None) -> dict[str, Statistics]:
-        """{hook point: Statistics} of all tokens, from the sums in each object's first bytes; rows are not read."""
+        """{hook point: Statistics} of all rows, from each object's first bytes; of rows only those with a maximum are
+        read. Raises InvalidRequest if nothing is stored yet."""
         names = self.checked(hook_points)
-        count, sums = 0, {name: [0.0, 0.0] for name in names}
-        for stored in self.headers():
-            count += stored.ref.num_tokens
-            for name in names:
-                for part, suffix in enumerate(SUMS):
-                    sums[name][part] = sums[name][part] + stored.array(name + suffix)
-        if not count:
+        found = statistics_of(self.headers(names), names)
+        if not found:
             raise InvalidRequest(f"{self.storage.location} holds no tokens yet")
-        return {name: _statistics(count, *parts) for name, parts in sums.items()}
+        return found
 
-    def headers(self) -> Iterator[StoredBatch]:
-        """The data object of every batch, opened: its header and first bytes are there, the rows are not."""
-        return self._ahead(self.all_refs(), lambda ref: StoredBatch(self.storage, ref), _THREADS)
+    def headers(self, hook_points: Sequence[str] = ()) -> Iterator[StoredBatch]:
+        """The data object of every batch, opened: its header and the statistics of these hook points are there, the
+        rows are not."""
+
+        def load(ref: BatchRef) -> StoredBatch:
+            stored = StoredBatch(self.storage, ref)
+            if hook_points:
+                stored.fetch(names_of_statistics(stored, hook_points))
+            return stored
+
+        return self._ahead(self.all_refs(), load, _THREADS)
 
     def _load_batches(self, refs: Iterable[BatchRef], names: Sequence[str]) -> Iterator[Batch]:
         return self._ahead(refs, lambda ref: self._load(ref, names), _READ_AHEAD)
@@ -267,12 +263,6 @@ class ActivationReader:
             if name not in self.hook_points:
                 raise InvalidRequest(f"{name}: the run has the hook points {', '.join(self.hook_points)}")
         return names
-
-
-def _statistics(count: int, total: np.ndarray, squares: np.ndarray) -> Statistics:
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    return Statistics(count, mean, std, float(np.sqrt(squares.sum() / count)))
 
 
 def _part(batch: Batch, at: int, record_id: str) -> RecordActivations:

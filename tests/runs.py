@@ -16,7 +16,7 @@ from tests.batches import fill_hook
 SHAPE = BatchShape(steps=1, rows=2, seq_len=8)
 FINGERPRINT = "sha256:of-the-configuration"
 WIDTHS = {"blocks.0.hook_resid_post": 4, "blocks.1.mlp.hook_post": 6}
-DTYPE = np.dtype(ml_dtypes.bfloat16)
+DTYPE = np.dtype(ml_dtypes.bfloat16)  # stored
 
 
 def record_id(worker_id: int, index: int) -> str:
@@ -36,7 +36,7 @@ def tokens_of(worker_id: int, index: int, length: int) -> np.ndarray:
 def activations_of(tokens: np.ndarray, width: int) -> np.ndarray:
     """[n, width], told apart by token and coordinate to the precision of bfloat16."""
     spread = (tokens.astype(np.int64) * 2654435761 % 251)[:, None] - 125
-    return (spread * (1 + np.arange(width)) / 16).astype(DTYPE)
+    return (spread * (1 + np.arange(width)) / 16).astype(ml_dtypes.bfloat16)
 
 
 def make_run(

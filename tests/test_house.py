@@ -24,6 +24,7 @@ LEVELS = [
     {"create_dataset_streams", "plan", "status", "elastic", "adapters"},
     {"datasets", "sampling", "parity", "audit", "standing", "shuffle", "exports"},
     {"streams", "forward", "reader", "progress", "metrics", "attempts"},
+    {"statistics"},
     {"checkpoint", "models", "pipeline", "writer", "objects", "parquet"},
     {"manifest", "packing", "stored", "compile_cache"},
     {"config", "commits", "storage", "selection", "tokenization", "positions", "shards", "preemption"},

@@ -13,6 +13,7 @@ from extraction import objects
 from extraction.errors import DamagedData, InvalidRequest, ObjectNotFound
 from extraction.packing import BatchShape
 from extraction.reader import ActivationReader
+from extraction.shards import dtype_named
 from extraction.shuffle import ShuffledReader, ShuffleOptions
 from extraction.storage import gcs as gcs_storage
 from extraction.storage import open_storage
@@ -105,6 +106,7 @@ def test_of_an_unfinished_run_only_what_is_committed_whole_is_a_record(storage):
 
 
 def test_statistics_are_those_of_all_tokens(output):
+    """Their norms and maxima are in test_statistics.py."""
     reader = ActivationReader(output)
     for name, found in reader.statistics().items():
         values = np.concatenate([r.activations for r in reader.rows(name)]).astype(np.float64)
@@ -114,18 +116,38 @@ def test_statistics_are_those_of_all_tokens(output):
         assert found.norm == pytest.approx(np.sqrt((values**2).sum(axis=1).mean()))
 
 
-def test_statistics_read_no_rows(gcs, monkeypatch):
+def test_statistics_read_no_rows_but_those_with_a_maximum(gcs, monkeypatch):
     make_run(open_storage("gs://bucket/run"), STREAMS)
-    sizes = []
+    got = []
     view = open_storage("gs://bucket/run").__class__.view
     monkeypatch.setattr(objects, "_HEAD", 1024)
     monkeypatch.setattr("extraction.storage.gcs.GcsStorage.view",
-                        lambda self, name, start, end: sizes.append(end) or view(self, name, start, end))
+                        lambda self, name, start, end: got.append((name, start, end)) or view(self, name, start, end))
     reader = ActivationReader("gs://bucket/run")
     reader.statistics()
-    assert len(sizes) < 8 * len(list(reader.all_refs()))
-    rows = min(ref.size - 16 * WIDTHS[OTHER] for ref in reader.all_refs() if ref.num_tokens == 16)
-    assert max(sizes) < rows
+    refs = {ref.name: ref for ref in reader.all_refs()}
+    assert len(got) < 4 * len(refs) + 16
+    rows = {name: ref.size - 2 * sum(WIDTHS.values()) * ref.num_tokens for name, ref in refs.items()}
+    lengths = [end - start for name, start, end in got if end > rows[name]]
+    assert sorted(lengths) == [2 * width for width in sorted(WIDTHS.values())]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_rows_with_a_scale_are_read_as_values_wherever_they_are_read(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(runs, "DTYPE", dtype_named(dtype))
+    make_run(open_storage(str(tmp_path)), STREAMS)
+    reader = ActivationReader(str(tmp_path))
+    record = reader.record(record_id(1, 0))
+    shuffled = list(epoch for epoch, _ in zip(ShuffledReader(reader, HOOK, ShuffleOptions(9, 20)), range(20)))
+    seen = [(rows.tokens, rows.activations) for rows in [*reader.rows(HOOK), *shuffled]]
+    for tokens, found in [*seen, (record.tokens, record.activations[HOOK])]:
+        values = activations_of(tokens, WIDTHS[HOOK]).astype(np.float32)
+        most = np.abs(values).max(axis=1, keepdims=True)
+        assert found.dtype == np.float32
+        assert (np.abs(found - values) <= most * (0.5 / 127 if dtype == "int8" else 1 / 16) * 1.001).all()
+    stored = next(reader.headers())
+    codes, scale = stored.array(HOOK), stored.array(f"{HOOK}.scale")
+    assert codes.dtype == dtype and np.array_equal(codes.astype(np.float32) * scale[:, None], stored.activations(HOOK))
 
 
 @pytest.fixture

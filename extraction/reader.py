@@ -1,7 +1,7 @@
 """Reading what a run stored: by batch, by record, by hook point, and the statistics of all of it.
 
-In: OUTPUT, a folder or gs://bucket/prefix, finished or not. Out: NumPy arrays in the stored dtype, or of rows with a scale
-(int8, float8) their values in float32.
+In: OUTPUT, a folder or gs://bucket/prefix, finished or not. Out: NumPy arrays in the stored dtype; rows with
+a scale (int8, float8) come as their values in float32.
 
     reader = ActivationReader("gs://bucket/run")
     for activations, tokens, record, position in reader.rows("blocks.6.hook_resid_post"): ...

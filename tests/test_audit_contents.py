@@ -23,6 +23,7 @@ from tests.stream_runs import (
     DATA,
     HOOKS,
     NUM_WORKERS,
+    Store,
     assert_found,
     batches_of,
     extract,
@@ -47,6 +48,12 @@ HOOK = "blocks.0.hook_resid_post"
     (lambda a: a[HOOK].__setitem__((2, 3), 1e6), f"{HOOK}.sum\\[3\\] is"),
     (lambda a: a[f"{HOOK}.sum_of_squares"].__setitem__(1, 0.5), f"{HOOK}.sum_of_squares\\[1\\] is 0.5"),
     (lambda a: a[f"{HOOK}.sum"].__setitem__(1, np.nan), f"{HOOK}.sum\\[1\\] is nan"),
+    (lambda a: a[f"{HOOK}.norm_counts"].__iadd__(1), f"{HOOK}.norm_counts are of 2,060 norms, its rows have 12"),
+    (lambda a: a[f"{HOOK}.norm_counts"].__setitem__(slice(None), np.roll(a[f"{HOOK}.norm_counts"], 1)),
+     f"{HOOK}.norm_counts are not those of its rows"),
+    (lambda a: a[f"{HOOK}.max"].__imul__(2), f"{HOOK}.max is .*, the largest of its values"),
+    (lambda a: a[f"{HOOK}.max_at"].__setitem__(0, 12), f"{HOOK}.max_at is \\[12, .*no place in \\[12, 4\\]"),
+    (lambda a: a[f"{HOOK}.max_at"].__setitem__(1, 1), f"{HOOK}.max_at is .*, where 0 stands"),
 ])
 def test_deep_finds_what_was_committed_wrong(store, change, message):
     store.change_data(change)
@@ -139,6 +146,34 @@ def test_values_that_are_not_finite_are_counted_and_no_damage(store):
     assert (audit.exit_code, audit.to_json()["not_finite"]) == (0, {HOOK: {"nan": 1, "inf": 2}})
     assert f"not finite: {HOOK} has 1 NaN and 2 infinite values" in audit.to_text()
     assert audit.workers[1].to_json(deep=True)["not_finite"] == {}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("change, message", [
+    (lambda a: a[f"{HOOK}.scale"].__imul__(-1), r"scale\[\d+\] is -.*, and the largest code"),
+    (lambda a: a[f"{HOOK}.scale"].__setitem__(4, a[f"{HOOK}.scale"][4] * 1.05), r"sum\[\d\] is"),
+    (lambda a: a[f"{HOOK}.scale"].__setitem__(4, a[f"{HOOK}.scale"][4] * 1.05), "norm_counts are not those of its rows"),
+    (lambda a: a[f"{HOOK}.scale"].__setitem__(4, np.nan), r"scale\[4\] is nan, and the largest code of the row"),
+    (lambda a: a[f"{HOOK}.scale"].__setitem__(4, np.inf), r"scale\[4\] is inf"),
+    (lambda a: a[f"{HOOK}.scale"].__setitem__(4, 0), r"scale\[4\] is 0, and the largest code of the row"),
+    (lambda a: a[HOOK].__setitem__(4, 0), r"scale\[4\] is .*, and the largest code of the row 0"),
+])
+def test_deep_finds_a_scale_that_is_not_that_of_its_row(tmp_path, run_streams, dtype, change, message):
+    store = Store(open_storage(str(tmp_path)), None, run_streams)
+    for worker in range(NUM_WORKERS):
+        extract(store.storage, run_streams, worker, store_dtype=dtype)
+    assert store.problems(deep=True) == []
+    store.change_data(change)
+    assert store.problems() == []
+    assert_found(store.problems(deep=True), f"{DATA}: {HOOK}.{message}")
+
+
+def test_runs_of_before_norms_were_counted_are_proven(tmp_path, run_streams):
+    store = Store(open_storage(str(tmp_path)), None, run_streams)
+    for worker in range(NUM_WORKERS):
+        extract(store.storage, run_streams, worker, data_schema=1)
+    store.change_data(lambda arrays: arrays[f"{HOOK}.norm_counts"].__iadd__(1))
+    assert store.problems(deep=True) == []
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

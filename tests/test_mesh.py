@@ -17,6 +17,8 @@ from extraction.forward import CapturePlan, ForwardOptions, StepShape, demand_of
 from extraction.models.config_file import read_model_config
 from extraction.models.sharding import Demand, MeshShape, Placement, choose_mesh, mesh_of, misfit
 from extraction.models.weights import leaves_of
+from extraction.shards import decode
+from extraction.stored import norm_counts
 from tests.tiny_models import ALL, CONFIGS, documents, error, load, run, run_means
 
 ROWS = 8
@@ -32,7 +34,7 @@ from extraction.models.sharding import MeshShape
 from extraction.packing import BatchShape, pack_batches
 from extraction.pipeline import Layout, run_pipeline
 from extraction.records import Cursor, TokenizedRecord
-from extraction.shards import decode
+from extraction.shards import decode, dtype_named
 from tests.tiny_models import documents, load, run, run_means
 folder, rows, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 forward = load(folder / "llama", cases[0][2], rows=rows, mesh=MeshShape(2, 2), pool=True)
@@ -49,7 +51,19 @@ for name, mesh, hooks in cases:
     exchanges = re.findall(r"= .* (all-\\w+|collective-permute|reduce-scatter)(?:-start)?\\(", forward._step.as_text())
     np.savez(folder / f"{name} {mesh}.npz", exchanges=exchanges, digest=forward.weights_digest, **values,
              **{hook + ".sum": found.sum for hook, found in sums.items()})
+hooks, dtypes = json.loads(sys.argv[4])
+for dtype in dtypes:
+    forward = load(folder / "llama", hooks, rows=rows, mesh=MeshShape(2, 2), store_dtype=dtype,
+                   compile_cache=str(folder / "compiled"))
+    for turn in range(2):
+        objects, batches = [], pack_batches(records, Cursor(0, 0), BatchShape(1, rows, 150), "split")
+        layout = Layout(0, forward.widths, dtype_named(dtype))
+        run_pipeline(batches, layout, forward, 0, lambda batch, data, seconds, errors: objects.append((data, errors)))
+        (folder / f"{dtype} {turn}.safetensors").write_bytes(objects[0][0])
+        (folder / f"{dtype} {turn}.json").write_text(json.dumps(objects[0][1]))
 """
+DTYPES = ("int8", "float8_e4m3fn")
+SCALED = ("blocks.1.hook_resid_post", "blocks.1.attn.hook_z", "blocks.2.mlp.hook_post")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +72,8 @@ def on_meshes(models):
     folder = models("llama").folder.parent
     cases = [(name, mesh, list(models(name).reference)) for name, mesh in CASES]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run([sys.executable, "-c", CODE, folder, str(ROWS), json.dumps(cases)], env=environment,
+    arguments = [folder, str(ROWS), json.dumps(cases), json.dumps([SCALED, DTYPES])]
+    result = subprocess.run([sys.executable, "-c", CODE, *arguments], env=environment,
                             cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     found = {case: np.load(folder / f"{case[0]} {case[1]}.npz") for case in CASES}
@@ -80,6 +95,26 @@ def test_means_over_windows_are_the_same_on_a_mesh(models, on_meshes):
         assert error(on_meshes["means"][hook], expected[hook]) < 1e-5, hook
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hook", SCALED)
+def test_a_scale_is_that_of_the_whole_row_on_a_mesh_too(models, on_meshes, dtype, hook):
+    """Two devices have half of the columns each. The error is the same as of one device, to the values' rounding."""
+    folder = models("llama").folder.parent
+    (data, again), (errors, same) = (
+        [(folder / f"{dtype} {turn}.{ending}").read_bytes() for turn in range(2)] for ending in ("safetensors", "json")
+    )
+    assert data == again and errors == same
+    arrays, expected = decode(data).arrays, models("llama").reference[hook]
+    most = np.abs(expected).max(axis=1)
+    np.testing.assert_allclose(arrays[f"{hook}.scale"], most / (127 if dtype == "int8" else 448), rtol=1e-4)
+    values = arrays[hook].astype(np.float32) * arrays[f"{hook}.scale"][:, None]
+    assert json.loads(errors)[hook] == pytest.approx(error(values, expected), rel=1e-2)
+    assert np.array_equal(arrays[f"{hook}.norm_counts"], norm_counts(np.linalg.norm(values, axis=1)))
+    row, column = arrays[f"{hook}.max_at"]
+    assert np.abs(values[row, column]) == arrays[f"{hook}.max"][0] == np.abs(values).max()
+    np.testing.assert_allclose(arrays[f"{hook}.sum"], values.sum(axis=0), atol=1e-4 * np.abs(values).sum(axis=0).max())
+
+
 def test_the_digest_does_not_depend_on_the_mesh(models, on_meshes):
     digests = {str(on_meshes["llama", mesh]["digest"]) for mesh in MESHES}
     assert digests == {load(models("llama").folder, ALL).weights_digest}
@@ -87,7 +122,7 @@ def test_the_digest_does_not_depend_on_the_mesh(models, on_meshes):
 
 def test_compiled_steps_are_kept(models, on_meshes):
     kept = [path.name for path in (models("llama").folder.parent / "compiled").iterdir()]
-    assert sum(name.startswith("jit_step") and name.endswith("-cache") for name in kept) == len(CASES)
+    assert sum(name.startswith("jit_step") and name.endswith("-cache") for name in kept) == len(CASES) + len(DTYPES)
 
 
 def test_devices_exchange_what_they_must_and_no_more(on_meshes):

@@ -50,6 +50,11 @@ def test_a_plan_adds_up():
     assert plan.tokens_per_second == pytest.approx(FILL * 8 * 512 / max(plan.seconds.values()))
 
 
+@pytest.mark.parametrize("dtype, stored", [("float32", 512), ("int8", 132), ("float8_e4m3fn", 132)])
+def test_a_plan_counts_what_a_token_takes_with_its_scale(dtype, stored):
+    assert make_plan(replace(OPTIONS, store_dtype=dtype)).bytes_per_million_tokens == 2 * stored * 1_000_000
+
+
 def test_what_takes_longer_limits():
     assert make_plan(replace(OPTIONS, upload=1e-3)).limited_by == "upload"
     assert make_plan(replace(OPTIONS, to_host=1e-3)).limited_by == "device to host"

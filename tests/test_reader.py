@@ -138,7 +138,7 @@ def test_rows_with_a_scale_are_read_as_values_wherever_they_are_read(tmp_path, m
     make_run(open_storage(str(tmp_path)), STREAMS)
     reader = ActivationReader(str(tmp_path))
     record = reader.record(record_id(1, 0))
-    shuffled = list(epoch for epoch, _ in zip(ShuffledReader(reader, HOOK, ShuffleOptions(9, 20)), range(20)))
+    shuffled = ShuffledReader(reader, HOOK, ShuffleOptions(9, 20))
     seen = [(rows.tokens, rows.activations) for rows in [*reader.rows(HOOK), *shuffled]]
     for tokens, found in [*seen, (record.tokens, record.activations[HOOK])]:
         values = activations_of(tokens, WIDTHS[HOOK]).astype(np.float32)

@@ -37,6 +37,7 @@ Beside and after the workers:
     `report`         a picture of a run
     `parity`         the distance from the Hugging Face model
     `objects`        a data object, read in part or whole
+    `statistics`     what all data objects say of a hook point
     `reader`         a run, read by batch, record or hook point
     `shuffle`        in random order
     `adapters`       as datasets of other libraries

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Largest:
     """The coordinate of the largest |x| of all rows, of several the first: whose it is, where, and x as `value`.
 
-    `record` counts in the `stream`; `position` and `token` are those of the row, as `Rows` has them.
+    `record` counts in the `stream`; `position`, `token` and `norm` are those of its row.
     """
 
     stream: int
@@ -36,6 +36,7 @@ class Largest:
     token: int
     coordinate: int
     value: float
+    norm: float
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,10 @@ class Tally:
         here = (row, row + 1)
         ((stream, record),) = stored.records_of(*here).tolist()
         at = int(np.searchsorted(stored.array("record_offsets"), row, side="right")) - 1
-        value = float(stored.activations(self._name, *here)[0, column])
+        values = stored.activations(self._name, *here)[0].astype(np.float64)
         position, token = (int(stored.array(name, *here)[0]) for name in ("positions", "tokens"))
-        return Largest(stream, record, stored.record_ids[at], position, token, column, value)
+        found = (stream, record, stored.record_ids[at], position, token, column)
+        return Largest(*found, float(values[column]), float(np.linalg.norm(values)))
 
 
 def statistics_of(stored_batches: Iterable[StoredBatch], names: Sequence[str]) -> dict[str, Statistics]:

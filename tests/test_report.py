@@ -6,6 +6,7 @@ import subprocess
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ import pytest
 import checkpoint
 from extraction.positions import Selection, Selector
 from extraction.reader import ActivationReader
+from extraction.report import facts as report_facts
 from extraction.report import gather, render, write_report
 from extraction.report.charts import short, ticks
+from extraction.report.facts import QUANTILES
 from extraction.storage import open_storage
 from tests import runs
+from tests.batches import without
 from tests.runs import FINGERPRINT, WIDTHS, make_run
 from tests.workers import MODEL, python
 
@@ -45,8 +49,33 @@ def test_the_numbers_are_those_of_the_run(output):
         norms = [np.linalg.norm(rows.activations.astype(np.float64), axis=1) for rows in reader.rows(hook.name)]
         norms = np.concatenate(norms)
         assert hook.rms == pytest.approx(np.sqrt((norms**2).mean()))
-        assert (hook.median, hook.largest) == pytest.approx((np.median(norms), norms.max()))
-        assert hook.outstanding[0].times == pytest.approx(norms.max() / np.median(norms))
+        exact = np.quantile(norms, QUANTILES, method="lower")
+        assert hook.of_all and hook.quantiles == pytest.approx(exact, rel=0.0101)
+        assert hook.largest == pytest.approx(norms.max(), rel=0.0101)
+        assert hook.outstanding[0].times == pytest.approx(norms.max() / hook.median)
+
+
+def test_quantiles_and_the_largest_coordinate_are_of_all_rows_and_not_of_the_sample(output, monkeypatch):
+    """Of each object only its first row is in the sample."""
+    whole = gather(output).hooks
+    monkeypatch.setattr(report_facts, "SAMPLED_ROWS", 1)
+    for hook, expected in zip(gather(output).hooks, whole, strict=True):
+        assert (hook.quantiles, hook.largest, hook.rms) == (expected.quantiles, expected.largest, expected.rms)
+        most = max(abs(token.value) for token in expected.outstanding)
+        found = [token for token in hook.outstanding if abs(token.value) == most]
+        assert found and all(token in expected.outstanding for token in found)
+    assert "Of all that are stored; quantiles" in render(gather(output))
+
+
+def test_a_run_that_has_not_counted_its_norms_is_shown_by_a_sample(output):
+    expected = gather(output).hooks
+    for path in Path(output).glob("worker-*/batches/*"):
+        without(path, (".norm_counts", ".max", ".max_at"))
+    facts = gather(output)
+    for hook, whole in zip(facts.hooks, expected, strict=True):
+        assert not hook.of_all and hook.rms == whole.rms
+        assert hook.quantiles == pytest.approx(whole.quantiles, rel=0.1)
+    assert "the rest of a sample of" in render(facts)
 
 
 @pytest.mark.parametrize("rule", ["last", "mean", "every:7"])

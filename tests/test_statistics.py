@@ -16,11 +16,12 @@ import checkpoint
 from extraction.audit import audit_run
 from extraction.errors import DamagedData
 from extraction.reader import ActivationReader
-from extraction.shards import allocate, decode
+from extraction.shards import decode
 from extraction.statistics import Tally
 from extraction.storage import open_storage
 from extraction.stored import NORM_BINS, norm_counts, norm_sketch
 from tests import runs
+from tests.batches import without
 from tests.workers import ROOT, committed, extract, extract_here, make_streams, write_corpus
 
 QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
@@ -196,20 +197,6 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(streams, tmp_path):
 def small(tmp_path) -> Path:
     runs.make_run(open_storage(str(tmp_path)), ([5, 3, 20], [16, 9]))
     return tmp_path
-
-
-def without(path: Path, endings: tuple[str, ...]) -> None:
-    """The data object without the arrays of such names, in a file of the same size."""
-    shard = decode(path.read_bytes())
-    arrays = {name: array for name, array in shard.arrays.items() if not name.endswith(endings)}
-    layout, size, filler = {name: (array.shape, array.dtype) for name, array in arrays.items()}, len(shard.data), 0
-    for _ in range(3):  # the header grows with the filler's name and size
-        made = allocate(layout | {"filler": ((filler,), np.int8)}, shard.metadata)
-        filler += size - len(made.data)
-    assert len(made.data) == size
-    for name, array in arrays.items():
-        made.arrays[name][...] = array
-    path.write_bytes(made.data)
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -1,13 +1,14 @@
 """What a report shows, gathered from the output of a run.
 
-In: OUTPUT. Out: `ReportFacts`: plain numbers, no drawing. Sums, record lengths and times are of everything that is
-committed; what needs the activations themselves (quantiles, outstanding tokens, norms by position) is of a sample of
-rows, spread evenly over the batches.
+In: OUTPUT. Out: `ReportFacts`: plain numbers, no drawing. Statistics, record lengths and times are of everything that
+is committed; what needs the rows themselves (outstanding tokens, norms by position) is of a sample of them, spread
+evenly over the batches, and so are quantiles where a run of an earlier version has not counted its norms.
 
 Cost: each commit and each data object's first bytes once, and `SAMPLED_BATCHES` runs of `SAMPLED_ROWS` rows.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from checkpoint import Commit
 from ..errors import ExtractionError
 from ..objects import StoredBatch
 from ..reader import ActivationReader
-from ..stored import SUMS
+from ..statistics import Largest, Statistics, statistics_of
 
 SAMPLED_BATCHES = 32
 SAMPLED_ROWS = 4096
@@ -54,13 +55,16 @@ class Outstanding:
 
 @dataclass(frozen=True)
 class HookFacts:
-    """Norms ‖x‖ of one hook point: root mean square over all tokens, the rest from the sample."""
+    """Norms ‖x‖ of one hook point: of all rows the root mean square and, if `of_all`, quantiles and largest, within 1%;
+    else of the sample, as are medians by position and outstanding tokens, but for the one with the largest coordinate.
+    """
 
     name: str
     width: int
     rms: float
     quantiles: tuple[float, ...]
     largest: float
+    of_all: bool
     by_position: np.ndarray
     outstanding: tuple[Outstanding, ...]
 
@@ -113,17 +117,11 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
     reader = ActivationReader(output)
     with ThreadPoolExecutor(16) as pool:
         chains = [_read_chain(reader, worker_id, pool) for worker_id in reader.workers]
-    sums = {name: np.zeros(2) for name in reader.hook_points}
     lengths: dict[tuple[int, int], int] = {}
-    for stored in reader.headers():
-        sizes = stored.record_lengths.copy()
-        sizes[:1] += stored.ref.begin.token_offset  # what came before, whether anything of it is stored or not
-        records = stored.array("record_index").tolist()
-        lengths |= zip(((stored.ref.worker_id, record) for record in records), sizes.tolist(), strict=True)
-        for name in reader.hook_points:
-            sums[name] += [stored.ref.num_tokens, stored.array(name + SUMS[1]).sum()]
+    headers = reader.headers(reader.hook_points)
+    statistics = statistics_of(_with_lengths(headers, lengths), reader.hook_points)
     sample = _choose(reader)
-    hooks = [_read_hook(reader, name, sample, sums[name]) for name in reader.hook_points] if sample else []
+    hooks = [_read_hook(name, sample, found) for name, found in statistics.items()]
     verdict, proof = _prove(output, streams)
     commits = [commit for facts, _ in chains for commit in facts]
     lasts = [last for _, last in chains if last is not None]
@@ -133,6 +131,16 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
         hooks=tuple(hooks), sampled_tokens=sum(min(stored.ref.num_tokens, SAMPLED_ROWS) for stored in sample),
         verdict=verdict, proof=proof,
     )
+
+
+def _with_lengths(headers: Iterable[StoredBatch], lengths: dict[tuple[int, int], int]) -> Iterator[StoredBatch]:
+    """The same objects; how long their records are goes into `lengths`, by stream and record."""
+    for stored in headers:
+        sizes = stored.record_lengths.copy()
+        sizes[:1] += stored.ref.begin.token_offset  # what came before, whether anything of it is stored or not
+        records = stored.array("record_index").tolist()
+        lengths |= zip(((stored.ref.worker_id, record) for record in records), sizes.tolist(), strict=True)
+        yield stored
 
 
 def _read_chain(reader: ActivationReader, worker_id: int, pool: ThreadPoolExecutor) -> tuple[list, Commit | None]:
@@ -152,31 +160,52 @@ def _choose(reader: ActivationReader) -> list[StoredBatch]:
     return [StoredBatch(reader.storage, refs[number]) for number in chosen]
 
 
-def _read_hook(reader: ActivationReader, name: str, sample: list[StoredBatch], sums: np.ndarray) -> HookFacts:
+def _read_hook(name: str, sample: list[StoredBatch], of_all: Statistics) -> HookFacts:
     norms, positions, best = [], [], []
     for stored in sample:
-        values = stored.array(name, 0, SAMPLED_ROWS).astype(np.float32)
+        values = stored.activations(name, 0, SAMPLED_ROWS).astype(np.float32)
         norms.append(np.sqrt(np.einsum("nd,nd->n", values, values, dtype=np.float64)))
         positions.append(stored.array("positions", 0, SAMPLED_ROWS))
         best += [(norms[-1][row], stored, int(row), values[row]) for row in np.argsort(-norms[-1])[:OUTSTANDING]]
     all_norms, all_positions = np.concatenate(norms), np.concatenate(positions)
-    quantiles = tuple(float(value) for value in np.quantile(all_norms, QUANTILES))
+    if of_all.norms is not None and of_all.norms.count:
+        quantiles = tuple(of_all.norms.get_quantile_value(quantile) for quantile in (*QUANTILES, 1.0))
+    else:
+        quantiles = tuple(float(value) for value in np.quantile(all_norms, (*QUANTILES, 1.0)))
     by_position = np.array([
         np.median(all_norms[all_positions == place]) if (all_positions == place).any() else np.nan
         for place in range(POSITIONS)
     ])
     best.sort(key=lambda found: -found[0])
-    outstanding = tuple(_outstanding(*found, median=quantiles[2]) for found in best[:OUTSTANDING])
-    width, rms = len(best[0][3]), float(np.sqrt(sums[1] / sums[0]))
-    return HookFacts(name, width, rms, quantiles, float(all_norms.max()), by_position, outstanding)
+    outstanding = [_outstanding(*found, median=quantiles[2]) for found in best[:OUTSTANDING]]
+    if of_all.largest is not None:
+        outstanding = _with_largest(outstanding, of_all.largest, quantiles[2])
+    return HookFacts(
+        name, len(of_all.mean), of_all.norm, quantiles[:-1], quantiles[-1], of_all.norms is not None, by_position,
+        tuple(outstanding),
+    )
+
+
+def _with_largest(outstanding: list[Outstanding], largest: Largest, median: float) -> list[Outstanding]:
+    """The list with the token that has the largest coordinate of all, in the sample or not."""
+    found = Outstanding(
+        largest.token, largest.position, largest.record_id, _times(largest.norm, median), largest.coordinate,
+        largest.value,
+    )
+    others = [other for other in outstanding if (other.record_id, other.position) != (found.record_id, found.position)]
+    return sorted([*others[: OUTSTANDING - 1], found], key=lambda one: -one.times)
+
+
+def _times(norm: float, median: float) -> float:
+    return norm / median if median else float("inf")
 
 
 def _outstanding(norm: float, stored: StoredBatch, row: int, values: np.ndarray, median: float) -> Outstanding:
     record = int(np.searchsorted(stored.array("record_offsets"), row, side="right")) - 1
     token, position = (int(stored.array(name, row, row + 1)[0]) for name in ("tokens", "positions"))
     coordinate = int(np.argmax(np.abs(values)))
-    times = float(norm / median) if median else float("inf")
-    return Outstanding(token, position, stored.record_ids[record], times, coordinate, float(values[coordinate]))
+    where = (token, position, stored.record_ids[record])
+    return Outstanding(*where, _times(float(norm), median), coordinate, float(values[coordinate]))
 
 
 def _prove(output: str, streams: str | None) -> tuple[str, str]:

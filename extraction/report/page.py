@@ -129,8 +129,11 @@ def _norms(facts: ReportFacts) -> str:
             f'<div class="number" data-label="median">{hook.median:.4g}</div>'
             f'<div class="number" data-label="largest">{hook.largest:.4g}</div>'
         )
-    note = (f"The norm of each token's activation, on a logarithmic scale from {short(scale[0])} to {short(scale[1])}. "
-            f"Root mean square of all that are stored; the rest of a sample of {facts.sampled_tokens:,}.")  # fmt: skip
+    note = f"The norm of each token's activation, on a logarithmic scale from {short(scale[0])} to {short(scale[1])}. "
+    if all(hook.of_all for hook in facts.hooks):
+        note += "Of all that are stored; quantiles and largest within 1%."
+    else:
+        note += f"Root mean square of all that are stored; the rest of a sample of {facts.sampled_tokens:,}."
     return _section("Norms", note, f'<div class="norms">{"".join(cells)}</div>', wide=True)
 
 
@@ -146,9 +149,10 @@ def _outstanding(facts: ReportFacts, words: Words | None) -> str:
     strong = [found for hook in facts.hooks for found in hook.outstanding if found.times > 5]
     first = sum(found.position == 0 for found in strong)
     note = "Tokens far above the median weigh most in a squared error; leave them out or scale them when training. "
+    note += f"Those of a sample of {facts.sampled_tokens:,}, and of all tokens the one with the largest coordinate. "
     note += (
-        f"Of those above 5× in the sample, as far as listed, {first} of {len(strong)} stand at position 0." if strong
-        else "None of the sample is above 5× the median."
+        f"Of those above 5×, as far as listed, {first} of {len(strong)} stand at position 0." if strong
+        else "None of them is above 5× the median."
     )
     table = f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
     return _section("Tokens that stand out", note, table, wide=True)
@@ -179,8 +183,8 @@ def _positions(facts: ReportFacts) -> str:
     for hook, points in curves:
         content += charts.path(axes, points, "c0" if hook is strongest[0] else "faint", hook.name)
     peak = max(strongest[1], key=lambda point: point[1])
-    note = (f"Median norm at a position over the median of all, a line for each hook point. The most: {peak[1]:.2g}× "
-            f"at position {peak[0]:.0f} of {strongest[0].name}.")  # fmt: skip
+    note = (f"Median norm at a position, of the sample, over the median of all, a line for each hook point. "
+            f"The most: {peak[1]:.2g}× at position {peak[0]:.0f} of {strongest[0].name}.")  # fmt: skip
     return _section("Norms by position", note, charts.svg(content, "norms by position"))
 
 

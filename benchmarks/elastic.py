@@ -28,6 +28,7 @@ import click
 from forked import Command, open_backend, run
 
 import checkpoint
+from benchmarks.outcome import give, gives_results
 from extraction.storage import open_storage
 from extraction.tokenization import RecordTokenizer
 from tests.workers import MODEL, make_streams, text_of, write_corpus
@@ -125,8 +126,8 @@ def committed_seconds(location: str, streams: int) -> tuple[float, int, int]:
 @click.option("--idle-after", default=6.0, show_default=True, help="Seconds, as in the flag of run.")
 @click.option("--backend", default="local", type=click.Choice(["local", "gcs"]), show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
-def main(streams: int, records: int, workers: int, output: Path | None, **options: object) -> None:
+@gives_results
+def main(streams: int, records: int, workers: int, as_json: bool, output: Path | None, **options: object) -> None:
     """Run the fleet and judge what it made."""
     RecordTokenizer(MODEL, "auto")  # imports what a tokenizer needs, once for all forks
     work = Path(tempfile.mkdtemp(prefix="elastic-"))
@@ -152,9 +153,7 @@ def main(streams: int, records: int, workers: int, output: Path | None, **option
         "seconds_committed": round(used, 1), "thrown_away": round(1 - used / fleet.in_streams, 3),
         "verify": "proven" if code == 0 else text.strip(), "problems": fleet.problems,
     }
-    print(json.dumps(results, indent=2))
-    if output:
-        output.write_text(json.dumps(results, indent=2) + "\n")
+    give(results, json.dumps(results, indent=2), as_json, output)
     shutil.rmtree(work)
     sys.exit(bool(fleet.problems))
 

@@ -329,7 +329,7 @@ class Campaign:
         kills = sum(r.kills for r in self.rounds)
         found = f"{last.kills} kills, {last.counts['batches']} batches, {len(last.problems)} problems"
         print(f"round {last.number}, {last.backend}, {last.code}: {found}; {kills} kills in all",
-              *last.problems, sep="\n  ", flush=True)
+              *last.problems, sep="\n  ", file=sys.stderr, flush=True)
 
     def results(self) -> dict:
         """What the finished rounds add up to."""
@@ -384,21 +384,25 @@ def describe_code() -> str:
 @click.option("--streams", default=3, show_default=True)
 @click.option("--records", default=1000, show_default=True, help="In all streams together.")
 @click.option("--output", type=click.Path(path_type=Path), default=ROOT / "benchmarks/results/fault_campaign.json")
-def main(state: Path, output: Path, **options: object) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON at the end.")
+def main(state: Path, output: Path, as_json: bool, **options: object) -> None:
     """Kill workers at random; exit 1 if anything was not as it has to be, 130 if stopped before the end."""
     state = state.resolve()
     state.mkdir(parents=True, exist_ok=True)
     options["seed"] = random.SystemRandom().randrange(1 << 32) if options["seed"] is None else options["seed"]
     campaign = Campaign(state, options)
-    print(f"seed {campaign.seed}, code {campaign.code}, {len(campaign.rounds)} rounds done", flush=True)
+    rounds = f"{len(campaign.rounds)} rounds done"
+    print(f"seed {campaign.seed}, code {campaign.code}, {rounds}", file=sys.stderr, flush=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, campaign.stop)
     campaign.prepare()
     campaign.run()
     if campaign.stopping:
-        print("stopped; the same command goes on", flush=True)
+        print("stopped; the same command goes on", file=sys.stderr, flush=True)
     results = campaign.results()
     output.write_text(json.dumps(results, indent=2) + "\n")
+    if as_json:
+        print(json.dumps(results))
     sys.exit(1 if results["problems"] else 130 if campaign.stopping else 0)
 
 

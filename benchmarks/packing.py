@@ -8,9 +8,9 @@ about 650 tokens).
     python benchmarks/packing.py --corpus DIR --output benchmarks/results/packing.json
 """
 
-import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,12 +19,15 @@ import click
 import numpy as np
 import pyarrow.parquet as pq
 
-from extraction.packing import BatchShape, PackedBatch, pack_batches
-from extraction.prefetch import in_background
-from extraction.records import Cursor, Record, TokenizedRecord
-from extraction.tokenization import RecordTokenizer
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks.outcome import give, gives_results  # noqa: E402
+from extraction.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
+from extraction.prefetch import in_background  # noqa: E402
+from extraction.records import Cursor, Record, TokenizedRecord  # noqa: E402
+from extraction.tokenization import RecordTokenizer  # noqa: E402
 
-TINY = Path(__file__).parents[1] / "examples/tiny-lm"
+TINY = ROOT / "examples/tiny-lm"
 
 
 def records_of(corpus: Path) -> list[Record]:
@@ -60,8 +63,8 @@ def like_fineweb(num_documents: int) -> list[TokenizedRecord]:
 @click.option("--model", default=TINY, type=click.Path(exists=True, path_type=Path), help="Folder with a tokenizer.")
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--seq-len", default=2048, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the result there.")
-def main(corpus: Path, model: Path, batch_size: int, seq_len: int, output: Path | None) -> None:
+@gives_results
+def main(corpus: Path, model: Path, batch_size: int, seq_len: int, as_json: bool, output: Path | None) -> None:
     """Measure."""
     shape, records, tokenizer = BatchShape(1, batch_size, seq_len), records_of(corpus), RecordTokenizer(model)
     tokenized = list(tokenizer.tokenize(records))  # also warms the tokenizer
@@ -81,9 +84,7 @@ def main(corpus: Path, model: Path, batch_size: int, seq_len: int, output: Path 
         "padding_of_corpus": padding(tokenized, shape),
         "padding_of_fineweb_lengths": padding(like_fineweb(20_000), shape),
     }
-    print(json.dumps(results))
-    if output:
-        output.write_text(json.dumps(results, indent=2) + "\n")
+    give(results, "\n".join(f"{name}: {found}" for name, found in results.items()), as_json, output)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ loop from the first document to the last stored activation, without start-up and
 
 - `hf-padded`: the common loop over transformers: batches padded to their longest document, `output_hidden_states`.
 - `hf-packed`: documents end to end in full rows, attention across documents, whole model.
-- `saelens`: `CacheActivationsRunner` of sae-lens, which packs likewise and stops behind the hook.
+- `saelens`: `CacheActivationsRunner` of sae-lens, which packs likewise and stops behind the hook. It stores float32,
+  whatever the model computes in, since it has no way to store bfloat16.
 
     python benchmarks/peers.py hf-padded --model DIR --corpus DIR --layer 15 --output DIR
 """
@@ -73,6 +74,8 @@ def run_transformers(batches: Iterator[dict], model: Any, layer: int, output: Pa
             kept = hidden[inputs["attention_mask"].bool()].to(torch.bfloat16)
             save_file({"activations": kept.contiguous()}, output / f"{number:08d}.safetensors")
             tokens += len(kept)
+    if not tokens:
+        raise SystemExit("give more --documents: nothing is left after the first batch, which warms up")
     return {"tokens": tokens, "seconds": time.perf_counter() - begin}
 
 
@@ -86,11 +89,11 @@ def run_saelens(model: Path, texts: list[str], shape: tuple[int, int, int], dtyp
     rows, seq_len, layer = shape
     total = sum(len(ids) for ids in AutoTokenizer.from_pretrained(model)(texts)["input_ids"])
     tokens, width = total // (rows * seq_len) * rows * seq_len, AutoConfig.from_pretrained(model).hidden_size
-    one_buffer = (tokens + 0.5) * width * getattr(torch, dtype).itemsize / 1e9  # it always fills whole buffers
+    one_buffer = (tokens + 0.5) * width * torch.float32.itemsize / 1e9  # it always fills whole buffers
     config = CacheActivationsRunnerConfig(
         dataset_path="unused", model_name=str(model), model_batch_size=rows, hook_name=f"model.layers.{layer}",
         d_in=width, training_tokens=tokens, context_size=seq_len,
-        new_cached_activations_path=str(output / "activations"), shuffle=False, streaming=False, dtype=dtype,
+        new_cached_activations_path=str(output / "activations"), shuffle=False, streaming=False, dtype="float32",
         model_class_name="AutoModelForCausalLM", model_from_pretrained_kwargs={"dtype": getattr(torch, dtype)},
         prepend_bos=False, device="cpu", buffer_size_gb=one_buffer,
     )

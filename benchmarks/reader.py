@@ -8,7 +8,6 @@ What stands next to each other was measured in turns, in the same run; figures a
 """
 
 import contextlib
-import json
 import os
 import platform
 import statistics
@@ -25,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import checkpoint  # noqa: E402
+from benchmarks.outcome import give, gives_results  # noqa: E402
 from extraction.packing import BatchShape, pack_batches  # noqa: E402
 from extraction.pipeline import BatchInFlight, Layout  # noqa: E402
 from extraction.reader import ActivationReader  # noqa: E402
@@ -152,8 +152,8 @@ def opening(objects_of_worker: int) -> float:
 
 @click.command()
 @click.option("--gib", default=2.0, help="Size of the run.")
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
-def main(gib: float, output: Path | None) -> None:
+@gives_results
+def main(gib: float, as_json: bool, output: Path | None) -> None:
     """Measure."""
     num_bytes = int(gib * 2**30)
     results = {
@@ -174,9 +174,7 @@ def main(gib: float, output: Path | None) -> None:
     results["bucket_gib_per_s"] = from_bucket(num_bytes)
     results["opening_ms"] = {"1,000 workers, 1,000 objects": opening(1),
                              "1,000 workers, 100,000 objects": opening(100)}
-    print(json.dumps(results))
-    if output:
-        output.write_text(json.dumps(results, indent=2) + "\n")
+    give(results, "\n".join(f"{name}: {found}" for name, found in results.items()), as_json, output)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ before the first page of the listing, and the metadata of the last data object.
     python benchmarks/resume.py --output benchmarks/results/resume.json
 """
 
-import json
 import os
 import platform
 import statistics
@@ -28,6 +27,7 @@ import click
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.outcome import give, gives_results, note  # noqa: E402
 from checkpoint import DataObject, commit_name, digest_ids, parse_commit, worker_folder  # noqa: E402
 from extraction.records import Cursor  # noqa: E402
 from tests.fake_gcs import FakeGcs  # noqa: E402
@@ -130,15 +130,15 @@ def run(lengths: Sequence[int], repeats: int, work: Path) -> list[dict]:
             starts = [measure(server, streams, work / "cache") for _ in range(repeats)]
             medians = {name: statistics.median(start[name] for start in starts) for name in starts[0]}
             results.append({"commits": length} | medians | {"starts": starts, "verify": verdict})
-            print(json.dumps({"commits": length} | medians), flush=True)
+            note({"commits": length} | medians)
     return results
 
 
 @click.command()
 @click.option("--commits", default="1000,10000,100000", show_default=True, help="Lengths of the chain.")
 @click.option("--repeats", default=3, show_default=True, help="Starts at each length; medians are given beside them.")
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
-def main(commits: str, repeats: int, output: Path | None) -> None:
+@gives_results
+def main(commits: str, repeats: int, as_json: bool, output: Path | None) -> None:
     """Measure."""
     with tempfile.TemporaryDirectory() as name:
         chains = run([int(length) for length in commits.split(",")], repeats, Path(name))
@@ -148,8 +148,7 @@ def main(commits: str, repeats: int, output: Path | None) -> None:
         "python": platform.python_version(),
         "chains": chains,
     }
-    if output:
-        output.write_text(json.dumps(results, indent=2) + "\n")
+    give(results, "\n".join(map(str, chains)), as_json, output)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import click
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
+from benchmarks.outcome import give, gives_results, note  # noqa: E402
 from checkpoint import Commit, DataObject, Totals  # noqa: E402
 from extraction.records import Cursor  # noqa: E402
 from extraction.status import read_status  # noqa: E402
@@ -130,18 +131,17 @@ def measure(shape: tuple[int, int, bool], repeats: int) -> dict:
 @click.option("--workers", default=1000, show_default=True)
 @click.option("--commits", default="20,1000,10000", show_default=True, help="In each chain.")
 @click.option("--repeats", default=3, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
-def main(workers: int, commits: str, repeats: int, output: Path | None) -> None:
+@gives_results
+def main(workers: int, commits: str, repeats: int, as_json: bool, output: Path | None) -> None:
     """Measure."""
     multiprocessing.set_start_method("spawn")
     lengths, runs = [int(length) for length in commits.split(",")], []
     for shape in [(workers, length, True) for length in lengths] + [(workers, lengths[-1], False)]:
         runs.append(measure(shape, repeats))
-        print(json.dumps(runs[-1]), flush=True)
-    if output:
-        results = {"command": "python benchmarks/status.py", "runs": runs,
-                   "machine": f"{platform.machine()}, {os.cpu_count()} cores, server included"}
-        output.write_text(json.dumps(results, indent=2) + "\n")
+        note(runs[-1])
+    results = {"command": "python benchmarks/status.py", "runs": runs,
+               "machine": f"{platform.machine()}, {os.cpu_count()} cores, server included"}
+    give(results, "\n".join(map(str, runs)), as_json, output)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,21 @@ are those of benchmarks/peers.py; sae-lens has pins of its own, so it is run by 
 
     python benchmarks/throughput.py --corpus DIR --saelens VENV/bin/python --output benchmarks/results/throughput.json
 
-Start-up and compilation are left out for all.
+Start-up and compilation are left out for all. Each dtype takes at most about `--minutes`.
 """
 
+import importlib.util
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -26,9 +29,22 @@ import click
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.outcome import about, give, gives_results, note  # noqa: E402
 from benchmarks.worker import make_135m, run_worker  # noqa: E402
 
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "numpy")
+PEER_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, how often and for how long; `saelens` is the interpreter that has it."""
+
+    corpus: Path
+    flags: dict
+    rounds: int
+    minutes: float
+    saelens: str | None
 
 
 def run_peer(python: str, kind: str, common: list[str], output: Path) -> float:
@@ -41,57 +57,89 @@ def run_peer(python: str, kind: str, common: list[str], output: Path) -> float:
     return found["tokens"] / found["seconds"]
 
 
-def measure(work: Path, corpus: Path, flags: dict, rounds: int, saelens: str | None) -> dict[str, list[float]]:
-    """Rates of every round, by who."""
-    model = make_135m(work / "model")
-    subprocess.run([sys.executable, ROOT / "create_dataset_streams.py", "fineweb", "--source", corpus,
-                    "--num-streams", "1", "--output", work / "streams"], check=True, stdout=subprocess.DEVNULL)
-    common = ["--model", str(model), "--corpus", str(corpus), "--documents", str(flags["max-records"]),
-              "--layer", flags["layers"], "--seq-len", str(flags["seq-len"]), "--dtype", flags["compute-dtype"]]
-    padded = [*common, "--batch-size", "8"]
-    peers = {"hf-padded": (sys.executable, padded), "hf-packed": (sys.executable, padded)}
-    if saelens:
-        peers["saelens"] = (saelens, padded)
-    cache = work / "cache"
-    run_worker(model, work / "streams", work / "warm", flags | {"max-records": 8}, cache)  # fills the cache
-    rates: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
-    for number in range(rounds):
-        found = run_worker(model, work / "streams", work / f"ours-{number}", flags, cache)
-        rates["ours"].append(found["tokens_per_second"])
-        for name, (python, given) in peers.items():
-            rates[name].append(run_peer(python, name, given, work / f"{name}-{number}"))
-            shutil.rmtree(work / f"{name}-{number}")
-        print({name: round(values[-1]) for name, values in rates.items()}, file=sys.stderr, flush=True)
-    return rates
+def peers_of(work: Path, setting: Setting) -> dict[str, Callable[[Path], float]]:
+    """For each who takes part, a run that gives its rate; `ours` first."""
+    flags = setting.flags
+    model, streams, cache = work / "model", work / "streams", work / f"cache-{flags['compute-dtype']}"
+    common = ["--model", str(model), "--corpus", str(setting.corpus), "--documents", str(flags["max-records"]),
+              "--layer", flags["layers"], "--seq-len", str(flags["seq-len"]), "--dtype", flags["compute-dtype"],
+              "--batch-size", str(PEER_ROWS)]
+    run_worker(model, streams, work / f"warm-{flags['compute-dtype']}", flags | {"max-records": 8}, cache)
+    peers = {"hf-padded": sys.executable, "hf-packed": sys.executable}
+    if setting.saelens:
+        peers["saelens"] = setting.saelens
+
+    def ours(output: Path) -> float:
+        return run_worker(model, streams, output, flags, cache)["tokens_per_second"]
+
+    return {"ours": ours} | {name: partial(run_peer, python, name, common) for name, python in peers.items()}
+
+
+def measure(work: Path, setting: Setting, tell: Callable[[dict], None]) -> None:
+    """Rounds in which all take turns, as many as asked for and as fit into the time; what is known goes to `tell`."""
+    runs, begin, longest = peers_of(work, setting), time.perf_counter(), 0.0
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(setting.rounds):
+        since = time.perf_counter()
+        if since + longest - begin > setting.minutes * 60:
+            note(f"no time for round {number + 1} within {setting.minutes:g} minutes")
+            break
+        for name, run in runs.items():
+            output = work / f"{setting.flags['compute-dtype']}-{name}-{number}"
+            rates[name].append(round(run(output), 1))
+            shutil.rmtree(output)
+        longest = max(longest, time.perf_counter() - since)
+        note({setting.flags["compute-dtype"]: {name: values[-1] for name, values in rates.items()}})
+        tell(summary(rates) | {"flags": setting.flags})
+
+
+def summary(rates: dict[str, list[float]]) -> dict:
+    """Medians, and ours over those of the others."""
+    medians = {name: round(statistics.median(values), 1) for name, values in rates.items()}
+    over = {name: round(medians["ours"] / rate, 2) for name, rate in medians.items() if name != "ours"}
+    return {"tokens_per_second": medians, "ours_over": over, "rounds": rates}
 
 
 @click.command()
 @click.option("--corpus", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--documents", default=96, show_default=True)
+@click.option("--documents", default=34, show_default=True)
 @click.option("--seq-len", default=1024, show_default=True)
-@click.option("--batch-size", default=2, show_default=True, help="Rows of our step; the peers take 8.")
-@click.option("--dtype", default="float32", show_default=True)
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--saelens", default=None, help="Interpreter with sae-lens installed; without it, it is left out.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
-def main(corpus: Path, saelens: str | None, rounds: int, as_json: bool, output: Path | None, **shape: int | str) -> None:
-    """Measure."""
-    flags = {"layers": "15", "seq-len": shape["seq_len"], "batch-size": shape["batch_size"], "steps-per-batch": 4,
-             "max-records": shape["documents"], "compute-dtype": shape["dtype"]}
+@click.option("--batch-size", default=2, show_default=True, help=f"Rows of our step; the peers take {PEER_ROWS}.")
+@click.option("--dtypes", default="float32,bfloat16", show_default=True, help="One after the other.")
+@click.option("--rounds", default=3, show_default=True, help="Of each dtype.")
+@click.option("--minutes", default=8.0, show_default=True, help="No further round of a dtype that would end later.")
+@click.option("--saelens", default=None, help="Interpreter with sae-lens; by default this one, if it has it.")
+@gives_results
+def main(corpus: Path, dtypes: str, rounds: int, minutes: float, as_json: bool, output: Path | None, **shape) -> None:
+    """Measure. Each round that ended is in `--output`; what it has of other dtypes stays."""
+    saelens = shape["saelens"] or (sys.executable if importlib.util.find_spec("sae_lens") else None)
+    before = json.loads(output.read_text()) if output and output.exists() else {}
+    results = {dtype: before[dtype] for dtype in ("float32", "bfloat16") if dtype in before}
     with tempfile.TemporaryDirectory() as name:
-        rates = measure(Path(name), corpus, flags, rounds, saelens)
-    medians = {name: round(statistics.median(values), 1) for name, values in rates.items()}
-    results = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES}, "command": " ".join(["python", *sys.argv]),
-        "flags": flags, "tokens_per_second": medians, "rounds": rates,
-        "ours_over": {name: round(medians["ours"] / rate, 2) for name, rate in medians.items() if name != "ours"},
-    }
-    if output:
-        output.write_text(json.dumps(results, indent=2) + "\n")
-    text = "\n".join(f"{name:10} {rate:8.1f} tokens/s" for name, rate in medians.items())
-    print(json.dumps(results) if as_json else f"{text}\nours over: {results['ours_over']}")
+        work = Path(name)
+        make_135m(work / "model")
+        subprocess.run([sys.executable, ROOT / "create_dataset_streams.py", "fineweb", "--source", corpus,
+                        "--num-streams", "1", "--output", work / "streams"], check=True, stdout=subprocess.DEVNULL)
+        for dtype in dtypes.split(","):
+            flags = {"layers": "15", "seq-len": shape["seq_len"], "batch-size": shape["batch_size"],
+                     "steps-per-batch": 4, "max-records": shape["documents"], "compute-dtype": dtype}
+
+            def tell(found: dict, dtype: str = dtype) -> None:
+                results[dtype] = about(*PACKAGES) | {"sae-lens": version_of_saelens(saelens)} | found
+                if output:
+                    output.write_text(json.dumps(results, indent=2) + "\n")
+
+            measure(work, Setting(corpus, flags, rounds, minutes, saelens), tell)
+    text = "\n".join(
+        f"{dtype}, {name}: {rate} tokens/s, ours over it {found['ours_over'].get(name, 1)}"
+        for dtype, found in results.items() for name, rate in found["tokens_per_second"].items()
+    )
+    give(results, text, as_json, output)
+
+
+def version_of_saelens(python: str | None) -> str | None:
+    code = "from importlib.metadata import version; print(version('sae-lens'))"
+    return python and subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

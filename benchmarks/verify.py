@@ -1,7 +1,7 @@
 """How fast a run is audited: objects (data objects and commits) per second, from a bucket and from a folder.
 
 In: nothing; a run of tiny batches is made, and served by tests/fake_gcs.py as a process of its own. Out: a line for
-each way, and with --output the same as JSON. Fast is metadata and commits, deep reads each data object as well; `single`
+each way. Fast is metadata and commits, deep reads each data object as well; `single`
 is one worker with all the batches, `many` has sixteen. Client and server share the machine's cores, so the CPU seconds
 of each are given too. For throughput of bytes, `large` has data objects of 16 MiB.
 
@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
+from benchmarks.outcome import give, gives_results, note  # noqa: E402
 from checkpoint import Commit, DataObject, Totals  # noqa: E402
 from extraction.config import ExtractionConfig  # noqa: E402
 from extraction.datasets import fineweb  # noqa: E402
@@ -148,9 +149,9 @@ def measure(location: str, deep: bool, server: subprocess.Popen | None) -> dict[
 
 
 @click.command()
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
 @click.option("--only", type=click.Choice(list(SIZES)), help="Measure one size only.")
-def main(output: Path | None, only: str | None) -> None:
+@gives_results
+def main(only: str | None, as_json: bool, output: Path | None) -> None:
     """Measure."""
     results: dict[str, object] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores",
                                   "python": platform.python_version(), "command": "python benchmarks/verify.py"}
@@ -166,12 +167,11 @@ def main(output: Path | None, only: str | None) -> None:
                     for place, location in (("bucket", "gs://bucket/run"), ("folder", str(work / "run"))):
                         way = f"{label}, {place}, {'deep' if deep else 'fast'}"
                         results[way] = measure(location, deep, server if place == "bucket" else None)
-                        print(way, json.dumps(results[way]), flush=True)
+                        note({way: results[way]})
             finally:
                 server.kill()
                 server.wait()
-    if output:
-        output.write_text(json.dumps(results, indent=2) + "\n")
+    give(results, "\n".join(f"{name}: {found}" for name, found in results.items()), as_json, output)
 
 
 if __name__ == "__main__":

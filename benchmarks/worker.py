@@ -23,6 +23,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.outcome import give, gives_results, note  # noqa: E402
+
 TINY = ROOT / "examples/tiny-lm"
 D, F, LAYERS, HEADS, KV_HEADS, V = 576, 1536, 30, 9, 3, 49152
 SHAPES = {
@@ -75,8 +79,8 @@ def run_worker(model: Path, streams: Path, output: Path, flags: dict[str, object
 
 @click.command()
 @click.option("--corpus", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
-def main(corpus: Path, output: Path | None) -> None:
+@gives_results
+def main(corpus: Path, as_json: bool, output: Path | None) -> None:
     """Measure."""
     results: dict[str, object] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(),
                                   "command": "python benchmarks/worker.py --corpus DIR"}
@@ -88,9 +92,8 @@ def main(corpus: Path, output: Path | None) -> None:
             runs = {state: run_worker(folder, work / "streams", work / f"{model}-{state}", SHAPES[model], work / f"cache-{model}")
                     for state in ("cold", "warm")}
             results[model] = runs | {"flags": SHAPES[model]}
-            print(json.dumps({"model": model} | runs), flush=True)
-    if output:
-        output.write_text(json.dumps(results, indent=2) + "\n")
+            note({model: runs})
+    give(results, "\n".join(f"{model}: {results[model]}" for model in SHAPES), as_json, output)
 
 
 if __name__ == "__main__":

@@ -253,17 +253,19 @@ class Handler(BaseHTTPRequestHandler):
     def _take(self, most: int | None = None, rate: float | None = None) -> None:
         """Read on in the request's body, to its end or by `most` bytes, at no more than `rate` bytes a second."""
         wanted = self.unread if most is None else min(most, self.unread)
-        if rate:
-            time.sleep(len(self.body) / rate)
-        while wanted:
+        body, begin = bytearray(self.body), time.monotonic()
+        while True:
+            if rate:
+                time.sleep(max(0.0, begin + len(body) / rate - time.monotonic()))
+            if not wanted:
+                break
             data = self.rfile.read(min(wanted, HEAD) if rate else wanted)
             if not data:
                 raise ConnectionResetError("the client went away")
-            self.body += data
+            body += data
             self.unread -= len(data)
             wanted -= len(data)
-            if rate:
-                time.sleep(len(data) / rate)
+        self.body = bytes(body)
 
     def _serve(self, kind: str | None, name: str) -> None:
         if kind == "/upload":

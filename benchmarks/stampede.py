@@ -21,6 +21,7 @@ import click
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
+from benchmarks.outcome import give, gives_results  # noqa: E402
 from checkpoint import Instance  # noqa: E402
 from extraction.elastic import StreamChooser, work_all  # noqa: E402
 from extraction.status import read_status  # noqa: E402
@@ -82,9 +83,10 @@ def run(server: FakeGcs, workers: int, idle_after: float, fleet: Fleet) -> dict:
 @click.option("--batches", default=6, show_default=True, help="In each stream.")
 @click.option("--batch-seconds", default=10.0, show_default=True)
 @click.option("--idle-after", default=60.0, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
-def main(streams: int, workers: int, batches: int, batch_seconds: float, idle_after: float, output: Path | None) -> None:
+@gives_results
+def main(streams: int, workers: int, batches: int, as_json: bool, output: Path | None, **seconds: float) -> None:
     """Start them all at once."""
+    batch_seconds, idle_after = seconds["batch_seconds"], seconds["idle_after"]
     with FakeGcs() as server:
         os.environ["STORAGE_EMULATOR_HOST"] = server.address
         storage = open_storage(OUTPUT)
@@ -97,9 +99,7 @@ def main(streams: int, workers: int, batches: int, batch_seconds: float, idle_af
             "streams": streams, "workers": workers, "batch_seconds": batch_seconds, "idle_after": idle_after,
         } | run(server, workers, idle_after, Fleet(storage, streams, batches, batch_seconds))
         assert read_status(OUTPUT).finished
-    print(json.dumps(results, indent=2))
-    if output:
-        output.write_text(json.dumps(results, indent=2) + "\n")
+    give(results, json.dumps(results, indent=2), as_json, output)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def _to_saelens(reader: ActivationReader, names: Sequence[str], folder: Path, op
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def _saelens_rows(output: str, name: str, size: int) -> Iterator[dict]:
+def _saelens_rows(output: str, name: str, size: int) -> Iterator[dict[str, np.ndarray]]:
     """A function of plain values, since `datasets` pickles it."""
     for values, tokens in _contexts(ActivationReader(output), name, size):
         yield {name: values.astype(np.float32), "token_ids": tokens}

@@ -15,7 +15,7 @@ import numpy as np
 
 from .errors import DamagedData
 from .records import Cursor
-from .shards import decode_header, entries_of
+from .shards import Entry, decode_header, entries_of
 from .storage import Storage
 from .stored import SCALE, SUMS, unscaled
 
@@ -122,7 +122,7 @@ class StoredBatch:
         places = np.searchsorted(offsets, np.arange(first, last), side="right") - 1
         return np.stack([np.full(last - first, self.ref.worker_id, np.int64), index[places]], axis=1)
 
-    def _entry(self, name: str):
+    def _entry(self, name: str) -> Entry:
         if name not in self._entries or not self._entries[name].shape:
             raise DamagedData(f"{self.ref.name}: it has no array {name}")
         return self._entries[name]

@@ -15,9 +15,9 @@ is wanted. Data is mapped from a local disk; from a bucket it comes in parallel 
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -33,15 +33,19 @@ from .stored import SCALE
 _THREADS = 16
 _READ_AHEAD = 1
 
+Values = TypeVar("Values", np.ndarray, dict[str, np.ndarray])
+_Item = TypeVar("_Item")
+_Loaded = TypeVar("_Loaded")
 
-class Rows(NamedTuple):
+
+class Rows(NamedTuple, Generic[Values]):
     """n rows: activations [n, width], tokens int32 [n], record int64 [n, 2] (stream, index), position int32 [n].
 
     Positions count from 0 in each sequence; a mean has those of the last token of its window. Where
     several hook points were asked for, activations is a dict of them.
     """
 
-    activations: np.ndarray | dict[str, np.ndarray]
+    activations: Values
     tokens: np.ndarray
     record: np.ndarray
     position: np.ndarray
@@ -112,7 +116,7 @@ class ActivationReader:
         self._refs: dict[int, tuple[BatchRef, ...]] = {}
         self._ends: dict[int, Cursor] = {}
         self._places: dict[str, tuple[int, int]] = {}
-        self._unscanned: Iterator[BatchRef] | None = None
+        self._unscanned: Iterator[StoredBatch] | None = None
         self._pool = ThreadPoolExecutor(_THREADS, "reader")
 
     # ------------------------------------------------------------------------------------------ what is there
@@ -150,10 +154,10 @@ class ActivationReader:
                 yield ref
         self._refs[worker_id], self._ends[worker_id] = tuple(found), cursor
 
-    def _ahead(self, items: Iterable, load: Callable, depth: int) -> Iterator:
+    def _ahead(self, items: Iterable[_Item], load: Callable[[_Item], _Loaded], depth: int) -> Iterator[_Loaded]:
         """`load(item)` of each item in order, up to `depth` of them being loaded while one is used."""
-        source, waiting = iter(items), deque()
-        for item in source:
+        waiting: deque[Future[_Loaded]] = deque()
+        for item in items:
             waiting.append(self._pool.submit(load, item))
             if len(waiting) > depth:
                 yield waiting.popleft().result()
@@ -172,7 +176,7 @@ class ActivationReader:
         """The batches of these refs, in their order: for those who share batches out themselves."""
         return self._load_batches(refs, self.checked(hook_points))
 
-    def rows(self, hook_point: str, workers: Iterable[int] | None = None) -> Iterator[Rows]:
+    def rows(self, hook_point: str, workers: Iterable[int] | None = None) -> Iterator[Rows[np.ndarray]]:
         """The tokens of every batch with their activations at one hook point."""
         for batch in self.batches([hook_point], workers):
             yield Rows(batch.activations[hook_point], batch.tokens, batch.record, batch.positions)
@@ -280,5 +284,5 @@ def _concatenate(parts: list[RecordActivations]) -> RecordActivations:
         return parts[0]
     activations = {name: np.concatenate([part.activations[name] for part in parts]) for name in parts[0].activations}
     names = ("tokens", "positions") if parts[0].mean_over is None else ("tokens", "positions", "mean_over")
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return replace(parts[0], activations=activations, **joined)

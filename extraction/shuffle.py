@@ -11,20 +11,22 @@ Guarantee: over all ranks, an epoch holds every committed token exactly once (wi
 each rank is left out). Ranks differ by at most one token. How random: two tokens of one object are in one block unless
 the object was cut, so `buffer` should hold many objects' worth of tokens.
 
-Cost: two blocks in memory, one in use and one being read; each object is read about once, in runs of rows.
+Cost: two blocks in memory, one in use and one being read; each object is read about once, in runs of rows, four at a
+time.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, cast, overload
 
 import numpy as np
 
 from .errors import InvalidRequest
 from .objects import BatchRef, StoredBatch
-from .reader import ActivationReader, Rows
+from .reader import ActivationReader, Rows, Values
 
+_READERS = 4  # objects that are read at once
 State = dict[str, Any]  # JSON
 
 
@@ -59,13 +61,29 @@ class _Piece(NamedTuple):
     last: int
 
 
-class ShuffledReader:
-    """Iterating gives the rest of the epoch, and then the next one from its beginning."""
+_Block = Rows[dict[str, np.ndarray]]
+
+
+class ShuffledReader(Generic[Values]):
+    """Iterating gives the rest of the epoch, and then the next one from its beginning.
+
+    For one hook point by its name, `activations` of the rows is its array; for a sequence of them a dict of arrays.
+    """
+
+    @overload
+    def __init__(self: "ShuffledReader[np.ndarray]", reader: ActivationReader, hook_points: str, options: ShuffleOptions):
+        ...
+
+    @overload
+    def __init__(
+        self: "ShuffledReader[dict[str, np.ndarray]]", reader: ActivationReader, hook_points: Sequence[str],
+        options: ShuffleOptions,
+    ): ...
 
     def __init__(self, reader: ActivationReader, hook_points: str | Sequence[str], options: ShuffleOptions):
         self.options, self.epoch, self.position = options, 0, 0
         self._reader, self._single = reader, isinstance(hook_points, str)
-        self._names = reader.checked((hook_points,) if self._single else hook_points)
+        self._names = reader.checked((hook_points,) if isinstance(hook_points, str) else hook_points)
         self._refs = list(reader.all_refs())
         total = sum(ref.num_tokens for ref in self._refs)
         self._span = range(total * options.rank // options.world_size, total * (options.rank + 1) // options.world_size)
@@ -87,7 +105,7 @@ class ShuffledReader:
             raise InvalidRequest(f"the state is of {state.get('of')}, this reader of {self._of}: no common order")
         self.epoch, self.position = state["epoch"], state["position"]
 
-    def __iter__(self) -> Iterator[Rows]:
+    def __iter__(self) -> Iterator[Rows[Values]]:
         order, block = self._order(), self.options.block
         begin = self.position // block * block
         firsts = range(begin, self._num_tokens, block) if self.position < self._num_tokens else ()
@@ -111,31 +129,31 @@ class ShuffledReader:
             at += ref.num_tokens
         return pieces
 
-    def _batches(self, block: Rows, first: int) -> Iterator[Rows]:
+    def _batches(self, block: _Block, first: int) -> Iterator[Rows[Values]]:
         options = self.options
         size = min(options.block, self._num_tokens - first)
         order = _permutation(len(block.tokens), options.seed, self.epoch, options.rank, first)[:size]
         for begin in range(self.position - first, size, options.batch_size):
             rows = order[begin : begin + options.batch_size]
-            activations = {name: values[rows] for name, values in block.activations.items()}
+            chosen = {name: values[rows] for name, values in block.activations.items()}
+            activations = chosen[self._names[0]] if self._single else chosen
             self.position = first + begin + len(rows)
-            yield Rows(
-                activations[self._names[0]] if self._single else activations,
-                block.tokens[rows], block.record[rows], block.position[rows],
-            )
+            yield Rows(cast(Values, activations), block.tokens[rows], block.record[rows], block.position[rows])
 
-    def _read_block(self, order: list[_Piece], first: int) -> Rows:
+    def _read_block(self, order: list[_Piece], first: int) -> _Block:
         """The rows [first, first + block) of the span, in the order of the pieces."""
-        last, at, parts = min(first + self.options.block, len(self._span)), 0, []
+        last, at, pieces = min(first + self.options.block, len(self._span)), 0, []
         for piece in order:
             begin, end = max(first - at, 0), min(last - at, piece.last - piece.first)
             if begin < end:
-                parts.append(self._read_piece(_Piece(piece.ref, piece.first + begin, piece.first + end)))
+                pieces.append(_Piece(piece.ref, piece.first + begin, piece.first + end))
             at += piece.last - piece.first
+        with ThreadPoolExecutor(_READERS, "shuffle") as readers:
+            parts = list(readers.map(self._read_piece, pieces))
         activations = {name: np.concatenate([part.activations[name] for part in parts]) for name in self._names}
         return Rows(activations, *(np.concatenate(column) for column in list(zip(*parts, strict=True))[1:]))
 
-    def _read_piece(self, piece: _Piece) -> Rows:
+    def _read_piece(self, piece: _Piece) -> _Block:
         stored, rows = StoredBatch(self._reader.storage, piece.ref), (piece.first, piece.last)
         activations = {name: stored.activations(name, *rows) for name in self._names}
         tokens, positions = (stored.array(name, *rows) for name in ("tokens", "positions"))

@@ -10,7 +10,7 @@ for `shuffle`, in each loader process; each opens the run anew for each epoch.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import ml_dtypes
 import numpy as np
@@ -74,7 +74,7 @@ class TorchActivations(IterableDataset[TorchRows]):
         self._reached, self._resumed = shuffled.state(), None
         return self._batches(shuffled)
 
-    def _batches(self, shuffled: ShuffledReader) -> Iterator[TorchRows]:
+    def _batches(self, shuffled: ShuffledReader[Any]) -> Iterator[TorchRows]:
         for rows in shuffled:
             self._reached = shuffled.state()
             values = rows.activations

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import checkpoint
@@ -15,6 +16,7 @@ from extraction.pipeline import StageTimes
 from extraction.positions import Selection, Selector
 from extraction.shards import decode
 from extraction.storage import Storage, open_storage
+from tests import runs
 from tests.runs import WIDTHS, make_run
 from tests.workers import ROOT, python
 
@@ -54,8 +56,10 @@ def test_the_table_of_a_commit_has_its_keys(output):
     assert keys_of_table("key") == commit.keys()
 
 
-def test_the_table_of_a_data_object_has_its_arrays(output, tmp_path):
+def test_the_table_of_a_data_object_has_its_arrays(output, tmp_path, monkeypatch):
+    """Of means with scales all."""
     means = open_storage(str(tmp_path))
+    monkeypatch.setattr(runs, "DTYPE", np.dtype(np.int8))
     make_run(means, [[8] * 3], selector=Selector(Selection.parse("mean")))
     shard, pooled = (decode(run.read("worker-00000/batches/00000000.safetensors")) for run in (output, means))
     named = {key.replace("<hook point>", hook) for key in keys_of_table("array") for hook in WIDTHS}

@@ -22,6 +22,7 @@ from extraction.audit.contents import check_contents
 from extraction.audit.facts import RunFacts
 from extraction.errors import ExtractionError
 from extraction.manifest import parse_manifest
+from extraction.positions import Selection, Selector
 from extraction.records import Cursor
 from extraction.shards import decode, decode_header, entries_of
 from extraction.standing import parse_progress
@@ -251,25 +252,28 @@ def test_what_is_strict_json_is_read(text):
 # ---------------------------------------------------------------------------------------- what reads parsed values
 
 
-@pytest.fixture(scope="module")
-def placed(run_streams):
-    """A data object, and the facts of its run."""
-    config = configure(run_streams)
+@pytest.fixture(scope="module", params=["all", "mean", "-12,-3,2"])
+def placed(request, run_streams):
+    """A data object, how many rows it has, and the facts of its run."""
+    config = configure(run_streams, positions=request.param)
     run = {"configuration": config.to_json(), "fingerprint": config.fingerprint, "streams": run_streams}
-    batch = batches_of(run_streams, 0, Cursor(2, 8))[0]
-    return bytes(shard_of(batch, 0, 1).data), RunFacts.of(run, "run.json")
+    selector = Selector(Selection.parse(request.param))
+    batch = batches_of(run_streams, 0, Cursor(2, 8), selector=selector)[0]
+    return bytes(shard_of(batch, 0, 1).data), batch.num_tokens, RunFacts.of(run, "run.json")
 
 
 @SLOW
 @given(choice=st.data())
 def test_contents_that_were_committed_so_are_checked_without_a_crash(placed, finished_run, choice):
     """Size and crc32c fit, as of a worker that went wrong: what is inside is named or right."""
-    data, facts = placed
+    data, num_rows, facts = placed
     headers = changed_json(header_of(data)).map(lambda header: with_header(data, header))
     changed = choice.draw(st.one_of(changed_bytes(data), headers))
     commit = json.loads(finished_run[COMMIT])
     commit["data"] |= {"size": len(changed), "crc32c": crc32c_base64(changed)}
+    commit["num_tokens"] = num_rows
     contents = check_contents(changed, checkpoint.parse_commit(json.dumps(commit).encode(), COMMIT), facts)
+    assert changed != data or not contents.problems
     assert all(problem.startswith(f"{DATA}: ") for problem in contents.problems)
 
 

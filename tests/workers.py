@@ -87,6 +87,7 @@ def committed(storage: object, worker_id: int = 0) -> list[tuple]:
     for name in checkpoint.list_commits(storage, worker_id):
         commit = json.loads(storage.read(name))
         data = commit["data"] and storage.read(f"{checkpoint.worker_folder(worker_id)}/{commit['data']['name']}")
-        keys = ("batch", "cursor_before", "cursor_after", "num_records", "num_tokens", "end_of_stream", "fingerprint")
+        keys = ("batch", "cursor_before", "cursor_after", "num_records", "num_tokens", "num_tokens_read",
+                "end_of_stream", "fingerprint")
         seen.append((*(json.dumps(commit[key]) for key in keys), data and hashlib.sha256(data).hexdigest()))
     return seen

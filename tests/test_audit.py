@@ -57,6 +57,8 @@ def test_a_finished_run_is_proven(store, deep):
     (lambda s: s.edit(COMMIT, num_records=9), f"{COMMIT}: counts 9 records"),
     (lambda s: s.edit(COMMIT, num_tokens=17), f"{COMMIT}: counts 17 tokens, and a batch has room for 16"),
     (lambda s: s.edit(COMMIT, num_tokens=11), f"{COMMIT}: its totals are"),
+    (lambda s: s.edit(COMMIT, num_tokens_read=13), f"{COMMIT}: stores 12 rows of 13 tokens"),
+    (lambda s: s.edit(COMMIT, totals__tokens_read=29), f"{COMMIT}: its totals are"),
     (lambda s: s.edit(COMMIT, data=None), f"{COMMIT}: 12 rows do not go with data None"),
     (lambda s: s.edit(COMMIT, data__name="batches/00000000.safetensors"),
      f"{COMMIT}: not a readable commit .*not one of this"),

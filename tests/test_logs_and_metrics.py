@@ -3,14 +3,17 @@
 import json
 import re
 from datetime import datetime
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import pytest
 
 import checkpoint
 from extraction import logs
+from extraction import progress as progress_module
 from extraction.errors import InvalidRequest
 from extraction.metrics import Metrics
+from extraction.positions import Selection, Selector
 from extraction.storage import open_storage
 from tests.runs import make_run
 from tests.workers import MODEL, python
@@ -40,9 +43,21 @@ def test_an_error_at_the_command_line_is_a_json_line_too():
     assert "--worker-id is missing" in found["message"]
 
 
+def test_the_pace_is_of_tokens_that_were_read(tmp_path, monkeypatch):
+    clock = SimpleNamespace(monotonic=lambda: 100.0)
+    monkeypatch.setattr(progress_module, "time", clock)
+    storage = open_storage(str(tmp_path))
+    make_run(storage, [[8] * 6], selector=Selector(Selection.parse("last")))
+    name = checkpoint.list_commits(storage, 0)[-1]
+    progress = progress_module.Progress(storage, 0, 6, 0, visible=False)
+    clock.monotonic = lambda: 102.0
+    progress.on_commit(checkpoint.parse_commit(storage.read(name), name))
+    assert json.loads(storage.read("worker-00000/progress.json"))["tokens_per_second"] == 8.0
+
+
 def test_metrics_count_what_is_committed(tmp_path):
     storage = open_storage(str(tmp_path))
-    make_run(storage, [[8] * 6])
+    make_run(storage, [[8] * 6], selector=Selector(Selection.parse("last")))
     commits = [checkpoint.parse_commit(storage.read(name), name) for name in checkpoint.list_commits(storage, 0)]
     metrics = Metrics(0)
     try:
@@ -55,6 +70,7 @@ def test_metrics_count_what_is_committed(tmp_path):
         metrics.close()
     values = dict(re.findall(r"^extraction_(\S+) (\S+)$", text, re.MULTILINE))
     assert float(values['tokens_total{stream="0"}']) == 48
+    assert float(values['stored_rows_total{stream="0"}']) == 6
     assert float(values['batches_total{stream="0"}']) == len(commits)
     assert float(values['records_committed{stream="0"}']) == 6
     assert float(values['stream_finished{stream="0"}']) == 1

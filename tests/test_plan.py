@@ -70,6 +70,18 @@ def test_time_and_price_of_a_manifest(streams):
     assert plan.workers_for_deadline >= plan.hours * 2 / 1e-9 > plan.workers_for_deadline - 1
 
 
+def test_what_is_stored_is_what_positions_store(streams):
+    """By the rule alone where it tells, else by the first records of a manifest."""
+    whole, quarter = make_plan(OPTIONS), make_plan(replace(OPTIONS, positions="every:4"))
+    assert quarter.bytes_per_million_tokens == whole.bytes_per_million_tokens / 4
+    assert quarter.seconds["upload"] == pytest.approx(whole.seconds["upload"] / 4)
+    assert make_plan(replace(OPTIONS, positions="last")).bytes_per_million_tokens == whole.bytes_per_million_tokens
+    plan = make_plan(replace(OPTIONS, positions="last", streams=str(streams)))
+    assert plan.stored_bytes == pytest.approx(12 * 2 * 128 * 2, rel=0.01)  # a row for each record
+    with pytest.raises(InvalidRequest, match="--positions answer: the records of"):
+        make_plan(replace(OPTIONS, positions="answer", streams=str(streams)))
+
+
 @pytest.mark.parametrize("tpu, seq_len, rows", [
     ("v5litepod-1", 2048, 16), ("v5litepod-8", 2048, 128), ("v6e-4", 65536, 4),
 ])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from extraction.forward import ForwardOptions, StepShape
 from extraction.models.pooling import window_means
 from extraction.packing import BatchShape, pack_batches
+from extraction.pipeline import Layout, run_pipeline
 from extraction.positions import Selection, Selector
 from extraction.records import Cursor, TokenizedRecord
 from tests.tiny_models import documents, error, load, run_means
@@ -67,6 +68,16 @@ def test_stored_means_are_those_of_the_reference(models, name):
     assert found["mean_over"].tolist() == [count for count in counts if count]
     for hook in HOOKS:
         assert error(found[hook], expected_of(model.reference[hook], docs)) < 1e-5, hook
+
+
+@pytest.mark.parametrize("rule, steps", [("mean", 2), ("last", 2), ("120", 1), ("200", 0)])
+def test_a_step_is_as_full_as_its_tokens_make_it_and_not_run_for_nothing(models, rule, steps):
+    forward = load(models("llama").folder, HOOKS[2:3], pool=rule == "mean")
+    records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(documents((150, 100, 90, 80)))]
+    batches = pack_batches(records, Cursor(0, 0), BatchShape(2, 2, SEQ_LEN), "split", Selector(Selection.parse(rule)))
+    layout = Layout(0, forward.widths, np.dtype(np.float32))
+    times = run_pipeline(batches, layout, forward, 0, lambda *what: None)
+    assert (times.num_slots, times.num_tokens) == (steps * 2 * SEQ_LEN, [0, 250, 420][steps])
 
 
 def test_values_are_pooled_in_the_dtype_of_the_model_and_cast_once(models):

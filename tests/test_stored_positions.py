@@ -105,12 +105,12 @@ TASKS = {
     name: {"train": [{"input": [[1, 2]] * n, "output": [[n] * 9] * n}],
            "test": [{"input": [[n, 3]] * 2, "output": [[5, n]] * n}]}
     for name, n in (("a", 1), ("b", 2), ("c", 6))
-} | {"d": {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[4, 4]]}]}}
+} | {"0": {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[4, 4]]}]}}
 
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory):
-    """Prompts with their answers; what the last one's is nobody knows."""
+    """Prompts with their answers; what the first one's is nobody knows, but the manifest says that there are some."""
     folder = tmp_path_factory.mktemp("prompts")
     (folder / "tasks.json").write_text(json.dumps(TASKS))
     options = arc_agi.ArcOptions(with_answer=True)
@@ -120,7 +120,7 @@ def prompts(tmp_path_factory):
 
 @pytest.mark.parametrize("span, expected", [
     ("answer", {"a": "1x2\n1 51", "b": "2x2\n1 52\n2 52", "c": "6x2\n" + "\n".join(f"{n} 56" for n in range(1, 7))}),
-    ("test-input", {"a": "2x2\n1 13\n2 13", "b": "2x2\n1 23\n2 23", "c": "2x2\n1 63\n2 63", "d": "1x2\n1 44"}),
+    ("test-input", {"a": "2x2\n1 13\n2 13", "b": "2x2\n1 23\n2 23", "c": "2x2\n1 63\n2 63", "0": "1x2\n1 44"}),
 ])
 def test_the_tokens_of_a_span_are_its_text(prompts, tmp_path, span, expected):
     """Each character of these is a token of the tiny model."""

@@ -9,12 +9,13 @@ a scale (int8, float8) come as their values in float32.
 Guarantee: only what is committed is seen, each token once, in the order of workers, batches and records; a chain with a
 gap, a commit of another run or an object of another size raises DamagedData. Shuffled reading is in `shuffle`.
 
-Cost: opening reads `run.json` and lists the workers. The commits of a worker are listed and read when its first batch
-is wanted. Data is mapped from a local disk; from a bucket it comes in parallel ranges, one batch ahead of its use.
+Cost: opening reads `run.json` and lists the workers. Commits are read as they are wanted, 16 ahead; a whole run costs a
+listing for each worker and a request for each commit. Data is mapped from a local disk; from a bucket it comes in
+parallel ranges, one batch ahead of its use.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -23,6 +24,7 @@ import numpy as np
 
 import checkpoint
 
+from .commits import Commit
 from .errors import DamagedData, InvalidRequest, ObjectNotFound
 from .objects import BatchRef, StoredBatch
 from .records import Cursor
@@ -123,36 +125,48 @@ class ActivationReader:
 
     def refs(self, worker_id: int) -> Iterator[BatchRef]:
         """The batches of one worker that have data, in order."""
-        if worker_id in self._refs:
-            return iter(self._refs[worker_id])
-        return self._read_commits(worker_id)
+        return self.all_refs([worker_id])
 
     def all_refs(self, workers: Iterable[int] | None = None) -> Iterator[BatchRef]:
-        """The batches of these workers, of all by default."""
-        for worker_id in self.workers if workers is None else workers:
-            yield from self.refs(worker_id)
-
-    def num_tokens(self) -> int:
-        """How many tokens are committed; reads every commit that was not read yet."""
-        return sum(ref.num_tokens for ref in self.all_refs())
-
-    def _read_commits(self, worker_id: int) -> Iterator[BatchRef]:
-        names = checkpoint.list_commits(self.storage, worker_id)
-        found, cursor = [], Cursor(0, 0)
-        read = self._ahead(names, lambda name: checkpoint.parse_commit(self.storage.read(name), name), _THREADS)
-        for number, (name, commit) in enumerate(zip(names, read, strict=True)):
+        """The batches of these workers, of all by default. Their commits are read ahead, over the ends of workers."""
+        wanted = self.workers if workers is None else tuple(workers)
+        known = {worker_id: self._refs[worker_id] for worker_id in wanted if worker_id in self._refs}
+        found: list[BatchRef] = []
+        number, cursor = 0, Cursor(0, 0)
+        for worker_id, name, commit in self._ahead(self._steps(wanted, known), self._take_step, _THREADS):
+            if commit is None:
+                yield from known.get(worker_id, ())
+                if worker_id not in known:
+                    self._refs[worker_id], self._ends[worker_id] = tuple(found), cursor
+                found, number, cursor = [], 0, Cursor(0, 0)
+                continue
             if (commit.worker_id, commit.batch, commit.fingerprint) != (worker_id, number, self.run["fingerprint"]):
                 raise DamagedData(f"{name}: says worker {commit.worker_id}, batch {commit.batch} of another run")
             if commit.cursor_before != cursor:
                 raise DamagedData(f"{name}: begins at {commit.cursor_before}, the batch before it ended at {cursor}")
-            cursor = commit.cursor_after
+            number, cursor = number + 1, commit.cursor_after
             if commit.data is not None:
                 data = f"{checkpoint.worker_folder(worker_id)}/{commit.data.name}"
                 size, tokens, before = commit.data.size, commit.num_tokens, commit.cursor_before
-                ref = BatchRef(worker_id, number, data, size, tokens, before, cursor)
-                found.append(ref)
-                yield ref
-        self._refs[worker_id], self._ends[worker_id] = tuple(found), cursor
+                found.append(BatchRef(worker_id, commit.batch, data, size, tokens, before, cursor))
+                yield found[-1]
+
+    def _steps(self, workers: Sequence[int], known: Collection[int]) -> Iterator[tuple[int, str | None]]:
+        """(worker, name of a commit) for the commits of those that are not known, (worker, None) at the end of each."""
+        unread = [worker_id for worker_id in workers if worker_id not in known]
+        listed = self._ahead(unread, lambda worker_id: checkpoint.list_commits(self.storage, worker_id), _THREADS)
+        for worker_id in workers:
+            if worker_id not in known:
+                yield from ((worker_id, name) for name in next(listed))
+            yield worker_id, None
+
+    def _take_step(self, step: tuple[int, str | None]) -> tuple[int, str | None, Commit | None]:
+        worker_id, name = step
+        return worker_id, name, None if name is None else checkpoint.parse_commit(self.storage.read(name), name)
+
+    def num_tokens(self) -> int:
+        """How many tokens are committed; reads every commit that was not read yet."""
+        return sum(ref.num_tokens for ref in self.all_refs())
 
     def _ahead(self, items: Iterable[_Item], load: Callable[[_Item], _Loaded], depth: int) -> Iterator[_Loaded]:
         """`load(item)` of each item in order, up to `depth` of them being loaded while one is used."""

@@ -71,8 +71,9 @@ class ShuffledReader(Generic[Values]):
     """
 
     @overload
-    def __init__(self: "ShuffledReader[np.ndarray]", reader: ActivationReader, hook_points: str, options: ShuffleOptions):
-        ...
+    def __init__(
+        self: "ShuffledReader[np.ndarray]", reader: ActivationReader, hook_points: str, options: ShuffleOptions
+    ): ...
 
     @overload
     def __init__(

@@ -186,6 +186,30 @@ def test_ranges_of_a_bucket_come_at_once(gcs, large_objects):
         assert np.array_equal(rows.result(), activations_of(stored.array("tokens"), WIDTHS[OTHER]))
 
 
+def test_commits_of_several_workers_are_read_at_once(gcs):
+    """A run of one commit for each worker."""
+    make_run(open_storage("gs://bucket/run"), [[8]] * 5)
+    told = [gcs.instruct("read", "*/commits/*", "hold") for _ in range(5)]
+    reader = ActivationReader("gs://bucket/run")
+    with ThreadPoolExecutor(1) as background:
+        total = background.submit(reader.num_tokens)
+        assert all(held.entered.wait(20) for held in told), "a commit waits for that of another worker"
+        for held in told:
+            held.release.set()
+        assert total.result() == 40
+    gcs.history.clear()
+    assert [ref.worker_id for ref in reader.all_refs([4, 1, 4])] == [4, 1, 4]
+    assert gcs.history == [], "what was read once is known"
+
+
+def test_readers_of_one_run_do_not_disturb_each_other(output):
+    """Two iterators of one reader, in turns, the first of which reads the commits."""
+    reader = ActivationReader(output)
+    pairs = list(zip(reader.all_refs(), reader.all_refs(), strict=True))
+    assert len(pairs) > 4 and all(one == other for one, other in pairs)
+    assert [one for one, _ in pairs] == list(reader.all_refs())
+
+
 @pytest.mark.parametrize("damage, message", [
     (lambda run: (run / "worker-00001/commits/00000001.json").unlink(), "00000001.json is missing"),
     (lambda run: (run / "worker-00001/commits/00000001.json").write_text("{}"), "not a readable commit"),

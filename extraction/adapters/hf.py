@@ -6,7 +6,7 @@ call, once, in the order of the run. Each data object is a shard, so `shuffle`, 
 `split_dataset_by_node` share the reading too. Cost: streaming reads each object whole and widens it; a copy takes the
 disk of float32 values, and is made again when more was committed.
 
-    for row in iterable_dataset("gs://bucket/run", ["blocks.6.hook_resid_post"]).shuffle(seed=0).with_format("torch"): ...
+    for row in iterable_dataset("gs://bucket/run", ["blocks.6.hook_resid_post"]).shuffle(seed=0): ...
 """
 
 import hashlib

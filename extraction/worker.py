@@ -171,7 +171,8 @@ def extract_stream(run: Prepared, number: int, instance: Instance, stop: Stop) -
     stream = open_stream(run.manifest, run.options.streams, number)
     chain = checkpoint.CommitChain.load(run.output, number, run.config.fingerprint)
     chain.instance = instance
-    say(f"stands at record {chain.cursor.record:,} of {stream.num_records:,}", worker=number)
+    total = run.config.limit(stream.num_records)
+    say(f"stands at record {chain.cursor.record:,} of {total:,}", worker=number)
     if chain.end_of_stream:
         say("its stream is complete", worker=number)
         return

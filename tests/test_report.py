@@ -107,6 +107,23 @@ def test_the_page_stands_alone_and_trusts_no_name(output, monkeypatch, tmp_path)
         assert f"<h2>{part}</h2>" in page
 
 
+def test_streams_are_drawn_with_a_bar_for_each_attempt(output):
+    page = render(gather(output))
+    picture = page.partition('<svg class="streams"')[2].partition("</svg>")[0]
+    assert (picture.count('class="bar"'), picture.count('class="again"')) == (5, 2)  # three streams, two interruptions
+    assert "stream 2, attempt 3: " in picture
+
+
+def test_kinds_of_several_layers_are_drawn_by_layer(tmp_path, monkeypatch):
+    widths = {f"blocks.{layer}.hook_{kind}": 4 for layer in range(20) for kind in ("resid_post", "mlp_out")}
+    monkeypatch.setattr(runs, "WIDTHS", widths)
+    make_run(open_storage(str(tmp_path)), STREAMS[:1])
+    page = render(gather(str(tmp_path)))
+    picture = page.partition("<h2>Norms by layer</h2>")[2].partition("</section>")[0]
+    assert [picture.count(f">{kind}: median<") for kind in ("hook_resid_post", "hook_mlp_out")] == [1, 1]
+    assert "<details><summary>40 hook points</summary>" in page  # too many to be shown unasked
+
+
 @pytest.mark.parametrize("streams, stop_after", [([], None), ([[]], None), ([[4]], None), ([[40]], 1)])
 def test_little_is_shown_as_well(tmp_path, streams, stop_after):
     make_run(open_storage(str(tmp_path)), streams, stop_after)

@@ -93,6 +93,25 @@ def area(axes: Axes, points: Sequence[tuple[float, float]], css: str) -> str:
     return f'<polygon class="{css}" points="{first:.1f},{bottom} {" ".join(places)} {last:.1f},{bottom}"/>'
 
 
+def band(axes: Axes, points: Sequence[tuple[float, float, float]], css: str) -> str:
+    """The surface between a lower and an upper line; points are x, lower, upper."""
+    upper = [f"{axes.across(x):.1f},{axes.up(high):.1f}" for x, _, high in points]
+    lower = [f"{axes.across(x):.1f},{axes.up(low):.1f}" for x, low, _ in reversed(points)]
+    return f'<polygon class="band {css}" points="{" ".join(upper + lower)}"/>'
+
+
+def legend(names: Sequence[str]) -> str:
+    """What the colours stand for, as HTML."""
+    cells = "".join(f'<li><b class="s{number % 6}"></b>{escape(name)}</li>' for number, name in enumerate(names))
+    return f'<ul class="legend">{cells}</ul>'
+
+
+def section(title: str, note: str, content: str, wide: bool = False) -> str:
+    """A card of the page."""
+    css = ' class="wide"' if wide else ""
+    return f"<section{css}><h2>{escape(title)}</h2><p>{escape(note)}</p>{content}</section>"
+
+
 def marks(axes: Axes, at: Sequence[tuple[float, str]]) -> str:
     """Short strokes on the bottom line, with what each stands for."""
     bottom = HEIGHT - BOTTOM

@@ -13,6 +13,7 @@ if __name__ == "__main__":  # told to stop while the imports below are under way
 
 import json
 import sys
+import traceback
 from collections.abc import Callable
 
 import click
@@ -20,7 +21,7 @@ from click_default_group import DefaultGroup
 
 from extraction.config import STORE_DTYPES
 from extraction.errors import BucketDenied, ConfigurationMismatch, DamagedData, ExtractionError, Fenced, TryAgain
-from extraction.logs import say, use_format
+from extraction.logs import is_json, say, use_format
 
 ADVICE = {
     DamagedData: "nothing was deleted; restore the object named above from a copy, or use a new --output",
@@ -251,6 +252,11 @@ def main() -> None:
         advice = next((f"\n  {text}" for kind, text in ADVICE.items() if isinstance(error, kind)), "")
         say(f"{error}{advice}", "ERROR")
         code = error.exit_code
+    except Exception:
+        if not is_json():
+            raise
+        say(traceback.format_exc().rstrip(), "ERROR")  # as one entry of the log
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     # Everything durable is durable by now; threads of ours or of a library must not hold or break the exit.

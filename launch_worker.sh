@@ -26,8 +26,17 @@ most_failures=${LAUNCH_FAILURES:-5}
 most_kills=${LAUNCH_KILLS:-10}
 quick=${LAUNCH_QUICK:-300}
 
+say() { # severity, message; in the worker's format
+    local text="launch_worker: $2"
+    if [ "${EXTRACT_LOG_FORMAT:-}" = json ]; then
+        text=${text//\\/\\\\} text=${text//\"/\\\"}
+        text="{\"severity\": \"$1\", \"message\": \"$text\", \"time\": \"$(date -u +%Y-%m-%dT%H:%M:%SZ)\"}"
+    fi
+    echo "$text" >&2
+}
+
 stop_with() { # exit code, message
-    echo "launch_worker: $2" >&2
+    say ERROR "$2"
     exit "$1"
 }
 
@@ -101,7 +110,7 @@ run_child() { # command; its exit code
     [ "$stopping" -eq 0 ] || pass_on # for a signal that came before there was a child
     while [ "$signals" -ne "$stopping" ]; do # a signal ends the waiting, not the child
         signals=$stopping code=0
-        wait "$child" || code=$?
+        wait "$child" 2> /dev/null || code=$? # bash would say itself that it was killed
     done
     child=
     return "$code"
@@ -110,13 +119,13 @@ run_child() { # command; its exit code
 pause_before_next() {
     local seconds
     seconds=$(awk -v pause="$pause" -v seed="$RANDOM" 'BEGIN { srand(seed); print pause * (0.5 + rand() / 2) }')
-    echo "launch_worker: worker ended with $1; again in $seconds s" >&2
+    say WARNING "worker ended with $1; again in $seconds s"
     run_child sleep "$seconds" || true
     pause=$(awk -v pause="$pause" -v most="$longest_pause" 'BEGIN { print (pause * 2 < most) ? pause * 2 : most }')
 }
 
 give_up() { # exit code, what happened
-    echo "launch_worker: $2 without a new commit; not started again" >&2
+    say ERROR "$2 without a new commit; not started again"
     stop_with "$1" "see the worker's last lines above and dmesg (out of memory? then a lower --batch-size, \
 --steps-per-batch or --queue-mib); what is committed stays, and the same command goes on from there"
 }

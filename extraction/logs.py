@@ -18,6 +18,11 @@ def use_format(name: str) -> None:
     _chosen = name
 
 
+def is_json() -> bool:
+    """Whether lines are JSON."""
+    return _chosen == "json"
+
+
 def say(message: str, severity: str = "INFO", worker: int | None = None) -> None:
     """Write one line. `severity` is INFO, WARNING or ERROR."""
     if _chosen == "json":

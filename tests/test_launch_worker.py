@@ -1,5 +1,6 @@
 """launch_worker.sh: what it checks, restarts and passes on, with a stub in place of the interpreter; once for real."""
 
+import json
 import os
 import re
 import shutil
@@ -146,6 +147,16 @@ def test_paths_may_have_spaces(launch, tmp_path):
     code, stderr = launch([75, 0], "3", script=folder / SCRIPT.name, PYTHON=interpreter, OUTPUT="an output")
     assert code == 0, stderr
     assert launch.starts()[1] == "run|--model|a model|--streams|streams|--output|an output|--worker-id|3"
+
+
+def test_its_lines_are_json_where_the_workers_are(launch):
+    code, stderr = launch(["kill", "crash", 65], "3", EXTRACT_LOG_FORMAT="json", LAUNCH_KILLS="2")
+    entries = [json.loads(line) for line in stderr.splitlines()]
+    assert (code, [entry["severity"] for entry in entries]) == (65, ["WARNING", "WARNING"])
+    code, stderr = launch([], "no \\ \"number\"", EXTRACT_LOG_FORMAT="json")
+    entry = json.loads(stderr)
+    assert (code, entry["severity"]) == (2, "ERROR")
+    assert entry["message"] == "launch_worker: worker id 'no \\ \"number\"' is not a number"
 
 
 def wait_for(condition):

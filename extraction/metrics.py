@@ -17,6 +17,7 @@ class Metrics:
             import prometheus_client
         except ModuleNotFoundError:
             raise InvalidRequest("--metrics-port needs the package prometheus_client: install '.[metrics]'") from None
+        prometheus_client.disable_created_metrics()  # when a counter began is no news beside each of them
         registry = prometheus_client.CollectorRegistry()
 
         def metric(kind: type, name: str, text: str, *labels: str):

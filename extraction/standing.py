@@ -98,7 +98,7 @@ def _list_end(storage: Storage, folder: str) -> tuple[list[ObjectInfo], tuple[in
 
 
 def _list_after(storage: Storage, folder: str, batch: int) -> list[ObjectInfo]:
-    """What is in the worker's folder after this commit, or after all that comes before the commits if it is negative."""
+    """What is in the worker's folder after this commit; if it is negative, from the first commit on."""
     first = f"{folder}/commits/"
     return list(storage.list(f"{folder}/", start_after=f"{first}{batch:08d}.json" if batch >= 0 else first))
 

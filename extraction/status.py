@@ -7,6 +7,7 @@ Cost: three requests for the run, three for each stream that was begun however l
 at a time.
 """
 
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -162,13 +163,14 @@ def _mean_rate(standing: Standing) -> float | None:
 
 
 def _rate_now(standing: Standing, now: float) -> float | None:
-    """Tokens per second over the last minutes, taking each batch for an average one."""
+    """Tokens per second over the last minutes, or the last commits, taking each batch for an average one."""
     times = standing.commit_times
     recent = [time for time in times if time > now - WINDOW]
     since, count = (now - WINDOW, len(recent)) if len(recent) < len(times) else (times[0], len(times) - 1)
-    if count < 1 or now <= since:
+    until = max(now, times[-1])  # a bucket tells the time in whole seconds
+    if count < 1 or until <= since:
         return None
-    return standing.last.totals.tokens_read / standing.num_batches * count / (now - since)
+    return standing.last.totals.tokens_read / standing.num_batches * count / (until - since)
 
 
 def _stages(seconds: dict[str, float]) -> dict[str, float]:
@@ -198,10 +200,13 @@ def format_bytes(count: float) -> str:
 
 def table(status: RunStatus, most_rows: int) -> "Table":
     """The status as a rich table: those in trouble first, at most `most_rows` streams."""
+    from rich import box
     from rich.table import Table
 
     counts = ", ".join(f"{status.states[state]:,} {state}" for state in STATES if state in status.states)
-    shown = Table(title=f"{status.output}: {counts}", title_justify="left", header_style="bold", expand=False)
+    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(status.time))
+    shown = Table(title=f"{status.output} at {moment} UTC: {counts}", title_justify="left", title_style="bold",
+                  header_style="dim", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("stream", "state", "records", "done", "tokens", "stored", "tok/s now", "mean", "left", "last commit",
                  "preempted", "time goes to"):
         is_text = name in ("state", "time goes to")
@@ -220,12 +225,14 @@ def table(status: RunStatus, most_rows: int) -> "Table":
     return shown
 
 
+_BAR = 8  # characters
 _STYLES = {"failed": "red", "fenced": "red", "stuck": "yellow", "running": "green", "finished": "dim"}
 
 
 def _row(stream: StreamStatus) -> tuple[str, ...]:
     style = _STYLES.get(stream.state, "")
-    largest = sorted(stream.stages.items(), key=lambda item: -item[1])[:2]
+    in_the_loop = [(name, share) for name, share in stream.stages.items() if name != "upload"]
+    largest = sorted(in_the_loop, key=lambda item: -item[1])[:2]
     why = stream.message or ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.005)
     return (
         str(stream.stream), f"[{style}]{stream.state}[/{style}]" if style else stream.state, f"{stream.records:,}",
@@ -237,13 +244,16 @@ def _row(stream: StreamStatus) -> tuple[str, ...]:
 
 
 def _share(part: int, whole: int | None) -> str:
-    return "" if whole is None else f"{part / whole:.1%}" if whole else "100.0%"
+    """`████░░░░  52.3%`"""
+    if whole is None:
+        return ""
+    share = part / whole if whole else 1.0
+    full = int(share * _BAR)
+    return f"[green]{'█' * full}[/green][dim]{'░' * (_BAR - full)}[/dim] {share:6.1%}"
 
 
 def watch(output: str, stuck_after: float, most_rows: int, every: float) -> RunStatus:
     """Show the status on the terminal anew every some seconds until the run is finished or the user has seen enough."""
-    import time
-
     from rich.live import Live
 
     status = read_status(output, stuck_after)

@@ -14,7 +14,7 @@ from extraction.attempts import note_start, noted_ending
 from extraction.errors import DamagedData, Fenced
 from extraction.positions import Selection, Selector
 from extraction.standing import Standing
-from extraction.status import _mean_rate, format_bytes, format_seconds, read_status, table
+from extraction.status import _mean_rate, _rate_now, format_bytes, format_seconds, read_status, table
 from extraction.storage import open_storage
 from tests import fake_gcs
 from tests.runs import FINGERPRINT, extract, make_run
@@ -123,6 +123,12 @@ def test_the_pace_of_now_is_that_of_the_commits_that_were_looked_at(tmp_path):
     (stream,) = read_status(str(tmp_path)).streams
     assert stream.rate_now == pytest.approx(16, rel=0.15)
     assert stream.rate_mean == pytest.approx(16, rel=0.01)
+
+
+def test_commits_within_the_second_that_the_clock_tells_have_a_pace_too():
+    last = SimpleNamespace(totals=SimpleNamespace(tokens_read=1000))
+    standing = SimpleNamespace(commit_times=(99.9, 100.2, 100.7), last=last, num_batches=10)
+    assert _rate_now(standing, now=100.0) == pytest.approx(100 * 2 / 0.8)
 
 
 def test_a_finished_run_is_finished_when_every_stream_is(tmp_path):

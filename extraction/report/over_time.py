@@ -81,8 +81,9 @@ def streams(facts: ReportFacts) -> str:
     shown = rows[:_MOST_ROWS]
     height = min(max(260 / len(shown), 2.0), 18.0)
     parts = [_row(number * height, height, attempts, clock) for number, attempts in enumerate(shown)]
-    picture = (f'<svg class="streams" viewBox="0 0 1000 {len(shown) * height:.0f}" preserveAspectRatio="none" role="img" '
-               f'style="height:{len(shown) * height:.0f}px" aria-label="streams over time">{"".join(parts)}</svg>')  # fmt: skip
+    total = round(len(shown) * height)
+    picture = (f'<svg class="streams" viewBox="0 0 1000 {total}" preserveAspectRatio="none" style="height:{total}px" '
+               f'role="img" aria-label="streams over time">{"".join(parts)}</svg>')  # fmt: skip
     scale = f'<div class="scale"><span>first commit</span><span>{clock.say(clock.axis()[1])}</span></div>'
     note = (f"{len(rows):,} begun, a line for each: a bar from the first to the last commit of an attempt, an orange "
             "stroke where the next one goes on.")  # fmt: skip

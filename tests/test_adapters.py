@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from extraction.errors import InvalidRequest
 from extraction.reader import ActivationReader
 from extraction.shuffle import ShuffleOptions
 from extraction.storage import open_storage
+from tests import runs
 from tests.runs import SHAPE, WIDTHS, activations_of, make_run, tokens_of
 from tests.workers import ROOT
 
@@ -214,3 +216,15 @@ def test_a_dataset_of_nothing_is_refused(tmp_path, output):
         hf.iterable_dataset(str(tmp_path))
     with pytest.raises(InvalidRequest, match="the run has"):
         hf.dataset(output, ["x"])
+
+
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.float8_e4m3fn])
+def test_rows_with_a_scale_are_values_in_every_library(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(runs, "DTYPE", np.dtype(dtype))
+    make_run(open_storage(str(tmp_path)), STREAMS)
+    rows = np.concatenate([rows.activations for rows in ActivationReader(str(tmp_path)).rows(HOOK)])
+    (batch,) = hf.iterable_dataset(str(tmp_path), [HOOK]).with_format("numpy").iter(batch_size=len(rows))
+    assert np.array_equal(batch[HOOK], rows)
+    (batch,) = TorchActivations(str(tmp_path), HOOK, ShuffleOptions(batch_size=1 << 12, buffer=1 << 12))
+    assert batch["activations"].dtype == torch.float32
+    assert sorted(batch["activations"][:, 0].tolist()) == sorted(rows[:, 0].tolist())

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from extraction import exports
 from extraction.errors import InvalidRequest
 from extraction.exports import ExportOptions, export
+from extraction.reader import ActivationReader
 from extraction.storage import open_storage
+from tests import runs
 from tests.runs import WIDTHS, activations_of, make_run, record_id, tokens_of
 from tests.workers import ROOT, python
 
@@ -41,6 +43,17 @@ def test_npy_is_every_token_in_order(output, tmp_path):
         assert np.array_equal(np.load(tmp_path / f"out/{name}.npy"), expected(tokens, name))
     stream, index = np.load(tmp_path / "out/record.npy").T
     assert np.array_equal((tokens - 100 * index - 100_000 * stream) % 8, np.load(tmp_path / "out/position.npy"))
+
+
+def test_rows_with_a_scale_are_exported_as_values(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "DTYPE", np.dtype(np.int8))
+    make_run(open_storage(str(tmp_path / "run")), STREAMS)
+    rows = np.concatenate([rows.activations for rows in ActivationReader(str(tmp_path / "run")).rows(HOOK)])
+    for layout in ("npy", "openmoss"):
+        export(str(tmp_path / "run"), layout, str(tmp_path / layout), ExportOptions((HOOK,)))
+    exported = np.load(tmp_path / f"npy/{HOOK}.npy")
+    assert exported.dtype == np.float32 and np.array_equal(exported, rows)
+    assert {str(chunk["activation"].dtype) for chunk in chunks_of(tmp_path / "openmoss", HOOK)} == {"torch.float32"}
 
 
 def chunks_of(folder, name):

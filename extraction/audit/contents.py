@@ -120,14 +120,14 @@ def _check_values(shard: Shard, hook_point: str, run: RunFacts, found: Counter[t
             block = unscaled(values[here], None if scale is None else scale[here]).astype(np.float64)
             part = np.square(block)
             norms[here] = np.sqrt(part @ np.ones(width))
-            if run.data_schema >= 2:
-                largest = max(largest, np.fmax.reduce(np.abs(block), axis=None, initial=0.0))
             ones = np.ones(len(block))
             total += ones @ block
             squares += (part := ones @ part)
             if not np.isfinite(part).all():
                 found[hook_point, "nan"] += int(np.isnan(block).sum())
                 found[hook_point, "inf"] += int(np.isinf(block).sum())
+            if run.data_schema >= 2:
+                largest = max(largest, np.fmax.reduce(np.abs(block, out=block), axis=None, initial=0.0))
         yield from _check_sums(shard, hook_point, (total, squares), run)
         if scale is not None:
             yield from _check_scale(values, scale, hook_point)

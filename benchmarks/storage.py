@@ -145,9 +145,9 @@ def compared(floor: float, making: float, count: int, taken: dict[str, float]) -
 
 
 @click.command()
-@click.option("--objects", "count", default=8, show_default=True)
-@click.option("--mib", default=64, show_default=True, help="Size of an object.")
-@click.option("--rate", default=100, show_default=True, help="MiB a second that the server takes.")
+@click.option("--objects", "count", default=6, show_default=True)
+@click.option("--mib", default=32, show_default=True, help="Size of an object.")
+@click.option("--rate", default=40, show_default=True, help="MiB a second that the server takes.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--folder", type=click.Path(exists=True, path_type=Path), help="On the disk to be measured.")
 @gives_results

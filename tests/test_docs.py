@@ -31,11 +31,15 @@ def output(tmp_path_factory):
     return storage
 
 
+def rows_of_cells(page: str, first_column: str) -> list[list[str]]:
+    """Each row of the page's table that begins with this head."""
+    table = page.partition(f"| {first_column} |")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
 def rows_of_table(page: str, first_column: str) -> list[list[list[str]]]:
     """What stands in backquotes in each cell of each row of the page's table that begins with this head."""
-    table = page.partition(f"| {first_column} |")[2].partition("\n\n")[0]
-    cells = [line.strip("|").split("|") for line in table.splitlines()[2:]]
-    return [[re.findall(r"`([^`]+)`", cell) for cell in row] for row in cells]
+    return [[re.findall(r"`([^`]+)`", cell) for cell in row] for row in rows_of_cells(page, first_column)]
 
 
 def keys_of_table(first_column: str, page: str = FORMAT) -> set[str]:
@@ -133,3 +137,30 @@ def test_the_stages_are_those_of_the_loop(output):
 
 def test_the_table_of_a_storage_has_its_methods():
     assert keys_of_table("method", (DOCS / "adding.md").read_text()) == Storage.__abstractmethods__
+
+
+BARS = rows_of_cells((DOCS / "performance.md").read_text(), "question")
+
+
+@pytest.mark.parametrize("row", BARS, ids=lambda row: row[0])
+def test_the_figures_of_performance_are_those_that_were_measured(row):
+    _, bar, reached, where = row
+    name, path = re.findall(r"`([^`]+)`", where)
+    value = json.loads((ROOT / "benchmarks/results" / name).read_text())
+    for key in path.split("/"):
+        value = value[key]
+    assert reached == str(value)
+    if limit := re.fullmatch(r"at (least|most) ([\d.]+)", bar):
+        assert value >= float(limit[2]) if limit[1] == "least" else value <= float(limit[2])
+
+
+@pytest.mark.parametrize("name, title", [
+    ("throughput", "How fast is it next to what others do?"), ("capture", "What does capture cost?"),
+    ("storage", "How fast is a batch stored and committed?"),
+])
+def test_the_figures_of_a_benchmark_are_those_that_were_measured(name, title):
+    section = (ROOT / "benchmarks/README.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+    cells = [cell.strip() for line in section.splitlines() if line.startswith("|") for cell in line.split("|")[2:-1]]
+    shown = [cell.replace(",", "") for cell in cells if re.fullmatch(r"[\d.,]+", cell)]
+    measured = set(re.findall(r"[\d.]+", (ROOT / f"benchmarks/results/{name}.json").read_text()))
+    assert shown and set(shown) <= measured

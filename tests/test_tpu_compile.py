@@ -127,3 +127,19 @@ def test_a_plan_takes_these_counts(compiled):
     assert counts.source == "counted by the compiler"
     assert counts.memory_bytes == step.memory_analysis().peak_memory_in_bytes
     assert 1 < counts.flops / ideal_flops(config, options) < 1.03
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_rows_are_written_as_they_are_stored_and_never_wider(tmp_path, dtype):
+    """Scales, errors, norms and maxima are made as rows are read. Between devices go the scales, in one exchange."""
+    (tmp_path / "config.json").write_text(json.dumps(MODELS["Qwen2.5-0.5B"]))
+    config = read_model_config(tmp_path)
+    hooks = tuple(f"blocks.{layer}.hook_resid_post" for layer in (2, 4))
+    options = ForwardOptions(hooks, StepShape(8, 2048), "bfloat16", dtype, mesh=MeshShape(2, 2))
+    step = lower_step(config, options, describe(SLICES["v5litepod-4"])).compile()
+    own = 8 * 2048 * config.width // 4
+    wide = [shape for in_loop, operation, kind, shape in instructions(step)
+            if not in_loop and operation in ("fusion", "copy", "convert") and kind == "f32" and math.prod(shape) >= own]
+    assert wide == []
+    sums = re.findall(r"= .* all-reduce(?:-start)?\(", step.as_text())
+    assert len(sums) == 3  # two in each block, and the scales

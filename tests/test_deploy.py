@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -118,6 +119,20 @@ def test_a_tpu_vm_starts_its_worker_at_every_boot(machine, tmp_path):
     assert calls.count("git clone") == 1
     assert calls.count("systemctl restart extraction-worker.service") == 2
     assert calls.count("--requirement deploy/locks/tpu.txt") == 2
+
+
+def test_systemd_takes_the_unit(machine, tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    server, boot = machine
+    server.attributes = {"repository": "x", "model": "m"}
+    assert boot().returncode == 0
+    shutil.copy(ROOT / "launch_worker.sh", tmp_path / "home/project")
+    unit = tmp_path / "units/extraction-worker.service"
+    for text, is_good in ((unit.read_text(), True), (unit.read_text().replace("Restart=on-failure", "Restart=x"), False)):
+        unit.write_text(text)
+        result = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+        assert (result.stderr == "") == is_good, result.stderr
 
 
 def test_a_tpu_vm_without_a_number_takes_free_streams(machine, tmp_path):

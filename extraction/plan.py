@@ -2,7 +2,8 @@
 
 In: the flags of a run and the name of a TPU slice. Out: a `Plan`. Guarantee: nothing is computed on a device; the step
 is the one that a worker would compile, for these chips, from the configuration alone. With libtpu installed its memory
-and arithmetic are the compiler's counts; without, they come from formulas, and the plan says which.
+and arithmetic are the compiler's counts, with the attention kernel's own; without, they come from formulas, and the
+plan says which.
 
 What is an estimate: the time of a step is its arithmetic over `efficiency` times the chip's published peak, or its
 memory traffic (by formula) over the published bandwidth, whichever is longer. Tokens of the whole manifest, and how
@@ -11,6 +12,7 @@ or one in K. Cost: one compilation, 5 to 20 seconds.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import jax
@@ -25,6 +27,7 @@ from .models.config_file import read_model_config
 from .models.location import locate_model
 from .models.sharding import USABLE, MeshShape, choose_mesh, misfit
 from .models.slices import Slice, can_describe, describe, slice_named
+from .models.tiling import multiplied_pairs
 from .packing import Cut
 from .positions import Selection, Selector
 from .sampling import Sample, check_spans, take_sample
@@ -217,7 +220,7 @@ def count(config: ModelConfig, options: ForwardOptions, wanted: Slice) -> Counts
 def counts_of(compiled: jax.stages.Compiled, config: ModelConfig, options: ForwardOptions) -> Counts:
     """The compiler's account of a step. It counts a loop's body once, and the arithmetic of kernels not at all."""
     layers = max(1, num_layers(config, options))
-    flops = layers * (compiled.cost_analysis()["flops"] + _attention_flops(config, options))
+    flops = layers * compiled.cost_analysis()["flops"] + _attention_flops(config, options, multiplied_pairs)
     memory_bytes = compiled.memory_analysis().peak_memory_in_bytes
     return Counts(flops, _traffic(config, options), memory_bytes, "counted by the compiler")
 
@@ -228,7 +231,8 @@ def num_layers(config: ModelConfig, options: ForwardOptions) -> int:
 
 
 def ideal_flops(config: ModelConfig, options: ForwardOptions) -> float:
-    """Operations of one step on one device: two for each weight and token, and causal attention."""
+    """Operations of one step on one device: two for each weight and token, and four for each element of a head and pair
+    of a query and a key that it sees, in rows of one document."""
     tokens = options.shape.rows * options.shape.seq_len
     products = 0.0
     for path, leaf in weight_shapes(config, options):
@@ -236,14 +240,23 @@ def ideal_flops(config: ModelConfig, options: ForwardOptions) -> float:
             share = config.experts.per_token / config.experts.count if "experts" in path else 1
             products += 2 * tokens * leaf.size * share
     devices = options.mesh.data * options.mesh.model
-    return products / devices + num_layers(config, options) * _attention_flops(config, options)
+    return products / devices + _attention_flops(config, options, visible_pairs)
 
 
-def _attention_flops(config: ModelConfig, options: ForwardOptions) -> float:
-    """Of one layer on one device: two products over the half of T x T that causality leaves."""
-    rows, length = options.shape.rows, options.shape.seq_len
+def visible_pairs(length: int, window: int | None) -> int:
+    """Pairs of a query and a key that it sees, for one head of a row of one document."""
+    reach = min(length, window or length)
+    return reach * (reach + 1) // 2 + (length - reach) * reach
+
+
+def _attention_flops(config: ModelConfig, options: ForwardOptions, pairs: Callable[[int, int | None], int]) -> float:
+    """Of all layers on one device: two products over as many pairs of a query and a key as `pairs` says."""
+    rows, length, layers = options.shape.rows, options.shape.seq_len, num_layers(config, options)
+    windowed = config.windowed[:layers] or (False,) * layers
+    near = config.window if config.window is not None and config.window < length else None
+    seen = sum(pairs(length, near if is_windowed else None) for is_windowed in windowed)
     devices = options.mesh.data * options.mesh.model
-    return 2.0 * rows * length**2 * config.num_heads * config.head_width / devices
+    return 4.0 * rows * seen * config.num_heads * config.head_width / devices
 
 
 def _traffic(config: ModelConfig, options: ForwardOptions) -> float:

@@ -1,11 +1,11 @@
-"""Causal attention inside segments: `attention(q, k, v, segment_ids, rule)`.
+"""Causal attention inside segments: `attention(q, k, v, segment_ids, rule, windowed)`.
 
 In: q [B, T, H, Dh], k and v [B, T, K, Dh] with H a multiple of K, segment_ids [B, T] with 0 for padding. Out:
 [B, T, H, Dh]. Guarantee: a token sees its own segment up to itself (with a window, itself and the `window - 1` tokens
 before it) and nothing else, so its result does not depend on what else is in the row; padding gives finite values. The
 softmax is in float32.
 
-On a TPU it is jax's splash kernel (splash_attention.py), on a GPU cuDNN's where that has the case, else and on a CPU
+On a TPU it is a kernel of our own (tpu_attention.py), on a GPU cuDNN's where that has the case, else and on a CPU
 blocks of queries (`attend_blocks`). `attend` is the plain form that all are tested against.
 
 Cost: blocks see only the keys that causality and the window leave them, about half of the T x T scores, and no more
@@ -13,6 +13,7 @@ than one block of scores is in memory; the kernels keep scores on the chip.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -26,17 +27,28 @@ _CUDNN_MAX_HEAD_WIDTH = 128  # on every GPU that it supports
 _MIN_BLOCK, _MAX_BLOCKS = 128, 16  # more than 16 blocks save little arithmetic and take longer to compile
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule) -> jax.Array:
-    """Attention in the form for the platform that the step is compiled for."""
-    return form_for(current_platform(), q, rule)(q, k, v, segment_ids, rule)
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule,
+    windowed: jax.Array | None = None,
+) -> jax.Array:
+    """Attention in the form for the platform that the step is compiled for.
+
+    `windowed`, a bool scalar, is for a model in which only some layers have the rule's window: does this one?
+    """
+    platform = current_platform()
+    if platform == "tpu":
+        from .tpu_attention import attend_tpu
+
+        return attend_tpu(q, k, v, segment_ids, rule, windowed)
+    attend_so = form_for(platform, q, rule)
+    if windowed is None:
+        return attend_so(q, k, v, segment_ids, rule)
+    near, far = (partial(attend_so, rule=each) for each in (rule, replace(rule, window=None)))
+    return jax.lax.cond(windowed, near, far, q, k, v, segment_ids)
 
 
 def form_for(platform: str, q: jax.Array, rule: AttentionRule) -> Callable:
-    """The one place where a form of attention is chosen."""
-    if platform == "tpu":
-        from .splash_attention import attend_splash
-
-        return attend_splash
+    """The form that serves a platform which is no TPU."""
     if platform == "gpu" and cudnn_has(q, rule):
         return partial(attend_library, implementation="cudnn")
     return attend_blocks

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 class AttentionRule:
     """How scores are made of q and k: `scale * q.k`, capped to +-`softcap` by a tanh, of the last `window` keys only.
 
-    All three are known when the step is compiled. A model whose layers differ in their window chooses between two
-    rules with `jax.lax.cond`.
+    All three are known when the step is compiled.
     """
 
     scale: float

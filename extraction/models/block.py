@@ -54,15 +54,12 @@ class Attention(nnx.Module):
         return tuple(jnp.where(shared["windowed"], shared[f"window_{name}"], shared[name]) for name in ("cos", "sin"))
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, shared: dict[str, jax.Array]) -> jax.Array:
-        config, arrays = self.config, (q, k, v, shared["segment_ids"])
+        config = self.config
         scale = config.head_width**-0.5 if config.attention_scale is None else config.attention_scale
-        far = AttentionRule(scale, softcap=config.softcap)
-        near = AttentionRule(scale, config.window, config.softcap)
-        if config.window is None or config.window >= q.shape[1]:
-            return attention(*arrays, far)
-        if all(config.windowed):
-            return attention(*arrays, near)
-        return jax.lax.cond(shared["windowed"], lambda *a: attention(*a, near), lambda *a: attention(*a, far), *arrays)
+        window = config.window if config.window is not None and config.window < q.shape[1] else None
+        some = window is not None and not all(config.windowed)
+        rule = AttentionRule(scale, window, config.softcap)
+        return attention(q, k, v, shared["segment_ids"], rule, shared["windowed"] if some else None)
 
 
 class Block(nnx.Module):

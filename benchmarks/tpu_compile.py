@@ -1,0 +1,102 @@
+"""Whether the step wastes anything on a TPU, by the compiler's own account: real models on every slice of one host.
+
+In: nothing; needs libtpu (extra `tpu`) and no TPU. Out, for each model and slice: operations over the model's own, with
+the attention kernel's, for rows of one document; peak memory over weights, results and one block; activations copied
+in the loop over layers, but for what is captured; weights widened to float32. And for rows packed with documents of
+FineWeb's lengths (log-normal, mean about 650 tokens) the pairs of query and key that are multiplied, over the causal
+half of T x T. Cost: about 15 CPU seconds for each model and slice.
+
+    python benchmarks/tpu_compile.py --output benchmarks/results/tpu_compile.json
+"""
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import click
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from benchmarks.packing import like_fineweb  # noqa: E402
+from extraction.models.tiling import Tiling, edge_parts  # noqa: E402
+from extraction.models.tpu_attention import first_blocks  # noqa: E402
+from extraction.packing import BatchShape, pack_batches  # noqa: E402
+from extraction.plan import visible_pairs  # noqa: E402
+from extraction.records import Cursor  # noqa: E402
+from tests.compiled_steps import Case, CompiledStep  # noqa: E402
+
+CASES = [
+    Case("SmolLM2-135M", "v5litepod-1", (1, 1), 32, 2048),
+    Case("gpt2", "v5litepod-1", (1, 1), 32, 1024),
+    Case("pythia-160m", "v6e-1", (1, 1), 32, 2048),
+    Case("Qwen2.5-0.5B", "v5litepod-1", (1, 1), 32, 2048),
+    Case("Qwen2.5-0.5B", "v4-8", (4, 1), 32, 2048),
+    Case("Qwen3-0.6B", "v6e-4", (4, 1), 32, 2048),
+    Case("gemma-3-1b-pt", "v6e-1", (1, 1), 8, 2048),
+    Case("Llama-3.2-1B", "v5litepod-4", (4, 1), 32, 2048),
+    Case("Mistral-7B-v0.1", "v4-8", (2, 2), 16, 4096),
+    Case("OLMo-2-1124-7B", "v5litepod-8", (4, 2), 16, 2048),
+    Case("Qwen2.5-7B", "v5litepod-8", (2, 4), 16, 2048),
+    Case("Llama-3.1-8B", "v5litepod-4", (2, 2), 8, 2048),
+    Case("Llama-3.1-8B", "v6e-8", (8, 1), 16, 2048),
+    Case("gemma-2-9b", "v5p-8", (1, 4), 2, 8192),
+    Case("Qwen3-30B-A3B", "v5p-8", (2, 2), 8, 2048),
+    Case("Qwen3-30B-A3B", "v6e-8", (2, 4), 8, 2048),
+]
+
+
+def measure(case: Case) -> dict:
+    step = CompiledStep.of(case)
+    moved = [shape for shape in step.moved() if not (shape[0] == 1 and len(shape) == 4)]
+    return {
+        "model": case.model, "slice": case.slice, "mesh": str(step.options.mesh), "rows": case.rows,
+        "seq_len": case.seq_len, "experts": step.config.experts is not None, "arithmetic": round(step.arithmetic(), 4),
+        "memory": round(step.memory(), 3), "peak_bytes": step.program.memory_analysis().peak_memory_in_bytes,
+        "copies": moved, "widened": sorted(step.widened()),
+    }
+
+
+def packed(seq_len: int, rows: int = 32, batches: int = 4) -> float:
+    """Pairs that are multiplied in rows of many documents, over the causal half."""
+    shape, tiling = BatchShape(1, rows, seq_len), Tiling.of(seq_len, None)
+    made = islice(pack_batches(like_fineweb(batches * rows * seq_len // 200), Cursor(0, 0), shape, "split"), batches)
+    edge = sum((rows.stop - rows.start) * (keys.stop - keys.start) for rows, keys in edge_parts(tiling.block, 0, None))
+    shares = []
+    for batch in made:
+        ids = np.asarray(batch.segment_ids).reshape(rows, seq_len)
+        before = np.arange(tiling.blocks) - np.asarray(first_blocks(ids, tiling.block))
+        shares.append((edge + before * tiling.block**2).sum() / (rows * visible_pairs(seq_len, None)))
+    return round(float(np.mean(shares)), 3)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
+def main(as_json: bool, output: Path | None) -> None:
+    """Compile and count."""
+    results: dict[str, object] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(),
+        **{name: version(name) for name in ("jax", "libtpu")}, "command": " ".join(["python", *sys.argv]),
+        "packed": {str(length): packed(length) for length in (1024, 2048, 4096, 8192)}, "steps": [],
+    }
+    for case in CASES:
+        found = measure(case)
+        results["steps"].append(found)
+        if not as_json:
+            told = ", ".join(f"{key} {found[key]}" for key in ("arithmetic", "memory", "copies"))
+            print(f"{case}: {told}", flush=True)
+        if output:
+            output.write_text(json.dumps(results, indent=1) + "\n")
+    if as_json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

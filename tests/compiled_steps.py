@@ -51,7 +51,7 @@ class Instruction(NamedTuple):
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """Three layers captured, the deepest in the middle of the model or at layer 18."""
+    """Three layers captured, the deepest after three quarters of the model, or at layer 18."""
 
     config: ModelConfig
     options: ForwardOptions
@@ -64,7 +64,7 @@ class CompiledStep:
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(CONFIGS / f"{case.model}.json", Path(folder) / "config.json")
             config = read_model_config(Path(folder))
-        deepest = min(18, config.num_layers // 2 + 6)
+        deepest = min(18, config.num_layers * 3 // 4)
         hooks = tuple(f"blocks.{deepest * part // 3}.hook_resid_post" for part in (1, 2, 3))
         shape, mesh = StepShape(case.rows, case.seq_len), MeshShape(*case.mesh)
         options = ForwardOptions(hooks, shape, "bfloat16", case.store_dtype, mesh=mesh)

@@ -18,7 +18,8 @@ import jax
 from ..errors import InvalidRequest
 
 # What libtpu would otherwise ask the metadata server of a TPU VM.
-_NOT_ON_A_TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
+_NOT_ON_A_TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+                 "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # where no TPU is opened, several processes may compile at once
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,7 @@ class Bucket(Sequence):
 
     def __init__(self, workers: int, commits: int, has_progress: bool):
         self.workers, self.commits, self.now = workers, commits, time.time()
-        self.marks = commits // 100
-        self.in_folder = 2 * commits + self.marks + has_progress
+        self.in_folder = 2 * commits + has_progress
 
     def __len__(self) -> int:
         return 1 + self.workers * self.in_folder
@@ -68,9 +67,7 @@ class Bucket(Sequence):
         folder = f"{RUN}{checkpoint.worker_folder(worker)}"
         if place < self.commits:
             return f"{folder}/batches/{place:08d}.safetensors"
-        if place < self.commits + self.marks:
-            return f"{folder}/commit-marks/{100 * (place - self.commits) + 99:08d}.json"
-        batch = place - self.commits - self.marks
+        batch = place - self.commits
         return f"{folder}/commits/{batch:08d}.json" if batch < self.commits else f"{folder}/progress.json"
 
     def irange(self, first: str) -> Iterator[str]:

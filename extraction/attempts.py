@@ -1,10 +1,8 @@
 """Small notes in a worker's folder: for people, and for those who choose a stream to work on.
 
-In: the start of an attempt on a stream, how it ended if that was not well, and every hundredth commit. Out: create-only
-objects `worker-NNNNN/starts/<attempt>.json`, `worker-NNNNN/ended/<attempt>.json` and `worker-NNNNN/commit-marks/<batch>.json`.
-By the marks the end of a long chain is found without listing it; their folder comes before that of the commits, so that
-whoever lists the end does not list them too. Nothing that is committed depends on notes: one that cannot be written is
-left. Cost: one small object for each.
+In: the start of an attempt on a stream, and how it ended if that was not well. Out: create-only objects
+`worker-NNNNN/starts/<attempt>.json` and `worker-NNNNN/ended/<attempt>.json`. Nothing that is committed depends on a
+note, and one that cannot be written is left. Cost: one small object for each.
 """
 
 import contextlib
@@ -14,15 +12,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import checkpoint
-from checkpoint import Commit, Instance
+from checkpoint import Instance
 
 from .errors import ExtractionError, Fenced, TryAgain
 from .logs import say
 from .storage import ObjectInfo, Storage
 from .strict_json import loads
 
-STARTS, ENDED, MARKS = "starts/", "ended/", "commit-marks/"
-_MARK_EVERY = 100  # commits
+STARTS, ENDED = "starts/", "ended/"
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,8 @@ def no_rival_to_itself(instance: Instance) -> Iterator[None]:
     """Raise TryAgain for a Fenced whose winner is an earlier attempt of the same launcher.
 
     A request of a worker that was killed may land after its successor has listed the commits. That attempt is no rival:
-    launch_worker.sh starts a worker after it has seen the end of the one before, so it commits nothing more, and the next
-    start goes on after its commit. The attempts of a launcher are in the local file LAUNCH_ATTEMPTS_FILE.
+    launch_worker.sh starts a worker after it has seen the end of the one before, so it commits nothing more, and the
+    next start goes on after its commit. The attempts of a launcher are in the local file LAUNCH_ATTEMPTS_FILE.
     """
     path = os.environ.get("LAUNCH_ATTEMPTS_FILE")
     earlier: list[str] = []
@@ -65,12 +62,6 @@ def no_rival_to_itself(instance: Instance) -> Iterator[None]:
             raise
         message = f"{fenced}: a killed start of this worker, whose last request came late"
         raise TryAgain(message) from fenced
-
-
-def note_commit(storage: Storage, commit: Commit) -> None:
-    """Leave a mark at every hundredth commit."""
-    if commit.batch % _MARK_EVERY == _MARK_EVERY - 1:
-        _note(storage, f"{checkpoint.worker_folder(commit.worker_id)}/{MARKS}{commit.batch:08d}.json", {})
 
 
 def list_starts(storage: Storage, worker_id: int) -> list[ObjectInfo]:

@@ -6,7 +6,7 @@ timestamps. Of workers that choose the same stream at once all but the first lea
 before they compute anything. Nothing depends on the choice but how much is computed twice: who may commit is decided by
 the commit chain.
 
-Cost: three requests for a look at a stream. A stream that is being worked on is looked at again only when it may have
+Cost: a few requests for a look at a stream. A stream that is being worked on is looked at again only when it may have
 become free, and one of those, drawn by lot, in each round, to see whether all are finished.
 """
 

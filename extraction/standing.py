@@ -1,39 +1,44 @@
-"""Where each stream of a run stands, found with three requests however long its chain is.
+"""Where each stream of a run stands, found with a few requests however long its chain is.
 
 In: the output of a run. Out: a `Standing` for a worker: its last commit, which sums up the chain, and when, by the
 store's clock, it and the ones before it were created. Of a long chain only the end is listed. `progress.json` tells
-where that is, and is believed only if the commit it leads to is there; else the marks in the worker's folder do.
+where that is, and is believed only if the commit it leads to is there; from there, or from the begin, the end is
+looked for in steps that double and then halve.
 
 Guarantee: none about what lies before the last commit; that is what `verify` is for.
-Cost: two reads and a listing of some 25 names; without `progress.json` one listing more, and some 100 names.
+Cost: two reads and a listing of at most a page of names; where more than a page follows what `progress.json` says, two
+pages and a request for each doubling.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import checkpoint
 from checkpoint import Commit
 
-from .attempts import ENDED, MARKS, STARTS, Ending, parse_ending
+from .attempts import ENDED, STARTS, Ending, parse_ending
 from .errors import DamagedData, ObjectNotFound
 from .storage import ObjectInfo, Storage
 from .strict_json import loads
 
 _TAIL = 20  # commits that are looked at before the one that is known to be there
+_PAGE = 1000  # names that one request lists
 
 
 @dataclass(frozen=True)
 class Standing:
     """`commit_times`: when the last commits were created, in order, in the store's seconds.
 
-    `begun` is an early batch, the first one of a short chain, and when it was committed.
+    `begun` is when batch 0 was committed.
     `started` is when an attempt last said that it took on the stream, `ending` how one ended after the last commit.
     `damage` says why the last commit cannot be read.
     """
 
     worker_id: int
     last: Commit | None = None
-    begun: tuple[int, float] | None = None
+    begun: float | None = None
     commit_times: tuple[float, ...] = ()
     started: float | None = None
     ending: Ending | None = None
@@ -81,26 +86,57 @@ def _time(info: ObjectInfo) -> float:
     return info.updated
 
 
-def _list_end(storage: Storage, folder: str) -> tuple[list[ObjectInfo], tuple[int, float] | None]:
-    """The last commits and all notes on attempts, and an early batch with its time."""
+def _list_end(storage: Storage, folder: str) -> tuple[list[ObjectInfo], float | None]:
+    """The last commits and all notes on attempts, and when batch 0 was committed."""
     try:
         hint = parse_progress(storage.read(f"{folder}/progress.json"))
     except ObjectNotFound:
         hint = None
     if hint is not None and hint.batch >= _TAIL:
-        found = _list_after(storage, folder, hint.batch - _TAIL)
-        if found and found[0].name == f"{folder}/commits/{hint.batch - _TAIL + 1:08d}.json":
-            return found, (0, hint.begun)
-    marks = [info for info in storage.list(f"{folder}/{MARKS}") if checkpoint.batch_of(info.name) is not None]
-    found = _list_after(storage, folder, checkpoint.batch_of(marks[-1].name) - _TAIL if marks else -1)
-    early = (marks[:1] or _under(found, f"{folder}/commits/"))[:1]
-    return found, next(((checkpoint.batch_of(info.name) or 0, info.updated) for info in early), None)
+        first = hint.batch - _TAIL
+        objects = storage.list(f"{folder}/", start_after=_commit_name(folder, first))
+        page = list(islice(objects, _PAGE))
+        if page and page[0].name == _commit_name(folder, first + 1):
+            return _to_end(storage, folder, page, objects), hint.begun
+    objects = storage.list(f"{folder}/", start_after=f"{folder}/commits/")
+    page = list(islice(objects, _PAGE))
+    begun = page[0].updated if page and page[0].name == _commit_name(folder, 0) else None
+    return _to_end(storage, folder, page, objects), begun
 
 
-def _list_after(storage: Storage, folder: str, batch: int) -> list[ObjectInfo]:
-    """What is in the worker's folder after this commit; if it is negative, from the first commit on."""
-    first = f"{folder}/commits/"
-    return list(storage.list(f"{folder}/", start_after=f"{first}{batch:08d}.json" if batch >= 0 else first))
+def _to_end(
+    storage: Storage, folder: str, page: list[ObjectInfo], rest: Iterator[ObjectInfo]
+) -> list[ObjectInfo]:
+    """The page with what follows; of a chain that goes on beyond the page, only the end."""
+    if len(page) < _PAGE or not page[-1].name.startswith(f"{folder}/commits/"):
+        return page + list(rest)
+    known = _find_end(storage, folder, checkpoint.batch_of(page[-1].name) or 0)
+    return list(storage.list(f"{folder}/", start_after=_commit_name(folder, known - _TAIL)))
+
+
+def _find_end(storage: Storage, folder: str, known: int) -> int:
+    """The last batch, or one less than a page before it; `known` is committed. A chain has no gaps, so that its end can
+    be looked for by halves."""
+    step = _PAGE
+    while _is_committed(storage, folder, known + step):
+        known, step = known + step, 2 * step
+    while step > _PAGE:
+        step //= 2
+        if _is_committed(storage, folder, known + step):
+            known += step
+    return known
+
+
+def _is_committed(storage: Storage, folder: str, batch: int) -> bool:
+    try:
+        storage.stat(_commit_name(folder, batch))
+    except ObjectNotFound:
+        return False
+    return True
+
+
+def _commit_name(folder: str, batch: int) -> str:
+    return f"{folder}/commits/{batch:08d}.json"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 In: OUTPUT. Out: a `RunStatus`, as JSON or as a table. Ages and rates are by the store's clock. Numbers come from each
 stream's last commit, which sums up its chain; nothing here is proof, that is `verify`'s.
 
-Cost: three requests for the run, three for each stream that was begun however long its chain is (see `standing`), 32
+Cost: three requests for the run, a few for each stream that was begun (see `standing`), 32
 at a time.
 """
 
@@ -154,12 +154,11 @@ def _state(standing: Standing, now: float, stuck_after: float) -> tuple[str, str
 
 
 def _mean_rate(standing: Standing) -> float | None:
-    """Tokens per second since an early commit, pauses included; what came before it has no known beginning."""
-    if standing.last is None or standing.begun is None or standing.commit_times[-1] <= standing.begun[1]:
+    """Tokens per second since the first commit, pauses included; what came before it has no known beginning."""
+    if standing.last is None or standing.begun is None or standing.commit_times[-1] <= standing.begun:
         return None
-    batch, begun = standing.begun
-    share = (standing.last.batch - batch) / standing.num_batches
-    return standing.last.totals.tokens_read * share / (standing.commit_times[-1] - begun)
+    share = standing.last.batch / standing.num_batches
+    return standing.last.totals.tokens_read * share / (standing.commit_times[-1] - standing.begun)
 
 
 def _rate_now(standing: Standing, now: float) -> float | None:

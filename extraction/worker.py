@@ -16,7 +16,7 @@ from pathlib import Path
 import checkpoint
 from checkpoint import Instance
 
-from .attempts import no_rival_to_itself, note_commit, note_start, noted_ending
+from .attempts import no_rival_to_itself, note_start, noted_ending
 from .compile_cache import CompileCache
 from .config import ExtractionConfig, default_steps_per_batch, resolve_hook_points
 from .elastic import StreamChooser, work_all
@@ -272,7 +272,6 @@ def work(run: Prepared, task: Task) -> None:
     progress = Progress(chain.storage, worker_id, total, chain.cursor.record, options.progress)
 
     def on_commit(commit: checkpoint.Commit) -> None:
-        note_commit(chain.storage, commit)
         progress.on_commit(commit)
         if run.metrics:
             run.metrics.on_commit(commit)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import checkpoint
-from extraction.attempts import Ending, note_commit, note_start, noted_ending, parse_ending
+from extraction.attempts import Ending, note_start, noted_ending, parse_ending
 from extraction.elastic import StreamChooser, work_all
 from extraction.errors import DamagedData, Fenced, InvalidRequest, TryAgain
 from extraction.reader import ActivationReader
@@ -178,21 +178,36 @@ def test_a_note_that_cannot_be_read_says_so(data):
 
 
 def test_of_a_long_chain_only_the_end_is_listed(gcs):
-    """`progress.json` is not believed when it leads to a commit that is not there; then the marks lead to the end."""
+    """`progress.json` is not believed when it leads to a commit that is not there; then the end is looked for."""
     storage = open_storage("gs://bucket/run")
     make_run(storage, [[8] * 460])
     whole = read_standing(storage, 0)
     assert len(whole.commit_times) == whole.num_batches == 230
-    for name in checkpoint.list_commits(storage, 0):
-        note_commit(storage, checkpoint.parse_commit(storage.read(name), name))
-    begun = whole.begun[1]
-    for batch, seen in ((229, 20), (226, 23), (10**6, 50), (5, 50), ('"x"', 50)):
-        storage.replace("worker-00000/progress.json", f'{{"batch": {batch}, "begun": {begun}}}'.encode())
+    for batch, seen in ((229, 20), (226, 23), (10**6, 230), (5, 230), ('"x"', 230)):
+        storage.replace("worker-00000/progress.json", f'{{"batch": {batch}, "begun": {whole.begun}}}'.encode())
         found = read_standing(storage, 0)
-        assert found.last == whole.last
+        assert (found.last, found.begun) == (whole.last, whole.begun)
         assert len(found.commit_times) == seen
-        assert found.begun[0] == (0 if seen < 50 else 99)
-        assert found.begun[1] == pytest.approx(begun, abs=60)
+
+
+@pytest.mark.parametrize("length", [999, 1000, 1001, 1999, 2000, 2001, 5000, 8001, 9020])
+def test_the_end_of_a_chain_of_several_pages_is_found(tmp_path, length):
+    """With `progress.json` that is old, or none."""
+    storage = open_storage(str(tmp_path))
+    make_run(storage, [[8] * 4])
+    template = storage.read("worker-00000/commits/00000000.json").replace(b'"batch": 0', b'"batch": %d')
+    template = template.replace(b"00000000.safetensors", b"%08d.safetensors")
+    folder = tmp_path / "worker-00000/commits"
+    for batch in range(length):
+        (folder / f"{batch:08d}.json").touch()
+    (folder / f"{length - 1:08d}.json").write_bytes(template % (length - 1, length - 1))
+    for hint in (None, 30, length - 2):
+        if hint is not None:
+            storage.replace("worker-00000/progress.json", f'{{"batch": {hint}, "begun": 1.0}}'.encode())
+        found = read_standing(storage, 0)
+        assert found.last.batch == length - 1
+        assert found.begun == (1.0 if hint else storage.stat("worker-00000/commits/00000000.json").updated)
+        assert len(found.commit_times) >= 20 and found.damage is None
 
 
 def test_a_real_worker_from_the_shell_does_all_streams_with_one_compiled_step(tmp_path):

@@ -1,10 +1,9 @@
 """Whether the step wastes anything on a TPU, by the compiler's own account: real models on every slice of one host.
 
-In: nothing; needs libtpu (extra `tpu`) and no TPU. Out, for each model and slice: operations over the model's own, with
-the attention kernel's, for rows of one document; peak memory over weights, results and one block; activations copied
-in the loop over layers, but for what is captured; weights widened to float32. And for rows packed with documents of
-FineWeb's lengths (log-normal, mean about 650 tokens) the pairs of query and key that are multiplied, over the causal
-half of T x T. Cost: about 15 CPU seconds for each model and slice.
+In: nothing; needs libtpu (extra `tpu`) and no TPU. Out, for each model and slice: operations over the model's own, in
+products with weights, and in all with what the attention kernel multiplies in rows of one document; peak memory over
+weights, results and one block; activations copied in the loop over layers, but for what is captured; weights widened
+to float32. Cost: about 15 CPU seconds for each model and slice.
 
     python benchmarks/tpu_compile.py --output benchmarks/results/tpu_compile.json
 """
@@ -14,22 +13,14 @@ import os
 import platform
 import sys
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 
 import click
-import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from benchmarks.packing import like_fineweb  # noqa: E402
-from extraction.models.tiling import Tiling, edge_parts  # noqa: E402
-from extraction.models.tpu_attention import first_blocks  # noqa: E402
-from extraction.packing import BatchShape, pack_batches  # noqa: E402
-from extraction.plan import visible_pairs  # noqa: E402
-from extraction.records import Cursor  # noqa: E402
 from tests.compiled_steps import Case, CompiledStep  # noqa: E402
 
 CASES = [
@@ -57,23 +48,11 @@ def measure(case: Case) -> dict:
     moved = [shape for shape in step.moved() if not (shape[0] == 1 and len(shape) == 4)]
     return {
         "model": case.model, "slice": case.slice, "mesh": str(step.options.mesh), "rows": case.rows,
-        "seq_len": case.seq_len, "experts": step.config.experts is not None, "arithmetic": round(step.arithmetic(), 4),
-        "memory": round(step.memory(), 3), "peak_bytes": step.program.memory_analysis().peak_memory_in_bytes,
-        "copies": moved, "widened": sorted(step.widened()),
+        "seq_len": case.seq_len, "experts": step.config.experts is not None, "products": round(step.products(), 4),
+        "arithmetic": round(step.arithmetic(), 4), "memory": round(step.memory(), 3),
+        "peak_bytes": step.program.memory_analysis().peak_memory_in_bytes, "copies": moved,
+        "widened": sorted(step.widened()),
     }
-
-
-def packed(seq_len: int, rows: int = 32, batches: int = 4) -> float:
-    """Pairs that are multiplied in rows of many documents, over the causal half."""
-    shape, tiling = BatchShape(1, rows, seq_len), Tiling.of(seq_len, None)
-    made = islice(pack_batches(like_fineweb(batches * rows * seq_len // 200), Cursor(0, 0), shape, "split"), batches)
-    edge = sum((rows.stop - rows.start) * (keys.stop - keys.start) for rows, keys in edge_parts(tiling.block, 0, None))
-    shares = []
-    for batch in made:
-        ids = np.asarray(batch.segment_ids).reshape(rows, seq_len)
-        before = np.arange(tiling.blocks) - np.asarray(first_blocks(ids, tiling.block))
-        shares.append((edge + before * tiling.block**2).sum() / (rows * visible_pairs(seq_len, None)))
-    return round(float(np.mean(shares)), 3)
 
 
 @click.command()
@@ -84,13 +63,13 @@ def main(as_json: bool, output: Path | None) -> None:
     results: dict[str, object] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(),
         **{name: version(name) for name in ("jax", "libtpu")}, "command": " ".join(["python", *sys.argv]),
-        "packed": {str(length): packed(length) for length in (1024, 2048, 4096, 8192)}, "steps": [],
+        "steps": [],
     }
     for case in CASES:
         found = measure(case)
         results["steps"].append(found)
         if not as_json:
-            told = ", ".join(f"{key} {found[key]}" for key in ("arithmetic", "memory", "copies"))
+            told = ", ".join(f"{key} {found[key]}" for key in ("products", "arithmetic", "memory", "copies"))
             print(f"{case}: {told}", flush=True)
         if output:
             output.write_text(json.dumps(results, indent=1) + "\n")

@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from extraction.models.config import ModelConfig
 from extraction.models.config_file import read_model_config
 from extraction.models.sharding import MeshShape
 from extraction.models.slices import SLICES, Slice, describe
-from extraction.plan import counts_of, ideal_flops
+from extraction.plan import counts_of, ideal_flops, num_layers
 
 CONFIGS = Path(__file__).parent / "model_configs"
 LANES = 128  # the last axis of a tensor takes whole lanes
@@ -96,6 +96,12 @@ class CompiledStep:
     def arithmetic(self) -> float:
         """Operations of the program, the attention kernel's own with them, over the model's."""
         return counts_of(self.program, self.config, self.options).flops / ideal_flops(self.config, self.options)
+
+    def products(self) -> float:
+        """The same without attention: what the compiler counts over two for each weight and token."""
+        alone = StepShape(self.tokens, 1)  # a token that sees itself only: as good as no attention
+        counted = self.program.cost_analysis()["flops"] * num_layers(self.config, self.options)
+        return counted / ideal_flops(self.config, replace(self.options, shape=alone))
 
     def memory(self) -> float:
         """Peak over weights, results (in the scan, and on their way out) and the tensors of one block."""

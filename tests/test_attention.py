@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 
 from extraction.models.attention import (
     attend,
@@ -21,18 +20,12 @@ from extraction.models.attention import (
     form_for,
 )
 from extraction.models.attention_rule import AttentionRule
-from extraction.models.tiling import Tiling, block_of, edge_parts, multiplied_pairs
-from extraction.models.tpu_attention import attend_tpu
+from extraction.models.splash_attention import attend_splash
+from extraction.models.tiling import block_of, multiplied_pairs
 from tests.attention_reference import exact_attention, relative_error
 
-
-def as_on_a_tpu(*arrays, **told):
-    """The kernel on a simulated TPU: what it has not written is NaN, and what is out of bounds raises."""
-    with pltpu.force_tpu_interpret_mode():
-        return attend_tpu(*arrays, **told)
-
-
-FORMS = {"plain": attend, "blocks": attend_blocks, "tpu": as_on_a_tpu,
+SPLASH = partial(attend_splash, interpret=True)
+FORMS = {"plain": attend, "blocks": attend_blocks, "splash": SPLASH,
          "library": partial(attend_library, implementation="xla")}
 RULES = {"causal": AttentionRule(0.3), "window": AttentionRule(0.3, window=40), "of one": AttentionRule(0.3, window=1),
          "softcap": AttentionRule(0.3, softcap=2.0), "both": AttentionRule(0.3, window=100, softcap=2.0)}
@@ -65,33 +58,30 @@ def test_each_form_is_the_attention_of_each_query_alone(form, rule):
 
 
 @pytest.mark.parametrize("length", [1, 127, 128, 300, 640])
-@pytest.mark.parametrize("form", ["blocks", "tpu"])
+@pytest.mark.parametrize("form", ["blocks", "splash"])
 def test_any_length(form, length):
     check(FORMS[form], drawn(length), RULES["causal"])
 
 
 @pytest.mark.parametrize("heads, kv_heads, head_width", [(1, 1, 64), (3, 1, 128), (4, 4, 256)])
-def test_the_tpu_kernel_groups_heads_of_any_width(heads, kv_heads, head_width):
-    check(as_on_a_tpu, drawn(200, heads, kv_heads, head_width), AttentionRule(head_width**-0.5))
+def test_splash_groups_heads_of_any_width(heads, kv_heads, head_width):
+    check(SPLASH, drawn(200, heads, kv_heads, head_width), AttentionRule(head_width**-0.5))
 
 
-@pytest.mark.parametrize("form", ["blocks", "tpu"])
+@pytest.mark.parametrize("form", ["blocks", "splash"])
 def test_half_width(form):
     check(FORMS[form], drawn(150, dtype=jnp.bfloat16), RULES["causal"], limit=1e-2)
 
 
-def test_the_tpu_kernel_on_a_mesh():
+def test_splash_on_a_mesh():
     """In a process of its own, since the number of devices is fixed when jax starts."""
     code = """
 import jax, numpy as np
 from jax.sharding import Mesh
-from jax.experimental.pallas import tpu as pltpu
-from extraction.models.tpu_attention import attend_tpu
-from tests.test_attention import RULES, check, drawn
+from tests.test_attention import RULES, SPLASH, check, drawn
 for kv_heads, mesh in ((4, (2, 2)), (2, (1, 4)), (1, (1, 4))):
     with jax.set_mesh(Mesh(np.array(jax.devices()).reshape(mesh), ("data", "model"))):
-        with pltpu.force_tpu_interpret_mode(True):  # as one program for each device, which needs no threads
-            check(attend_tpu, drawn(150, heads=8, kv_heads=kv_heads), RULES["causal"])
+        check(SPLASH, drawn(150, heads=8, kv_heads=kv_heads), RULES["causal"])
 """
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], env=environment,
@@ -100,58 +90,35 @@ for kv_heads, mesh in ((4, (2, 2)), (2, (1, 4)), (1, (1, 4))):
 
 
 @pytest.mark.parametrize("length, block", [(1, 128), (512, 512), (1152, 384), (2048, 512), (1664, 128)])
-def test_blocks_add_no_more_than_lanes(length, block):
+def test_blocks_of_splash_add_no_more_than_lanes(length, block):
     assert block_of(length) == block
 
 
-@pytest.mark.parametrize("window", [None, 1, 128, 300, 512, 700, 1024, 4096])
+@pytest.mark.parametrize("window", [None, 1, 128, 300, 512, 513, 700, 1024, 4096])
 @pytest.mark.parametrize("length", [100, 512, 1024, 2048])
-def test_the_tpu_kernel_multiplies_what_is_seen_in_squares_of_128(length, window):
-    """Each part of a block once, and a square of 128 queries and keys if and only if one of its pairs is seen."""
-    tiling = Tiling.of(length, window)
-    size = tiling.blocks * tiling.block
-    back = np.arange(size)[:, None] - np.arange(size)[None, :]
-    seen = (back >= 0) & (back < (window or size))
-    wanted = seen.reshape(size // 128, 128, size // 128, 128).any(axis=(1, 3)).repeat(128, 0).repeat(128, 1)
-    times = np.zeros(seen.shape, int)
-    for i in range(tiling.blocks):
-        for j in range(max(0, i + 1 - tiling.depth), i + 1):
-            tile = times[i * tiling.block :, j * tiling.block :]
-            whole = [(slice(0, tiling.block), slice(0, tiling.block))]
-            edges = tiling.edges
-            for rows, keys in edge_parts(tiling.block, i - j, edges[i - j]) if i - j in edges else whole:
-                tile[rows, keys] += 1
-    assert (times == wanted).all()
-    assert multiplied_pairs(length, window) == times.sum()
+def test_splash_multiplies_whole_blocks(length, window):
+    """Those of which a pair is seen."""
+    block = block_of(length)
+    blocks = -(-length // block)
+    back = np.arange(blocks * block)[:, None] - np.arange(blocks * block)[None, :]
+    seen = (back >= 0) & (back < (window or len(back)))
+    visited = seen.reshape(blocks, block, blocks, block).any(axis=(1, 3))
+    assert multiplied_pairs(length, window) == visited.sum() * block**2
 
 
 @pytest.mark.parametrize("windowed", [True, False])
-@pytest.mark.parametrize("window", [40, 128, 300])
-def test_a_window_that_not_all_layers_have(window, windowed):
-    """Rows of one document, longer than a block."""
-    q, k, v, _ = drawn(640)
-    segment_ids = np.ones(q.shape[:2], np.int32)
-    rule = AttentionRule(0.3, window if windowed else None)
-    for form in (as_on_a_tpu, attention):
-        def in_this_layer(*arrays, rule, form=form):
-            return form(*arrays, rule=AttentionRule(0.3, window), windowed=jnp.array(windowed))
+def test_a_window_that_not_all_layers_have(windowed):
+    def in_this_layer(*arrays, rule):
+        return attention(*arrays, rule=RULES["window"], windowed=jnp.array(windowed))
 
-        check(in_this_layer, (q, k, v, segment_ids), rule)
-
-
-def test_the_tpu_kernel_skips_blocks_of_other_documents():
-    """What is not read cannot harm: keys of the first document are NaN."""
-    q, k, v, _ = drawn(1024)
-    segment_ids = np.repeat([[1, 2]], 512, axis=1).repeat(2, axis=0).astype(np.int32)
-    spoilt = [part.at[:, :512].set(jnp.nan) for part in (k, v)]
-    ours = np.asarray(as_on_a_tpu(q, *spoilt, segment_ids, rule=RULES["causal"]))[:, 512:]
-    assert relative_error(ours, exact_attention(q, k, v, segment_ids, RULES["causal"])[:, 512:]) < 1e-6
+    check(in_this_layer, drawn(300), RULES["window" if windowed else "causal"])
 
 
 def test_the_platform_chooses():
     rule, half, whole = RULES["causal"], drawn(8, dtype=jnp.bfloat16)[0], drawn(8)[0]
     assert form_for("cpu", half, rule) is form_for("gpu", whole, rule) is attend_blocks
     assert form_for("gpu", half, rule).func is attend_library
+    assert form_for("tpu", half, rule) is form_for("tpu", whole, rule) is attend_splash
     check(attention, drawn(150), rule)
 
 

@@ -10,7 +10,7 @@ import re
 import pytest
 
 from extraction.models.slices import SLICES, can_describe
-from extraction.plan import counts_of, ideal_flops, num_layers
+from extraction.plan import counts_of
 from tests.compiled_steps import Case, CompiledStep
 
 pytestmark = [
@@ -46,10 +46,10 @@ def test_it_fits_and_needs_no_more_than_weights_results_and_one_layer(step):
 
 
 def test_its_arithmetic_is_that_of_the_model(step):
-    """Within 3%, the attention kernel with it, which the compiler does not count."""
-    assert 1 < step.arithmetic() < 1.03
-    counted = step.program.cost_analysis()["flops"] * num_layers(step.config, step.options)
-    assert counted < ideal_flops(step.config, step.options)
+    """Within 3%. With the attention kernel, which multiplies whole blocks and which the compiler does not count, that
+    holds where attention is a small part; in models of less than 2 billion parameters it is up to 6%."""
+    assert 0.99 < step.products() < 1.03
+    assert 1 < step.arithmetic() < (1.03 if step.config.width > 2048 else 1.06)
 
 
 def test_no_weight_is_widened(step):
@@ -57,16 +57,18 @@ def test_no_weight_is_widened(step):
 
 
 def test_no_activation_is_copied_or_transposed_in_the_loop(step):
-    """But for what is captured: one copy of x into its place."""
+    """But for what is captured, one copy of x into its place; and for q, k, v and z where only some layers have a
+    window, since a branch between two forms of attention fixes how its operands lie."""
     captured = [shape for shape in step.moved() if shape[0] == 1 and len(shape) == 4]
     assert len(captured) <= 1
-    assert len(step.moved()) == len(captured)
+    assert len(step.moved()) - len(captured) <= (4 if len(set(step.config.windowed)) > 1 else 0)
 
 
-def test_attention_is_one_kernel(step):
-    """One, whether all layers have a window or some."""
-    calls = [line for line in step.program.as_text().splitlines() if "custom-call" in line and "attend_tpu" in line]
-    assert len([line for line in calls if 'custom_call_target="tpu_custom_call"' in line]) == 1
+def test_attention_is_the_kernel(step):
+    """Twice where only some layers have a window: a layer runs one of the two."""
+    calls = [line for line in step.program.as_text().splitlines() if "custom-call" in line and "splash" in line]
+    kernels = [line for line in calls if 'custom_call_target="tpu_custom_call"' in line]
+    assert len(kernels) == (2 if len(set(step.config.windowed)) > 1 else 1)
 
 
 def test_a_plan_takes_these_counts(step):

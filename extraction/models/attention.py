@@ -5,7 +5,7 @@ In: q [B, T, H, Dh], k and v [B, T, K, Dh] with H a multiple of K, segment_ids [
 before it) and nothing else, so its result does not depend on what else is in the row; padding gives finite values. The
 softmax is in float32.
 
-On a TPU it is a kernel of our own (tpu_attention.py), on a GPU cuDNN's where that has the case, else and on a CPU
+On a TPU it is jax's splash kernel (splash_attention.py), on a GPU cuDNN's where that has the case, else and on a CPU
 blocks of queries (`attend_blocks`). `attend` is the plain form that all are tested against.
 
 Cost: blocks see only the keys that causality and the window leave them, about half of the T x T scores, and no more
@@ -35,12 +35,7 @@ def attention(
 
     `windowed`, a bool scalar, is for a model in which only some layers have the rule's window: does this one?
     """
-    platform = current_platform()
-    if platform == "tpu":
-        from .tpu_attention import attend_tpu
-
-        return attend_tpu(q, k, v, segment_ids, rule, windowed)
-    attend_so = form_for(platform, q, rule)
+    attend_so = form_for(current_platform(), q, rule)
     if windowed is None:
         return attend_so(q, k, v, segment_ids, rule)
     near, far = (partial(attend_so, rule=each) for each in (rule, replace(rule, window=None)))
@@ -48,7 +43,11 @@ def attention(
 
 
 def form_for(platform: str, q: jax.Array, rule: AttentionRule) -> Callable:
-    """The form that serves a platform which is no TPU."""
+    """The one place where a form of attention is chosen."""
+    if platform == "tpu":
+        from .splash_attention import attend_splash
+
+        return attend_splash
     if platform == "gpu" and cudnn_has(q, rule):
         return partial(attend_library, implementation="cudnn")
     return attend_blocks

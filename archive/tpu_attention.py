@@ -25,7 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
 from .attention_rule import AttentionRule
-from .tiling import LANES, Parts, Tiling, block_of, edge_cases, edge_parts
+from .tpu_tiling import LANES, Parts, Tiling, block_of, edge_cases, edge_parts
 
 _LOG2_E = math.log2(math.e)  # the hardware's exponential has base 2
 _MASKED = -1e30  # finite, so that a query whose keys come in a later block gives numbers

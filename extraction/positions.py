@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 
 import numpy as np
 
@@ -85,9 +86,24 @@ class Selection:
             return np.arange(-(-first // step) * step, last, step, dtype=np.int64)
         if self.kind not in ("last", "list"):
             return np.arange(first, last, dtype=np.int64)
-        numbers = (-1,) if self.kind == "last" else self.numbers
-        places = {n if n >= 0 else length + n for n in numbers if n >= 0 or length is not None}
+        places = {n if n >= 0 else length + n for n in self._listed if n >= 0 or length is not None}
         return np.array(sorted(place for place in places if first <= place < last), np.int64)
+
+    def most_without_row(self, first: int, ends: bool) -> float:
+        """The largest n for which tokens [first, first + n) of a record, which ends with them or goes on, may have no
+        row; any fewer may have none either. Infinite where nothing tells."""
+        if not self.is_told_by_lengths:
+            return inf
+        if self.kind == "every":
+            return -first % self.numbers[0]
+        if self.kind not in ("last", "list"):
+            return 0
+        from_end = [-1 - n for n in self._listed if n < 0 and ends]
+        return min([n - first for n in self._listed if n >= first] + from_end, default=inf)
+
+    @property
+    def _listed(self) -> tuple[int, ...]:
+        return (-1,) if self.kind == "last" else self.numbers
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,25 @@
 
 import json
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from extraction.audit import audit_run
 from extraction.audit.facts import RunFacts
-from extraction.audit.records import check_records
+from extraction.audit.records import check_cover, check_records
 from extraction.config import fingerprint_of
 from extraction.errors import DamagedData
 from extraction.packing import BatchShape, pack_batches
 from extraction.positions import Selection, Selector
 from extraction.records import Cursor, TokenizedRecord
 from extraction.storage import open_storage
-from tests.stream_runs import NUM_WORKERS, configure, extract
+from tests.stream_runs import NUM_WORKERS, configure, edited, extract
 
 RULES = ("last", "mean", "every:3", "every:8", "0,5,-1", "-3,-12,2")
 EXACT = ("all", "last", "every:2", "every:3", "0,1", "3,-1")
@@ -53,11 +55,11 @@ def test_a_batch_of_which_nothing_is_stored_has_no_data_object(tmp_path, run_str
     assert (audit.problems, audit.workers[0].finished) == ([], True)
 
 
-def stored_by(lengths, selector):
+def stored_by(lengths, selector, long_documents="split"):
     """What check_records is given for each batch of records of these lengths, whose tokens are 0 to 9."""
     tokens = [np.arange(length, dtype=np.int32) % 10 for length in lengths]
     given = [TokenizedRecord(i, f"id-{i}", ids) for i, ids in enumerate(tokens)]
-    for batch in pack_batches(given, Cursor(0, 0), SHAPE, "split", selector):
+    for batch in pack_batches(given, Cursor(0, 0), SHAPE, long_documents, selector):
         if batch.num_records:
             arrays = {name: getattr(batch, name) for name in ("record_index", "record_offsets", "record_lengths")}
             arrays |= {name: getattr(batch, name).reshape(-1)[batch.slots] for name in ("tokens", "positions")}
@@ -104,6 +106,91 @@ def test_a_position_from_the_end_may_lie_before_the_end_of_a_part_and_no_earlier
     assert arrays["positions"].tolist() == [2, 2]
     assert problems_of(arrays, batch, "-30,2") == [] == problems_of(arrays, batch, "-12,-8,2,10")
     assert problems_of(arrays, batch, "-6,2") and problems_of(arrays, batch, "-30,3")
+
+
+def without_data(storage, number):
+    """Have a commit say that its batch has no rows, and those after it sum up what is left."""
+    names = [info.name for info in storage.list("worker-00000/commits/")][number:]
+    first = json.loads(storage.read(names[0]))
+    for name in names:
+        data = storage.read(name)
+        totals = json.loads(data)["totals"]
+        left = {"totals__tokens": totals["tokens"] - first["num_tokens"],
+                "totals__bytes": totals["bytes"] - first["data"]["size"]}
+        gone = {"data": None, "num_tokens": 0} if name == names[0] else {}
+        Path(storage.location, name).write_bytes(edited(data, **left, **gone))
+
+
+@pytest.mark.parametrize("positions, drop_special, told", [
+    ("mean", False, True), ("every:1", False, True), ("0", False, True), ("last", False, True),
+    ("0,900,-70", False, True), ("-6", False, True), ("-8", False, False), ("all", True, False),
+])  # fmt: skip
+def test_a_commit_that_lost_its_data_is_found_where_cursors_tell(tmp_path, run_streams, positions, drop_special, told):
+    """For all that is known every token was special, and each of three records shorter than 8."""
+    storage = open_storage(str(tmp_path))
+    for worker in range(NUM_WORKERS):
+        extract(storage, run_streams, worker, positions=positions, drop_special=drop_special)
+    without_data(storage, 2)
+    problem = f"worker-00000/commits/00000002.json: stores no rows, and --positions {positions} names some of the 16 "
+    for deep in (False, True):
+        audit = audit_run(str(tmp_path), deep=deep)
+        assert [line.startswith(problem) for line in audit.problems] == [True] * told
+        assert audit.verdict == ("damaged" if told else "proven")
+
+
+def cover(before, after, read, positions="all", rows=0, truncates=False):
+    facts = replace(FACTS, selection=Selection.parse(positions), truncates=truncates)
+    commit = SimpleNamespace(
+        cursor_before=Cursor(*before), cursor_after=Cursor(*after), num_tokens=rows, num_tokens_read=read
+    )
+    return list(check_cover(commit, facts))
+
+
+def may_be_empty(before, after, read, positions):
+    """Said once more, by trial: are there records of which no token has a row? They go on by up to 12 tokens."""
+    named, num_ended = Selection.parse(positions).named, after[0] - before[0]
+    opened = (0 if num_ended else before[1], after[1]) if after[1] else (0, 0)
+    for lengths in product(range(read + 1), repeat=num_ended):
+        firsts = [before[1], *[0] * num_ended][:num_ended]
+        if sum(lengths) + opened[1] - opened[0] != read or (firsts and firsts[0] and not lengths[0]):
+            continue
+        ended = [(first, first + n, first + n) for first, n in zip(firsts, lengths, strict=True)]
+        for more in range(1, 13):
+            if not any(len(named(*part)) for part in [*ended, (*opened, opened[1] + more)]):
+                return True
+    return False
+
+
+@given(
+    st.sampled_from([0, 4, 8]), st.integers(0, 3), st.sampled_from([0, 4, 8]), st.integers(0, 12),
+    st.sampled_from(["all", "last", "every:1", "every:3", "every:7", "0", "2,-3", "-1,9", "-2", "-5", "5", "3,8"]),
+)
+@example(8, 3, 0, 3, "3,8")
+@example(4, 1, 0, 3, "every:7")
+@example(4, 1, 0, 4, "every:7")
+@example(4, 0, 8, 4, "every:9")
+def test_no_rows_are_believed_if_and_only_if_some_records_have_none(offset, num_ended, end, read, positions):
+    before, after = (0, offset), (num_ended, end)
+    assume(before < after)
+    problems = cover(before, after, read, positions)
+    assert (problems == []) == may_be_empty(before, after, read, positions)
+
+
+@given(records, st.sampled_from(["all", "15", "-20", *RULES]), st.booleans(), st.sampled_from(["split", "truncate"]))
+def test_what_packing_covers_is_never_refused(lengths, rule, drop_special, mode):
+    for _, batch in stored_by(lengths, Selector(Selection.parse(rule, drop_special), (3, 7)), mode):
+        facts = replace(FACTS, selection=Selection.parse(rule, drop_special), truncates=mode == "truncate")
+        assert list(check_cover(batch, facts)) == []
+
+
+@pytest.mark.parametrize("before, after, read, truncates, wrong", [
+    ((3, 8), (3, 16), 8, False, False), ((3, 8), (3, 16), 13, False, True), ((3, 8), (3, 16), 3, False, True),
+    ((3, 0), (5, 8), 13, False, False), ((3, 0), (5, 8), 7, False, True), ((3, 8), (4, 0), 0, False, True),
+    ((3, 0), (5, 0), 16, True, False), ((3, 0), (4, 0), 13, True, True),
+])  # fmt: skip
+def test_the_tokens_of_a_commit_are_as_many_as_its_cursors_allow(before, after, read, truncates, wrong):
+    problems = cover(before, after, read, rows=read, truncates=truncates)
+    assert [problem.startswith(f"counts {read} tokens, which cannot be from") for problem in problems] == [True] * wrong
 
 
 @pytest.mark.parametrize("changes, message", [

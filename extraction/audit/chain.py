@@ -27,6 +27,7 @@ from ..storage import ObjectInfo, Storage
 from .contents import Contents, check_contents
 from .facts import RunFacts
 from .findings import WorkerAudit
+from .records import check_cover
 
 AHEAD = 256
 ReadIds = Callable[[int, int], Iterator[str]]
@@ -230,6 +231,8 @@ class _Walk:
             yield f"counts {max(stored, read):,} tokens, and a batch has room for {self._run.num_slots:,}"
         if stored > read or (stored < read and self._run.selection.is_everything):
             yield f"stores {stored:,} rows of {read:,} tokens"
+        else:
+            yield from check_cover(commit, self._run)
         if self._totals is not None and _has_totals(commit):
             num_bytes = self._totals.bytes + (commit.data.size if commit.data else 0)
             ours = (self._totals.tokens + stored, self._totals.tokens_read + read, num_bytes)

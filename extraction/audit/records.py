@@ -3,6 +3,10 @@
 In: the arrays of a data object whose shapes are right, its commit, the facts of the run. Out: a sentence for each thing
 that is wrong.
 
+Of a commit alone, with data or without: its cursors tell how many tokens it covers where both stand in one record, and
+bound that number elsewhere. One without rows is refused where any records between its cursors, of as many tokens, would
+have a row.
+
 What is proven without one: the records are those from `cursor_before` to `cursor_after`, one after the other; their
 lengths sum up to the tokens that the commit covers; a record that began in an earlier batch goes on where that ended,
 one that goes on in the next ends at its cursor. The rows of each are those that `--positions` names by the record's
@@ -32,6 +36,26 @@ class _Part(NamedTuple):
     first: int
     last: int
     length: int | None
+
+
+def check_cover(commit: Commit, run: RunFacts) -> Iterator[str]:
+    """What is wrong, whatever its records are, with the tokens that a commit covers and with having no rows of them."""
+    before, after, read = commit.cursor_before, commit.cursor_after, commit.num_tokens_read
+    num_ended = after.record - before.record
+    if after <= before:
+        return
+    first_open = 0 if num_ended else before.token_offset
+    going_on = after.token_offset - first_open if after.token_offset else 0
+    ended, least = read - going_on, int(num_ended > 0 and before.token_offset > 0)
+    longest = min(read, run.seq_len) if run.truncates else read
+    if not least <= ended <= num_ended * longest:
+        yield f"counts {read:,} tokens, which cannot be from {before} to {after}"
+    elif commit.num_tokens == 0:
+        most = run.selection.most_without_row
+        first, others = (min(longest, most(offset, True)) for offset in (before.token_offset, 0))
+        without = first + (num_ended - 1) * others if num_ended else 0
+        if first < least or ended > without or going_on > most(first_open, False):
+            yield f"stores no rows, and --positions {run.selection} names some of the {read:,} tokens it covers"
 
 
 def check_records(arrays: Arrays, commit: Commit, run: RunFacts) -> Iterator[str]:

@@ -116,7 +116,7 @@ class Commit:
     totals: Totals = Totals()
 
     def to_bytes(self) -> bytes:
-        return (json.dumps({"schema": SCHEMA} | asdict(self), sort_keys=True) + "\n").encode()
+        return (json.dumps({"schema": SCHEMA} | asdict(self), sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 _OPTIONAL = {

@@ -141,7 +141,7 @@ def _inside(record: TokenizedRecord, name: str) -> np.ndarray:
     if span is None:
         return np.zeros(len(record.tokens), bool)
     begins, ends = record.offsets.T
-    return (begins < span[1]) & (ends > span[0]) & (begins < ends)
+    return (begins < span[1]) & (ends > span[0]) & (begins < ends) & (span[0] < span[1])
 
 
 def spans_of(meta: str | None, record_id: str) -> dict[str, Sequence[int]]:

@@ -50,11 +50,11 @@ def first_records(manifest: Manifest, location: str, most: int) -> list[Record]:
 
 
 def check_spans(selection: Selection, manifest: Manifest, location: str) -> None:
-    """Raises InvalidRequest if no record of the streams can have the span that is to be stored."""
+    """Raises InvalidRequest if the manifest and the first records know nothing of the span that is to be stored."""
     name = selection.span
     if name is None or name in manifest.options.get("spans", ()):
         return
-    if not any(name in spans_of(record.meta, record.id) for record in first_records(manifest, location, 1)):
+    if not any(name in spans_of(record.meta, record.id) for record in first_records(manifest, location, _RECORDS)):
         raise InvalidRequest(
             f"--positions {name}: the records of {location} do not say where that is; "
             "arc-agi and ai2-arc streams do, of the answer if they were made --with-answer"

@@ -73,7 +73,9 @@ class RecordTokenizer:
     def special_tokens(self) -> dict[str, object]:
         """What of the stored tokens is no text: ids of the special tokens, and the ids that begin each record."""
         ids = {token: self._tokenizer.convert_tokens_to_ids(token) for token in self._tokenizer.all_special_tokens}
-        ids = {token: number for token, number in ids.items() if self._has_row(number)}
+        added = self._tokenizer.added_tokens_decoder.items()
+        ids |= {token.content: number for number, token in added if token.special}
+        ids = {token: number for token, number in sorted(ids.items()) if self._has_row(number)}
         return {"ids": ids, "record_prefix": self._prefix}
 
     @property

@@ -106,44 +106,63 @@ class Prepared:
     metrics: Metrics | None
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the flags name, found and checked before anything is written to OUTPUT."""
+
+    selection: Selection
+    folder: ModelFolder
+    model_config: ModelConfig
+    hook_points: tuple[str, ...]
+    manifest: Manifest
+
+
 def extract(options: RunOptions, stop: Stop) -> None:
     """Work one stream to its end, or with `--stream any` one after the other. Raises domain errors."""
-    if options.stream == ANY_STREAM:
-        run = prepare(options)
-        chooser = StreamChooser(run.output, run.manifest.num_streams, options.idle_after)
+    number = options.stream if options.stream is not None else options.worker_id
+    if number is None:
+        raise InvalidRequest("--worker-id is missing: give it, or set WORKER_ID")
+    begin, asked, output = time.perf_counter(), ask(options), open_storage(options.output)
+    if number == ANY_STREAM:
+        run = prepare(options, asked, begin)
+        chooser = StreamChooser(output, asked.manifest.num_streams, options.idle_after)
 
         def work_one(number: int, instance: Instance) -> None:
-            with noted_ending(run.output, number, instance):
+            with noted_ending(output, number, instance):
                 extract_stream(run, number, instance, stop)
 
         work_all(chooser, work_one, say, stop)
         say("all streams are finished")
         return
-    number = options.stream if options.stream is not None else options.worker_id
-    if number is None:
-        raise InvalidRequest("--worker-id is missing: give it, or set WORKER_ID")
-    instance, output = Instance(), open_storage(options.output)
-    open_stream(load_manifest(options.streams), options.streams, number)
+    instance = Instance()
+    open_stream(asked.manifest, options.streams, number)
     with noted_ending(output, number, instance), no_rival_to_itself(instance):
         note_start(output, number, instance)
-        extract_stream(prepare(options), number, instance, stop)
+        extract_stream(prepare(options, asked, begin), number, instance, stop)
 
 
-def prepare(options: RunOptions) -> Prepared:
-    """Load the model and join the run."""
-    begin = time.perf_counter()
+def ask(options: RunOptions) -> Asked:
+    """Raises InvalidRequest for a flag that cannot be, and what reading configuration and manifest raises."""
     selection = Selection.parse(options.positions, options.drop_special)
-    metrics = None if options.metrics_port is None else Metrics(options.metrics_port)
+    if options.mesh:
+        MeshShape.parse(options.mesh)
     folder = locate_model(options.model, options.revision)
-    model_config = read_model_config(folder.path)
+    config = read_model_config(folder.path)
     hook_points = resolve_hook_points(
-        options.layers, options.hooks, options.hook_points, model_config.num_layers, model_config.absent_hooks
+        options.layers, options.hooks, options.hook_points, config.num_layers, config.absent_hooks
     )
-    output = open_storage(options.output)
-    manifest, location = load_manifest(options.streams), options.streams
-    check_spans(selection, manifest, location)
+    manifest = load_manifest(options.streams)
+    check_spans(selection, manifest, options.streams)
+    return Asked(selection, folder, config, hook_points, manifest)
+
+
+def prepare(options: RunOptions, asked: Asked, begin: float) -> Prepared:
+    """Load the model and join the run; `begin` is when the start began, by `time.perf_counter`."""
+    metrics = None if options.metrics_port is None else Metrics(options.metrics_port)
+    folder, model_config, hook_points, manifest = asked.folder, asked.model_config, asked.hook_points, asked.manifest
+    output, location = open_storage(options.output), options.streams
     tokenizer = RecordTokenizer(folder.path, options.bos, model_config.vocab_size)
-    selector = Selector(selection, tokenizer.special_ids)
+    selector = Selector(asked.selection, tokenizer.special_ids)
     cut = Cut(options.seq_len, options.long_documents, selector)
     devices = open_devices()
     sample = partial(take_sample, manifest, location, tokenizer, cut)

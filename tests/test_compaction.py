@@ -86,3 +86,12 @@ def test_the_reconstruction_error_is_that_of_the_finite_rows(dtype):
     finite = np.isfinite(rows).all(axis=1)
     assert facts.power == pytest.approx((rows[finite] ** 2).sum(), rel=1e-6)
     assert facts.squared_error == pytest.approx(((values.astype(np.float64) - rows)[finite] ** 2).sum(), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", SCALED)
+@pytest.mark.parametrize("size", [1e-25, 1e20, 1e30])
+def test_the_reconstruction_error_of_rows_whose_squares_float32_does_not_hold(dtype, size):
+    rows = np.random.default_rng(0).standard_normal(make_rows().shape).astype(np.float32)
+    _, _, usual = stored(rows, dtype)
+    _, _, facts = stored((rows * np.float32(size)).astype(np.float32), dtype)
+    assert facts.squared_error / facts.power == pytest.approx(usual.squared_error / usual.power, rel=1e-2)

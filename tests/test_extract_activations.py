@@ -246,3 +246,9 @@ def test_help_needs_no_heavy_import():
             "try: extract_activations.cli()\nexcept SystemExit: pass\n"
             "assert not {'jax', 'transformers', 'pyarrow', 'google.cloud'} & set(sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).returncode == 0
+
+
+@pytest.mark.parametrize("flags", [["--layers", "99"], ["--positions", "foo"], ["--mesh", "rows=2"]], ids=str)
+def test_a_flag_that_cannot_be_leaves_nothing_in_the_output(finished, tmp_path, flags):
+    assert extract(finished[0], tmp_path / "run", 0, *flags).returncode == 2
+    assert not (tmp_path / "run").exists()

@@ -35,9 +35,9 @@ class Compacted(NamedTuple):
 
     values [groups, size, width] in the store dtype; sum and sum_of_squares float32 [groups, width] over the real rows;
     squared_norm and largest float32 [groups, parts, size]: of each row the sum of squares and the largest |x|, of each
-    part of the columns, one for each device of a group. Where rows have a scale: scale float32
-    [groups, size]; and float32 [groups, parts], over the real rows that are finite, squared_error, of what is stored
-    against what was computed, and power, the sum of squares of the latter.
+    part of the columns, one for each device of a group. Where rows have a scale: scale float32 [groups, size]; and like
+    squared_norm, in units of the scale's square, so that it is finite however large x is, squared_error, of what is
+    stored against what was computed, and power, of the latter; 0 where the scale is 0 or NaN.
     """
 
     values: jax.Array
@@ -73,12 +73,11 @@ class Compaction:
         first, *rows = _apart(rows, 4)
         scale = _scale_of(first, self.dtype)
         codes = _apart(_codes_of(rows[0], scale, self.dtype), 6)
-        known = (real & jnp.isfinite(scale))[:, :, None]
-        lost = rows[1].astype(jnp.float32) - _wide(codes[1], scale)
-        error, power = (
-            self._sum(jnp.where(known, self._squared_norm(part), 0.0)) for part in (lost, rows[2].astype(jnp.float32))
+        computed = (_over(part, scale) for part in rows[1:])
+        error = self._by_part(next(computed) - codes[1].astype(jnp.float32))
+        return Compacted(
+            codes[0], *self._statistics(codes[2:], real, scale), scale, error, self._by_part(next(computed))
         )
-        return Compacted(codes[0], *self._statistics(codes[2:], real, scale), scale, error, power)
 
     def _statistics(self, values: Sequence[jax.Array], real: jax.Array, scale: jax.Array | None = None) -> tuple:
         """sum, sum_of_squares, squared_norm and largest of [groups, size, width], of which four copies are given."""
@@ -88,7 +87,7 @@ class Compaction:
         for_norm, for_largest = (_wide(copy, scale) for copy in values[2:])
         return (
             self._sum(for_sum), self._sum(jnp.square(for_squares)),
-            self.layout.by_part(self._squared_norm(for_norm)),
+            self._by_part(for_norm),
             self.layout.by_part(jnp.abs(self._parts(for_largest)).max(axis=-1)),
         )
 
@@ -96,9 +95,9 @@ class Compaction:
         """[groups, size, parts, width of a part]"""
         return rows.reshape(*rows.shape[:2], self.layout.parts(rows), -1)
 
-    def _squared_norm(self, rows: jax.Array) -> jax.Array:
-        """[groups, size, parts]"""
-        return jnp.square(self._parts(rows)).sum(axis=-1)
+    def _by_part(self, rows: jax.Array) -> jax.Array:
+        """Sums of squares, [groups, parts, size]"""
+        return self.layout.by_part(jnp.square(self._parts(rows)).sum(axis=-1))
 
     def _sum(self, rows: jax.Array) -> jax.Array:
         """[groups, n, width] over n, chunk by chunk: a long chain of additions rounds at each link."""
@@ -125,9 +124,13 @@ def _scale_of(rows: jax.Array, dtype: str) -> jax.Array:
     return jnp.where(jnp.isfinite(scale), jnp.where(scale < _SMALLEST, 0.0, scale), jnp.nan)
 
 
+def _over(rows: jax.Array, scale: jax.Array) -> jax.Array:
+    """float32 [groups, size, width] in units of the scale; zeros where there is no scale to divide by."""
+    usable = (scale > 0)[:, :, None]
+    return jnp.where(usable, rows.astype(jnp.float32) / jnp.where(usable, scale[:, :, None], 1.0), 0.0)
+
+
 def _codes_of(rows: jax.Array, scale: jax.Array, dtype: str) -> jax.Array:
-    """[groups, size, width] in `dtype`; zeros where there is no scale to divide by."""
-    largest, usable = LARGEST_CODE[dtype], (scale > 0)[:, :, None]
-    codes = rows.astype(jnp.float32) / jnp.where(usable, scale[:, :, None], 1.0)
-    codes = jnp.where(usable, jnp.clip(codes, -largest, largest), 0.0)
+    """[groups, size, width] in `dtype`."""
+    codes = jnp.clip(_over(rows, scale), -LARGEST_CODE[dtype], LARGEST_CODE[dtype])
     return (jnp.round(codes) if dtype == "int8" else codes).astype(dtype)

@@ -56,8 +56,10 @@ class StepOutput:
         sums = [np.asarray(of_groups).sum(axis=0) for of_groups in (found.sum, found.sum_of_squares)]
         if found.scale is None:
             return Facts(*sums, *rows)
-        errors = [float(np.asarray(of_parts).sum(dtype=np.float64)) for of_parts in (found.squared_error, found.power)]
-        return Facts(*sums, *rows, self._in_order(np.asarray(found.scale)), *errors)
+        scales = self._in_order(np.asarray(found.scale))
+        units = np.square(np.nan_to_num(scales).astype(np.float64))
+        of_rows = (self._in_order(np.asarray(part).sum(axis=1)) for part in (found.squared_error, found.power))
+        return Facts(*sums, *rows, scales, *(float((units * squares).sum()) for squares in of_rows))
 
     def _in_order(self, of_groups: np.ndarray) -> np.ndarray:
         """[n] of [groups, size]"""

@@ -14,17 +14,18 @@ from dataclasses import asdict, dataclass
 import checkpoint
 from checkpoint import Instance
 
-from .errors import ExtractionError, Fenced, TryAgain
+from .errors import ExtractionError, Fenced, Stopped, TryAgain
 from .logs import say
 from .storage import ObjectInfo, Storage
 from .strict_json import loads
 
 STARTS, ENDED = "starts/", "ended/"
+_STATES = ("fenced", "failed", "stopped")
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt ended: `state` is fenced or failed, `message` what it said."""
+    """How an attempt ended: `state` is fenced, failed or stopped, `message` what it said."""
 
     state: str
     message: str
@@ -74,10 +75,10 @@ def noted_ending(storage: Storage, worker_id: int, instance: Instance) -> Iterat
     """Leave word of an error that passes through, unless it is one that the next start is likely to get past."""
     try:
         yield
-    except TryAgain:
-        raise
     except Exception as error:
-        state = "fenced" if isinstance(error, Fenced) else "failed"
+        if isinstance(error, TryAgain) and not isinstance(error, Stopped):
+            raise
+        state = "fenced" if isinstance(error, Fenced) else "stopped" if isinstance(error, Stopped) else "failed"
         message = str(error) if isinstance(error, ExtractionError) else f"{type(error).__name__}: {error}"
         ending = Ending(state, message[:2000], instance.attempt, instance.host)
         name = f"{checkpoint.worker_folder(worker_id)}/{ENDED}{instance.attempt}.json"
@@ -90,7 +91,7 @@ def parse_ending(data: bytes) -> Ending:
     try:
         value = loads(data)
         ending = Ending(*(value[key] for key in Ending.__dataclass_fields__))
-        if ending.state in ("fenced", "failed") and all(type(text) is str for text in asdict(ending).values()):
+        if ending.state in _STATES and all(type(text) is str for text in asdict(ending).values()):
             return ending
     except (ValueError, TypeError, KeyError):
         pass

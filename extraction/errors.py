@@ -41,6 +41,10 @@ class TryAgain(ExtractionError):
     exit_code = 75
 
 
+class Stopped(TryAgain):
+    """Told to stop, by a signal or because the machine is being taken away; what was under way is committed."""
+
+
 class PermissionDenied(ExtractionError):
     """Storage refused for lack of a permission or of valid credentials."""
 

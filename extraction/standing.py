@@ -32,7 +32,8 @@ class Standing:
     """`commit_times`: when the last commits were created, in order, in the store's seconds.
 
     `begun` is when batch 0 was committed.
-    `started` is when an attempt last said that it took on the stream, `ending` how one ended after the last commit.
+    `started` is when an attempt last said that it took on the stream, `ending` how one ended after the last commit,
+    and `ended` when.
     `damage` says why the last commit cannot be read.
     """
 
@@ -43,6 +44,7 @@ class Standing:
     started: float | None = None
     ending: Ending | None = None
     damage: str | None = None
+    ended: float | None = None
 
     @property
     def num_batches(self) -> int:
@@ -51,6 +53,11 @@ class Standing:
     @property
     def finished(self) -> bool:
         return self.last is not None and self.last.end_of_stream
+
+    @property
+    def stopped(self) -> float | None:
+        """When the last to work on it said that it had been told to stop; None if it went on, or said nothing."""
+        return self.ended if self.ending is not None and self.ending.state == "stopped" else None
 
     @property
     def active(self) -> float:
@@ -75,7 +82,7 @@ def read_standing(storage: Storage, worker_id: int) -> Standing:
     ending = None
     if ended is not None and ended.updated >= max(times[-1:] + ((started or 0.0),)):
         ending = parse_ending(storage.read(ended.name))
-    return Standing(worker_id, last, begun, times, started, ending, damage)
+    return Standing(worker_id, last, begun, times, started, ending, damage, ended.updated if ending else None)
 
 
 def _under(objects: list[ObjectInfo], prefix: str) -> list[ObjectInfo]:

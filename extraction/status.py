@@ -26,7 +26,7 @@ THREADS = 32
 WINDOW = 300.0  # seconds over which "now" is measured
 STUCK_AFTER = 900.0
 # In the order in which a person wants to know of them.
-STATES = ("failed", "fenced", "stuck", "running", "starting", "waiting", "finished")
+STATES = ("failed", "fenced", "stuck", "stopped", "running", "starting", "waiting", "finished")
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def table(status: RunStatus, most_rows: int) -> "Table":
 
 
 _BAR = 8  # characters
-_STYLES = {"failed": "red", "fenced": "red", "stuck": "yellow", "running": "green", "finished": "dim"}
+_STYLES = {"failed": "red", "fenced": "red", "stuck": "yellow", "stopped": "yellow", "running": "green", "finished": "dim"}
 
 
 def _row(stream: StreamStatus) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from .attempts import no_rival_to_itself, note_start, noted_ending
 from .compile_cache import CompileCache
 from .config import ExtractionConfig, default_steps_per_batch, resolve_hook_points
 from .elastic import StreamChooser, work_all
-from .errors import InvalidRequest, ObjectNotFound, TryAgain
+from .errors import InvalidRequest, ObjectNotFound, Stopped
 from .forward import Forward, ForwardOptions, StepShape, default_compute_dtype, load_forward
 from .logs import say
 from .metrics import Metrics
@@ -277,7 +277,7 @@ class Task:
 
 
 def work(run: Prepared, task: Task) -> None:
-    """From the chain's cursor to the end of the stream. Raises TryAgain when told to stop before it."""
+    """From the chain's cursor to the end of the stream. Raises Stopped when told to before it."""
     options, config, model = run.options, run.config, run.model
     chain, worker_id = task.chain, task.chain.worker_id
     total = config.limit(task.stream.num_records)
@@ -304,7 +304,7 @@ def work(run: Prepared, task: Task) -> None:
     for line in times.table():
         say(line, worker=worker_id)
     if not chain.end_of_stream:
-        raise TryAgain(f"worker {worker_id} was told to stop; {chain.cursor.record:,} records are committed")
+        raise Stopped(f"worker {worker_id} was told to stop; {chain.cursor.record:,} records are committed")
     say(f"stream complete, {total:,} records", worker=worker_id)
 
 

@@ -11,7 +11,7 @@ import pytest
 import checkpoint
 from extraction.attempts import Ending, note_start, noted_ending, parse_ending
 from extraction.elastic import StreamChooser, work_all
-from extraction.errors import DamagedData, Fenced, InvalidRequest, TryAgain
+from extraction.errors import DamagedData, Fenced, InvalidRequest, Stopped, TryAgain
 from extraction.reader import ActivationReader
 from extraction.standing import read_standing
 from extraction.status import read_status
@@ -112,6 +112,18 @@ def test_of_those_that_choose_one_stream_at_once_the_first_takes_it(output):
     assert StreamChooser(output, 1, 0.0).take(0)  # what was noted before the stream was free counts no more
 
 
+def test_a_stream_whose_worker_was_told_to_stop_is_free_at_once(output):
+    instance = checkpoint.Instance()
+    note_start(output, 0, instance)
+    assert StreamChooser(output, 1, 1000.0).choose() is None
+    with pytest.raises(Stopped), noted_ending(output, 0, instance):
+        raise Stopped("told to stop")
+    choosers = [StreamChooser(output, 1, 1000.0) for _ in range(2)]
+    assert [chooser.choose() for chooser in choosers] == [0, 0]
+    assert [chooser.take(0) is not None for chooser in choosers] == [True, False]
+    assert StreamChooser(output, 1, 1000.0).choose() is None
+
+
 def test_streams_that_others_work_on_are_not_looked_at_all_the_time(gcs):
     storage = open_storage("gs://bucket/run")
     for number in range(20):
@@ -144,7 +156,8 @@ def test_a_damaged_stream_stops_no_other(output, tmp_path):
 
 
 @pytest.mark.parametrize("error, state", [
-    (Fenced("lost"), "fenced"), (DamagedData("bad"), "failed"), (KeyError("x"), "failed"), (TryAgain("later"), None),
+    (Fenced("lost"), "fenced"), (Stopped("told"), "stopped"),
+    (DamagedData("bad"), "failed"), (KeyError("x"), "failed"), (TryAgain("later"), None),
 ])
 def test_how_an_attempt_ended_is_noted(output, error, state):
     instance = checkpoint.Instance()

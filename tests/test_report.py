@@ -88,6 +88,36 @@ def test_where_a_part_is_stored_lengths_and_pace_are_of_all_tokens(tmp_path, rul
     assert f"<b>{facts.num_rows}</b><span>rows stored" in render(facts)
 
 
+@pytest.mark.parametrize("rule, streams, known", [
+    ("0", [[100], [3, 50, 2]], [2, 3, 50, 100]),  # the rest of a long record has no rows
+    ("200", [[250, 40]], [40, 250]),
+    ("5000", [[40, 0, 0], [5, 3], [20]], [20]),  # in one batch without rows the ends of several
+    ("5000", [[5, 3, 4]], []),
+])
+def test_lengths_are_known_where_batches_without_rows_tell_them(tmp_path, rule, streams, known):
+    make_run(open_storage(str(tmp_path)), streams, selector=Selector(Selection.parse(rule)))
+    facts = gather(str(tmp_path))
+    assert sorted(facts.record_lengths.tolist()) == known
+    total = sum(map(len, streams))
+    said = f"Known of {len(known)} of {total} records" in render(facts)
+    assert said == (len(known) < total)
+
+
+def test_a_record_that_has_not_ended_has_no_length(tmp_path):
+    make_run(open_storage(str(tmp_path)), [[5, 40]], stop_after=1)
+    assert gather(str(tmp_path)).record_lengths.tolist() == [5]
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-12, np.inf])
+def test_norms_of_next_to_nothing_and_of_infinities_are_drawn(tmp_path, monkeypatch, factor):
+    monkeypatch.setattr(runs, "activations_of", lambda tokens, width: np.full((len(tokens), width), factor))
+    make_run(open_storage(str(tmp_path)), STREAMS[:1])
+    page = render(gather(str(tmp_path)))
+    picture = page.partition("<h2>Norms</h2>")[2].partition("</section>")[0]
+    places = [float(x) for x in re.findall(r' x(?:1|2)?="([^"]+)"', picture)]
+    assert places and all(0 <= x <= 400 for x in places)
+
+
 def test_an_outstanding_token_is_named_by_record_position_and_coordinate(output):
     found = gather(output).hooks[0].outstanding[0]
     record = ActivationReader(output).record(found.record_id)

@@ -150,7 +150,7 @@ def spread(quantiles: Sequence[float], mean: float, largest: float, scale: tuple
     low, high = (math.log10(value) for value in scale)
 
     def at(value: float) -> float:
-        return 400 * (math.log10(max(value, scale[0])) - low) / (high - low or 1.0)
+        return 400 * (math.log10(min(max(value, scale[0]), scale[1])) - low) / (high - low or 1.0)
 
     first, quarter, median, three_quarters, last = quantiles
     title = f"1%: {first:.4g}, median: {median:.4g}, 99%: {last:.4g}, largest: {largest:.4g}, r.m.s.: {mean:.4g}"

@@ -75,7 +75,7 @@ class HookFacts:
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """Everything on the page."""
+    """Everything on the page. `record_lengths` are of the records that ended, those whose length is known."""
 
     output: str
     run: dict
@@ -117,33 +117,47 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
     reader = ActivationReader(output)
     with ThreadPoolExecutor(16) as pool:
         chains = [_read_chain(reader, worker_id, pool) for worker_id in reader.workers]
-    lengths: dict[tuple[int, int], int] = {}
+    lengths = [length for _, _, known in chains for length in known]
     headers = reader.headers(reader.hook_points)
     statistics = statistics_of(_with_lengths(headers, lengths), reader.hook_points)
     sample = _choose(reader)
     hooks = [_read_hook(name, sample, found) for name, found in statistics.items()]
     verdict, proof = _prove(output, streams)
-    commits = [commit for facts, _ in chains for commit in facts]
-    lasts = [last for _, last in chains if last is not None]
+    commits = [commit for facts, _, _ in chains for commit in facts]
+    lasts = [last for _, last, _ in chains if last is not None]
     return ReportFacts(
         output=output, run=reader.run, commits=tuple(commits), num_bytes=sum(last.totals.bytes for last in lasts),
-        num_records=sum(last.cursor_after.record for last in lasts), record_lengths=np.array(list(lengths.values())),
+        num_records=sum(last.cursor_after.record for last in lasts), record_lengths=np.array(lengths, np.int64),
         hooks=tuple(hooks), sampled_tokens=sum(min(stored.ref.num_tokens, SAMPLED_ROWS) for stored in sample),
         verdict=verdict, proof=proof,
     )
 
 
-def _with_lengths(headers: Iterable[StoredBatch], lengths: dict[tuple[int, int], int]) -> Iterator[StoredBatch]:
-    """The same objects; how long their records are goes into `lengths`, by stream and record."""
+def _with_lengths(headers: Iterable[StoredBatch], lengths: list[int]) -> Iterator[StoredBatch]:
+    """The same objects; how long the records are that end in them goes into `lengths`."""
     for stored in headers:
-        sizes = stored.record_lengths.copy()
-        sizes[:1] += stored.ref.begin.token_offset  # what came before, whether anything of it is stored or not
-        records = stored.array("record_index").tolist()
-        lengths |= zip(((stored.ref.worker_id, record) for record in records), sizes.tolist(), strict=True)
+        begin, end = stored.ref.begin, stored.ref.end
+        sizes = stored.record_lengths[: end.record - begin.record].copy()
+        sizes[:1] += begin.token_offset  # what came before, whether anything of it is stored or not
+        lengths += sizes.tolist()
         yield stored
 
 
-def _read_chain(reader: ActivationReader, worker_id: int, pool: ThreadPoolExecutor) -> tuple[list, Commit | None]:
+def _lengths_without_rows(commit: Commit) -> list[int]:
+    """How long the records are that end in a commit without data, as far as its cursors tell: of one, or of several
+    that have no tokens in it; else nothing."""
+    before, after = commit.cursor_before, commit.cursor_after
+    num_ended = after.record - before.record
+    tokens = commit.num_tokens_read - after.token_offset
+    if num_ended < 1 or (num_ended > 1 and tokens):
+        return []
+    return [before.token_offset + tokens, *[0] * (num_ended - 1)]
+
+
+def _read_chain(
+    reader: ActivationReader, worker_id: int, pool: ThreadPoolExecutor
+) -> tuple[list[CommitFact], Commit | None, list[int]]:
+    """The commits of a stream, the last of them, and the lengths that those without data tell."""
     folder = f"{checkpoint.worker_folder(worker_id)}/commits/"
     infos = list(reader.storage.list(folder))
     parsed = pool.map(lambda info: checkpoint.parse_commit(reader.storage.read(info.name), info.name), infos)
@@ -151,7 +165,8 @@ def _read_chain(reader: ActivationReader, worker_id: int, pool: ThreadPoolExecut
     facts = [CommitFact(worker_id, info.updated, commit.attempt, commit.num_tokens_read, commit.num_tokens,
                         commit.seconds)
              for info, commit in zip(infos, commits, strict=True)]  # fmt: skip
-    return facts, commits[-1] if commits else None
+    lengths = [length for commit in commits if commit.data is None for length in _lengths_without_rows(commit)]
+    return facts, commits[-1] if commits else None, lengths
 
 
 def _choose(reader: ActivationReader) -> list[StoredBatch]:

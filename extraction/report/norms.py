@@ -91,7 +91,7 @@ def spreads(facts: ReportFacts) -> str:
     if not facts.hooks:
         return ""
     low = min(max(hook.quantiles[0], 1e-9) for hook in facts.hooks)
-    scale = (low / 1.1, max(hook.largest for hook in facts.hooks) * 1.1)
+    scale = (low / 1.1, max(low, *(hook.largest for hook in facts.hooks)) * 1.1)
     cells = ['<div class="head">hook point</div><div class="head">1 to 99%, middle half, median; largest</div>']
     cells += [f'<div class="head number">{name}</div>' for name in ("r.m.s.", "median", "largest")]
     for hook in sorted(facts.hooks, key=lambda hook: kind(hook.name)):  # by layer within a kind

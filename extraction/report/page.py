@@ -76,12 +76,16 @@ def _stages(facts: ReportFacts) -> str:
 
 def _lengths(facts: ReportFacts) -> str:
     lengths = facts.record_lengths
+    known = ""
+    if len(lengths) < facts.num_records:
+        known = (f"Known of {len(lengths):,} of {facts.num_records:,} records: of the others several end in one batch "
+                 "that stores no rows. ")  # fmt: skip
     if not len(lengths):
-        return ""
+        return section("Record lengths", known, "") if known else ""
     width = int(np.quantile(lengths, 0.99)) // 40 + 1
     edges = np.arange(0, int(np.quantile(lengths, 0.99)) + width + 1, width)
     counts, _ = np.histogram(np.minimum(lengths, edges[-1] - 1), edges)
-    note = (f"Tokens in a record: median {np.median(lengths):,.0f}, mean {lengths.mean():,.0f}, largest "
+    note = (f"{known}Tokens in a record: median {np.median(lengths):,.0f}, mean {lengths.mean():,.0f}, largest "
             f"{lengths.max():,}. The last bar holds the largest hundredth.")  # fmt: skip
     return section("Record lengths", note, charts.histogram(counts.tolist(), edges.tolist(), "tokens", "records"))
 

@@ -91,7 +91,8 @@ class Tally:
         """What the objects add up to; at least one was added. Raises DamagedData if a maximum is where no row is."""
         total, squares = self._sums
         mean = total / self._count
-        variance = np.maximum(squares / self._count - mean**2, 0.0)
+        with np.errstate(invalid="ignore", over="ignore"):  # a coordinate that was infinite has the variance NaN
+            variance = np.maximum(squares / self._count - mean**2, 0.0)
         norm = float(np.sqrt(squares.sum() / self._count))
         return Statistics(self._count, mean, variance, norm, self._norm_counts, self._largest())
 

@@ -222,6 +222,19 @@ def test_a_maximum_where_no_row_is_is_damage(small, place):
         ActivationReader(str(small)).statistics()
 
 
+def test_a_sum_that_is_infinite_makes_a_nan_and_no_warning(small):
+    """Warnings are errors here."""
+    name = next(iter(runs.WIDTHS))
+    path = sorted(small.glob("worker-*/batches/*"))[0]
+    data = bytearray(path.read_bytes())
+    arrays = decode(data).arrays
+    arrays[f"{name}.sum"][1] = arrays[f"{name}.sum_of_squares"][1] = math.inf
+    path.write_bytes(data)
+    found = ActivationReader(str(small)).statistics()[name]
+    assert np.isnan(found.std).tolist() == [False, True, False, False]
+    assert (found.mean[1], found.norm) == (math.inf, math.inf)
+
+
 def test_of_several_maxima_the_first_is_named(small):
     name, reader = next(iter(runs.WIDTHS)), ActivationReader(str(small))
     tally, twice = Tally(name), Tally(name)

@@ -148,6 +148,33 @@ def test_values_that_are_not_finite_are_counted_and_no_damage(store):
     assert audit.workers[1].to_json(deep=True)["not_finite"] == {}
 
 
+@pytest.mark.parametrize("values, place, message", [
+    ({}, (0, 0), None),
+    ({}, (12, 0), r"is \[12, 0\], which is no place in \[12, 4\]"),
+    ({}, (0, -1), r"is \[0, -1\], which is no place in"),
+    ({}, (3, 0), r"is \[3, 0\], and 0 stands at \[0, 0\] before"),
+    ({(0, 0): np.nan}, (0, 0), None),
+    ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (2, 1), None),
+    ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (2, 3), r"is \[2, 3\], and 7 stands at \[2, 1\] before"),
+    ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (5, 0), r"is \[5, 0\], and 7 stands at \[2, 1\] before"),
+])
+@pytest.mark.parametrize("block", [1 << 18, 4])
+def test_deep_wants_the_first_place_of_the_maximum_of_zeros_too(store, monkeypatch, block, values, place, message):
+    def change(arrays):
+        made = np.zeros_like(arrays[HOOK])
+        for at, value in values.items():
+            made[at] = value
+        fill_hook(arrays, HOOK, made)
+        arrays[f"{HOOK}.max_at"][:] = place
+
+    monkeypatch.setattr("extraction.audit.contents._BLOCK", block)
+    store.change_data(change)
+    if message is None:
+        assert store.problems(deep=True) == []
+    else:
+        assert_found(store.problems(deep=True), f"{DATA}: {HOOK}.max_at {message}")
+
+
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
 @pytest.mark.parametrize("change, message", [
     (lambda a: a[f"{HOOK}.scale"].__imul__(-1), r"scale\[\d+\] is -.*, and the largest code"),

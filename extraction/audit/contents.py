@@ -113,6 +113,7 @@ def _check_values(shard: Shard, hook_point: str, run: RunFacts, found: Counter[t
     arrays, width = shard.arrays, shard.arrays[hook_point].shape[1]
     values, scale = arrays[hook_point], arrays.get(hook_point + SCALE) if run.has_scale else None
     total, squares, norms, largest = *np.zeros((2, width)), np.zeros(len(values)), 0.0
+    first = [0, 0]
     rows = max(1, _BLOCK // max(1, width))
     with np.errstate(all="ignore"):
         for start in range(0, len(values), rows):
@@ -127,13 +128,16 @@ def _check_values(shard: Shard, hook_point: str, run: RunFacts, found: Counter[t
                 found[hook_point, "nan"] += int(np.isnan(block).sum())
                 found[hook_point, "inf"] += int(np.isinf(block).sum())
             if run.data_schema >= 2:
-                largest = max(largest, np.fmax.reduce(np.abs(block, out=block), axis=None, initial=0.0))
+                most = np.fmax.reduce(np.abs(block, out=block), axis=None, initial=0.0)
+                if most > largest:
+                    row, column = divmod(int(np.argmax(block == most)), width)
+                    largest, first = most, [start + row, column]
         yield from _check_sums(shard, hook_point, (total, squares), run)
         if scale is not None:
             yield from _check_scale(values, scale, hook_point)
         if run.data_schema >= 2:
             yield from _check_norms(arrays[hook_point + COUNTS], norms, width, hook_point)
-            yield from _check_maximum(shard, hook_point, largest)
+            yield from _check_maximum(shard, hook_point, largest, first)
 
 
 def _check_sums(shard: Shard, hook_point: str, ours: tuple[np.ndarray, np.ndarray], run: RunFacts) -> Iterator[str]:
@@ -171,16 +175,16 @@ def _check_norms(counts: np.ndarray, norms: np.ndarray, width: int, hook_point: 
         yield f"{hook_point}{COUNTS} are not those of its rows, at bin {int(np.argmax(wrong))}"
 
 
-def _check_maximum(shard: Shard, hook_point: str, ours: float) -> Iterator[str]:
-    """The largest |x|, and one where it is said to be."""
+def _check_maximum(shard: Shard, hook_point: str, ours: float, first: list[int]) -> Iterator[str]:
+    """The largest |x|, and where it first stands; NaN counts as 0, so that a maximum of 0 stands at [0, 0]."""
     theirs, place = float(shard.arrays[hook_point + MAX][0]), shard.arrays[hook_point + MAX_AT]
     values, scale = shard.arrays[hook_point], shard.arrays.get(hook_point + SCALE)
     if theirs != ours:
         yield f"{hook_point}{MAX} is {theirs:g}, the largest of its values {ours:g}"
-    elif ours and not ((0 <= place) & (place < values.shape)).all():
+    elif not ((0 <= place) & (place < values.shape)).all():
         yield f"{hook_point}{MAX_AT} is {place.tolist()}, which is no place in {list(values.shape)}"
-    elif ours:
+    elif place.tolist() != first:
         row, column = place.tolist()
         there = abs(float(unscaled(values[[row]], None if scale is None else scale[[row]])[0, column]))
-        if there != ours:
-            yield f"{hook_point}{MAX_AT} is {place.tolist()}, where {there:g} stands and not {ours:g}"
+        said = f"where {there:g} stands and not {ours:g}" if there != ours else f"and {ours:g} stands at {first} before"
+        yield f"{hook_point}{MAX_AT} is {place.tolist()}, {said}"

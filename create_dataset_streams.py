@@ -104,9 +104,8 @@ def _publish(dataset: "Dataset", output: str, **given: object) -> None:
     published = dataset.create(open_storage(output), **given)
     manifest = published.manifest
     if empty := sum(stream.num_records == 0 for stream in manifest.streams):
-        click.echo(
-            f"warning: {empty} of {manifest.num_streams} streams are empty: there is too little to share out", err=True
-        )
+        why = dataset.why_empty.format(full=manifest.num_streams - empty)
+        click.echo(f"warning: {empty} of {manifest.num_streams} streams are empty: {why}", err=True)
     facts = f"{manifest.num_streams} streams, {manifest.num_records} records, {len(manifest.files)} Parquet files"
     if published.already_there:
         click.echo(f"{output}/manifest.json is there already and says the same ({facts}): nothing to do")

@@ -20,7 +20,15 @@ import click
 from click_default_group import DefaultGroup
 
 from extraction.config import STORE_DTYPES
-from extraction.errors import BucketDenied, ConfigurationMismatch, DamagedData, ExtractionError, Fenced, TryAgain
+from extraction.errors import (
+    BucketDenied,
+    ConfigurationMismatch,
+    DamagedData,
+    ExtractionError,
+    Fenced,
+    NoCredentials,
+    TryAgain,
+)
 from extraction.logs import is_json, say, use_format
 
 ADVICE = {
@@ -28,6 +36,7 @@ ADVICE = {
     Fenced: "let that worker finish, or stop it and start this one again",
     TryAgain: "start the same command again; what is committed stays",
     BucketDenied: "a worker needs storage.objects.create, get and list on the bucket",
+    NoCredentials: "`gcloud auth application-default login` gives them, or a service account of the machine",
     ConfigurationMismatch: "use the run's own flags, or a new --output",
 }
 WORKER_ID_VARIABLES = (
@@ -103,7 +112,7 @@ def run(log_format: str, **flags: object) -> None:
 
 @cli.command()
 @click.argument("output")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object in a line instead of a table.")
 @click.option("--watch", is_flag=True, help="Show it anew until the run is finished.")
 @click.option("--every", default=10.0, show_default=True, help="With --watch: seconds between two looks.")
 @click.option("--rows", default=40, show_default=True, help="Streams in the table, those in trouble first.")
@@ -117,15 +126,17 @@ def status(output: str, as_json: bool, watch: bool, every: float, rows: int, stu
 
     from extraction import status as library
 
-    if watch:
-        found = library.watch(output, stuck_after, rows, every)
+    console = Console(width=None if sys.stdout.isatty() else library.WIDTH)
+    if watch and as_json:
+        found = library.watch(output, stuck_after, every, lambda found: click.echo(json.dumps(found.to_json())))
+    elif watch:
+        found = library.watch_table(output, stuck_after, every, rows, console)
     else:
         found = library.read_status(output, stuck_after)
         if as_json:
             click.echo(json.dumps(found.to_json()))
         else:
-            console = Console(width=None if sys.stdout.isatty() else 200)
-            console.print(library.table(found, rows))
+            console.print(library.table(found, rows, console.width))
     sys.exit(found.exit_code)
 
 

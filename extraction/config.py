@@ -75,13 +75,19 @@ def fingerprint_of(configuration: dict) -> str:
 
 
 def differences(stored: dict, asked: dict) -> list[str]:
-    """A line for each field whose value differs: `seq_len: 1024 in the run, 2048 now`."""
+    """A line for each field whose value differs: `seq_len: 1024 in the run, 2048 now`; hook points first.
+
+    Where those differ the digest of the weights is left out: it covers the layers that they need.
+    """
     names = [field.name for field in fields(ExtractionConfig)]
-    return [
-        f"{name}: {json.dumps(stored.get(name))} in the run, {json.dumps(asked.get(name))} now"
-        for name in names + sorted(set(stored) - set(names))
-        if stored.get(name) != asked.get(name)
-    ]
+    names = [name for name in names + sorted(set(stored) - set(names)) if stored.get(name) != asked.get(name)]
+    if "hook_points" in names:
+        names = ["hook_points", *(name for name in names if name not in ("hook_points", "weights_digest"))]
+    return [f"{name}: {_given(stored.get(name))} in the run, {_given(asked.get(name))} now" for name in names]
+
+
+def _given(value: object) -> str:
+    return "not given" if value is None else json.dumps(value)
 
 
 def parse_layers(text: str, num_layers: int) -> list[int]:

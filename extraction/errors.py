@@ -55,6 +55,10 @@ class BucketDenied(PermissionDenied):
     """A bucket refused one of the permissions that a worker needs."""
 
 
+class NoCredentials(PermissionDenied):
+    """There are no credentials for a bucket, or they are no longer taken: it was not even asked."""
+
+
 class ConfigurationMismatch(ExtractionError):
     """The configuration of this start is not the one that the run was made with."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import InvalidRequest
+from .logs import say
 from .reader import ActivationReader, RecordActivations
 from .shards import allocate
 
@@ -151,6 +152,8 @@ def _to_saelens(reader: ActivationReader, names: Sequence[str], folder: Path, op
     try:
         dataset = Dataset.from_generator(_saelens_rows, features=features, cache_dir=str(cache), gen_kwargs=arguments)
         dataset.save_to_disk(str(folder))
+        if left := reader.num_tokens() % size:
+            say(f"the last {left} tokens were left out: they do not fill a row of {size}")
         return len(dataset) * size
     finally:
         shutil.rmtree(cache, ignore_errors=True)

@@ -103,7 +103,7 @@ class Plan:
         """One fact in a line."""
         gib, times = 1 << 30, ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in self.seconds.items())
         lines = [
-            f"{self.tpu}: {self.chips} chips, mesh {self.mesh}, batch size {self.batch_size}",
+            f"{self.tpu}: {_count(self.chips, 'chip')}, mesh {self.mesh}, batch size {self.batch_size}",
             f"memory: {self.memory_bytes / gib:.2f} of {self.chip_memory_bytes / gib:.0f} GiB on each chip: "
             + ("fits" if self.fits else "does not fit") + f" ({self.counts})",
             f"a step, estimated: {times}; limited by {self.limited_by}",
@@ -112,12 +112,16 @@ class Plan:
         ]
         if self.tokens is not None:
             lines.append(f"manifest, estimated: {self.tokens:,} tokens, {self.stored_bytes / 1e9:,.1f} GB, "
-                         f"{self.hours:.2f} hours with {self.workers} workers")
+                         f"{self.hours:.2f} hours with {_count(self.workers, 'worker')}")
         if self.price is not None:
             lines.append(f"price, estimated: {self.price:,.2f}")
         if self.workers_for_deadline is not None:
-            lines.append(f"for the deadline: {self.workers_for_deadline} workers")
+            lines.append(f"for the deadline: {_count(self.workers_for_deadline, 'worker')}")
         return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def make_plan(options: PlanOptions) -> Plan:

@@ -9,8 +9,10 @@ at a time.
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import checkpoint
@@ -20,6 +22,7 @@ from .standing import Standing, read_standing
 from .storage import open_storage
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 THREADS = 32
@@ -197,30 +200,58 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def table(status: RunStatus, most_rows: int) -> "Table":
-    """The status as a rich table: those in trouble first, at most `most_rows` streams."""
+WIDTH = 200  # of a table that goes elsewhere than to a terminal
+_COLUMNS = ("stream", "state", "records", "done", "tokens", "stored", "tok/s now", "mean", "left", "last commit",
+            "preempted", "time goes to")
+_LEAST_NEEDED = ("time goes to", "preempted", "stored", "mean", "last commit", "records", "left", "tokens")
+_ROOM_FOR_TEXT = 24  # characters, in which "time goes to" still reads well
+
+
+def table(status: RunStatus, most_rows: int, width: int = WIDTH) -> "Table":
+    """The status as a rich table: those in trouble first, at most `most_rows` streams.
+
+    Where `width` is too small for all columns, the least needed are left out, so that no number is cut; what went
+    wrong then stands below.
+    """
+    from rich.console import Console
+
+    measure, left_out = Console(width=10_000).measure, 0
+    while left_out < len(_LEAST_NEEDED):
+        numbers = measure(_table(status, most_rows, _LEAST_NEEDED[: max(left_out, 1)])).maximum
+        if numbers + (0 if left_out else _ROOM_FOR_TEXT) <= width:
+            break
+        left_out += 1
+    return _table(status, most_rows, _LEAST_NEEDED[:left_out])
+
+
+def _table(status: RunStatus, most_rows: int, left_out: tuple[str, ...]) -> "Table":
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     counts = ", ".join(f"{status.states[state]:,} {state}" for state in STATES if state in status.states)
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(status.time))
     shown = Table(title=f"{status.output} at {moment} UTC: {counts}", title_justify="left", title_style="bold",
                   header_style="dim", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("stream", "state", "records", "done", "tokens", "stored", "tok/s now", "mean", "left", "last commit",
-                 "preempted", "time goes to"):
+    kept = [name not in left_out for name in _COLUMNS]
+    for name in compress(_COLUMNS, kept):
         is_text = name in ("state", "time goes to")
         shown.add_column(name, justify="left" if is_text else "right", no_wrap=name != "time goes to")
     ordered = sorted(status.streams, key=lambda stream: (STATES.index(stream.state), stream.stream))
     for stream in ordered[:most_rows]:
-        shown.add_row(*_row(stream))
+        shown.add_row(*compress(_row(stream), kept))
     if len(ordered) > most_rows:
         shown.add_row("...", f"and {len(ordered) - most_rows:,} more")
     shown.add_section()
     records, size = status.total("records"), status.total("num_records")
-    shown.add_row("all", "finished" if status.finished else "", f"{records:,}",
-                  _share(records, size if status.is_size_known else None), f"{status.total('tokens'):,}",
-                  format_bytes(status.total("bytes")), f"{status.total('rate_now'):,.0f}", "",
-                  format_seconds(status.seconds_left), "", f"{status.total('preemptions'):,}", "", style="bold")
+    total = ("all", "finished" if status.finished else "", f"{records:,}",
+             _share(records, size if status.is_size_known else None), f"{status.total('tokens'):,}",
+             format_bytes(status.total("bytes")), f"{status.total('rate_now'):,.0f}", "",
+             format_seconds(status.seconds_left), "", f"{status.total('preemptions'):,}", "")
+    shown.add_row(*compress(total, kept), style="bold")
+    if left_out:
+        shown.caption_justify = "left"
+        shown.caption = "\n".join(f"{s.stream}: {escape(s.message)}" for s in ordered[:most_rows] if s.message) or None
     return shown
 
 
@@ -251,17 +282,26 @@ def _share(part: int, whole: int | None) -> str:
     return f"[green]{'█' * full}[/green][dim]{'░' * (_BAR - full)}[/dim] {share:6.1%}"
 
 
-def watch(output: str, stuck_after: float, most_rows: int, every: float) -> RunStatus:
-    """Show the status on the terminal anew every some seconds until the run is finished or the user has seen enough."""
-    from rich.live import Live
-
+def watch(output: str, stuck_after: float, every: float, show: Callable[[RunStatus], None]) -> RunStatus:
+    """Look anew every some seconds until the run is finished or the user has seen enough; `show` gets each look."""
     status = read_status(output, stuck_after)
     try:
-        with Live(table(status, most_rows), auto_refresh=False) as live:
-            while not status.finished:
-                time.sleep(every)
-                status = read_status(output, stuck_after)
-                live.update(table(status, most_rows), refresh=True)
+        show(status)
+        while not status.finished:
+            time.sleep(every)
+            status = read_status(output, stuck_after)
+            show(status)
     except KeyboardInterrupt:
         pass
     return status
+
+
+def watch_table(output: str, stuck_after: float, every: float, most_rows: int, console: "Console") -> RunStatus:
+    """`watch` as a table: on a terminal one that changes, elsewhere one for each look."""
+    from rich.live import Live
+
+    if not console.is_terminal:
+        return watch(output, stuck_after, every, lambda status: console.print(table(status, most_rows, console.width)))
+    with Live(console=console, auto_refresh=False) as live:
+        return watch(output, stuck_after, every,
+                     lambda status: live.update(table(status, most_rows, console.width), refresh=True))

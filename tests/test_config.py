@@ -74,6 +74,13 @@ def test_the_fingerprint_covers_every_field(name):
     assert [line.split(":")[0] for line in differences(CONFIG.to_json(), changed.to_json())] == [name]
 
 
+def test_other_hook_points_are_named_first_and_explain_the_weights():
+    stored, asked = CONFIG.to_json(), replace(CONFIG, hook_points=("b",), weights_digest="b", seq_len=7).to_json()
+    lines = differences(stored | {"revision": "main"}, asked | {"revision": None})
+    assert [line.split(":")[0] for line in lines] == ["hook_points", "revision", "seq_len"]
+    assert lines[1] == 'revision: "main" in the run, not given now'
+
+
 def test_the_fingerprint_is_the_same_in_every_process():
     assert CONFIG.fingerprint == "sha256:cc4aa2789bc22ac25079f2b1c61b1cc22fd8f19cb741ea6bd6c968ea341fa74a"
 

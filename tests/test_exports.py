@@ -119,7 +119,7 @@ def test_an_sae_of_openmoss_trains_on_it(output, tmp_path):
     assert len(found["records"]) == len(real)
 
 
-def test_a_datasets_dataset_is_what_saelens_caches(output, tmp_path):
+def test_a_datasets_dataset_is_what_saelens_caches(output, tmp_path, capsys):
     from datasets import load_from_disk
 
     written = export(output, "saelens", str(tmp_path / "out"), ExportOptions((HOOK,), context_size=16))
@@ -127,6 +127,8 @@ def test_a_datasets_dataset_is_what_saelens_caches(output, tmp_path):
     tokens = np.concatenate(list(dataset["token_ids"]))
     assert written == len(tokens) == len(ALL_TOKENS) // 16 * 16
     assert np.array_equal(tokens, ALL_TOKENS[: len(tokens)])
+    left = len(ALL_TOKENS) - len(tokens)
+    assert left and f"the last {left} tokens were left out: they do not fill a row of 16\n" in capsys.readouterr().err
     assert dataset.features[HOOK].shape == (16, WIDTHS[HOOK])
     assert np.array_equal(np.concatenate(list(dataset[HOOK])), expected(tokens, HOOK))
 

@@ -70,6 +70,15 @@ def test_time_and_price_of_a_manifest(streams):
     assert plan.workers_for_deadline >= plan.hours * 2 / 1e-9 > plan.workers_for_deadline - 1
 
 
+@pytest.mark.parametrize("number, chips, workers", [(1, "1 chip", "1 worker"), (2, "2 chips", "2 workers")])
+def test_one_is_not_written_as_many(number, chips, workers):
+    plan = replace(make_plan(OPTIONS), chips=number, tokens=1, stored_bytes=1, hours=1.0, workers=number,
+                   workers_for_deadline=number)  # fmt: skip
+    text = plan.to_text()
+    assert f": {chips}, mesh" in text and f"hours with {workers}\n" in text
+    assert text.endswith(f"for the deadline: {workers}")
+
+
 def test_what_is_stored_is_what_positions_store(streams):
     """By the rule alone where it tells, else by the first records of a manifest."""
     whole, quarter = make_plan(OPTIONS), make_plan(replace(OPTIONS, positions="every:4"))

@@ -1,20 +1,25 @@
 """`status` tells every state by what lies in the output, and by the store's clock alone."""
 
+import io
 import json
 import os
 import time
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
+from rich.console import Console
 
 import checkpoint
+from extract_activations import cli
 from extraction.attempts import note_start, noted_ending
 from extraction.errors import DamagedData, Fenced
 from extraction.positions import Selection, Selector
 from extraction.standing import Standing
-from extraction.status import _mean_rate, _rate_now, format_bytes, format_seconds, read_status, table
+from extraction.status import _mean_rate, _rate_now, format_bytes, format_seconds, read_status, table, watch
 from extraction.storage import open_storage
 from tests import fake_gcs
 from tests.runs import FINGERPRINT, extract, make_run
@@ -150,6 +155,35 @@ def test_the_command_prints_a_table_or_json(output):
     assert (result.returncode, found["tokens"], len(found["streams"])) == (75, read_status(output).total("tokens"), 7)
     result = python("extract_activations.py", "status", output + "-not-there")
     assert result.returncode == 2 and "holds no run: there is no run.json" in result.stderr
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+def test_a_narrow_terminal_has_fewer_columns_and_whole_numbers(output, width):
+    found = read_status(output)
+    large = {"records": 98_765_432, "num_records": 123_456_789, "tokens": 98_765_432_109, "rate_now": 1_234_567.0}
+    found = replace(found, streams=tuple(replace(stream, **large) for stream in found.streams))
+    console = Console(width=width, file=io.StringIO())
+    console.print(table(found, 40, width))
+    text = console.file.getvalue()
+    assert "…" not in text and text.count("1,234,567") == 7 and "80.0%" in text and "a bad file" in text
+    assert ("98,765,432,109" in text, "time goes to" in text) == (width >= 80, width >= 200)
+
+
+def test_every_look_is_shown_until_the_run_is_finished(tmp_path):
+    storage, seen = open_storage(str(tmp_path)), []
+    make_run(storage, STREAMS[:1], stop_after=2)
+
+    def show(status):
+        seen.append(status.finished)
+        if len(seen) == 2:
+            extract(checkpoint.CommitChain.load(storage, 0, FINGERPRINT), STREAMS[0], None)
+
+    assert watch(str(tmp_path), 900.0, 0.0, show).finished
+    assert seen == [False, False, True]
+    for arguments, told in ((["--json"], '"finished": true'), ([], "time goes to")):
+        result = CliRunner().invoke(cli, ["status", str(tmp_path), "--watch", *arguments])
+        assert (result.exit_code, result.stdout.count(told)) == (0, 1), result.output
+        assert bool(arguments) == (result.stdout.count("\n") == 1)
 
 
 def test_those_in_trouble_come_first_and_the_rest_is_counted(output):

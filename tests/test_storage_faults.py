@@ -11,6 +11,7 @@ import pytest
 from extraction.errors import DamagedData, InvalidRequest, ObjectExists, PermissionDenied, TryAgain
 from extraction.storage import crc32c_base64, open_storage
 from tests.fake_gcs import PERMISSIONS
+from tests.workers import python
 
 SMALL = b"some bytes"
 LARGE = os.urandom(1000) * 9000  # beyond one request
@@ -205,6 +206,17 @@ def test_credentials_that_cannot_be_used_are_no_permission_and_are_not_told(cred
     with pytest.raises(PermissionDenied, match="gs://bucket") as caught:
         open_storage("gs://bucket/run").create("x", SMALL)
     assert SECRET[5:] not in str(caught.value)
+
+
+def test_without_credentials_that_is_what_is_said(tmp_path):
+    nowhere = {"HOME": str(tmp_path), "CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
+    nowhere |= {"STORAGE_EMULATOR_HOST": "", "GOOGLE_APPLICATION_CREDENTIALS": ""}
+    result = python("extract_activations.py", "status", "gs://bucket/run", **nowhere)
+    assert result.returncode == 77, result.stderr
+    said = "error: gs://bucket: there are no Google credentials that can be used: Your default credentials were not found"
+    assert result.stderr.startswith(said)
+    assert "gcloud auth application-default login" in result.stderr
+    assert "refused" not in result.stderr and "storage.objects" not in result.stderr
 
 
 def test_a_retry_deadline_that_is_no_number_is_named(monkeypatch):

@@ -78,6 +78,7 @@ DATASET = Dataset(
          "Ids are not read: `check` tells of those that are there twice.",
     source=f"Parquet files with `id` and `text`: {PLACES}",
     create=_from_flags,
+    why_empty="a stream is made of whole Parquet row groups, and the source has {full} with records",
     flags=[
         flag("--max-records", type=click.IntRange(1),
              help="Only the first records of the source (of those that are not filtered out)."),

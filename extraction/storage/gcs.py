@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
-from ..errors import BucketDenied, DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, TryAgain
+from ..errors import BucketDenied, DamagedData, InvalidRequest, NoCredentials, ObjectExists, ObjectNotFound, TryAgain
 from .base import ObjectInfo, RangedFile, Storage, check_name, crc32c_base64
 from .gcs_errors import is_bucket_missing, is_passing, is_worth_another_upload, reason
 
@@ -242,11 +242,14 @@ class GcsStorage(Storage):
         from google.api_core import exceptions
         from google.auth.exceptions import GoogleAuthError
 
+        if isinstance(error, GoogleAuthError):
+            what = f"gs://{self._bucket_name}: there are no Google credentials that can be used"
+            raise NoCredentials(f"{what}: {reason(error)}") from error
         if isinstance(error, exceptions.NotFound) and is_bucket_missing(error):
             raise InvalidRequest(f"gs://{self._bucket_name}: there is no such bucket") from error
         if isinstance(error, exceptions.NotFound):
             raise ObjectNotFound(f"{self._url(name)} is not there") from error
-        if isinstance(error, exceptions.Forbidden | exceptions.Unauthorized | GoogleAuthError):
+        if isinstance(error, exceptions.Forbidden | exceptions.Unauthorized):
             raise BucketDenied(
                 f"storage.objects.{permission} on gs://{self._bucket_name} was refused: {reason(error)}"
             ) from error

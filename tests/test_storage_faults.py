@@ -213,7 +213,7 @@ def test_without_credentials_that_is_what_is_said(tmp_path):
     nowhere |= {"STORAGE_EMULATOR_HOST": "", "GOOGLE_APPLICATION_CREDENTIALS": ""}
     result = python("extract_activations.py", "status", "gs://bucket/run", **nowhere)
     assert result.returncode == 77, result.stderr
-    said = "error: gs://bucket: there are no Google credentials that can be used: Your default credentials were not found"
+    said = "error: gs://bucket: there are no Google credentials that can be used: Your default credentials were not"
     assert result.stderr.startswith(said)
     assert "gcloud auth application-default login" in result.stderr
     assert "refused" not in result.stderr and "storage.objects" not in result.stderr

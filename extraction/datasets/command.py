@@ -19,8 +19,8 @@ PLACES = "a folder, file or glob, gs://BUCKET/... or hf://datasets/OWNER/NAME[@R
 class Dataset:
     """A dataset as the command line has it: the texts of its help, its flags, and what they go to.
 
-    `create(storage, source, num_streams, **flags)` publishes the streams in `storage`. `why_empty` says why some have no
-    record, where `{full}` is how many have some.
+    `create(storage, source, num_streams, **flags)` publishes the streams in `storage`. `why_empty` says why some have
+    no record, where `{full}` is how many have some.
     """
 
     help: str

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from itertools import compress
 from typing import TYPE_CHECKING
 
@@ -230,8 +231,8 @@ def _table(status: RunStatus, most_rows: int, left_out: tuple[str, ...]) -> "Tab
     from rich.table import Table
 
     counts = ", ".join(f"{status.states[state]:,} {state}" for state in STATES if state in status.states)
-    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(status.time))
-    shown = Table(title=f"{status.output} at {moment} UTC: {counts}", title_justify="left", title_style="bold",
+    moment = datetime.fromtimestamp(status.time, UTC)
+    shown = Table(title=f"{status.output} at {moment:%Y-%m-%d %H:%M:%S} UTC: {counts}", title_justify="left", title_style="bold",
                   header_style="dim", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     kept = [name not in left_out for name in _COLUMNS]
     for name in compress(_COLUMNS, kept):

@@ -232,8 +232,8 @@ def _table(status: RunStatus, most_rows: int, left_out: tuple[str, ...]) -> "Tab
 
     counts = ", ".join(f"{status.states[state]:,} {state}" for state in STATES if state in status.states)
     moment = datetime.fromtimestamp(status.time, UTC)
-    shown = Table(title=f"{status.output} at {moment:%Y-%m-%d %H:%M:%S} UTC: {counts}", title_justify="left", title_style="bold",
-                  header_style="dim", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = Table(title=f"{status.output} at {moment:%Y-%m-%d %H:%M:%S} UTC: {counts}", title_justify="left",
+                  title_style="bold", header_style="dim", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     kept = [name not in left_out for name in _COLUMNS]
     for name in compress(_COLUMNS, kept):
         is_text = name in ("state", "time goes to")
@@ -257,7 +257,8 @@ def _table(status: RunStatus, most_rows: int, left_out: tuple[str, ...]) -> "Tab
 
 
 _BAR = 8  # characters
-_STYLES = {"failed": "red", "fenced": "red", "stuck": "yellow", "stopped": "yellow", "running": "green", "finished": "dim"}
+_STYLES = {"failed": "red", "fenced": "red", "stuck": "yellow", "stopped": "yellow", "running": "green",
+           "finished": "dim"}
 
 
 def _row(stream: StreamStatus) -> tuple[str, ...]:

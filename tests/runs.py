@@ -17,6 +17,7 @@ SHAPE = BatchShape(steps=1, rows=2, seq_len=8)
 FINGERPRINT = "sha256:of-the-configuration"
 WIDTHS = {"blocks.0.hook_resid_post": 4, "blocks.1.mlp.hook_post": 6}
 DTYPE = np.dtype(ml_dtypes.bfloat16)  # stored
+STREAMS = ([5, 3, 20, 0, 8, 1, 7, 7, 2, 16], [40, 1, 2, 30], [9] * 7)  # tokens of each record
 
 
 def record_id(worker_id: int, index: int) -> str:
@@ -33,10 +34,20 @@ def tokens_of(worker_id: int, index: int, length: int) -> np.ndarray:
     return np.arange(length, dtype=np.int32) + 100 * index + 100_000 * worker_id
 
 
+def all_tokens(streams: Iterable[Iterable[int]]) -> np.ndarray:
+    """Those of a whole run, in order."""
+    return np.concatenate([tokens_of(w, i, n) for w, lengths in enumerate(streams) for i, n in enumerate(lengths)])
+
+
 def activations_of(tokens: np.ndarray, width: int) -> np.ndarray:
     """[n, width], told apart by token and coordinate to the precision of bfloat16."""
     spread = (tokens.astype(np.int64) * 2654435761 % 251)[:, None] - 125
     return (spread * (1 + np.arange(width)) / 16).astype(ml_dtypes.bfloat16)
+
+
+def expected(tokens: Iterable[int], name: str) -> np.ndarray:
+    """What a reader gives of these tokens at a hook point, in float32."""
+    return activations_of(np.asarray(tokens), WIDTHS[name]).astype(np.float32)
 
 
 def make_run(

@@ -19,12 +19,11 @@ from extraction.reader import ActivationReader
 from extraction.shuffle import ShuffleOptions
 from extraction.storage import open_storage
 from tests import runs
-from tests.runs import SHAPE, WIDTHS, activations_of, make_run, tokens_of
+from tests.runs import SHAPE, STREAMS, WIDTHS, all_tokens, expected, make_run
 from tests.workers import ROOT
 
-STREAMS = ([5, 3, 20, 0, 8, 1, 7, 7, 2, 16], [40, 1, 2, 30], [9] * 7)
 HOOK, OTHER = WIDTHS
-ALL_TOKENS = np.concatenate([tokens_of(w, i, n) for w, lengths in enumerate(STREAMS) for i, n in enumerate(lengths)])
+ALL_TOKENS = all_tokens(STREAMS)
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["extraction.adapters.torch", "extraction.adapters.hf"])
 
@@ -34,10 +33,6 @@ def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     make_run(open_storage(str(folder)), STREAMS)
     return str(folder)
-
-
-def expected(tokens, name):
-    return activations_of(np.asarray(tokens), WIDTHS[name]).astype(np.float32)
 
 
 def tokens_in(batches):

@@ -16,12 +16,11 @@ from extraction.exports import ExportOptions, export
 from extraction.reader import ActivationReader
 from extraction.storage import open_storage
 from tests import runs
-from tests.runs import WIDTHS, activations_of, make_run, record_id, tokens_of
+from tests.runs import STREAMS, WIDTHS, all_tokens, expected, make_run, record_id, tokens_of
 from tests.workers import ROOT, python
 
-STREAMS = ([5, 3, 20, 0, 8, 1, 7, 7, 2, 16], [40, 1, 2, 30], [9] * 7)
 HOOK, OTHER = WIDTHS
-ALL_TOKENS = np.concatenate([tokens_of(w, i, n) for w, lengths in enumerate(STREAMS) for i, n in enumerate(lengths)])
+ALL_TOKENS = all_tokens(STREAMS)
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +28,6 @@ def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     make_run(open_storage(str(folder)), STREAMS)
     return str(folder)
-
-
-def expected(tokens, name):
-    return activations_of(np.asarray(tokens), WIDTHS[name]).astype(np.float32)
 
 
 def test_npy_is_every_token_in_order(output, tmp_path):

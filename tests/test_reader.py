@@ -18,11 +18,11 @@ from extraction.shuffle import ShuffledReader, ShuffleOptions
 from extraction.storage import gcs as gcs_storage
 from extraction.storage import open_storage
 from tests import runs
-from tests.runs import WIDTHS, activations_of, make_run, meta_of, record_id, tokens_of
+from tests.runs import WIDTHS, activations_of, all_tokens, make_run, meta_of, record_id, tokens_of
 
 STREAMS = ([5, 3, 20, 0, 8, 1, 7, 7, 2, 16], [40, 1, 2, 30], [], [9] * 7)
 HOOK, OTHER = WIDTHS
-ALL_TOKENS = np.concatenate([tokens_of(w, i, n) for w, lengths in enumerate(STREAMS) for i, n in enumerate(lengths)])
+ALL_TOKENS = all_tokens(STREAMS)
 
 
 @pytest.fixture

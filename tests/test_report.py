@@ -21,10 +21,9 @@ from extraction.report.facts import QUANTILES
 from extraction.storage import open_storage
 from tests import runs
 from tests.batches import without
-from tests.runs import FINGERPRINT, WIDTHS, make_run
+from tests.runs import FINGERPRINT, STREAMS, WIDTHS, make_run
 from tests.workers import MODEL, python
 
-STREAMS = ([5, 3, 20, 0, 8, 1, 7, 7, 2, 16], [40, 1, 2, 30], [9] * 7)
 HOOK = next(iter(WIDTHS))
 
 

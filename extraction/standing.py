@@ -6,14 +6,12 @@ where that is, and is believed only if the commit it leads to is there; from the
 looked for in steps that double and then halve.
 
 Guarantee: none about what lies before the last commit; that is what `verify` is for.
-Cost: two reads and a listing of at most a page of names; where more than a page follows what `progress.json` says, two
-pages and a request for each doubling.
+Cost: two reads, a look for a commit and a listing of some 40 names; where `progress.json` is missing or old, two looks
+more for each doubling of the commits that it does not know of.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import checkpoint
 from checkpoint import Commit
@@ -24,7 +22,6 @@ from .storage import ObjectInfo, Storage
 from .strict_json import loads
 
 _TAIL = 20  # commits that are looked at before the one that is known to be there
-_PAGE = 1000  # names that one request lists
 
 
 @dataclass(frozen=True)
@@ -99,35 +96,33 @@ def _list_end(storage: Storage, folder: str) -> tuple[list[ObjectInfo], float | 
         hint = parse_progress(storage.read(f"{folder}/progress.json"))
     except ObjectNotFound:
         hint = None
-    if hint is not None and hint.batch >= _TAIL:
-        first = hint.batch - _TAIL
-        objects = storage.list(f"{folder}/", start_after=_commit_name(folder, first))
-        page = list(islice(objects, _PAGE))
-        if page and page[0].name == _commit_name(folder, first + 1):
-            return _to_end(storage, folder, page, objects), hint.begun
-    objects = storage.list(f"{folder}/", start_after=f"{folder}/commits/")
-    page = list(islice(objects, _PAGE))
-    begun = page[0].updated if page and page[0].name == _commit_name(folder, 0) else None
-    return _to_end(storage, folder, page, objects), begun
+    if hint is not None:
+        known = _find_end(storage, folder, hint.batch)
+        first = max(known - _TAIL, -1)
+        objects = _list_after(storage, folder, first)
+        if [info.name for info in objects[known - first - 1 : known - first]] == [_commit_name(folder, known)]:
+            return objects, hint.begun
+    known = _find_end(storage, folder, -1)
+    if known >= _TAIL:
+        begun = storage.stat(_commit_name(folder, 0)).updated
+        return _list_after(storage, folder, known - _TAIL), begun
+    objects = _list_after(storage, folder, -1)
+    return objects, next((info.updated for info in _under(objects, _commit_name(folder, 0))), None)
 
 
-def _to_end(
-    storage: Storage, folder: str, page: list[ObjectInfo], rest: Iterator[ObjectInfo]
-) -> list[ObjectInfo]:
-    """The page with what follows; of a chain that goes on beyond the page, only the end."""
-    if len(page) < _PAGE or not page[-1].name.startswith(f"{folder}/commits/"):
-        return page + list(rest)
-    known = _find_end(storage, folder, checkpoint.batch_of(page[-1].name) or 0)
-    return list(storage.list(f"{folder}/", start_after=_commit_name(folder, known - _TAIL)))
+def _list_after(storage: Storage, folder: str, batch: int) -> list[ObjectInfo]:
+    """What is in the worker's folder after this commit, or after all that comes before the commits if it is -1."""
+    after = _commit_name(folder, batch) if batch >= 0 else f"{folder}/commits/"
+    return list(storage.list(f"{folder}/", start_after=after))
 
 
 def _find_end(storage: Storage, folder: str, known: int) -> int:
-    """The last batch, or one less than a page before it; `known` is committed. A chain has no gaps, so that its end can
-    be looked for by halves."""
-    step = _PAGE
+    """The last batch, or one less than `_TAIL` before it; `known` is committed, or -1. A chain has no gaps, so that its
+    end can be looked for by halves."""
+    step = _TAIL
     while _is_committed(storage, folder, known + step):
         known, step = known + step, 2 * step
-    while step > _PAGE:
+    while step > _TAIL:
         step //= 2
         if _is_committed(storage, folder, known + step):
             known += step

@@ -195,16 +195,17 @@ def test_of_a_long_chain_only_the_end_is_listed(gcs):
     storage = open_storage("gs://bucket/run")
     make_run(storage, [[8] * 460])
     whole = read_standing(storage, 0)
-    assert len(whole.commit_times) == whole.num_batches == 230
-    for batch, seen in ((229, 20), (226, 23), (10**6, 230), (5, 230), ('"x"', 230)):
+    assert whole.num_batches == 230
+    assert whole.begun == storage.stat("worker-00000/commits/00000000.json").updated
+    for batch, seen in ((229, 20), (226, 23), (5, None), (10**6, None), ('"x"', None)):
         storage.replace("worker-00000/progress.json", f'{{"batch": {batch}, "begun": {whole.begun}}}'.encode())
         found = read_standing(storage, 0)
         assert (found.last, found.begun) == (whole.last, whole.begun)
-        assert len(found.commit_times) == seen
+        assert len(found.commit_times) == seen or (seen is None and 20 <= len(found.commit_times) < 40)
 
 
-@pytest.mark.parametrize("length", [999, 1000, 1001, 1999, 2000, 2001, 5000, 8001, 9020])
-def test_the_end_of_a_chain_of_several_pages_is_found(tmp_path, length):
+@pytest.mark.parametrize("length", [2, 19, 20, 21, 39, 40, 41, 42, 60, 61, 1000, 1999, 5020])
+def test_the_end_of_a_chain_of_any_length_is_found(tmp_path, length):
     """With `progress.json` that is old, or none."""
     storage = open_storage(str(tmp_path))
     make_run(storage, [[8] * 4])
@@ -219,8 +220,9 @@ def test_the_end_of_a_chain_of_several_pages_is_found(tmp_path, length):
             storage.replace("worker-00000/progress.json", f'{{"batch": {hint}, "begun": 1.0}}'.encode())
         found = read_standing(storage, 0)
         assert found.last.batch == length - 1
-        assert found.begun == (1.0 if hint else storage.stat("worker-00000/commits/00000000.json").updated)
-        assert len(found.commit_times) >= 20 and found.damage is None
+        believed = hint is not None and hint < length
+        assert found.begun == (1.0 if believed else storage.stat("worker-00000/commits/00000000.json").updated)
+        assert min(length, 20) <= len(found.commit_times) <= 40 and found.damage is None
 
 
 def test_a_real_worker_from_the_shell_does_all_streams_with_one_compiled_step(tmp_path):

@@ -113,7 +113,9 @@ def test_requests_do_not_grow_with_the_chains(gcs):
     gcs.history.clear()
     read_status("gs://bucket/run")
     of_stream = [[what.split()[0] for _, _, what, _ in gcs.history if f"worker-0000{n}" in what] for n in range(3)]
-    assert [sorted(operations) for operations in of_stream] == [["list", "read", "read"]] * 3
+    assert [sorted(operations) for operations in of_stream] == [
+        ["get", "list", "read", "read"], ["get", "list", "read", "read"], ["get"] * 8 + ["list", "read", "read"],
+    ]
 
 
 def test_the_pace_of_now_is_that_of_the_commits_that_were_looked_at(tmp_path):

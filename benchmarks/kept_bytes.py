@@ -1,0 +1,255 @@
+"""Shows that a change of the code changes nothing: what runs store, to the byte, and what `verify` says of damage.
+
+    python benchmarks/kept_bytes.py keep FILE       before the change
+    python benchmarks/kept_bytes.py compare FILE    after it: a line for each difference, exit 1 if there is one
+
+In: the project's two command lines, and nothing else of it. Out: FILE, one JSON object: for each combination of
+`kept_cases.py` what its commands said with which exit code, and what they stored. JSON is kept as it is, without
+KEYS_OF_A_START; of a batch file the sha256, its metadata and the sha256 of each array; of anything else the sha256.
+Guarantee: the same code gives the same FILE on the same machine with the same packages; on another machine activations
+may be rounded otherwise. Cost: some minutes on two cores, two commands at a time, each a fork of a process that has
+imported the libraries.
+"""
+
+import fcntl
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from itertools import zip_longest
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks.kept_cases import BASE, DAMAGES, STREAMS, Run, make_models, runs, write_sources  # noqa: E402
+
+FOLDER = Path(tempfile.gettempdir()) / "kept-bytes"  # the same for every call, since manifests name their source
+LIBRARIES = ["jax", "flax.linen", "pyarrow.parquet", "google.cloud.storage", "huggingface_hub"]
+KEYS_OF_A_START = {"attempt", "host", "started", "versions", "seconds", "generation", "begun", "tokens_per_second"}
+ATTEMPT = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
+EXTRACT, CREATE = "extract_activations", "create_dataset_streams"
+FORKS = multiprocessing.get_context("forkserver")
+MOST_SECONDS = 600  # of one command
+
+Kept = dict[str, dict[str, object]]  # of one combination: {"said": {command: lines}, "stored": {name: content}}
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+
+def become(script: str, arguments: list[str], environment: dict[str, str], log: str) -> None:
+    """Run a command line of the project in this process, which was forked for it."""
+    for descriptor, ending in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{log}.{ending}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), descriptor)
+    os.environ.update(environment)
+    sys.argv = [script, *arguments]
+    importlib.import_module(script).main()
+
+
+def say(log: Path, script: str, arguments: Iterable[object], **environment: str) -> list[str]:
+    """What a command says: its exit code and the lines of stdout; those of stderr, too, where it was refused."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = FORKS.Process(target=become, args=(script, [str(word) for word in arguments], environment, str(log)))
+    process.start()
+    process.join(MOST_SECONDS)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    out, err = (ATTEMPT.sub("ATTEMPT", Path(f"{log}.{ending}").read_text()).splitlines() for ending in ("out", "err"))
+    return [f"exit {process.exitcode}", *out, *(err if process.exitcode > 0 and not out else [])]
+
+
+def verified(log: Path, output: Path) -> dict[str, list[str]]:
+    """What both forms of `verify` say."""
+    return {" ".join(words): say(log / words[-1], EXTRACT, [*words, output]) for words in (["verify"], ["verify", "--deep"])}
+
+
+def run_combination(name: str, run: Run) -> Kept:
+    """A worker, or several, to their end."""
+    output, log = FOLDER / "runs" / name, FOLDER / "logs" / name
+    flags = ["--model", FOLDER / "models" / run.model, "--streams", FOLDER / "streams" / run.streams, "--output", output,
+             "--compile-cache", FOLDER / "compiled", *BASE.split(), *run.hooks.split(), *run.flags.split()]  # fmt: skip
+    said = {
+        f"start {number} of {worker}": say(log / f"{worker} {number}", EXTRACT, ["run", *flags, *worker.split()], **start)
+        for worker in run.workers for number, start in enumerate(run.starts)
+    }  # fmt: skip
+    return {"said": said | verified(log, output), "stored": stored(output)}
+
+
+def make_streams(name: str) -> Kept:
+    """The streams of one command, and what `check` says of them."""
+    output, log = FOLDER / "streams" / name, FOLDER / "logs" / f"streams {name}"
+    flags = STREAMS[name].format(source=FOLDER / "sources").split()
+    create = [*flags, "--output", output]
+    said = {word: say(log / word, CREATE, words)
+            for word, words in (("create", create), ("again", create), ("check", ["check", output]))}  # fmt: skip
+    return {"said": said, "stored": stored(output)}
+
+
+def damage(name: str, whole: Path) -> Kept:
+    """What `verify` says of a copy of a finished run that was damaged."""
+    output = shutil.copytree(whole, FOLDER / "damaged" / name)
+    try:
+        DAMAGES[name](output)
+    except (KeyError, FileNotFoundError) as error:
+        return {"said": {"damage": [f"not possible any more: {error!r}"]}, "stored": {}}
+    return {"said": verified(FOLDER / "logs" / f"damaged {name}", output), "stored": {}}
+
+
+# ---------------------------------------------------------------------------------------------- what is kept
+
+
+def stored(output: Path) -> dict[str, object]:
+    """Every file below a folder by its name, in which an attempt's id is left out."""
+    found: dict[str, object] = {}
+    for path in sorted(path for path in output.rglob("*") if path.is_file()):
+        name = ATTEMPT.sub("ATTEMPT", str(path.relative_to(output)))
+        while name in found:
+            name += "+"
+        found[name] = content_of(path)
+    return found
+
+
+def content_of(path: Path) -> object:
+    """What is kept of a file."""
+    data = path.read_bytes()
+    if path.suffix == ".json":
+        return without_start(json.loads(ATTEMPT.sub("ATTEMPT", data.decode())))
+    digest = {"sha256": hashlib.sha256(data).hexdigest()}
+    return digest | arrays_of(data) if path.suffix == ".safetensors" else digest
+
+
+def arrays_of(data: bytes) -> dict[str, object]:
+    """The metadata of a batch file, and of each array its dtype, shape and sha256, in the order of the file."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    found: dict[str, object] = {"metadata": header.pop("__metadata__", None)}
+    for name, facts in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        first, last = facts["data_offsets"]
+        digest = hashlib.sha256(data[begin + first : begin + last]).hexdigest()
+        found[name] = {"dtype": facts["dtype"], "shape": facts["shape"], "sha256": digest}
+    return found
+
+
+def without_start(value: object) -> object:
+    """JSON without what differs from one start of a worker to the next."""
+    if isinstance(value, dict):
+        return {key: without_start(inner) for key, inner in value.items() if key not in KEYS_OF_A_START}
+    return [without_start(inner) for inner in value] if isinstance(value, list) else value
+
+
+def keep_all(only: str) -> dict[str, Kept]:
+    """Run every combination whose name matches; {its name: what it said and stored}."""
+    with open(f"{FOLDER}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one at a time on a machine
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        write_sources(FOLDER / "sources")
+        make_models(FOLDER / "models")
+        combinations = {name: run for name, run in runs().items() if fnmatch(name, only)}
+        damages = [name for name in DAMAGES if fnmatch(f"damaged {name}", only)]
+        whole = runs()["two workers"]
+        needed = {run.streams for run in combinations.values()} | ({whole.streams} if damages else set())
+        with ThreadPoolExecutor(2) as pool:
+            kept = dict(each(pool, "made ", sorted(needed), make_streams))
+            kept |= each(pool, "", list(combinations), lambda name: run_combination(name, combinations[name]))
+            if damages:
+                source = FOLDER / "runs/two workers"
+                if not source.exists():
+                    run_combination("two workers", whole)
+                kept |= each(pool, "damaged ", damages, lambda name: damage(name, source))
+        shutil.rmtree(FOLDER)
+    return kept
+
+
+def each(
+    pool: ThreadPoolExecutor, prefix: str, names: list[str], work: Callable[[str], Kept]
+) -> Iterator[tuple[str, Kept]]:
+    """The results of `work` by name, told on stderr as they come."""
+    for name, kept in zip(names, pool.map(work, names), strict=True):
+        exits = " ".join(lines[0].removeprefix("exit ") for lines in kept["said"].values())
+        print(f"{time.strftime('%H:%M:%S')} {prefix}{name}: {exits}", file=sys.stderr, flush=True)
+        yield f"{prefix}{name}", kept
+
+
+# ---------------------------------------------------------------------------------------------- comparing
+
+
+def flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """(path, value) of what lies in nested JSON objects; a list of lines has a path for each."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from flat(inner, f"{path}: {key}" if path else key)
+    else:
+        yield path, value
+
+
+def differences(old: dict[str, Kept], new: dict[str, Kept]) -> Iterator[str]:
+    """A line for each value, and for each line of a command, that is not in both."""
+    before, after = (dict(flat(kept)) for kept in (old, new))
+    for path in [*before, *(path for path in after if path not in before)]:
+        was, now = before.get(path, "nothing"), after.get(path, "nothing")
+        if ": said: " in path and isinstance(was, list) and isinstance(now, list):
+            for number, (one, other) in enumerate(zip_longest(was, now, fillvalue="nothing")):
+                if one != other:
+                    yield f"{path}: line {number}: {one} -> {other}"
+        elif was != now:
+            yield f"{path}: {json.dumps(was)} -> {json.dumps(now)}"
+    if list(before) != list(after) and before.keys() == after.keys():
+        moved = next(one for one, other in zip(before, after, strict=True) if one != other)
+        yield f"{moved}: the same values in another order"
+
+
+@click.group()
+def main() -> None:
+    """Shows that a change of the code changes no byte that is stored and no line of `verify`."""
+    os.chdir(ROOT)
+    for name in [name for name in os.environ if name.startswith(("EXTRACT_", "LAUNCH_"))]:
+        del os.environ[name]
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "JAX_PLATFORMS": "cpu",
+                   "HF_HUB_OFFLINE": "1"}  # fmt: skip
+    FORKS.set_forkserver_preload(LIBRARIES)
+
+
+only = click.option("--only", default="*", show_default=True, help="Combinations whose names match this pattern.")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@only
+def keep(file: Path, only: str) -> None:
+    """Write to FILE what is so now."""
+    kept = keep_all(only)
+    file.write_text(json.dumps(kept, indent=1) + "\n")
+    if failed := [name for name, one in kept.items() if any(lines[0] == "exit 1" for lines in one["said"].values())]:
+        raise click.ClickException(f"kept, but commands ended by a traceback: {', '.join(failed)}")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True))
+@only
+def compare(file: Path, only: str) -> None:
+    """Say what is not as in FILE; exit 1 if anything is."""
+    old, new = json.loads(file.read_text()), json.loads(json.dumps(keep_all(only)))
+    found = list(differences({name: kept for name, kept in old.items() if name in new or only == "*"}, new))
+    for line in found:
+        print(line)
+    objects = sum(len(kept["stored"]) for kept in new.values())
+    lines = sum(len(said) for kept in new.values() for said in kept["said"].values())
+    print(f"{objects} objects of {len(new)} combinations, {lines} lines: "
+          + (f"{len(found)} differences" if found else "equal"))  # fmt: skip
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,11 +4,10 @@
     python benchmarks/kept_bytes.py compare FILE    after it: a line for each difference, exit 1 if there is one
 
 In: the project's two command lines, and nothing else of it. Out: FILE, one JSON object: for each combination of
-`kept_cases.py` what its commands said with which exit code, and what they stored. JSON is kept as it is, without
-KEYS_OF_A_START; of a batch file the sha256, its metadata and the sha256 of each array; of anything else the sha256.
-Guarantee: the same code gives the same FILE on the same machine with the same packages; on another machine activations
-may be rounded otherwise. Cost: some minutes on two cores, two commands at a time, each a fork of a process that has
-imported the libraries.
+`kept_cases.py` what its commands said, with which exit code, and what they stored: of JSON the content without
+KEYS_OF_A_START, of a batch file the sha256, the metadata and the sha256 of each array, of anything else the sha256.
+Guarantee: the same code gives the same FILE on the same machine with the same packages; other machines round otherwise.
+Cost: some ten minutes of CPU, two commands at a time, each a fork of a process that has imported the libraries.
 """
 
 import fcntl
@@ -21,7 +20,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -38,11 +36,11 @@ FOLDER = Path(tempfile.gettempdir()) / "kept-bytes"  # the same for every call, 
 LIBRARIES = ["jax", "flax.linen", "pyarrow.parquet", "google.cloud.storage", "huggingface_hub"]
 KEYS_OF_A_START = {"attempt", "host", "started", "versions", "seconds", "generation", "begun", "tokens_per_second"}
 ATTEMPT = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
+WORDS_OF_JSON = re.compile(r'"(?:\\.|[^"\\])*"|[^\s,:{}\[\]"]+')  # what is between them is its layout
 EXTRACT, CREATE = "extract_activations", "create_dataset_streams"
 FORKS = multiprocessing.get_context("forkserver")
-MOST_SECONDS = 600  # of one command
 
-Kept = dict[str, dict[str, object]]  # of one combination: {"said": {command: lines}, "stored": {name: content}}
+Kept = dict[str, dict]  # of one combination: {"said": {command: lines}, "stored": {name: content}}
 
 
 # ---------------------------------------------------------------------------------------------- commands
@@ -58,32 +56,33 @@ def become(script: str, arguments: list[str], environment: dict[str, str], log: 
 
 
 def say(log: Path, script: str, arguments: Iterable[object], **environment: str) -> list[str]:
-    """What a command says: its exit code and the lines of stdout; those of stderr, too, where it was refused."""
+    """What a command says: its exit code and the lines of stdout; without any, its error and what follows on stderr."""
     log.parent.mkdir(parents=True, exist_ok=True)
     process = FORKS.Process(target=become, args=(script, [str(word) for word in arguments], environment, str(log)))
     process.start()
-    process.join(MOST_SECONDS)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    out, err = (ATTEMPT.sub("ATTEMPT", Path(f"{log}.{ending}").read_text()).splitlines() for ending in ("out", "err"))
-    return [f"exit {process.exitcode}", *out, *(err if process.exitcode > 0 and not out else [])]
+    process.join()
+    out, err = (ATTEMPT.sub("ATTEMPT", Path(f"{log}.{ending}").read_text()) for ending in ("out", "err"))
+    error = re.search(r"^error: .*", err, re.IGNORECASE | re.MULTILINE | re.DOTALL)
+    return [f"exit {process.exitcode}", *(out or (error[0] if error else "")).splitlines()]
 
 
 def verified(log: Path, output: Path) -> dict[str, list[str]]:
     """What both forms of `verify` say."""
-    return {" ".join(words): say(log / words[-1], EXTRACT, [*words, output]) for words in (["verify"], ["verify", "--deep"])}
+    forms = (["verify"], ["verify", "--deep"])
+    return {" ".join(words): say(log / words[-1], EXTRACT, [*words, output]) for words in forms}
 
 
 def run_combination(name: str, run: Run) -> Kept:
     """A worker, or several, to their end."""
     output, log = FOLDER / "runs" / name, FOLDER / "logs" / name
-    flags = ["--model", FOLDER / "models" / run.model, "--streams", FOLDER / "streams" / run.streams, "--output", output,
-             "--compile-cache", FOLDER / "compiled", *BASE.split(), *run.hooks.split(), *run.flags.split()]  # fmt: skip
-    said = {
-        f"start {number} of {worker}": say(log / f"{worker} {number}", EXTRACT, ["run", *flags, *worker.split()], **start)
-        for worker in run.workers for number, start in enumerate(run.starts)
-    }  # fmt: skip
+    command = ["run", "--model", FOLDER / "models" / run.model, "--streams", FOLDER / "streams" / run.streams,
+               "--output", output, "--compile-cache", FOLDER / "compiled",
+               *BASE.split(), *run.hooks.split(), *run.flags.split()]  # fmt: skip
+    said = {}
+    for worker in run.workers:
+        for number, start in enumerate(run.starts):
+            title = f"start {number} of {worker}"
+            said[title] = say(log / title, EXTRACT, [*command, *worker.split()], **start)
     return {"said": said | verified(log, output), "stored": stored(output)}
 
 
@@ -97,9 +96,9 @@ def make_streams(name: str) -> Kept:
     return {"said": said, "stored": stored(output)}
 
 
-def damage(name: str, whole: Path) -> Kept:
+def damage(name: str) -> Kept:
     """What `verify` says of a copy of a finished run that was damaged."""
-    output = shutil.copytree(whole, FOLDER / "damaged" / name)
+    output = shutil.copytree(FOLDER / "runs/two workers", FOLDER / "damaged" / name)
     try:
         DAMAGES[name](output)
     except (KeyError, FileNotFoundError) as error:
@@ -111,13 +110,11 @@ def damage(name: str, whole: Path) -> Kept:
 
 
 def stored(output: Path) -> dict[str, object]:
-    """Every file below a folder by its name, in which an attempt's id is left out."""
+    """Every file below a folder by its name; those whose names differ by the attempt's id alone are counted through."""
     found: dict[str, object] = {}
     for path in sorted(path for path in output.rglob("*") if path.is_file()):
         name = ATTEMPT.sub("ATTEMPT", str(path.relative_to(output)))
-        while name in found:
-            name += "+"
-        found[name] = content_of(path)
+        found[name + "+" * sum(other.rstrip("+") == name for other in found)] = content_of(path)
     return found
 
 
@@ -125,7 +122,9 @@ def content_of(path: Path) -> object:
     """What is kept of a file."""
     data = path.read_bytes()
     if path.suffix == ".json":
-        return without_start(json.loads(ATTEMPT.sub("ATTEMPT", data.decode())))
+        text = ATTEMPT.sub("ATTEMPT", data.decode())
+        layout = hashlib.sha256(WORDS_OF_JSON.sub("", text).encode()).hexdigest()[:16]
+        return {"layout": layout, "content": without_start(json.loads(text))}
     digest = {"sha256": hashlib.sha256(data).hexdigest()}
     return digest | arrays_of(data) if path.suffix == ".safetensors" else digest
 
@@ -151,35 +150,31 @@ def without_start(value: object) -> object:
 
 def keep_all(only: str) -> dict[str, Kept]:
     """Run every combination whose name matches; {its name: what it said and stored}."""
-    with open(f"{FOLDER}.lock", "w") as lock:
+    combinations = {name: run for name, run in runs().items() if fnmatch(name, only)}
+    damages = [name for name in DAMAGES if fnmatch(f"damaged {name}", only)]
+    whole = {"two workers": runs()["two workers"]} if damages else {}
+    with open(f"{FOLDER}.lock", "w") as lock, ThreadPoolExecutor(2) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one at a time on a machine
         shutil.rmtree(FOLDER, ignore_errors=True)
         write_sources(FOLDER / "sources")
         make_models(FOLDER / "models")
-        combinations = {name: run for name, run in runs().items() if fnmatch(name, only)}
-        damages = [name for name in DAMAGES if fnmatch(f"damaged {name}", only)]
-        whole = runs()["two workers"]
-        needed = {run.streams for run in combinations.values()} | ({whole.streams} if damages else set())
-        with ThreadPoolExecutor(2) as pool:
-            kept = dict(each(pool, "made ", sorted(needed), make_streams))
-            kept |= each(pool, "", list(combinations), lambda name: run_combination(name, combinations[name]))
-            if damages:
-                source = FOLDER / "runs/two workers"
-                if not source.exists():
-                    run_combination("two workers", whole)
-                kept |= each(pool, "damaged ", damages, lambda name: damage(name, source))
+        kept = each(pool, "made ", make_streams, sorted({run.streams for run in (combinations | whole).values()}))
+        kept |= each(pool, "", lambda name: run_combination(name, combinations[name]), list(combinations))
+        for name in whole.keys() - combinations.keys():
+            run_combination(name, whole[name])
+        kept |= each(pool, "damaged ", damage, damages)
         shutil.rmtree(FOLDER)
     return kept
 
 
-def each(
-    pool: ThreadPoolExecutor, prefix: str, names: list[str], work: Callable[[str], Kept]
-) -> Iterator[tuple[str, Kept]]:
+def each(pool: ThreadPoolExecutor, prefix: str, work: Callable[[str], Kept], names: list[str]) -> dict[str, Kept]:
     """The results of `work` by name, told on stderr as they come."""
+    found = {}
     for name, kept in zip(names, pool.map(work, names), strict=True):
         exits = " ".join(lines[0].removeprefix("exit ") for lines in kept["said"].values())
-        print(f"{time.strftime('%H:%M:%S')} {prefix}{name}: {exits}", file=sys.stderr, flush=True)
-        yield f"{prefix}{name}", kept
+        print(f"{prefix}{name}: {exits}", file=sys.stderr, flush=True)
+        found[f"{prefix}{name}"] = kept
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- comparing
@@ -214,10 +209,10 @@ def differences(old: dict[str, Kept], new: dict[str, Kept]) -> Iterator[str]:
 def main() -> None:
     """Shows that a change of the code changes no byte that is stored and no line of `verify`."""
     os.chdir(ROOT)
-    for name in [name for name in os.environ if name.startswith(("EXTRACT_", "LAUNCH_"))]:
+    for name in [name for name in os.environ if name.startswith(("EXTRACT_", "LAUNCH_", "XLA_"))]:
         del os.environ[name]
-    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "JAX_PLATFORMS": "cpu",
-                   "HF_HUB_OFFLINE": "1"}  # fmt: skip
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # no threads in what is forked
+    os.environ |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     FORKS.set_forkserver_preload(LIBRARIES)
 
 
@@ -241,9 +236,8 @@ def keep(file: Path, only: str) -> None:
 def compare(file: Path, only: str) -> None:
     """Say what is not as in FILE; exit 1 if anything is."""
     old, new = json.loads(file.read_text()), json.loads(json.dumps(keep_all(only)))
-    found = list(differences({name: kept for name, kept in old.items() if name in new or only == "*"}, new))
-    for line in found:
-        print(line)
+    found = list(differences({name: kept for name, kept in old.items() if fnmatch(name, only) or name in new}, new))
+    print(*found, sep="\n", end="\n" * bool(found))
     objects = sum(len(kept["stored"]) for kept in new.values())
     lines = sum(len(said) for kept in new.values() for said in kept["said"].values())
     print(f"{objects} objects of {len(new)} combinations, {lines} lines: "

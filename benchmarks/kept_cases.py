@@ -70,6 +70,7 @@ def runs() -> dict[str, Run]:
     """Every combination of flags by its name."""
     found = {"two workers": Run(streams="fineweb-2", workers=BOTH, flags="--seq-len 16 --steps-per-batch 1"),
              "any stream": Run(streams="fineweb-2", workers=("--worker-id 0 --stream any",)),
+             "started again": Run(workers=("--worker-id 0", "--worker-id 0", "--worker-id 0 --seq-len 16 --bos never")),
              "sizes chosen": Run("--steps-per-batch 1000 --batch-size auto")}  # fmt: skip
     for positions in ("all", "last", "mean", "every:3", "0,1,-1", "40"):
         for special in ("", " --drop-special"):
@@ -100,14 +101,17 @@ def runs() -> dict[str, Run]:
     return found
 
 
-def commit(number: int, worker: int = 0) -> str:
+# ---------------------------------------------------------------------------------------------- damages
+
+
+def commit(batch_number: int, stream: int = 0) -> str:
     """The name of a commit."""
-    return f"worker-{worker:05d}/commits/{number:08d}.json"
+    return f"worker-{stream:05d}/commits/{batch_number:08d}.json"
 
 
-def batch(number: int, worker: int = 0) -> str:
+def batch(batch_number: int, stream: int = 0) -> str:
     """The name of a batch file."""
-    return f"worker-{worker:05d}/batches/{number:08d}.safetensors"
+    return f"worker-{stream:05d}/batches/{batch_number:08d}.safetensors"
 
 
 def edit(name: str, keys: str, value: object) -> Callable[[Path], None]:
@@ -118,7 +122,9 @@ def edit(name: str, keys: str, value: object) -> Callable[[Path], None]:
         inner = content
         for key in outer:
             inner = inner[key]
-        inner[last] = value if last in inner else inner[f"no key {last}"]
+        if last not in inner:
+            raise KeyError(last)
+        inner[last] = value
         (run / name).write_text(json.dumps(content))
     return damage  # fmt: skip
 
@@ -161,10 +167,9 @@ HOOK = "blocks.0.hook_resid_post"
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "nothing": lambda run: None,
     "run.json missing": remove("run.json"), "run.json empty": write("run.json", lambda data: b""),
-    "run.json schema": edit("run.json", "schema", 99), "run.json fingerprint": edit("run.json", "fingerprint", "sha256:0"),
-    "run.json seq_len": edit("run.json", "configuration.seq_len", 9),
-    "run.json streams": edit("run.json", "streams", 3),
-    "run.json elsewhere": edit("run.json", "streams", "/nowhere"),
+    "run.json schema": edit("run.json", "schema", 99), "run.json seq_len": edit("run.json", "configuration.seq_len", 9),
+    "run.json fingerprint": edit("run.json", "fingerprint", "sha256:0"),
+    "run.json streams": edit("run.json", "streams", 3), "run.json elsewhere": edit("run.json", "streams", "/nowhere"),
     "batch flipped": write(batch(1), lambda data: data[:-1] + bytes([data[-1] ^ 1])),
     "batch cut": write(batch(1), lambda data: data[:-7]), "batch missing": remove(batch(1)),
     "batch of another stream": copy(batch(1, 1), batch(1)), "batch swapped": copy(batch(2), batch(1)),
@@ -202,13 +207,13 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 # ---------------------------------------------------------------------------------------------- inputs
 
-WORDS = "the activations of a language model are read by those who train probes on them and want every token once".split()
+WORDS = "the activations of a language model are read by those who train probes and want every token once".split()
 TASK = {"train": [{"input": [[1, 2, 3], [4, 5, 6]], "output": [[0]]}, {"input": [[7]], "output": [[8], [9]]}],
         "test": [{"input": [[3, 1]], "output": [[1, 3]]}, {"input": [[5, 5]], "output": [[6]]}]}  # fmt: skip
 
 
 def text_of(number: int) -> str:
-    """A document that is a function of its number; some are empty, some longer than a row, some have a special token."""
+    """A document that follows from its number; some are empty, some longer than a row, some have a special token."""
     words = [WORDS[(number * 7 + i * (1 + number % 5)) % len(WORDS)] for i in range(number * 11 % 47)]
     return " ".join(words) + ("<|endoftext|>and on" if number % 4 == 1 else "")
 

@@ -1,0 +1,142 @@
+"""Column chunks of a Parquet file, read whole and held against the manifest before a value of them is decoded.
+
+In: an open file, its footer, and what the manifest says of its content. Out: Arrow tables of single row groups.
+Guarantee: each value comes from bytes whose crc32c was compared, where the manifest has one; where it has none, the
+store's checksum of the whole file was compared when the file was opened. Cost: one read for each chunk, and a pass of
+crc32c over its bytes; in memory are the chunks of one row group.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import google_crc32c
+import numpy as np
+
+from .errors import DamagedData
+from .manifest import ParquetFacts
+from .parquet import Files, OpenFile, check_pinned, damage_named, read_footer, row_group_sizes
+from .storage.base import RangedFile
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
+
+
+@contextlib.contextmanager
+def open_chunks(files: Files, pinned: ParquetFacts) -> Iterator["ColumnChunks"]:
+    """The column chunks of a file of a manifest. Raises DamagedData when it is not the file that was pinned."""
+    file = files.open(pinned.name)
+    with file.handle:
+        facts, metadata = read_footer(file)
+        check_pinned(facts, pinned)
+        yield ColumnChunks(file, metadata)
+
+
+def pin_file(file: OpenFile, columns: Sequence[str]) -> "tuple[ParquetFacts, pyarrow.parquet.FileMetaData]":
+    """What pins a file and the content of its columns, all of which is read, and its parsed footer."""
+    facts, metadata = read_footer(file)
+    chunks = ColumnChunks(file, metadata)
+    found = [chunks.hold(group, columns) for group in range(metadata.num_row_groups)]
+    return replace(facts, content={column: tuple(group[column] for group in found) for column in columns}), metadata
+
+
+class ColumnChunks:
+    """The column chunks of an open file. Not for use by several threads."""
+
+    def __init__(self, file: OpenFile, metadata: "pyarrow.parquet.FileMetaData"):
+        import pyarrow.parquet
+
+        self.metadata = metadata
+        self._file = file
+        self._held: list[tuple[int, bytes]] = []  # (first byte, bytes)
+        with damage_named(file.name):
+            size = file.handle.seek(0, io.SEEK_END)
+            self._parquet = pyarrow.parquet.ParquetFile(
+                RangedFile(self._part, size), metadata=metadata, pre_buffer=False, page_checksum_verification=True
+            )
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """int64 [row groups]: the number of the first row of each, counted from 0 in the file."""
+        sizes = np.array(row_group_sizes(self.metadata), np.int64)
+        return np.cumsum(sizes) - sizes
+
+    def hold(self, row_group: int, columns: Sequence[str]) -> dict[str, int]:
+        """Read some columns of a row group, to be decoded later; the crc32c of each. What was held before is let go.
+
+        Raises DamagedData when the file ends before them.
+        """
+        spans = {column: self._spans(row_group, column) for column in columns}
+        self._held = []
+        for begin, end in _joined(sorted(set(chain.from_iterable(spans.values())))):
+            with damage_named(self._place(row_group)):
+                self._file.handle.seek(begin)
+                data = self._file.handle.read(end - begin)
+            if len(data) < end - begin:
+                raise DamagedData(f"{self._place(row_group)}: the file ends before byte {end}")
+            self._held.append((begin, data))
+        return {column: self._crc32c(mine) for column, mine in spans.items()}
+
+    def check(self, row_group: int, found: dict[str, int], pinned: ParquetFacts) -> None:
+        """Hold what `hold` found against the manifest. Raises DamagedData naming file, row group and column."""
+        for column, crc32c in found.items() if pinned.content is not None else ():
+            values = pinned.content.get(column, ())
+            said = values[row_group] if row_group < len(values) else None
+            if crc32c != said:
+                what = "pins no content of it" if said is None else "pins other content: the file was changed"
+                raise DamagedData(f"{self._place(row_group)}: column {column!r}: the manifest {what}")
+
+    def decode(self, row_group: int, columns: Sequence[str]) -> "pyarrow.Table":
+        """The table of columns that are held. Raises DamagedData when they are no Parquet."""
+        with damage_named(self._place(row_group)):
+            # Threads would let go of their decoding buffers later: up to three times the memory.
+            return self._parquet.read_row_group(row_group, columns=list(columns), use_threads=False)
+
+    def read(self, row_group: int, columns: Sequence[str], pinned: ParquetFacts) -> "pyarrow.Table":
+        """The table of some columns of a row group, checked against what the manifest pins."""
+        self.check(row_group, self.hold(row_group, columns), pinned)
+        table = self.decode(row_group, columns)
+        self._held = []
+        return table
+
+    def _spans(self, row_group: int, column: str) -> list[tuple[int, int]]:
+        """(begin, end) of the chunks of a column; one of a nested type has several, with names below its own."""
+        group, spans = self.metadata.row_group(row_group), []
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}."):
+                begin = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+                spans.append((begin, begin + chunk.total_compressed_size))
+        return spans
+
+    def _crc32c(self, spans: Sequence[tuple[int, int]]) -> int:
+        checksum = google_crc32c.Checksum()
+        for begin, end in spans:
+            checksum.update(self._part(begin, end))
+        return int.from_bytes(checksum.digest(), "big")
+
+    def _part(self, begin: int, end: int) -> bytes:
+        """Bytes of what is held, as Arrow asks for them."""
+        for first, data in self._held:
+            if first <= begin < first + len(data):
+                return data[begin - first : end - first]
+        return b""
+
+    def _place(self, row_group: int) -> str:
+        return f"{self._file.name}: row group {row_group}"
+
+
+def _joined(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Spans in order, those that are side by side as one: a store is asked once for them."""
+    at: tuple[int, int] | None = None
+    for begin, end in spans:
+        if at is not None and begin > at[1]:
+            yield at
+            at = None
+        at = (begin, end) if at is None else (at[0], max(at[1], end))
+    if at is not None:
+        yield at

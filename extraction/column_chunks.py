@@ -15,7 +15,6 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import google_crc32c
-import numpy as np
 
 from .errors import DamagedData
 from .manifest import ParquetFacts
@@ -23,6 +22,7 @@ from .parquet import Files, OpenFile, check_pinned, damage_named, read_footer, r
 from .storage.base import RangedFile
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow
     import pyarrow.parquet
 
@@ -41,8 +41,11 @@ def pin_file(file: OpenFile, columns: Sequence[str]) -> "tuple[ParquetFacts, pya
     """What pins a file and the content of its columns, all of which is read, and its parsed footer."""
     facts, metadata = read_footer(file)
     chunks = ColumnChunks(file, metadata)
-    found = [chunks.hold(group, columns) for group in range(metadata.num_row_groups)]
-    return replace(facts, content={column: tuple(group[column] for group in found) for column in columns}), metadata
+    content: dict[str, tuple[int | None, ...]] = dict.fromkeys(columns, ())
+    for group in range(metadata.num_row_groups):
+        chunks.hold(group, columns)
+        content = {column: (*values, chunks.crc32c(column)) for column, values in content.items()}
+    return replace(facts, content=content), metadata
 
 
 class ColumnChunks:
@@ -53,6 +56,8 @@ class ColumnChunks:
 
         self.metadata = metadata
         self._file = file
+        self._row_group = 0
+        self._spans: dict[str, list[tuple[int, int]]] = {}  # of the columns that are held
         self._held: list[tuple[int, bytes]] = []  # (first byte, bytes)
         with damage_named(file.name):
             size = file.handle.seek(0, io.SEEK_END)
@@ -61,50 +66,58 @@ class ColumnChunks:
             )
 
     @cached_property
-    def starts(self) -> np.ndarray:
+    def starts(self) -> "np.ndarray":
         """int64 [row groups]: the number of the first row of each, counted from 0 in the file."""
+        import numpy as np
+
         sizes = np.array(row_group_sizes(self.metadata), np.int64)
         return np.cumsum(sizes) - sizes
 
-    def hold(self, row_group: int, columns: Sequence[str]) -> dict[str, int]:
-        """Read some columns of a row group, to be decoded later; the crc32c of each. What was held before is let go.
+    def hold(self, row_group: int, columns: Sequence[str]) -> None:
+        """Read some columns of a row group, to be checked and decoded. What was held before is let go.
 
         Raises DamagedData when the file ends before them.
         """
-        spans = {column: self._spans(row_group, column) for column in columns}
-        self._held = []
-        for begin, end in _joined(sorted(set(chain.from_iterable(spans.values())))):
-            with damage_named(self._place(row_group)):
+        self._row_group, self._spans, self._held = row_group, {c: self._spans_of(row_group, c) for c in columns}, []
+        for begin, end in _joined(sorted(set(chain.from_iterable(self._spans.values())))):
+            with damage_named(self._place):
                 self._file.handle.seek(begin)
                 data = self._file.handle.read(end - begin)
             if len(data) < end - begin:
-                raise DamagedData(f"{self._place(row_group)}: the file ends before byte {end}")
+                raise DamagedData(f"{self._place}: the file ends before byte {end}")
             self._held.append((begin, data))
-        return {column: self._crc32c(mine) for column, mine in spans.items()}
 
-    def check(self, row_group: int, found: dict[str, int], pinned: ParquetFacts) -> None:
-        """Hold what `hold` found against the manifest. Raises DamagedData naming file, row group and column."""
-        for column, crc32c in found.items() if pinned.content is not None else ():
+    def crc32c(self, column: str) -> int:
+        """The crc32c over the chunks of a column that is held."""
+        checksum = google_crc32c.Checksum()
+        for begin, end in self._spans[column]:
+            checksum.update(self._part(begin, end))
+        return int.from_bytes(checksum.digest(), "big")
+
+    def check(self, pinned: ParquetFacts) -> None:
+        """Compare the columns that are held with the manifest. Raises DamagedData naming file, row group and column."""
+        for column in self._spans if pinned.content is not None else ():
             values = pinned.content.get(column, ())
-            said = values[row_group] if row_group < len(values) else None
-            if crc32c != said:
+            said = values[self._row_group] if self._row_group < len(values) else None
+            if self.crc32c(column) != said:
                 what = "pins no content of it" if said is None else "pins other content: the file was changed"
-                raise DamagedData(f"{self._place(row_group)}: column {column!r}: the manifest {what}")
+                raise DamagedData(f"{self._place}: column {column!r}: the manifest {what}")
 
-    def decode(self, row_group: int, columns: Sequence[str]) -> "pyarrow.Table":
-        """The table of columns that are held. Raises DamagedData when they are no Parquet."""
-        with damage_named(self._place(row_group)):
+    def decode(self) -> "pyarrow.Table":
+        """The table of the columns that are held. Raises DamagedData when they are no Parquet."""
+        with damage_named(self._place):
             # Threads would let go of their decoding buffers later: up to three times the memory.
-            return self._parquet.read_row_group(row_group, columns=list(columns), use_threads=False)
+            return self._parquet.read_row_group(self._row_group, columns=list(self._spans), use_threads=False)
 
     def read(self, row_group: int, columns: Sequence[str], pinned: ParquetFacts) -> "pyarrow.Table":
         """The table of some columns of a row group, checked against what the manifest pins."""
-        self.check(row_group, self.hold(row_group, columns), pinned)
-        table = self.decode(row_group, columns)
+        self.hold(row_group, columns)
+        self.check(pinned)
+        table = self.decode()
         self._held = []
         return table
 
-    def _spans(self, row_group: int, column: str) -> list[tuple[int, int]]:
+    def _spans_of(self, row_group: int, column: str) -> list[tuple[int, int]]:
         """(begin, end) of the chunks of a column; one of a nested type has several, with names below its own."""
         group, spans = self.metadata.row_group(row_group), []
         for chunk in map(group.column, range(group.num_columns)):
@@ -113,12 +126,6 @@ class ColumnChunks:
                 spans.append((begin, begin + chunk.total_compressed_size))
         return spans
 
-    def _crc32c(self, spans: Sequence[tuple[int, int]]) -> int:
-        checksum = google_crc32c.Checksum()
-        for begin, end in spans:
-            checksum.update(self._part(begin, end))
-        return int.from_bytes(checksum.digest(), "big")
-
     def _part(self, begin: int, end: int) -> bytes:
         """Bytes of what is held, as Arrow asks for them."""
         for first, data in self._held:
@@ -126,8 +133,9 @@ class ColumnChunks:
                 return data[begin - first : end - first]
         return b""
 
-    def _place(self, row_group: int) -> str:
-        return f"{self._file.name}: row group {row_group}"
+    @property
+    def _place(self) -> str:
+        return f"{self._file.name}: row group {self._row_group}"
 
 
 def _joined(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -247,8 +247,10 @@ def _parse_stream(fields: _Fields, num_files: int) -> StreamEntry:
         if type(value) is not list or [type(part) for part in value] not in ([int] * 4, [int] * 5):
             raise fields.wrong(key, "is not [file, row group, first row, rows]")
         piece = Piece(*value) if len(value) == 5 else Piece(*value, value[3])
-        if min(piece) < 0 or max(piece) > _MOST or piece.records == 0 or piece.records > piece.rows or piece.file >= num_files:
-            raise fields.wrong(key, f"is {str(value)[:100]}: negative, empty, too large or of a file that is not listed")
+        counts = min(piece) >= 0 and max(piece) <= _MOST and 0 < piece.records <= piece.rows
+        if not counts or piece.file >= num_files:
+            what = "negative, empty, too large or of a file that is not listed"
+            raise fields.wrong(key, f"is {str(value)[:100]}: {what}")
         pieces.append(piece)
     entry = StreamEntry(fields.count("num_records"), fields.digest("digest"), tuple(pieces))
     if entry.num_records != sum(piece.records for piece in pieces):

@@ -135,7 +135,8 @@ def _check_own_files(manifest: Manifest, home: Storage, problems: Sequence[str])
             yield f"{info.name} is there, but not of this manifest"
     if problems:
         return
-    for number, stream in enumerate(manifest.streams):
+    streams = track(manifest.streams, "stream files", manifest.num_streams) if own else ()
+    for number, stream in enumerate(streams):
         names = [manifest.files[file].name for file in dict.fromkeys(piece.file for piece in stream.pieces)]
         if names and not is_outside(names[0]) and _digest(home, names) != stream.digest:
             yield f"{', '.join(names)}: not the bytes of stream {number}"
@@ -160,7 +161,8 @@ def _check_content(manifest: Manifest, home: Storage, sizes: Sequence[Facts]) ->
 
     def changed(chunks: ColumnChunks, number: int, group: int) -> str | None:
         try:
-            chunks.check(group, chunks.hold(group, tuple(files[number].content)), files[number])
+            chunks.hold(group, tuple(files[number].content))
+            chunks.check(files[number])
         except DamagedData as error:
             return str(error)
         return None
@@ -197,7 +199,7 @@ def _check_ids(streams: Sequence[Stream]) -> Iterator[str]:
     """Ids that are there twice, and rows that the manifest counts otherwise or that cannot be read."""
     with UniqueIds() as seen:
         for stream in streams:
-            ids, done = stream.read_ids(), 0
+            ids, done = track(stream.read_ids(), f"ids of stream {stream.index}", stream.num_records), 0
             try:
                 while group := list(islice(ids, IDS_AT_A_TIME)):
                     yield from seen.add(group, _placed(stream.index, done))

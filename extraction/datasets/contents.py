@@ -112,10 +112,12 @@ def _take_bad(file: FileGroups, row_group: int, row: int, what: str, skipped: Sk
 
 
 def _read_group(chunks: ColumnChunks, number: int, file: FileGroups, group: int, wanted: Wanted) -> _Group:
-    columns, small = wanted.columns, wanted.filter.columns
-    content = chunks.hold(group, tuple(dict.fromkeys((*columns.strings, *columns.meta, *small))))
-    table = chunks.decode(group, tuple(content)).slice(0, int(file.rows[group]))
-    return _Group(number, group, content, _bad_rows(table, columns, wanted.filter.mask(table).to_numpy()))
+    columns = wanted.columns
+    names = tuple(dict.fromkeys((*columns.strings, *columns.meta, *wanted.filter.columns)))
+    chunks.hold(group, names)
+    table = chunks.decode().slice(0, int(file.rows[group]))
+    bad = _bad_rows(table, columns, wanted.filter.mask(table).to_numpy())
+    return _Group(number, group, {column: chunks.crc32c(column) for column in names}, bad)
 
 
 def _bad_rows(table: "pyarrow.Table", columns: Columns, kept: np.ndarray) -> dict[int, str]:
@@ -148,7 +150,7 @@ def _undecodable(column: str, values: "pyarrow.ChunkedArray") -> dict[int, str]:
 
 
 def _with_content(file: FileGroups, found: Sequence[_Group], wanted: Wanted) -> FileGroups:
-    """The file without the bad rows that were found, and with the content of what was read where nothing else pins it."""
+    """The file without the bad rows that were found, and with the content of what was read if nothing else pins it."""
     records, bad = file.records.copy(), []
     content: dict[str, list[int | None]] | None = None
     if file.facts.etag is None:

@@ -1,4 +1,4 @@
-"""What it costs to hold a source's bytes against its manifest: reading a stream, making streams, checking them.
+"""What it costs to compare the bytes of a source with its manifest: reading a stream, making streams, checking them.
 
 In: nothing; a Parquet file with zstd of about `--mib`, of words by a Zipf law in documents of FineWeb's mean length.
 Out: one line of JSON. The file is in the page cache, and seconds are those of all threads on the processor, which

@@ -1,4 +1,4 @@
-"""Column chunks of a Parquet file, read whole and held against the manifest before a value of them is decoded.
+"""Column chunks of a Parquet file, read whole and compared with the manifest before a value of them is decoded.
 
 In: an open file, its footer, and what the manifest says of its content. Out: Arrow tables of single row groups.
 Guarantee: each value comes from bytes whose crc32c was compared, where the manifest has one; where it has none, the

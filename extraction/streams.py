@@ -3,7 +3,7 @@
 In: a manifest, and the streams folder that its relative names are in. Out: `Record`s of one stream in order, starting
 anywhere.
 
-Guarantee: every record comes from the bytes that the manifest pinned, which are held against it as they are read, and
+Guarantee: every record comes from the bytes that the manifest pinned, which are compared with it as they are read, and
 record k is the same whatever is read before it. A file that is missing, cut, replaced or not readable, a text that is
 null or not UTF-8, and rows that the manifest's filter does not count as the manifest does, raise `DamagedData` naming
 the file and the row; nothing is skipped but the rows that the manifest lists.

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from extraction.datasets import Origin, Row, publish_rows
+from extraction import streams as reading
+from extraction.datasets import Origin, Row, fineweb, publish_rows
+from extraction.errors import DamagedData
 from extraction.manifest import load_manifest
 from extraction.storage import open_storage
 from extraction.streams import open_stream
@@ -94,10 +96,12 @@ def test_ids_that_change_places_are_found_by_verify(source, tmp_path):
         assert "000.parquet: row group 1: column 'id': the manifest pins other content" in result.stdout + result.stderr
 
 
-def test_a_stream_file_of_ours_is_held_against_the_manifest_as_it_is_read(storage, tmp_path, request):
+def test_a_stream_file_of_ours_is_compared_with_the_manifest_as_it_is_read(storage, tmp_path):
+    number_of = itertools.count()
+
     def encoder(texts):
         rows = (Row(f"id {number}", text) for number, text in enumerate(texts))
-        folder = tmp_path / str(random.random())
+        folder = tmp_path / str(next(number_of))
         publish_rows(open_storage(str(folder)), Origin("text", "here"), rows, 1)
         return (folder / "stream-00000.parquet").read_bytes()
 
@@ -105,13 +109,12 @@ def test_a_stream_file_of_ours_is_held_against_the_manifest_as_it_is_read(storag
     manifest = publish_rows(storage, Origin("text", "here"), rows, 1).manifest
     _, data = swapped(texts_of(1), encoder)
     storage.replace("stream-00000.parquet", data)
-    with pytest.raises(Exception, match="stream-00000.parquet: row group 0: column 'text': .* other content") as error:
+    with pytest.raises(DamagedData, match="stream-00000.parquet: row group 0: column 'text': .* other content"):
         list(open_stream(manifest, storage, 0).read_records())
-    assert error.value.exit_code == 65
     assert [*open_stream(manifest, storage, 0).read_ids()] == [f"id {number}" for number in range(24)]
 
 
-def test_a_worker_that_starts_late_reads_and_holds_only_what_it_needs(source, tmp_path):
+def test_a_worker_that_starts_late_reads_and_compares_only_what_it_needs(source, tmp_path):
     streams = make_streams(source, tmp_path / "streams")
     path = source / "000.parquet"
     data = bytearray(path.read_bytes())
@@ -122,9 +125,29 @@ def test_a_worker_that_starts_late_reads_and_holds_only_what_it_needs(source, tm
     stream = open_stream(load_manifest(str(streams)), str(streams), 0)
     records = stream.read_records(8)
     assert [next(records).text for _ in range(8)] == texts_of(0)[8:16]
-    with pytest.raises(Exception, match="row group 2: column 'text'"):
+    with pytest.raises(DamagedData, match="row group 2: column 'text'"):
         next(records)
     assert list(stream.read_ids(16)) == [f"<urn:doc:{number}>" for number in range(16, 24)]
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_found_by_its_generation(gcs, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "PREFETCH_BYTES", 1)  # a row group at a time
+    bucket = open_storage("gs://bucket/web")
+    bucket.create("x.parquet", encode(texts_of(0)))
+    storage = open_storage(str(tmp_path / "streams"))
+    manifest = fineweb.create(storage, "gs://bucket/web", 1).manifest
+    assert manifest.files[0].content is None and manifest.files[0].etag.startswith("crc32c:")
+    records = open_stream(manifest, storage, 0).read_records()
+    assert next(records).text == texts_of(0)[0]
+    bucket.replace("x.parquet", swapped(texts_of(0))[1])
+    with pytest.raises(DamagedData, match="x.parquet: it was replaced or removed while it was read"):
+        list(records)
+    with pytest.raises(DamagedData, match="x.parquet is crc32c:.*: the file was replaced"):
+        next(open_stream(manifest, storage, 0).read_records())
+    result = check(tmp_path / "streams")
+    assert result.returncode == 65 and "the file was replaced" in result.stdout
+    bucket.replace("x.parquet", encode(texts_of(0)))
+    assert "complete, unchanged by the store's checksums (1 files), every id once" in check(tmp_path / "streams").stdout
 
 
 def test_what_pins_content_is_the_crc32c_of_the_columns_that_are_read(source, tmp_path):

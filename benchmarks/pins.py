@@ -74,13 +74,14 @@ def main(mib: int, as_json: bool, output: Path | None) -> None:
         files = find_source(source).files
         footers = seconds(lambda: read_groups(files, Wanted(), None))
         made = seconds(lambda: fineweb.create(open_storage(streams), source, 1))
-        checked = {content: seconds(lambda: check_streams(streams, False, content)) for content in (False, True)}
+        checked = [seconds(lambda c=content: check_streams(streams, False, c)) for content in (False, True)]
         manifest = check_streams(streams, False, False).manifest
         facts = [dataclasses.replace(file, content=None) for file in manifest.files]
         trusting = dataclasses.replace(manifest, files=tuple(facts))
-        times = [[seconds(lambda pins=pins: read(pins, streams)) for pins in (manifest, trusting)] for _ in range(ROUNDS)]
+        turns = [manifest, trusting] * ROUNDS
+        times = [seconds(lambda one=one: read(one, streams)) for one in turns]
+        held, trusted = (statistics.median(times[first::2]) for first in (0, 1))
         size = Path(source).stat().st_size / 1e6
-        held, trusted = (statistics.median(column) for column in zip(*times, strict=True))
         results = {
             "file_MB": round(size, 1), "row_groups": len(manifest.files[0].content["text"]),
             "read_MB_s": {"held": round(size / held, 1), "trusted": round(size / trusted, 1)},

@@ -97,6 +97,16 @@ def test_ids_of_file_and_row_where_no_column_is_an_id(tmp_path):
     assert one == ("x.parquet#0", "e")
 
 
+def test_ids_of_file_and_row_on_the_hub_do_not_name_the_commit(tmp_path, monkeypatch):
+    for name in ("data/CC-1/000.parquet", "data/CC-2/000.parquet"):
+        write(tmp_path / "web" / name, {"text": ["a"]})
+    with FakeHub(tmp_path, datasets={"lab/web": tmp_path / "web"}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        flags = ("--id-column", "", "--footer-cache", "")
+        found = created("hf://datasets/lab/web/data", tmp_path / "out", *flags)
+    assert found == [("CC-1/000.parquet#0", "a"), ("CC-2/000.parquet#0", "a")]
+
+
 @pytest.mark.parametrize("columns, flags, said", [
     ({"id": ["a"], "body": ["b"]}, (),
      "1.parquet has no single column 'text'; it has id, body; name the text's column by --text-column"),

@@ -10,7 +10,7 @@ crc32c of the columns of each row group. It holds the exact number of records. `
 twice. Cost: see `footers` and `contents`.
 """
 
-import posixpath
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +57,8 @@ class FinewebOptions:
         """The columns of a record of these files."""
         if self.id_column is not None:
             return Columns(self.text_column, self.id_column, self.meta_columns)
-        folder = posixpath.commonpath([posixpath.dirname(file.name) for file in files])
-        return Columns(self.text_column, ROW_ID, self.meta_columns, folder)
+        folder = os.path.commonprefix([file.name.split("/")[:-1] for file in files])  # of the parts of the names
+        return Columns(self.text_column, ROW_ID, self.meta_columns, "/".join(folder))
 
 
 def create(storage: Storage, source: str, num_streams: int, options: FinewebOptions = FinewebOptions()) -> Published:
@@ -103,7 +103,7 @@ DATASET = Dataset(
     why_empty="a stream is made of whole Parquet row groups, and the source has {full} with records",
     flags=[
         flag("--max-records", type=click.IntRange(1),
-             help="Only the first records of the source (of those that are not filtered out)."),
+             help="Only the first records of the source (of those that are not filtered out; skipped ones count)."),
         flag("--max-tokens", type=click.IntRange(1),
              help="Only as many of them as have this many tokens, by `token_count`."),
         flag("--min-language-score", type=click.FloatRange(0, 1), help=_SCORE),

@@ -70,17 +70,22 @@ def cli() -> None:
     "--ids/--no-ids", default=True, show_default=True, envvar="EXTRACT_IDS", show_envvar=True,
     help="Read all ids, too, and tell of those that are there twice?",
 )
-def check(streams: str, ids: bool) -> None:
+@click.option(
+    "--content/--no-content", default=True, show_default=True, envvar="EXTRACT_CONTENT", show_envvar=True,
+    help="Read the columns of local source files, too, and compare them with what was pinned?",
+)
+def check(streams: str, ids: bool, content: bool) -> None:
     """Prove that STREAMS are disjoint, complete and unchanged: exit 0, or 65 and a line for each thing wrong."""
-    from extraction.datasets.check import check_streams
+    from extraction.datasets.check import check_streams, skipped_lines
     from extraction.errors import DamagedData
 
-    manifest, problems = check_streams(streams, ids)
+    manifest, problems, proven = check_streams(streams, ids, content)
+    for line in skipped_lines(manifest):
+        click.echo(line)
     for problem in problems:
         click.echo(problem)
     if problems:
         raise DamagedData(f"{streams}: {len(problems)} things are wrong")
-    proven = "disjoint, complete, unchanged" + (", every id once" if ids else "")
     click.echo(f"{streams}: {manifest.num_streams} streams, {manifest.num_records} records: {proven}")
 
 

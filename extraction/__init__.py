@@ -4,6 +4,8 @@ Which modules there are, in the way of the data. Streams, made once:
     `datasets`       a source becomes streams; one file for each dataset
     `manifest`       what the streams are made of, pinned
     `parquet`        Parquet files where they lie
+    `column_chunks`  their columns, read whole and compared with the manifest
+    `columns`        which of their columns make a record
     `selection`      which of their rows are records
     `sampling`       what the first records say of all
 

@@ -3,7 +3,7 @@
 In: a streams folder (local or gs://bucket/prefix) that holds `manifest.json`. Out: `Manifest`. A stream is always a
 list of pieces (runs of rows) of Parquet files: of our own files beside the manifest, or of the source's files where
 those lie. The manifest holds no text; its size follows the number of files, and of row groups where rows are left
-out.
+out or where content is pinned by row group (about 11 bytes for each column of each).
 
 Guarantee: what is read was checked field by field, and its streams hold no row twice and, unless it says that it was
 made from a part of its source, every row of every file.
@@ -12,8 +12,9 @@ made from a part of its source, every row of every file.
 import hashlib
 import itertools
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from . import strict_json
@@ -21,7 +22,7 @@ from .errors import DamagedData, InvalidRequest, ObjectNotFound
 from .selection import RowFilter, parse_filter
 from .storage import Storage, open_storage
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST_NAME = "manifest.json"
 PARTS = ("filter", "max_records", "max_tokens")  # options that leave rows of the source out
 _MOST = (1 << 63) - 1
@@ -31,7 +32,9 @@ _MOST = (1 << 63) - 1
 class ParquetFacts:
     """A Parquet file as pinned: size in bytes, rows, and the sha256 of its footer, which describes all its pages.
 
-    `etag` is what the place that the file is read from says of its whole content, or None where nothing is said.
+    `etag` is what the place that the file is read from says of its whole content, or None where nothing is said. There
+    `content` pins it: {column: the crc32c of its bytes in each row group}, None for a row group that no stream needs.
+    `skipped` lists (row group, row in it), in order, of the rows that are no records because they cannot be read.
     """
 
     name: str
@@ -39,10 +42,17 @@ class ParquetFacts:
     num_rows: int
     footer: str
     etag: str | None = None
+    content: Mapping[str, tuple[int | None, ...]] | None = None
+    skipped: tuple[tuple[int, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest: without an etag where there is none."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """As it stands in the manifest: without what there is none of."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value != ()}
+
+    def skipped_in(self, row_group: int) -> list[int]:
+        """The rows of a row group that are left out because they cannot be read."""
+        first, last = (bisect_left(self.skipped, (group, 0)) for group in (row_group, row_group + 1))
+        return [row for _, row in self.skipped[first:last]]
 
 
 class Piece(NamedTuple):
@@ -94,7 +104,7 @@ class Manifest:
     @property
     def is_part(self) -> bool:
         """Whether rows of the source were left out on purpose."""
-        return any(name in self.options for name in PARTS)
+        return any(name in self.options for name in PARTS) or any(file.skipped for file in self.files)
 
 
 def sha256(data: bytes) -> str:
@@ -169,7 +179,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         raise DamagedData(f"{where} is not JSON: {error}") from None
     top = _Fields(where, "", value)
     if top.count("schema") != SCHEMA:
-        raise top.wrong("schema", f"is {value['schema']}; this version reads schema {SCHEMA}")
+        raise top.wrong("schema", f"is {value['schema']}; this version reads schema {SCHEMA}: make the streams again")
     files = tuple(_parse_file(fields) for fields in top.objects("files"))
     manifest = Manifest(
         dataset=top.text("dataset"),
@@ -190,6 +200,11 @@ def _parse_options(top: _Fields) -> dict[str, Any]:
     options = top.typed("options", dict, "an object")
     if "filter" in options:
         parse_filter(_Fields(top.where, "options.filter", options["filter"]).value, top.where)
+    if "skipped" in options:
+        skipped = _Fields(top.where, "options.skipped", options["skipped"])
+        skipped.count("count")
+        if not all(isinstance(place, str) for place in skipped.typed("first", list, "a list")):
+            raise skipped.wrong("first", "is not a list of strings")
     return options
 
 
@@ -198,7 +213,31 @@ def _parse_file(fields: _Fields) -> ParquetFacts:
     if "\0" in name or (not is_outside(name) and not {"", ".", ".."}.isdisjoint(name.split("/"))):
         raise fields.wrong("name", f"is {name!r}: not a name inside the streams folder, an absolute path or a URL")
     etag = fields.text("etag") if "etag" in fields.value else None
-    return ParquetFacts(name, fields.count("size"), fields.count("num_rows"), fields.digest("footer"), etag)
+    content = _parse_content(fields) if "content" in fields.value else None
+    if etag is None and content is None:
+        raise fields.wrong("", "has neither etag nor content: nothing pins what is in the file")
+    facts = ParquetFacts(name, fields.count("size"), fields.count("num_rows"), fields.digest("footer"), etag, content)
+    return replace(facts, skipped=_parse_skipped(fields)) if "skipped" in fields.value else facts
+
+
+def _parse_content(fields: _Fields) -> dict[str, tuple[int | None, ...]]:
+    content = fields.typed("content", dict, "an object")
+    for column, values in content.items():
+        if type(values) is not list or not all(v is None or (type(v) is int and 0 <= v < 1 << 32) for v in values):
+            raise fields.wrong(f"content.{column}", "is not a list of crc32c's")
+    if len({len(values) for values in content.values()}) > 1:
+        raise fields.wrong("content", "has lists of different lengths")
+    return {column: tuple(values) for column, values in content.items()}
+
+
+def _parse_skipped(fields: _Fields) -> tuple[tuple[int, int], ...]:
+    pairs = fields.typed("skipped", list, "a list")
+    if not all(type(pair) is list and [type(part) for part in pair] == [int] * 2 and min(pair) >= 0 for pair in pairs):
+        raise fields.wrong("skipped", "is not a list of [row group, row]")
+    skipped = tuple((group, row) for group, row in pairs)
+    if any(one >= other for one, other in itertools.pairwise(skipped)):
+        raise fields.wrong("skipped", "is not in order")
+    return skipped
 
 
 def _parse_stream(fields: _Fields, num_files: int) -> StreamEntry:
@@ -208,8 +247,10 @@ def _parse_stream(fields: _Fields, num_files: int) -> StreamEntry:
         if type(value) is not list or [type(part) for part in value] not in ([int] * 4, [int] * 5):
             raise fields.wrong(key, "is not [file, row group, first row, rows]")
         piece = Piece(*value) if len(value) == 5 else Piece(*value, value[3])
-        if min(piece) < 0 or max(piece) > _MOST or piece.records == 0 or piece.records > piece.rows or piece.file >= num_files:
-            raise fields.wrong(key, f"is {str(value)[:100]}: negative, empty, too large or of a file that is not listed")
+        counts = min(piece) >= 0 and max(piece) <= _MOST and 0 < piece.records <= piece.rows
+        if not counts or piece.file >= num_files:
+            what = "negative, empty, too large or of a file that is not listed"
+            raise fields.wrong(key, f"is {str(value)[:100]}: {what}")
         pieces.append(piece)
     entry = StreamEntry(fields.count("num_records"), fields.digest("digest"), tuple(pieces))
     if entry.num_records != sum(piece.records for piece in pieces):

@@ -67,9 +67,11 @@ class Files:
         return self._places[root], path
 
 
-def etag_of(info: ObjectInfo) -> str:
-    """What changes when the content of a stored object does."""
-    return f"crc32c:{info.crc32c}" if info.crc32c else f"etag:{info.etag}"
+def etag_of(info: ObjectInfo) -> str | None:
+    """What changes when the content of a stored object does; None where its store does not say."""
+    if info.crc32c:
+        return f"crc32c:{info.crc32c}"
+    return f"etag:{info.etag}" if info.etag else None
 
 
 @contextlib.contextmanager

@@ -3,10 +3,10 @@
 In: a manifest, and the streams folder that its relative names are in. Out: `Record`s of one stream in order, starting
 anywhere.
 
-Guarantee: every record comes from the bytes that the manifest pinned, and record k is the same whatever is read
-before it. A file that is missing, cut, replaced or not readable, a text that is null or not UTF-8, and rows that the
-manifest's filter does not count as the manifest does, raise `DamagedData` naming the file and the row; nothing is
-skipped.
+Guarantee: every record comes from the bytes that the manifest pinned, which are compared with it as they are read, and
+record k is the same whatever is read before it. A file that is missing, cut, replaced or not readable, a text that is
+null or not UTF-8, and rows that the manifest's filter does not count as the manifest does, raise `DamagedData` naming
+the file and the row; nothing is skipped but the rows that the manifest lists.
 
 Cost: a file's footer is read when the first of its records is wanted. Starting at record k costs one row group,
 whatever k is. Row groups are read in the background, ahead of their use. Memory: of the columns asked for, the row
@@ -17,13 +17,15 @@ import contextlib
 import itertools
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .column_chunks import ColumnChunks, open_chunks
+from .columns import ROW_ID, Columns, as_strings, columns_of
 from .errors import DamagedData, InvalidRequest
 from .manifest import Manifest, Piece, is_outside, load_manifest
-from .parquet import Files, check_pinned, damage_named, read_footer, row_group_sizes
+from .parquet import Files, row_group_sizes
 from .prefetch import Budget, read_ahead
 from .records import Record
 from .storage import Storage, open_storage
@@ -32,6 +34,7 @@ __all__ = ["Manifest", "Stream", "load_manifest", "open_stream"]
 
 ROWS_AT_A_TIME = 256
 PREFETCH_BYTES = 64 << 20
+ROW_ID_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Stream:
         self.index = index
         self._files, self._entry, self._home = manifest.files, manifest.streams[index], home
         self._filter = manifest.filter
-        self._meta_columns = tuple(manifest.options.get("meta_columns", ()))
+        self._is_ours = bool(self._entry.pieces) and not is_outside(self._files[self._entry.pieces[0].file].name)
+        self._columns = Columns(meta=("meta",)) if self._is_ours else columns_of(manifest.options)
         self._ends = list(itertools.accumulate(piece.records for piece in self._entry.pieces))
 
     @property
@@ -67,9 +71,9 @@ class Stream:
     def read_records(self, start: int = 0) -> Iterator[Record]:
         """The records from number `start` on. Raises InvalidRequest at once when the stream does not reach there."""
         self._check_range(start, self.num_records)
-        ours = bool(self._entry.pieces) and not is_outside(self._files[self._entry.pieces[0].file].name)
-        rows = self._strings(("id", "text"), ("meta",) if ours else self._meta_columns, (start, self.num_records))
-        if ours:
+        wanted = (self._columns.id, self._columns.text)
+        rows = self._strings(wanted, self._columns.meta, (start, self.num_records))
+        if self._is_ours:
             return (Record(index, *row) for index, row in enumerate(rows, start))
         return (Record(index, *row[:2], self._meta(row[2:])) for index, row in enumerate(rows, start))
 
@@ -77,13 +81,13 @@ class Stream:
         """The meta of a record by reference: its values of the columns that the manifest names."""
         if not values:
             return None
-        return json.dumps(dict(zip(self._meta_columns, values, strict=True)), ensure_ascii=False, default=str)
+        return json.dumps(dict(zip(self._columns.meta, values, strict=True)), ensure_ascii=False, default=str)
 
     def read_ids(self, start: int = 0, stop: int | None = None) -> Iterator[str]:
         """The ids of records [start, stop), from the id column alone (and those of the manifest's filter)."""
         stop = self.num_records if stop is None else stop
         self._check_range(start, stop)
-        return (row[0] for row in self._strings(("id",), (), (start, stop)))
+        return (row[0] for row in self._strings((self._columns.id,), (), (start, stop)))
 
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.num_records:
@@ -96,7 +100,7 @@ class Stream:
         start, stop = span
         if start == stop:
             return
-        number, parquet = None, None
+        number, chunks = None, None
         with contextlib.ExitStack() as opened:
             for position in range(bisect_right(self._ends, start), len(self._ends)):
                 piece, end = self._entry.pieces[position], self._ends[position]
@@ -105,13 +109,13 @@ class Stream:
                     return
                 if piece.file != number:
                     opened.close()
-                    number, parquet = piece.file, self._open(piece.file, columns, opened)
-                for part in self._single_groups(parquet.metadata, piece):
+                    number, chunks = piece.file, self._open(piece.file, columns, opened)
+                for part in self._single_groups(chunks.metadata, piece):
                     if begin < stop and begin + part.records > start:
-                        size = _uncompressed(parquet.metadata.row_group(part.row_group), columns)
+                        size = _uncompressed(chunks.metadata.row_group(part.row_group), columns)
                         if not budget.reserve(size):
                             return
-                        whole = self._read(parquet, part, columns, begin)
+                        whole = self._read(chunks, part, columns, begin)
                         yield _cut(whole, start, stop), size
                         del whole
                     begin += part.records
@@ -130,32 +134,30 @@ class Stream:
                 yield Piece(piece.file, group, first, rows, piece.records if piece.records < piece.rows else rows)
             first, left = 0, left - rows
 
-    def _open(self, number: int, columns: tuple[str, ...], opened: contextlib.ExitStack) -> Any:
-        import pyarrow.parquet
-
+    def _open(self, number: int, columns: tuple[str, ...], opened: contextlib.ExitStack) -> ColumnChunks:
         pinned = self._files[number]
-        file = Files(self._home).open(pinned.name)
-        opened.enter_context(file.handle)
-        facts, metadata = read_footer(file)
-        check_pinned(facts, pinned)
-        for column in columns:
-            if metadata.schema.to_arrow_schema().names.count(column) != 1:
+        chunks = opened.enter_context(open_chunks(Files(self._home), pinned))
+        for column in _stored(columns):
+            if chunks.metadata.schema.to_arrow_schema().names.count(column) != 1:
                 raise DamagedData(f"{pinned.name} has no single column {column!r}")
-        return pyarrow.parquet.ParquetFile(file.handle, metadata=metadata, page_checksum_verification=True)
+        return chunks
 
-    def _read(self, parquet: Any, piece: Piece, columns: tuple[str, ...], first_record: int) -> _Rows:
+    def _read(self, chunks: ColumnChunks, piece: Piece, columns: tuple[str, ...], first_record: int) -> _Rows:
         """The records of a piece that is of one row group."""
         import numpy
+        import pyarrow
 
-        place = f"{self._files[piece.file].name}: row group {piece.row_group}"
-        with damage_named(place):
-            # Threads would let go of their decoding buffers later: up to three times the memory.
-            table = parquet.read_row_group(piece.row_group, columns=list(columns), use_threads=False)
-        table = table.slice(piece.first_row, piece.rows)
+        pinned = self._files[piece.file]
+        place = f"{pinned.name}: row group {piece.row_group}"
+        table = chunks.read(piece.row_group, _stored(columns), pinned).slice(piece.first_row, piece.rows)
         rows = numpy.arange(piece.first_row, piece.first_row + table.num_rows)
-        if self._filter.columns:
-            mask = self._filter.mask(table)
-            table, rows = table.filter(mask), rows[mask.to_numpy()]
+        if ROW_ID in columns:
+            ids = self._columns.row_ids(pinned.name, chunks.starts[piece.row_group] + rows)
+            table = table.append_column(ROW_ID, pyarrow.array(ids, pyarrow.string()))
+        skipped = pinned.skipped_in(piece.row_group)
+        if self._filter.columns or skipped:
+            mask = self._filter.mask(table).to_numpy() & ~numpy.isin(rows, skipped)
+            table, rows = table.filter(mask), rows[mask]
         if table.num_rows != piece.records:
             raise DamagedData(f"{place} has {table.num_rows} such records, the manifest says {piece.records}")
         return _Rows(place, first_record, table, rows)
@@ -166,14 +168,14 @@ class Stream:
         self, names: tuple[str, ...], optional: tuple[str, ...], span: tuple[int, int]
     ) -> Iterator[tuple[Any, ...]]:
         """The values of records [start, stop): strings in the columns `names`, anything in those that are optional."""
-        wanted = names + optional
-        columns = tuple(dict.fromkeys(wanted + self._filter.columns))
+        columns = tuple(dict.fromkeys(names + optional + self._filter.columns))
         groups = read_ahead(lambda budget: self._groups(columns, span, budget), PREFETCH_BYTES)
         with contextlib.closing(groups):
             for group in groups:
                 for offset in range(0, group.table.num_rows, ROWS_AT_A_TIME):
-                    part = group.table.slice(offset, ROWS_AT_A_TIME).select(list(wanted))
-                    for row, values in enumerate(_values(part), offset):
+                    part = group.table.slice(offset, ROWS_AT_A_TIME)
+                    values_of = [as_strings(part[name]) for name in names] + [part[name] for name in optional]
+                    for row, values in enumerate(_values(values_of), offset):
                         for name, value in zip(names, values, strict=False):
                             if not isinstance(value, str):
                                 raise self._bad_value(group, row, name, value)
@@ -181,7 +183,7 @@ class Stream:
                             if isinstance(value, UnicodeDecodeError):
                                 raise self._bad_value(group, row, name, value)
                         yield values
-                    del part
+                    del part, values_of
                 del group  # or a row group more would be in memory while the next one is read
 
     def _bad_value(self, group: _Rows, row: int, column: str, value: object) -> DamagedData:
@@ -193,10 +195,16 @@ class Stream:
         )
 
 
+def _stored(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the columns that are in a file."""
+    return tuple(column for column in columns if column != ROW_ID)
+
+
 def _uncompressed(group: Any, columns: tuple[str, ...]) -> int:
-    """Bytes of some columns of a row group, as its footer says."""
+    """Bytes of some columns of a row group, as its footer says, and those of ids that are made of row numbers."""
     chunks = (group.column(number) for number in range(group.num_columns))
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns)
+    stored = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns)
+    return stored + (ROW_ID_BYTES * group.num_rows if ROW_ID in columns else 0)
 
 
 def _cut(whole: _Rows, start: int, stop: int) -> _Rows:
@@ -207,12 +215,12 @@ def _cut(whole: _Rows, start: int, stop: int) -> _Rows:
     return _Rows(whole.place, whole.first_record + begin, table, whole.rows[begin:end])
 
 
-def _values(part: Any) -> list[tuple[Any, ...]]:
-    """The rows of a table as Python values; what is not UTF-8 becomes the error that says so."""
+def _values(columns: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """The rows of Arrow columns as Python values; what is not UTF-8 becomes the error that says so."""
     try:
-        return list(zip(*(column.to_pylist() for column in part.columns), strict=True))
+        return list(zip(*(column.to_pylist() for column in columns), strict=True))
     except UnicodeDecodeError:
-        return [tuple(_decoded(column[row]) for column in part.columns) for row in range(part.num_rows)]
+        return [tuple(_decoded(column[row]) for column in columns) for row in range(len(columns[0]))]
 
 
 def _decoded(scalar: Any) -> object:

@@ -50,7 +50,7 @@ def assert_wrong(result, *said):
 def test_what_is_whole_is_proven(corpus, tmp_path):
     result = check(tmp_path / "out")
     assert result.exit_code == 0
-    assert result.stdout == f"{tmp_path}/out: 2 streams, 16 records: disjoint, complete, unchanged, every id once\n"
+    assert result.stdout == f"{tmp_path}/out: 2 streams, 16 records: disjoint, complete, unchanged by content (3 files), every id once\n"
 
 
 def test_streams_of_our_own_are_proven_in_a_bucket_too(storage):

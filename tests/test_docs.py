@@ -165,6 +165,7 @@ def test_the_figures_of_performance_are_those_that_were_measured(row):
 @pytest.mark.parametrize("name, title", [
     ("throughput", "How fast is it next to what others do?"), ("capture", "What does capture cost?"),
     ("storage", "How fast is a batch stored and committed?"),
+    ("pins", "What does it cost to compare a source with its manifest?"),
 ])
 def test_the_figures_of_a_benchmark_are_those_that_were_measured(name, title):
     section = (ROOT / "benchmarks/README.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]

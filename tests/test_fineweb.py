@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from extraction.datasets import fineweb
 from extraction.datasets.fineweb import FinewebOptions
+from extraction.datasets.footers import Wanted, inspect
+from extraction.datasets.sources import SourceFile
 from extraction.errors import DamagedData, InvalidRequest, PermissionDenied, TryAgain
 from extraction.manifest import canonical_json, load_manifest, parse_manifest
+from extraction.parquet import Files
 from extraction.storage import open_storage
 from extraction.streams import open_stream
 from tests.corpora import column_chunks, documents, read_all, write_corpus, write_parquet
@@ -258,13 +261,21 @@ def test_the_part_stands_in_the_manifest(tmp_path):
 
 
 def test_statistics_decide_where_they_can(tmp_path):
-    """A row group of one dump is not read to know that all or none of it is kept."""
+    """A row group of one dump is not read to know that all or none of it is kept, nor is one that is not kept."""
     groups = [[(0.9, dump, 1)] * 3 for dump in DUMPS]
     write_rows(tmp_path / "web", [groups])
     path = tmp_path / "web/000.parquet"
     data = bytearray(path.read_bytes())
+    whole = bytes(data)
     for _, column, begin, end in column_chunks(path):
         if column == "dump":
+            data[begin:end] = b"\xff" * (end - begin)
+    path.write_bytes(data)
+    wanted = Wanted(filter=FinewebOptions(dumps=(DUMPS[0], DUMPS[2])).filter)
+    assert inspect(Files(), SourceFile(str(path)), wanted).records.tolist() == [3, 0, 3]
+    data = bytearray(whole)
+    for group, _, begin, end in column_chunks(path):
+        if group == 1:
             data[begin:end] = b"\xff" * (end - begin)
     path.write_bytes(data)
     manifest = create(tmp_path / "web", tmp_path / "out", 1, dumps=(DUMPS[0], DUMPS[2]))

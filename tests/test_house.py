@@ -24,11 +24,11 @@ LEVELS = [
     {"create_dataset_streams", "plan", "status", "elastic", "adapters"},
     {"datasets", "sampling", "parity", "audit", "standing", "shuffle", "exports"},
     {"streams", "forward", "reader", "progress", "metrics", "attempts"},
-    {"statistics"},
+    {"statistics", "column_chunks"},
     {"checkpoint", "models", "pipeline", "writer", "objects", "parquet"},
     {"manifest", "packing", "stored", "compile_cache"},
     {"config", "commits", "storage", "selection", "tokenization", "positions", "shards", "preemption"},
-    {"errors", "records", "faults", "logs", "prefetch", "strict_json", "versions"},
+    {"errors", "records", "faults", "logs", "prefetch", "strict_json", "versions", "columns"},
 ]
 
 

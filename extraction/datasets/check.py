@@ -1,24 +1,28 @@
 """What proves that streams are disjoint, complete and unchanged.
 
 In: a streams folder. Out: a sentence for each thing that is wrong. Checked: each file of the manifest is there, of the
-pinned size, footer and etag, and files of our own are the bytes of their stream's digest; no row is in two streams and,
-unless a part of the source was asked for, every row is in one; the source has no further files; as many rows pass the
-filter as the manifest says; every id is there, and none twice over all streams.
+pinned size, footer and etag; files of our own are the bytes of their stream's digest; with content, the columns that
+the manifest pins are the bytes it pins; no row is in two streams and, unless a part of the source was asked for, every
+row is in one; the source has no further files; as many rows pass the filter as the manifest says; every id is there,
+and none twice over all streams.
 
-Cost: a footer for each file; with ids, the id column (and those of the filter) of everything, and a temporary database
-of the ids on disk. Files of our own are read as a whole.
+Cost: a footer for each file; with content, the pinned columns of files without an etag; with ids, the id column (and
+those of the filter) of everything, and a temporary database of the ids on disk. Files of our own are read as a whole.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import NamedTuple
 
+from ..column_chunks import ColumnChunks
 from ..errors import DamagedData, InvalidRequest, ObjectNotFound
-from ..manifest import Manifest, Piece, is_outside, load_manifest
+from ..manifest import Manifest, ParquetFacts, Piece, is_outside, load_manifest
 from ..parquet import Files, check_pinned, read_footer, row_group_sizes
 from ..storage import Storage, open_storage
 from ..streams import Stream, open_stream
+from .contents import each_row_group
 from .footers import THREADS
 from .rows import PREFIX, UniqueIds
 from .sources import find_source
@@ -26,11 +30,20 @@ from .tracking import track
 
 BLOCK = 1 << 22
 IDS_AT_A_TIME = 10_000
+SKIPPED_NAMED = 10  # of those that the manifest names
 Facts = list[int] | DamagedData
 
 
-def check_streams(location: str, ids: bool = True) -> tuple[Manifest, list[str]]:
-    """The manifest of a streams folder, and what is wrong with its streams.
+class Checked(NamedTuple):
+    """The manifest, what is wrong with its streams, and what was checked, as `disjoint, complete, ...`."""
+
+    manifest: Manifest
+    problems: list[str]
+    proven: str
+
+
+def check_streams(location: str, ids: bool = True, content: bool = True) -> Checked:
+    """What is wrong with the streams of a folder; `ids` and `content` say whether those are read.
 
     Raises InvalidRequest when there is no manifest, DamagedData when it is not one, TryAgain when something cannot be
     read at this time.
@@ -42,9 +55,23 @@ def check_streams(location: str, ids: bool = True) -> tuple[Manifest, list[str]]
     problems += _check_cover(manifest, sizes)
     problems += _check_own_files(manifest, home, problems)
     problems += _check_source(manifest)
+    if content:
+        problems += _check_content(manifest, home, sizes)
     if ids and not problems:
         problems += _check_ids([open_stream(manifest, home, index) for index in range(manifest.num_streams)])
-    return manifest, problems
+    return Checked(manifest, problems, ", ".join(["disjoint", "complete", *_unchanged(manifest, content, ids)]))
+
+
+def _unchanged(manifest: Manifest, content: bool, ids: bool) -> Iterator[str]:
+    """In which way the files were found to be what they were, and that ids are there once."""
+    by_store = sum(file.etag is not None for file in manifest.files)
+    by_content = len(manifest.files) - by_store
+    if by_store:
+        yield f"unchanged by the store's checksums ({by_store:,} files)"
+    if by_content or not by_store:
+        yield f"unchanged by {'content' if content else 'size and footer'} ({by_content:,} files)"
+    if ids:
+        yield "every id once"
 
 
 def _row_groups(manifest: Manifest, home: Storage) -> list[Facts]:
@@ -108,7 +135,8 @@ def _check_own_files(manifest: Manifest, home: Storage, problems: Sequence[str])
             yield f"{info.name} is there, but not of this manifest"
     if problems:
         return
-    for number, stream in enumerate(manifest.streams):
+    streams = track(manifest.streams, "stream files", manifest.num_streams) if own else ()
+    for number, stream in enumerate(streams):
         names = [manifest.files[file].name for file in dict.fromkeys(piece.file for piece in stream.pieces)]
         if names and not is_outside(names[0]) and _digest(home, names) != stream.digest:
             yield f"{', '.join(names)}: not the bytes of stream {number}"
@@ -121,6 +149,31 @@ def _digest(home: Storage, names: Sequence[str]) -> str:
             while block := handle.read(BLOCK):
                 digest.update(block)
     return f"sha256:{digest.hexdigest()}"
+
+
+def _check_content(manifest: Manifest, home: Storage, sizes: Sequence[Facts]) -> Iterator[str]:
+    """Row groups of the source's files that are not the bytes that were pinned."""
+    files = manifest.files
+    groups = [
+        _pinned_groups(file) if is_outside(file.name) and not isinstance(found, DamagedData) else ()
+        for file, found in zip(files, sizes, strict=True)
+    ]
+
+    def changed(chunks: ColumnChunks, number: int, group: int) -> str | None:
+        try:
+            chunks.hold(group, tuple(files[number].content))
+            chunks.check(files[number])
+        except DamagedData as error:
+            return str(error)
+        return None
+
+    return filter(None, each_row_group(Files(home), files, groups, changed))
+
+
+def _pinned_groups(file: ParquetFacts) -> list[int]:
+    """The row groups of a file that the manifest pins."""
+    columns = list(zip(*file.content.values(), strict=True)) if file.content else []
+    return [group for group, values in enumerate(columns) if None not in values]
 
 
 def _check_source(manifest: Manifest) -> Iterator[str]:
@@ -146,7 +199,7 @@ def _check_ids(streams: Sequence[Stream]) -> Iterator[str]:
     """Ids that are there twice, and rows that the manifest counts otherwise or that cannot be read."""
     with UniqueIds() as seen:
         for stream in streams:
-            ids, done = stream.read_ids(), 0
+            ids, done = track(stream.read_ids(), f"ids of stream {stream.index}", stream.num_records), 0
             try:
                 while group := list(islice(ids, IDS_AT_A_TIME)):
                     yield from seen.add(group, _placed(stream.index, done))
@@ -157,3 +210,12 @@ def _check_ids(streams: Sequence[Stream]) -> Iterator[str]:
 
 def _placed(stream: int, first: int) -> Callable[[int], str]:
     return lambda number: f"record {first + number} of stream {stream}"
+
+
+def skipped_lines(manifest: Manifest) -> Iterator[str]:
+    """What is said of records that were left out when the streams were made."""
+    skipped = manifest.options.get("skipped")
+    if skipped:
+        named = ", ".join(skipped["first"][:SKIPPED_NAMED])
+        more = ", ..." if skipped["count"] > SKIPPED_NAMED else ""
+        yield f"{skipped['count']:,} records were skipped when the streams were made: {named}{more}"

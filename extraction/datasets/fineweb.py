@@ -1,36 +1,47 @@
-"""FineWeb, or any Parquet with `id` and `text`: streams by reference into the files where they lie.
+"""FineWeb, or any Parquet with a column of texts: streams by reference into the files where they lie.
 
 In: a local folder, file or glob, or the same at gs:// or hf://datasets/owner/name. Out: the published manifest; no
 record is copied. Files go by the order of their names, and streams are contiguous runs of row groups. FineWeb's small
 columns may filter: records below a language score or of other dumps are left out, and what is left may be cut after a
 number of records or of tokens (by `token_count`). The worker applies the same filter.
 
-Guarantee: the manifest pins each file by size, footer and, where its place tells one, etag; it holds the exact number
-of records. Ids are not read here: `check` looks for those that are there twice. Cost: see `footers`.
+Guarantee: the manifest pins each file by size, footer and content: by the etag where its place tells one, else by the
+crc32c of the columns of each row group. It holds the exact number of records. `check` looks for ids that are there
+twice. Cost: see `footers` and `contents`.
 """
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..columns import ROW_ID, Columns
 from ..selection import RowFilter
 from ..storage import Storage
 from .command import PLACES, Dataset, flag
 from .publish import Origin, Published
-from .sources import find_source
+from .sources import SourceFile, find_source
 
 
 @dataclass(frozen=True)
 class FinewebOptions:
-    """Which part of the source, and which columns become a record's meta. `cache` is a folder for what was read."""
+    """Which part of the source, and which columns make a record. `cache` is a folder for what was read of footers.
+
+    Without `id_column` an id is made of the file and the row in it. Where `skip_bad` says so, rows that cannot be read
+    are left out; those that `max_records` counts are counted before.
+    """
 
     max_records: int | None = None
     max_tokens: int | None = None
     min_language_score: float | None = None
     dumps: tuple[str, ...] = ()
     meta_columns: tuple[str, ...] = ()
+    text_column: str = "text"
+    id_column: str | None = "id"
+    skip_bad: bool = False
     cache: Path | None = None
 
     @property
@@ -38,26 +49,34 @@ class FinewebOptions:
         return RowFilter(self.min_language_score, tuple(sorted(set(self.dumps))))
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest: what was asked for."""
-        asked = {"filter": self.filter.to_json(), "max_records": self.max_records, "max_tokens": self.max_tokens,
-                 "meta_columns": list(self.meta_columns)}  # fmt: skip
-        return {name: value for name, value in asked.items() if value not in (None, {}, [])}
+        """As it stands in the manifest: which part was asked for."""
+        asked = {"filter": self.filter.to_json(), "max_records": self.max_records, "max_tokens": self.max_tokens}
+        return {name: value for name, value in asked.items() if value not in (None, {})}
+
+    def columns(self, files: Sequence[SourceFile]) -> Columns:
+        """The columns of a record of these files."""
+        if self.id_column is not None:
+            return Columns(self.text_column, self.id_column, self.meta_columns)
+        folder = os.path.commonprefix([file.name.split("/")[:-1] for file in files])  # of the parts of the names
+        return Columns(self.text_column, ROW_ID, self.meta_columns, "/".join(folder))
 
 
 def create(storage: Storage, source: str, num_streams: int, options: FinewebOptions = FinewebOptions()) -> Published:
     """Publish `num_streams` streams over the Parquet files at `source`.
 
-    Raises InvalidRequest when there are no files or no such columns, DamagedData when a file is cut or not Parquet.
+    Raises InvalidRequest when there are no files or no such columns, DamagedData when a file is cut or not Parquet, or
+    has a text or id that cannot be read and is not to be skipped.
     """
+    from .contents import read_contents
     from .footers import Wanted, read_groups
     from .references import publish_references
 
     found = find_source(source)
-    wanted = Wanted(("id", "text"), options.meta_columns, options.filter, options.max_records, options.max_tokens)
-    groups = read_groups(found.files, wanted, options.cache)
-    return publish_references(
-        storage, Origin("fineweb", found.place, found.revision, options.to_json()), groups, num_streams
-    )
+    columns = options.columns(found.files)
+    wanted = Wanted(columns, options.filter, options.max_records, options.max_tokens)
+    groups, skipped = read_contents(read_groups(found.files, wanted, options.cache), wanted, options.skip_bad)
+    said = options.to_json() | columns.to_json() | ({"skipped": skipped.to_json()} if skipped.count else {})
+    return publish_references(storage, Origin("fineweb", found.place, found.revision, said), groups, num_streams)
 
 
 def _from_flags(storage: Storage, source: str, num_streams: int, **flags: Any) -> Published:
@@ -66,26 +85,33 @@ def _from_flags(storage: Storage, source: str, num_streams: int, **flags: Any) -
         dumps=flags.pop("dump"),
         meta_columns=tuple(filter(None, (column.strip() for column in columns.split(",")))),
         cache=Path(cache).expanduser() if cache else None,
+        id_column=flags.pop("id_column") or None,
+        skip_bad=flags.pop("on_bad_record") == "skip",
         **flags,
     )
     return create(storage, source, num_streams, options)
 
 
 _SCORE = "Only records whose `language_score` is at least this."
+_BAD = "What to do with a row whose text or id is null or not UTF-8; those that are skipped are named in the manifest."
 _CACHE = "Folder that keeps what was read of remote files, so that an interrupted command goes on; '' for none."
 DATASET = Dataset(
-    help="Streams that point into FineWeb's Parquet files (or any with `id` and `text`); nothing is copied.\n\n"
-         "Ids are not read: `check` tells of those that are there twice.",
-    source=f"Parquet files with `id` and `text`: {PLACES}",
+    help="Streams that point into FineWeb's Parquet files (or any with a column of texts); nothing is copied.\n\n"
+         "`check` tells of ids that are there twice.",
+    source=f"Parquet files: {PLACES}",
     create=_from_flags,
     why_empty="a stream is made of whole Parquet row groups, and the source has {full} with records",
     flags=[
         flag("--max-records", type=click.IntRange(1),
-             help="Only the first records of the source (of those that are not filtered out)."),
+             help="Only the first records of the source (of those that are not filtered out; skipped ones count)."),
         flag("--max-tokens", type=click.IntRange(1),
              help="Only as many of them as have this many tokens, by `token_count`."),
         flag("--min-language-score", type=click.FloatRange(0, 1), help=_SCORE),
         flag("--dump", multiple=True, help="Only records of this `dump`; may be given several times."),
+        flag("--text-column", default="text", show_default=True, help="The column that is the record's text."),
+        flag("--id-column", default="id", show_default=True,
+             help="The column that is its id: strings or whole numbers; '' for FILE#ROW."),
+        flag("--on-bad-record", type=click.Choice(["fail", "skip"]), default="fail", show_default=True, help=_BAD),
         flag("--meta-columns", default="",
              help="Columns, separated by commas, that go beside the activations as the record's meta."),
         flag("--footer-cache", default="~/.cache/activation-extraction/footers", show_default=True, help=_CACHE),

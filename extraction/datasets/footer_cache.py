@@ -8,7 +8,6 @@ not kept: they are read as fast. Cost: a line of JSON for each file.
 import hashlib
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from ..parquet import etag_of
 from .references import FileGroups
 from .sources import SourceFile
 
-SCHEMA = 1
+SCHEMA = 2
+ARRAYS = {"rows": np.int64, "records": np.int64, "unclear": np.bool_, "tokens": np.int64}
 
 
 class FooterCache:
@@ -50,20 +50,18 @@ class FooterCache:
         entry = self._known.get((file.name, etag_of(file.info))) if file.info else None
         if entry is None:
             return None
-        arrays = [
-            None if entry[key] is None else np.array(entry[key], np.int64) for key in ("rows", "records", "tokens")
-        ]
-        return FileGroups(ParquetFacts(**entry["facts"]), *arrays)
+        arrays = {key: None if entry[key] is None else np.array(entry[key], kind) for key, kind in ARRAYS.items()}
+        return FileGroups(ParquetFacts(**entry["facts"]), **arrays)
 
     def keep(self, file: SourceFile, groups: FileGroups) -> None:
         """Write down what was read, if the file is a remote one."""
-        if self._path is None or file.info is None:
+        if self._path is None or file.info is None or groups.facts.etag is None:
             return
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("ab")
             self._file.write(b"\n" if os.fstat(self._file.fileno()).st_size else b"")  # ends a line that was cut
-        arrays = {key: getattr(groups, key) for key in ("rows", "records", "tokens")}
+        arrays = {key: getattr(groups, key) for key in ARRAYS}
         entry = {key: None if array is None else array.tolist() for key, array in arrays.items()}
-        self._file.write(json.dumps({"facts": asdict(groups.facts)} | entry).encode() + b"\n")
+        self._file.write(json.dumps({"facts": groups.facts.to_json()} | entry).encode() + b"\n")
         self._file.flush()

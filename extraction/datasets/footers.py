@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DamagedData, InvalidRequest
+from ..columns import ROW_ID, Columns, is_bytes, is_id, is_string, is_text
+from ..errors import InvalidRequest
 from ..parquet import Files, OpenFile, damage_named, read_footer, row_group_sizes
-from ..selection import SCORE, RowFilter
+from ..selection import DUMP, SCORE, RowFilter
 from .footer_cache import FooterCache
 from .references import FileGroups
 from .sources import SourceFile
@@ -31,14 +32,15 @@ if TYPE_CHECKING:
 THREADS = 16
 AHEAD = 4 * THREADS  # files whose footers are asked for before the first of them is used
 TOKENS = "token_count"
+_OTHER_TEXT = "; name the text's column by --text-column"
+_OTHER_ID = "; name the id's column by --id-column, or give --id-column '' for ids of the form FILE#ROW"
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What is wanted of a source: columns that have to be there, and which part of the rows."""
 
-    texts: tuple[str, ...] = ("id", "text")
-    columns: tuple[str, ...] = ()
+    columns: Columns = field(default_factory=Columns)
     filter: RowFilter = field(default_factory=RowFilter)
     max_records: int | None = None
     max_tokens: int | None = None
@@ -87,13 +89,14 @@ def _cut_after(file: SourceFile, groups: FileGroups, whole: int, wanted: Wanted,
         fits &= np.cumsum(tokens[mask]) <= left["tokens"]
     count = int(fits.sum())  # a prefix fits: tokens are never negative
     rows = int(np.flatnonzero(mask)[count - 1]) + 1 if count else 0
-    return FileGroups(groups.facts, np.append(groups.rows[:whole], rows), np.append(groups.records[:whole], count))
+    rows, records = np.append(groups.rows[:whole], rows), np.append(groups.records[:whole], count)
+    return FileGroups(groups.facts, rows, records, groups.unclear[: whole + 1])
 
 
 def _all_groups(files: Sequence[SourceFile], wanted: Wanted, cache: Path | None) -> Iterator[FileGroups]:
     """The groups of all files in order, some ahead of their use, from the cache where it has them."""
     opener = Files()
-    question = [wanted.texts, wanted.columns, wanted.filter.to_json(), wanted.max_tokens]
+    question = [wanted.columns.to_json(), wanted.filter.to_json(), wanted.max_tokens]
     ahead = 1 if wanted.is_limited else AHEAD  # grows as it turns out how far the limit is
     with ThreadPoolExecutor(THREADS) as pool, FooterCache(cache, question) as known:
         waiting: deque[tuple[SourceFile, FileGroups | Future]] = deque()
@@ -128,10 +131,9 @@ def inspect(files: Files, file: SourceFile, wanted: Wanted) -> FileGroups:
             schema = metadata.schema.to_arrow_schema()
         _check_columns(file.name, schema, wanted)
         rows = np.array(row_group_sizes(metadata), np.int64)
-        if not wanted.filter.columns:
-            _check_nulls(file.name, metadata, wanted.texts)
+        unclear = _unclear(metadata, schema, wanted.columns)
         if not wanted.small_columns:
-            return FileGroups(facts, rows, rows)
+            return FileGroups(facts, rows, rows, unclear)
         parquet = _parquet(opened, metadata)
         records, tokens = rows.copy(), np.zeros(len(rows), np.int64)
         for number in range(len(rows)):
@@ -144,7 +146,7 @@ def inspect(files: Files, file: SourceFile, wanted: Wanted) -> FileGroups:
                 if wanted.max_tokens is not None and tokens.sum() > wanted.max_tokens:
                     tokens[number + 1 :] = tokens[number]  # beyond the limit whatever they are: not read
                     break
-    return FileGroups(facts, rows, records, tokens if wanted.max_tokens is not None else None)
+    return FileGroups(facts, rows, records, unclear, tokens if wanted.max_tokens is not None else None)
 
 
 def _parquet(opened: OpenFile, metadata: Any = None) -> Any:
@@ -173,33 +175,34 @@ def _small_columns(parquet: Any, number: int, wanted: Wanted, name: str) -> tupl
 
 
 def _check_columns(name: str, schema: "pyarrow.Schema", wanted: Wanted) -> None:
-    for column in dict.fromkeys((*wanted.texts, *wanted.small_columns, *wanted.columns)):
+    needed = wanted.columns.strings
+    for column in dict.fromkeys((*needed, *wanted.small_columns, *wanted.columns.meta)):
         if schema.names.count(column) != 1:
-            raise InvalidRequest(f"{name} has no single column {column!r}; it has {', '.join(schema.names) or 'none'}")
+            has = f"{name} has no single column {column!r}; it has {', '.join(schema.names) or 'none'}"
+            raise InvalidRequest(has + (_OTHER_ID if column == "id" else _OTHER_TEXT if column == "text" else ""))
     from pyarrow import types
 
-    numbers = {SCORE: (types.is_floating, "a float"), TOKENS: (types.is_integer, "a whole number")}
-    for column in dict.fromkeys((*wanted.texts, *wanted.small_columns)):
-        fits, what = numbers.get(column, (is_text, "a string"))
+    small = {SCORE: (types.is_floating, "a float"), TOKENS: (types.is_integer, "a whole number"),
+             DUMP: (is_string, "a string")}  # fmt: skip
+    kinds = [(column, *small[column]) for column in wanted.small_columns]
+    kinds.append((wanted.columns.text, is_text, "a string"))
+    if wanted.columns.id != ROW_ID:
+        kinds.append((wanted.columns.id, is_id, "a string or a whole number"))
+    for column, fits, what in kinds:
         if not fits(schema.field(column).type):
             raise InvalidRequest(f"{name}: column {column!r} is {schema.field(column).type}, not {what}")
 
 
-def _check_nulls(name: str, metadata: "pyarrow.parquet.FileMetaData", columns: Sequence[str]) -> None:
-    """A null that the statistics tell of would stop a worker that comes to it, so it is told of at once."""
+def _unclear(metadata: "pyarrow.parquet.FileMetaData", schema: "pyarrow.Schema", columns: Columns) -> np.ndarray:
+    """bool [row groups]: where the footer does not say that every text and id is there, and that it is UTF-8."""
     places = {metadata.schema.column(number).path: number for number in range(metadata.num_columns)}
-    for column in columns:
+    unclear = np.zeros(metadata.num_row_groups, bool)
+    for column in columns.strings:
+        if is_bytes(schema.field(column).type):
+            unclear[:] = True
+        if metadata.schema.column(places[column]).max_definition_level == 0:
+            continue  # the column cannot hold nulls
         for number in range(metadata.num_row_groups):
             statistics = metadata.row_group(number).column(places[column]).statistics
-            if statistics is not None and statistics.has_null_count and statistics.null_count:
-                count = statistics.null_count
-                raise DamagedData(f"{name}: row group {number} has {count} rows whose {column} is null; take them out")
-
-
-def is_text(kind: Any) -> bool:
-    """Whether an Arrow type is one of strings."""
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+            unclear[number] |= statistics is None or not statistics.has_null_count or statistics.null_count > 0
+    return unclear

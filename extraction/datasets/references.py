@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..columns import columns_of
 from ..manifest import ParquetFacts, Piece, StreamEntry
 from ..storage import Storage
 from .publish import Origin, Published, manifest_of, publish_manifest, published_before, stream_entry
@@ -23,12 +24,14 @@ from .publish import Origin, Published, manifest_of, publish_manifest, published
 class FileGroups:
     """A file and its row groups: int64 arrays of `rows` and of how many of them are `records`, one for each group.
 
-    `tokens` are those of a group's records, where tokens are counted.
+    `tokens` are those of a group's records, where tokens are counted. `unclear` (bool) is where the footer does not say
+    that every text and id can be read.
     """
 
     facts: ParquetFacts
     rows: np.ndarray
     records: np.ndarray
+    unclear: np.ndarray
     tokens: np.ndarray | None = None
 
 
@@ -68,8 +71,9 @@ def _runs(file: FileGroups, kept: np.ndarray, owner: np.ndarray) -> Iterator[tup
 
 
 def _entry(pieces: Sequence[Piece], files: Sequence[ParquetFacts], origin: Origin) -> StreamEntry:
-    """The digest covers the rows, the files they are of, and the filter."""
-    digest = hashlib.sha256(json.dumps(origin.options.get("filter"), sort_keys=True).encode())
+    """The digest covers the rows, the files they are of, the filter, and which columns make a record."""
+    decides = [origin.options.get("filter"), columns_of(origin.options).to_json()]
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     for number, mine in itertools.groupby(pieces, lambda piece: piece.file):
         digest.update(json.dumps(files[number].to_json(), sort_keys=True).encode())
         for piece in mine:

@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..column_chunks import pin_file
 from ..errors import DamagedData
 from ..manifest import Manifest, ParquetFacts, Piece, StreamEntry, sha256
-from ..parquet import OpenFile, read_footer, row_group_sizes
+from ..parquet import OpenFile, row_group_sizes
 from ..storage import Storage
 from .publish import (
     Origin,
@@ -168,7 +169,7 @@ def _make(origin: Origin, spool: Spool, num_streams: int, take: Callable[[str, b
         digest, pieces = hashlib.sha256(), []
         for part, data in enumerate(encode_files(spool.batches(begin, end))):
             name = f"{PREFIX}{stream:05d}{f'-{part:05d}' if part else ''}.parquet"
-            facts, metadata = read_footer(OpenFile(name, io.BytesIO(data), None))
+            facts, metadata = pin_file(OpenFile(name, io.BytesIO(data), None), Row._fields)
             sizes = row_group_sizes(metadata)
             pieces += [Piece(len(files), group, 0, rows, rows) for group, rows in enumerate(sizes)]
             files.append(facts)

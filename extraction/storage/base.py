@@ -134,6 +134,14 @@ class RangedFile(io.RawIOBase):
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
 
+    def read(self, size: int | None = -1) -> bytes:
+        """As any file reads, but without the copies that `readinto` makes of what is asked for at once."""
+        if size is None or size < 0:
+            return self.readall()
+        data = self._read(self._at, min(self._at + size, self._size))
+        self._at += len(data)
+        return data
+
     def readinto(self, buffer: memoryview) -> int:
         data = self._read(self._at, min(self._at + len(buffer), self._size))
         buffer[: len(data)] = data

@@ -21,7 +21,7 @@ from ..storage import Storage, open_storage
 from ..streams import Stream, open_stream
 from .footers import THREADS
 from .rows import PREFIX, UniqueIds
-from .sources import find_source
+from .sources import Choice, find_source
 from .tracking import track
 
 BLOCK = 1 << 22
@@ -133,7 +133,8 @@ def _check_source(manifest: Manifest) -> Iterator[str]:
         parts = source.split("/")
         source = "/".join([*parts[:4], f"{parts[4]}@{manifest.revision}", *parts[5:]])
     try:
-        found = find_source(source).files
+        choice = Choice(manifest.options.get("split"), manifest.options.get("config"))
+        found = find_source(source, choice=choice).files
     except (InvalidRequest, ObjectNotFound) as error:
         yield str(error)
         return

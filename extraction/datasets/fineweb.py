@@ -9,7 +9,7 @@ Guarantee: the manifest pins each file by size, footer and, where its place tell
 of records. Ids are not read here: `check` looks for those that are there twice. Cost: see `footers`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import click
 
 from ..selection import RowFilter
 from ..storage import Storage
-from .command import PLACES, Dataset, flag
+from .command import CHOICE_FLAGS, PLACES, Dataset, choice_of, flag
 from .publish import Origin, Published
-from .sources import find_source
+from .sources import Choice, find_source
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class FinewebOptions:
     dumps: tuple[str, ...] = ()
     meta_columns: tuple[str, ...] = ()
     cache: Path | None = None
+    choice: Choice = field(default_factory=Choice)
 
     @property
     def filter(self) -> RowFilter:
@@ -41,7 +42,7 @@ class FinewebOptions:
         """As it stands in the manifest: what was asked for."""
         asked = {"filter": self.filter.to_json(), "max_records": self.max_records, "max_tokens": self.max_tokens,
                  "meta_columns": list(self.meta_columns)}  # fmt: skip
-        return {name: value for name, value in asked.items() if value not in (None, {}, [])}
+        return {name: value for name, value in asked.items() if value not in (None, {}, [])} | self.choice.to_json()
 
 
 def create(storage: Storage, source: str, num_streams: int, options: FinewebOptions = FinewebOptions()) -> Published:
@@ -52,7 +53,7 @@ def create(storage: Storage, source: str, num_streams: int, options: FinewebOpti
     from .footers import Wanted, read_groups
     from .references import publish_references
 
-    found = find_source(source)
+    found = find_source(source, choice=options.choice).announced()
     wanted = Wanted(("id", "text"), options.meta_columns, options.filter, options.max_records, options.max_tokens)
     groups = read_groups(found.files, wanted, options.cache)
     return publish_references(
@@ -63,6 +64,7 @@ def create(storage: Storage, source: str, num_streams: int, options: FinewebOpti
 def _from_flags(storage: Storage, source: str, num_streams: int, **flags: Any) -> Published:
     cache, columns = flags.pop("footer_cache"), flags.pop("meta_columns")
     options = FinewebOptions(
+        choice=choice_of(flags),
         dumps=flags.pop("dump"),
         meta_columns=tuple(filter(None, (column.strip() for column in columns.split(",")))),
         cache=Path(cache).expanduser() if cache else None,
@@ -89,5 +91,6 @@ DATASET = Dataset(
         flag("--meta-columns", default="",
              help="Columns, separated by commas, that go beside the activations as the record's meta."),
         flag("--footer-cache", default="~/.cache/activation-extraction/footers", show_default=True, help=_CACHE),
+        *CHOICE_FLAGS,
     ],
 )

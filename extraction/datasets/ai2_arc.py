@@ -21,7 +21,7 @@ from ..errors import DamagedData
 from ..storage import Storage
 from .command import PLACES, SOURCE_FLAGS, Dataset, choice_of, flag
 from .publish import Origin, Published
-from .reading import Reading, make_rows, publish_read
+from .reading import Reading, publish_read, sound
 from .row_files import Located, checked_text, read_rows
 from .rows import Row
 from .sources import Choice, find_source
@@ -37,7 +37,7 @@ def create(
     found = find_source(source, KINDS_READ, choice).announced()
     reading = Reading(found, choice.skip_bad)
     options = {"with_answer": with_answer} | ({"spans": ["answer"]} if with_answer else {}) | choice.to_json()
-    rows = make_rows(read_rows(reading, COLUMNS), lambda _, located: question_row(located, with_answer), reading)
+    rows = sound(read_rows(reading, COLUMNS), lambda _, located: question_row(located, with_answer), reading)
     return publish_read(storage, Origin("ai2-arc", found.place, found.revision, options), rows, reading, num_streams)
 
 

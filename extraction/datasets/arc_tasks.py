@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import DamagedData, InvalidRequest
 from .arc_files import CARRIED, Part, load_carried, load_files
 from .grids import check_grid
-from .reading import MissingColumn, Reading
+from .reading import MissingColumn, Reading, sound
 from .row_files import Located, read_rows
 from .sources import Choice, Source, find_source
 
@@ -83,17 +83,13 @@ def _checked(parts: Iterable[Part], reading: Reading) -> list[NamedTask]:
 
 
 def _from_rows(reading: Reading) -> Iterator[NamedTask]:
-    for number, located in enumerate(read_rows(reading, (*ID_COLUMNS, *TASK_COLUMNS))):
-        column = next((column for column in ID_COLUMNS if located.row.get(column) is not None), None)
-        name = f"{number:07d}" if column is None else str(located.row[column])
-        try:
-            if located.problem is not None:
-                raise located.problem
-            task = NamedTask(name, check_task(_task_of(located), located.where), located.split)
-        except DamagedData as error:
-            reading.refuse(error, number == 0)
-        else:
-            yield task
+    return sound(read_rows(reading, (*ID_COLUMNS, *TASK_COLUMNS)), _named_task, reading)
+
+
+def _named_task(number: int, located: Located) -> NamedTask:
+    column = next((column for column in ID_COLUMNS if located.row.get(column) is not None), None)
+    name = f"{number:07d}" if column is None else str(located.row[column])
+    return NamedTask(name, check_task(_task_of(located), located.where), located.split)
 
 
 def _task_of(located: Located) -> Task:

@@ -6,19 +6,24 @@ to its end is pinned by its content: a bucket's checksum, the hub's etag, or a s
 read. Cost: a sha256 of local files; Parquet, of which only columns are read, is read once more for it.
 """
 
+import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
-from ..errors import DamagedData, InvalidRequest
-from ..manifest import canonical_json, sha256
-from ..parquet import etag_of
+from ..errors import DamagedData, InvalidRequest, ObjectNotFound
+from ..manifest import Manifest, canonical_json, sha256
+from ..parquet import Files, etag_of
 from ..storage import Storage
 from .publish import Origin, Published
 from .rows import Row, Spool, publish_spool
 from .sources import Source, SourceFile
+from .tracking import track
 
 SKIPPED, FILES = "skipped", "source_files"
+Made = TypeVar("Made")
 NAMED = 100
 MOST_FILES = 1000
 
@@ -78,20 +83,50 @@ def told_skipped(options: Mapping[str, Any]) -> list[str]:
     return [f"{skipped['count']} records were skipped when the streams were made:", *skipped["first"]]
 
 
-def make_rows(rows: Iterable[Any], make: Callable[[int, Any], Row], reading: Reading) -> Iterator[Row]:
-    """A record of each located row, `make(number, row)`, without those that are damaged.
+def changed_sources(manifest: Manifest) -> Iterator[str]:
+    """A sentence for each source file that is not what it was when it was copied; at a commit of the hub none changes."""
+    listed = manifest.options.get(FILES, {}).get("files", []) if manifest.revision is None else []
+    for name, size, digest in track(listed, "source files", len(listed)):
+        now = _facts_now(name)
+        if now is None:
+            yield f"{name} is gone since the streams were made"
+        elif now != (size, digest or now[1]):
+            yield f"{name} has changed since the streams were made"
+
+
+def _facts_now(name: str) -> tuple[int, str] | None:
+    """Size and digest of a source file, if it is there."""
+    try:
+        if "://" in name:
+            storage, base = Files().locate(name)
+            info = storage.stat(base)
+            return info.size, etag_of(info)
+        with open(name, "rb") as file:
+            return os.fstat(file.fileno()).st_size, file_sha256(file)
+    except (FileNotFoundError, ObjectNotFound):
+        return None
+
+
+def file_sha256(file: BinaryIO) -> str:
+    """The digest of a file's bytes as the manifest spells it."""
+    return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def sound(rows: Iterator[Any], make: Callable[[int, Any], Made], reading: Reading) -> Iterator[Made]:
+    """What `make(number, row)` makes of each located row, without those that are damaged.
 
     Raises InvalidRequest when it is the first row that misses a column.
     """
-    for number, located in enumerate(rows):
-        try:
-            if located.problem is not None:
-                raise located.problem
-            row = make(number, located)
-        except DamagedData as error:
-            reading.refuse(error, number == 0)
-        else:
-            yield row
+    with closing(rows):
+        for number, located in enumerate(rows):
+            try:
+                if located.problem is not None:
+                    raise located.problem
+                made = make(number, located)
+            except DamagedData as error:
+                reading.refuse(error, number == 0)
+            else:
+                yield made
 
 
 def publish_read(storage: Storage, origin: Origin, rows: Iterable[Row], reading: Reading, num_streams: int) -> Published:

@@ -15,6 +15,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 from ..errors import DamagedData
 from ..parquet import Files, damage_named, read_footer
 from .kinds import packing_of
-from .reading import MissingColumn, Reading
+from .reading import MissingColumn, Reading, file_sha256
 from .sources import SourceFile
 
 ROWS_AT_A_TIME = 64
@@ -67,8 +68,13 @@ def checked_text(value: Any, what: str) -> str:
     return value
 
 
-def read_rows(reading: Reading, columns: Sequence[str]) -> Iterator[Located]:
-    """The rows of all files, one file after the other, with these columns."""
+def read_rows(reading: Reading, columns: Sequence[str], limit: int | None = None) -> Iterator[Located]:
+    """The rows of all files, or the first `limit` ones, one file after the other, with these columns."""
+    with closing(_all_rows(reading, columns)) as rows:
+        yield from itertools.islice(rows, limit)
+
+
+def _all_rows(reading: Reading, columns: Sequence[str]) -> Iterator[Located]:
     files, source = Files(), reading.source
     for file in source.files:
         opened = files.open(file.name, file.info)
@@ -79,12 +85,12 @@ def read_rows(reading: Reading, columns: Sequence[str]) -> Iterator[Located]:
                 split = file.split if source.is_mixed else None
                 yield Located(located.where, row, located.names or list(located.row), split, located.problem)
         if file.kind == "Parquet":
-            reading.finish(file, "" if file.info else _sha256(file.name))
+            reading.finish(file, "" if file.info else _digest(file.name))
 
 
-def _sha256(name: str) -> str:
+def _digest(name: str) -> str:
     with Path(name).open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return file_sha256(file)
 
 
 # ---------------------------------------------------------------------------------------------- Parquet

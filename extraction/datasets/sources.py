@@ -120,11 +120,13 @@ def _nothing(source: str, place: Place, kinds: Sequence[str]) -> InvalidRequest:
     suffixes = [suffix for kind in kinds for suffix in KINDS[kind]]
     read = ", ".join(f"*{suffix}" for suffix in suffixes)
     packed = f", also packed ({', '.join(COMPRESSED)})" if set(kinds) - {"Parquet"} else ""
+    what = f"no {kinds[0]} file" if len(kinds) == 1 else "no data"
     if place.is_file:
         return InvalidRequest(f"{source}: a file is one of {read}{packed}")
     if not place.names:
-        return InvalidRequest(f"{source}: {'no file in this folder' if place.is_folder else 'no such file or folder'}")
-    return InvalidRequest(f"{source}: no {' or '.join(kinds)} file there ({read}{packed}); it has {_few(place.names)}")
+        there = "no file in this folder" if place.is_folder else "no such file or folder"
+        return InvalidRequest(f"{source}: {what} there: {there}")
+    return InvalidRequest(f"{source}: {what} there ({read}{packed}); it has {_few(place.names)}")
 
 
 def _check_kinds(source: str, files: Sequence[SourceFile]) -> None:

@@ -9,7 +9,6 @@ source.
 import json
 import re
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..storage import Storage
 from .command import PLACES, SOURCE_FLAGS, Dataset, choice_of, flag
 from .kinds import KINDS
 from .publish import Origin, Published
-from .reading import Reading, make_rows, publish_read
+from .reading import Reading, publish_read, sound
 from .row_files import Located, read_rows
 from .rows import Row
 from .sources import Choice, find_source
@@ -50,10 +49,13 @@ def create(storage: Storage, source: str, num_streams: int, options: TextOptions
     found = find_source(_location(source, options.revision), tuple(KINDS), options.choice).announced()
     reading = Reading(found, options.choice.skip_bad)
     columns = [options.text_column] + ([options.id_column] if options.id_column is not None else [])
-    rows = islice(read_rows(reading, columns), options.max_records)
     origin = Origin("text", found.place, found.revision, options.to_json())
-    make = make_rows(rows, lambda number, located: _record(number, located, options), reading)
-    return publish_read(storage, origin, make, reading, num_streams)
+    rows = sound(
+        read_rows(reading, columns, options.max_records),
+        lambda number, located: _record(number, located, options),
+        reading,
+    )
+    return publish_read(storage, origin, rows, reading, num_streams)
 
 
 def _record(number: int, located: Located, options: TextOptions) -> Row:

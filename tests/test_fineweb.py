@@ -58,7 +58,6 @@ def test_a_hub_dataset_is_pinned_to_a_commit_and_read_where_it_lies(hub, tmp_pat
 
 @pytest.mark.parametrize("source, count", [
     (f"{SAMPLE}", 3), (f"{SAMPLE}/", 3), ("hf://datasets/lab/web@main/sample/*/*.parquet", 3),
-    ("hf://datasets/lab/web", 4),
     (f"hf://datasets/lab/web@{COMMIT}/**/000.parquet", 2), (f"{SAMPLE}/001.parquet", 1),
     (f"{SAMPLE}/00[12].parquet", 2),
 ])  # fmt: skip
@@ -71,6 +70,7 @@ def test_what_a_hub_source_means(hub, tmp_path, source, count):
 @pytest.mark.parametrize("source, error, said", [
     ("hf://datasets/lab/web/nothing/*.parquet", InvalidRequest, "no Parquet file there"),
     ("hf://datasets/lab/web/sample/*.csv", InvalidRequest, "no Parquet file there"),
+    ("hf://datasets/lab/web", InvalidRequest, "has data and sample, .* choose one, such as hf://datasets/lab/web/data"),
     ("hf://datasets/lab/none", InvalidRequest, "no such repository on the hub; if it is private, set HF_TOKEN"),
     ("hf://datasets/lab/web@v9/sample", InvalidRequest, "no such revision"),
     ("hf://datasets/web", InvalidRequest, "give hf://datasets/OWNER/NAME"),

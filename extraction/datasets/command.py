@@ -7,10 +7,12 @@ where that is used.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
 from .publish import Published
+from .sources import Choice
 
 PLACES = "a folder, file or glob, gs://BUCKET/... or hf://datasets/OWNER/NAME[@REVISION]/..."
 
@@ -34,3 +36,16 @@ def flag(name: str, **settings: object) -> click.Option:
     """A click option that also reads `EXTRACT_<FLAG>`."""
     variable = "EXTRACT_" + name.split("/")[0].removeprefix("--").replace("-", "_").upper()
     return click.Option([name], envvar=variable, show_envvar=True, **settings)
+
+
+_SPLIT = "Split of the source, such as train or test, as its files or folders are named; all: every split."
+_CONFIG = "Configuration (subset) of the source: one that its README.md lists, or else a folder."
+_BAD = "A record that is damaged ends the command, or is left out, counted and named in the manifest."
+CHOICE_FLAGS = [flag("--split", help=_SPLIT), flag("--config", help=_CONFIG)]
+BAD_FLAG = flag("--on-bad-record", default="fail", show_default=True, type=click.Choice(["fail", "skip"]), help=_BAD)
+SOURCE_FLAGS = [*CHOICE_FLAGS, BAD_FLAG]
+
+
+def choice_of(flags: dict[str, Any]) -> Choice:
+    """What `SOURCE_FLAGS` chose, taken out of the values of all flags."""
+    return Choice(flags.pop("split"), flags.pop("config"), flags.pop("on_bad_record", "fail") == "skip")

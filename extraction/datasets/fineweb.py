@@ -12,7 +12,7 @@ twice. Cost: see `footers` and `contents`.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,16 @@ import click
 from ..columns import ROW_ID, Columns
 from ..selection import RowFilter
 from ..storage import Storage
-from .command import PLACES, Dataset, flag
+from .command import PLACES, SOURCE_FLAGS, Dataset, choice_of, flag
 from .publish import Origin, Published
-from .sources import SourceFile, find_source
+from .sources import Choice, SourceFile, find_source
 
 
 @dataclass(frozen=True)
 class FinewebOptions:
     """Which part of the source, and which columns make a record. `cache` is a folder for what was read of footers.
 
-    Without `id_column` an id is made of the file and the row in it. Where `skip_bad` says so, rows that cannot be read
+    Without `id_column` an id is made of the file and the row in it. Where `choice` says so, rows that cannot be read
     are left out; those that `max_records` counts are counted before.
     """
 
@@ -41,8 +41,8 @@ class FinewebOptions:
     meta_columns: tuple[str, ...] = ()
     text_column: str = "text"
     id_column: str | None = "id"
-    skip_bad: bool = False
     cache: Path | None = None
+    choice: Choice = field(default_factory=Choice)
 
     @property
     def filter(self) -> RowFilter:
@@ -51,7 +51,7 @@ class FinewebOptions:
     def to_json(self) -> dict[str, Any]:
         """As it stands in the manifest: which part was asked for."""
         asked = {"filter": self.filter.to_json(), "max_records": self.max_records, "max_tokens": self.max_tokens}
-        return {name: value for name, value in asked.items() if value not in (None, {})}
+        return {name: value for name, value in asked.items() if value not in (None, {})} | self.choice.to_json()
 
     def columns(self, files: Sequence[SourceFile]) -> Columns:
         """The columns of a record of these files."""
@@ -71,10 +71,10 @@ def create(storage: Storage, source: str, num_streams: int, options: FinewebOpti
     from .footers import Wanted, read_groups
     from .references import publish_references
 
-    found = find_source(source)
+    found = find_source(source, choice=options.choice).announced()
     columns = options.columns(found.files)
     wanted = Wanted(columns, options.filter, options.max_records, options.max_tokens)
-    groups, skipped = read_contents(read_groups(found.files, wanted, options.cache), wanted, options.skip_bad)
+    groups, skipped = read_contents(read_groups(found.files, wanted, options.cache), wanted, options.choice.skip_bad)
     said = options.to_json() | columns.to_json() | ({"skipped": skipped.to_json()} if skipped.count else {})
     return publish_references(storage, Origin("fineweb", found.place, found.revision, said), groups, num_streams)
 
@@ -82,18 +82,17 @@ def create(storage: Storage, source: str, num_streams: int, options: FinewebOpti
 def _from_flags(storage: Storage, source: str, num_streams: int, **flags: Any) -> Published:
     cache, columns = flags.pop("footer_cache"), flags.pop("meta_columns")
     options = FinewebOptions(
+        choice=choice_of(flags),
         dumps=flags.pop("dump"),
         meta_columns=tuple(filter(None, (column.strip() for column in columns.split(",")))),
         cache=Path(cache).expanduser() if cache else None,
         id_column=flags.pop("id_column") or None,
-        skip_bad=flags.pop("on_bad_record") == "skip",
         **flags,
     )
     return create(storage, source, num_streams, options)
 
 
 _SCORE = "Only records whose `language_score` is at least this."
-_BAD = "What to do with a row whose text or id is null or not UTF-8; those that are skipped are named in the manifest."
 _CACHE = "Folder that keeps what was read of remote files, so that an interrupted command goes on; '' for none."
 DATASET = Dataset(
     help="Streams that point into FineWeb's Parquet files (or any with a column of texts); nothing is copied.\n\n"
@@ -111,9 +110,9 @@ DATASET = Dataset(
         flag("--text-column", default="text", show_default=True, help="The column that is the record's text."),
         flag("--id-column", default="id", show_default=True,
              help="The column that is its id: strings or whole numbers; '' for FILE#ROW."),
-        flag("--on-bad-record", type=click.Choice(["fail", "skip"]), default="fail", show_default=True, help=_BAD),
         flag("--meta-columns", default="",
              help="Columns, separated by commas, that go beside the activations as the record's meta."),
         flag("--footer-cache", default="~/.cache/activation-extraction/footers", show_default=True, help=_CACHE),
+        *SOURCE_FLAGS,
     ],
 )

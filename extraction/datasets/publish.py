@@ -84,8 +84,10 @@ def published_before(storage: Storage, manifest: Manifest) -> Published | None:
 def _differences(there: Manifest, asked: Manifest) -> Iterator[str]:
     for name in ("dataset", "source", "revision", "options", "num_streams", "num_records"):
         old, new = getattr(there, name), getattr(asked, name)
+        if name == "options":
+            old, new = ({key: one[key] for key in one if one.get(key) != other.get(key)} for one, other in ((old, new), (new, old)))
         if old != new:
-            yield f"{name} {json.dumps(old)} there, {json.dumps(new)} asked"
+            yield f"{name} {json.dumps(old)[:300]} there, {json.dumps(new)[:300]} asked"
     for old, new in itertools.zip_longest(there.files, asked.files):
         if old != new:
             yield f"the file {(old or new).name} differs"

@@ -37,6 +37,7 @@ from .publish import (
     published_before,
     stream_entry,
 )
+from .tracking import track
 
 ROWS_PER_GROUP = 1000
 GROUP_BYTES = 16 << 20
@@ -100,7 +101,7 @@ class Spool:
         try:
             with pyarrow.OSFile(str(self._path), "wb") as sink, UniqueIds() as ids:
                 with pyarrow.ipc.new_file(sink, _schema(), options=options) as writer:
-                    for group in _groups(rows):
+                    for group in _groups(track(rows, "records")):
                         for problem in ids.add([row.id for row in group], lambda i: f"record {self._starts[-1] + i}"):
                             raise DamagedData(problem)
                         writer.write_batch(_batch(group))

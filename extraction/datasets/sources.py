@@ -1,18 +1,29 @@
 """Where the files of a source are: a local folder, file or glob, or the same in any storage: a bucket, the hub.
 
-In: `--source`. Out: a `Source` with its files in the order of their names, the same however the source was spelled; a
-folder is searched with its subfolders, but not what is named .hidden or _hidden. On the hub the revision is pinned to a
-commit. Cost: one listing.
+In: `--source`, the kinds of files that a dataset reads, and a `Choice` of split and configuration. Out: a `Source` with
+its files in the order of their names, the same however the source was spelled. On the hub the revision is pinned to a
+commit.
+
+Guarantee: exactly the files that were named. A path that exists is that file or folder, whatever characters it has; `*`,
+`?`, `[` and `**` are wildcards where nothing has that literal name. A folder, also one that a glob names, is searched
+with its subfolders, but not what is named .hidden or _hidden. Of what a folder or glob names, files that are no data
+(see `kinds`) are left out and named; several splits, several configurations or files of several kinds are refused until
+one is chosen. Cost: one listing, and a README.md in the folder.
 """
 
-import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..errors import InvalidRequest, ObjectNotFound
-from ..storage import ObjectInfo, Storage, backend_of, open_storage
+from ..errors import InvalidRequest
+from ..logs import say
+from ..storage import ObjectInfo, backend_of, open_storage
+from .configurations import choose_configuration
+from .kinds import COMPRESSED, KINDS, holds_data, kind_of
+from .places import Place, local_place, remote_place
+from .splits import choose_split, split_of
+
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -21,96 +32,112 @@ class SourceFile:
 
     name: str
     info: ObjectInfo | None = None
+    kind: str = "Parquet"
+    split: str | None = None
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is taken of a source that holds more than one data set; `skip_bad`: leave out records that are damaged."""
+
+    split: str | None = None
+    config: str | None = None
+    skip_bad: bool = False
+
+    def to_json(self) -> dict[str, str]:
+        """As it stands in the manifest: what was asked for."""
+        asked = {"split": self.split, "config": self.config}
+        return {name: value for name, value in asked.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Source:
-    """`place` is the source without its revision; `revision` the commit, or None where there are none."""
+    """`place` is the source without its revision; `revision` the commit, or None where there are none.
+
+    `left_out` names what is beside the files and was not taken.
+    """
 
     place: str
     revision: str | None
     files: tuple[SourceFile, ...]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the files are of several splits."""
+        return len({file.split for file in self.files if file.split}) > 1
+
+    def announced(self) -> "Source":
+        """The source, after a line on stderr about its files and their size."""
+        size = sum(file.size for file in self.files)
+        say(f"reading {len(self.files)} files, {size:,} bytes: {_few([file.name for file in self.files])}")
+        if self.left_out:
+            say(f"not reading {len(self.left_out)} other files there: {_few(self.left_out)}")
+        return self
 
 
-def find_source(source: str, suffixes: Sequence[str] = (".parquet",)) -> Source:
-    """The files at `source`; in a folder those whose names end in one of `suffixes`. Raises InvalidRequest for none."""
-    found = _remote(source, suffixes) if "://" in source else _local(source, suffixes)
-    if not found.files:
-        wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
-        raise InvalidRequest(f"{source}: no {_kind(suffixes)} file there (a folder is searched for {wanted})")
-    return found
+def find_source(source: str, kinds: Sequence[str] = ("Parquet",), choice: Choice = Choice()) -> Source:
+    """The files at `source` of one of the `kinds`.
 
-
-def _kind(suffixes: Sequence[str]) -> str:
-    return " or ".join({".parquet": "Parquet", ".jsonl": "JSONL"}.get(suffix, suffix) for suffix in suffixes)
-
-
-# ---------------------------------------------------------------------------------------------- local
-
-
-def _local(source: str, suffixes: Sequence[str]) -> Source:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        place = path.resolve()
-        inside = (file for suffix in suffixes for file in place.rglob(f"*{suffix}"))
-        found = [file for file in inside if not _hidden(file.relative_to(place).parts)]
+    Raises InvalidRequest when there are none, or when they are of several kinds, splits or configurations of which none
+    was chosen.
+    """
+    place = _remote(source) if "://" in source else local_place(Path(source).expanduser())
+    if place.is_file:
+        chosen = {name: None for name in place.names}
     else:
-        place = _resolved(path)
-        found = [path] if path.exists() else [Path(name) for name in glob.glob(str(path), recursive=True)]
-    # The folder is resolved but not the file: in a download cache files are links to names without order or suffix.
-    names = sorted({str(file.parent.resolve() / file.name) for file in found if not file.is_dir()})
-    return Source(str(place), None, tuple(map(SourceFile, names)))
+        chosen = choose_configuration(place, source, choice.config)
+    data = {name: split for name, split in chosen.items() if _kind(place, name, kinds)}
+    if not data:
+        raise _nothing(source, place, kinds)
+    splits = {name: split or split_of(name) for name, split in data.items()}
+    splits = choose_split(splits, source, choice.split)
+    files = tuple(_file(place, name, _kind(place, name, kinds), split) for name, split in splits.items())
+    _check_kinds(source, files)
+    return Source(place.name, place.revision, files, tuple(name for name in place.names if name not in splits))
 
 
-def _hidden(parts: Sequence[str]) -> bool:
-    return any(part.startswith((".", "_")) for part in parts)
-
-
-def _resolved(pattern: Path) -> Path:
-    """A file name or glob with the folder before its first wildcard resolved."""
-    fixed = _fixed(pattern.parts)
-    return Path(*pattern.parts[:fixed]).resolve().joinpath(*pattern.parts[fixed:])
-
-
-def _fixed(parts: Sequence[str]) -> int:
-    """How many parts of a glob name a folder: all before the first wildcard, but not the last part."""
-    return next((number for number, part in enumerate(parts) if glob.has_magic(part)), max(len(parts) - 1, 0))
-
-
-# ---------------------------------------------------------------------------------------------- remote
-
-
-def _remote(source: str, suffixes: Sequence[str]) -> Source:
+def _remote(source: str) -> Place:
     root, path = backend_of(source).split(source)
-    storage = open_storage(root)
-    place = f"{storage.place}/{path}" if path else storage.place
-    return Source(place, storage.revision, _listed(storage, path, suffixes))
+    return remote_place(open_storage(root), path)
 
 
-def _listed(storage: Storage, path: str, suffixes: Sequence[str]) -> tuple[SourceFile, ...]:
-    """The files of a storage that a path names: itself a file, a folder, or a glob."""
-    pattern = path.split("/") if path else []
-    if path.endswith(tuple(suffixes)) or glob.has_magic(path):
-        folder, wanted = pattern[: _fixed(pattern)], [pattern]
-    else:
-        folder, wanted = pattern, [[*pattern, "**", f"*{suffix}"] for suffix in suffixes]
-    try:
-        infos = list(storage.list("".join(f"{part}/" for part in folder)))
-    except ObjectNotFound:  # the hub has no such folder
-        return ()
-    found = []
-    for info in infos:
-        parts = info.name.split("/")
-        named = [*pattern] == parts
-        if named or (any(_matches(parts, one) for one in wanted) and not _hidden(parts[len(folder) :])):
-            found.append(SourceFile(f"{storage}/{info.name}", info))
-    return tuple(found)
+def _kind(place: Place, name: str, kinds: Sequence[str]) -> str | None:
+    """The kind of a file if it is one of these; a single file that is named is what a dataset of one kind reads."""
+    kind = kind_of(name) if place.is_file or holds_data(name) else None
+    if place.is_file and kind is None and len(kinds) == 1:
+        return kinds[0]
+    return kind if kind in kinds else None
 
 
-def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a path is one that a glob means; `**` stands for any number of folders."""
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(_matches(parts[skip:], pattern[1:]) for skip in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+def _file(place: Place, name: str, kind: str, split: str | None) -> SourceFile:
+    info, size = place.facts(name)
+    return SourceFile(place.file_name(name), info, kind, split, size)
+
+
+def _nothing(source: str, place: Place, kinds: Sequence[str]) -> InvalidRequest:
+    suffixes = [suffix for kind in kinds for suffix in KINDS[kind]]
+    read = ", ".join(f"*{suffix}" for suffix in suffixes)
+    packed = f", also packed ({', '.join(COMPRESSED)})" if set(kinds) - {"Parquet"} else ""
+    what = f"no {kinds[0]} file" if len(kinds) == 1 else "no data"
+    if place.is_file:
+        return InvalidRequest(f"{source}: a file is one of {read}{packed}")
+    if not place.names:
+        there = "no file in this folder" if place.is_folder else "no such file or folder"
+        return InvalidRequest(f"{source}: {what} there: {there}")
+    return InvalidRequest(f"{source}: {what} there ({read}{packed}); it has {_few(place.names)}")
+
+
+def _check_kinds(source: str, files: Sequence[SourceFile]) -> None:
+    """Raises InvalidRequest for files of several kinds: which of them are the data only the user knows."""
+    first = {file.kind: file for file in reversed(files)}
+    if len(first) > 1:
+        found = " and ".join(f"{kind} files ({first[kind].name})" for kind in sorted(first))
+        suffix = KINDS[files[0].kind][0]
+        raise InvalidRequest(f"{source} has {found}: choose one kind with a glob, such as '{source}/**/*{suffix}*'")
+
+
+def _few(names: Sequence[str]) -> str:
+    """Some names, and how many more there are."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

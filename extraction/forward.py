@@ -38,8 +38,9 @@ from .models.pooling import window_means
 from .models.results import StepOutput, start_transfer
 from .models.sharding import Demand, Layout, MeshShape, Placement, choose_mesh, memory_of, mesh_of, misfit
 from .models.stacks import of_layer, to_slice
+from .models.names import TextModel, find_tensors
 from .models.tensors import WeightFiles
-from .models.weights import check_names, leaves_of, load_params, plan_fills
+from .models.weights import check_shapes, leaves_of, load_params, plan_fills
 
 
 @dataclass(frozen=True)
@@ -224,12 +225,13 @@ def _opened_weights(folder: ModelFolder, config: ModelConfig, options: ForwardOp
     family = family_of(config.family)
     plan = CapturePlan.of(options.hook_points, config)
     _, abstract = _abstract_model(config, plan, options)
-    table = family.weight_table(config)
+    table, running = family.weight_table(config), plan.num_layers
     placement = Placement(mesh_of(options.mesh, jax.local_devices()), config)
-    with WeightFiles(folder, family.prefix) as files:
-        check_names(files, table, config.num_layers, family.not_needed)
-        fills = plan_fills(files, table, abstract, plan.num_layers)
-        yield lambda: Loaded(load_params(files, fills, placement), files.digest())
+    fills = plan_fills(table, abstract, running)
+    with WeightFiles(folder) as files:
+        places = find_tensors(files, TextModel(family, table, running, config.tied))
+        check_shapes(files, places, fills)
+        yield lambda: Loaded(load_params(files, places, fills, placement), files.digest())
 
 
 def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: Layout) -> Callable:

@@ -19,6 +19,7 @@ from extraction.positions import Selection, Selector
 from extraction.shards import decode
 from extraction.storage import Storage, open_storage
 from tests import runs
+from tests.known_models import ACCEPTED, FOLDER
 from tests.runs import WIDTHS, make_run
 from tests.workers import ROOT, python
 
@@ -116,13 +117,13 @@ def test_the_table_of_hook_points_has_all_by_their_short_names():
 
 def test_the_table_of_families_says_what_is_absent(tmp_path):
     absent = {}
-    for path in sorted((ROOT / "tests/model_configs").glob("*.json")):
-        (tmp_path / "config.json").write_bytes(path.read_bytes())
+    for name in ACCEPTED:
+        (tmp_path / "config.json").write_bytes((FOLDER / f"{name}.json").read_bytes())
         config = read_model_config(tmp_path)
-        absent[config.family] = set(config.absent_hooks)
+        absent.setdefault(config.family, set()).update(config.absent_hooks)
     rows = rows_of_table((DOCS / "hook-points.md").read_text(), "model types")
     assert {family: set(row[3]) for row in rows for family in row[0]} == absent
-    assert absent.keys() == FAMILIES.keys()
+    assert absent.keys() == FAMILIES.keys() - {"ministral"}  # a Mistral whose file says which layers have the window
 
 
 def test_the_example_of_hook_points_runs():

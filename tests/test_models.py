@@ -20,43 +20,23 @@ from extraction.models.families import FAMILIES, Family, family_of
 from extraction.models.families.reading import rope as rope_of
 from extraction.models.location import ModelFolder, locate_model
 from extraction.models.mixture import dot_by_blocks, grouped_dot
+from extraction.models.reference import ModelView
 from extraction.models.rope import rope_frequencies
-from tests.tiny_models import CONFIGS, LINEAR, LLAMA3, SIZES, YARN, TinyModel, documents, error, load, run
+from tests.tiny_models import CONFIGS, LINEAR, LLAMA3, SIZES, WINDOWS, YARN, TinyModel, documents, error, load, run
 
-# As the hub has them, of older and newer dates; what is spelled out is what their authors wrote.
-SMOLLM2 = {
-    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
-    "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.04, "intermediate_size": 1536,
-    "is_llama_config": True, "max_position_embeddings": 8192, "mlp_bias": False, "model_type": "llama",
-    "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3, "pretraining_tp": 1,
-    "rms_norm_eps": 1e-5, "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
-    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.40.1", "use_cache": True,
-    "vocab_size": 49152,
-}
-QWEN25 = {
-    "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
-    "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02, "intermediate_size": 4864,
-    "max_position_embeddings": 32768, "max_window_layers": 24, "model_type": "qwen2", "num_attention_heads": 14,
-    "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
-    "sliding_window": 32768, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True,
-    "use_mrope": False, "use_sliding_window": False, "vocab_size": 151936,
-}
-OLD_GPT2 = {
-    "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": 50256,
-    "embd_pdrop": 0.1, "eos_token_id": 50256, "id2label": {"0": "LABEL_0"}, "initializer_range": 0.02,
-    "label2id": {"LABEL_0": 0}, "layer_norm_epsilon": 1e-5, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768,
-    "n_head": 12, "n_layer": 6, "n_positions": 1024, "resid_pdrop": 0.1, "summary_activation": None,
-    "summary_first_dropout": 0.1, "summary_proj_to_labels": True, "summary_type": "cls_index", "summary_use_proj": True,
-    "task_specific_params": {"text-generation": {"do_sample": True}}, "vocab_size": 50257, "_num_labels": 1,
-}
 LLAMA = {"model_type": "llama", **SIZES}
-CODER = SIZES | {
-    "model_type": "qwen3_moe", "qkv_bias": False, "shared_expert_intermediate_size": 0, "use_qk_norm": True,
-}
 # As transformers 4 saved a model whose file had `rotary_pct` and `rotary_emb_base`.
 RESAVED_NEOX = {
     "model_type": "gpt_neox", "hidden_size": 768, "num_attention_heads": 12, "rotary_pct": 0.25,
     "rotary_emb_base": 10000, "partial_rotary_factor": 0.25, "rope_theta": 10000, "rope_scaling": None,
+}
+# What people and tools leave in a file, and what no model reads.
+UNREAD = {
+    "_model_name_or_path": "Q4_1.gguf", "auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
+    "custom_pipelines": {"text": {"impl": "own.Pipeline", "pt": ["AutoModel"]}}, "max_length": 20, "model_max_length": 9,
+    "name": "mine", "problem_type": "regression", "quantization_config": None, "rope_interleaved": True,
+    "some_new_attribute": 3, "temperature": 0.6, "tokenizer_class": "LlamaTokenizer", "torchscript": True,
+    "unsloth_fixed": True, "_attn_implementation": "eager", "partial_rotary_factor": 0.5, "sliding_window": 16,
 }
 
 
@@ -115,18 +95,24 @@ def test_rotations_are_those_of_the_reference_at_far_positions(parameters, rope)
     config = transformers.LlamaConfig(hidden_size=128, num_attention_heads=2, rope_parameters=parameters)
     reference = LlamaRotaryEmbedding(config)
     theirs = reference.inv_freq.numpy()
-    assert rope_of(parameters, config, Path()) == rope
+    assert rope_of(parameters, ModelView(config), Path()) == rope
     assert rope.attention_factor == pytest.approx(reference.attention_scaling, rel=1e-12)
     assert np.abs(1e5 * (rope_frequencies(64, rope).astype(np.float64) - theirs)).max() < 1e-3
 
 
 @pytest.mark.parametrize("attributes, expected", [
-    (SMOLLM2, {"num_layers": 30, "num_kv_heads": 3, "head_width": 64, "rope": Rope(1e5), "qkv_bias": False}),
-    (QWEN25, {"qkv_bias": True, "output_bias": False, "head_width": 64, "rope": Rope(1e6)}),
-    (OLD_GPT2, {"num_layers": 6, "mlp_width": 3072, "rope": None, "max_positions": 1024}),
-    (CODER, {"qkv_bias": False, "qk_norm": "head"}),
+    (LLAMA | UNREAD, {"rope": Rope(1e4), "window": None}),
     (RESAVED_NEOX, {"rope": Rope(1e4, fraction=0.25)}),
-    (LLAMA | {"unsloth_fixed": True, "_attn_implementation": "eager"}, {"rope": Rope(1e4)}),
+    (RESAVED_NEOX | {"partial_rotary_factor": 0.5}, {"rope": Rope(1e4, fraction=0.25)}),
+    (LLAMA | {"hidden_act": "swish"}, {"activation": "silu"}),
+    (LLAMA | {"model_type": "mistral", "attention_bias": True}, {"qkv_bias": False, "output_bias": False}),
+    (LLAMA | {"model_type": "qwen3_moe", "qkv_bias": True, "use_qk_norm": False}, {"qkv_bias": False, "qk_norm": "head"}),
+    (LLAMA | {"model_type": "mistral", "sliding_window": 9, "layer_types": WINDOWS["layer_types"]},
+     {"family": "mistral", "window": 9, "windowed": (True, False, True)}),
+    (LLAMA | {"rope_parameters": YARN | {"attn_factor": 2.0, "turns": 3}},
+     {"rope": Rope(1e4, "yarn", 4.0, original_max_positions=64, attention_factor=0.1 * np.log(4.0) + 1)}),
+    (LLAMA | {"tie_word_embeddings": True}, {"tied": True}), (LLAMA, {"tied": False}),
+    ({"model_type": "gpt2"}, {"tied": True}), ({"model_type": "gemma2"}, {"tied": True}),
     (LLAMA | {"rope_theta": 5e5, "rope_scaling": None}, {"rope": Rope(5e5)}),
     (LLAMA | {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}, {"rope": Rope(5e5, "linear", 4.0)}),
     (LLAMA | {"rope_theta": 5e5, "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"}},
@@ -138,23 +124,21 @@ def test_configurations_as_they_are_found(configured, attributes, expected):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"model_type": "mamba2"}, "mamba2.* supported are llama, mistral, qwen2, qwen3, gemma2, "),
-    ({"some_new_attribute": 3}, "some_new_attribute"),
-    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
-    ({"rope_interleaved": True}, "rope_interleaved"),
+    ({"model_type": "mamba2"}, "mamba2.* supported are llama, mistral, ministral, qwen2, "),
+    ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config: .* \(fp8\), .* not quantised, or .*dequantize"),
+    ({"quantization_config": {"load_in_4bit": True}}, r"of a kind that it does not name"),
+    ({"per_layer_config": {"1": {"intermediate_size": 8}}}, "per_layer_config"),
+    ({"is_causal": False}, "is_causal = false is not handled for llama; LlamaModel of transformers reads it"),
     ({"hidden_act": "xielu"}, "xielu"),
-    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "turns": 2.0}}, "RoPE parameters turns"),
+    ({"rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}}, "RoPE parameters partial_rotary_factor"),
     ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE type 'dynamic'"),
-    ({"sliding_window": 16}, "sliding_window = 16 is not handled for llama"),
     ({"model_type": "qwen2", "layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "chunked"),
-    ({"model_type": "mistral", "layer_types": ["sliding_attention"] * 3}, "layer_types"),
     ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
-    ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
-    ({"model_type": "mistral", "attention_bias": True}, "attention_bias = true is not handled for mistral"),
+    ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0 is not handled"),
+    ({"model_type": "gpt_neox", "head_dim": 16}, "head_dim = 16 is not handled for gpt_neox"),
+    ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = true"),
+    ({"model_type": "gpt2", "scale_attn_weights": False}, "scale_attn_weights = false"),
     ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "layer 1 has no experts"),
-    (CODER | {"shared_expert_intermediate_size": 8}, "shared_expert_intermediate_size = 8 is not handled"),
-    (CODER | {"qkv_bias": True}, "qkv_bias = true is not handled for qwen3_moe"),
     ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "layer 0 has no experts"),
 ])
 def test_what_is_not_handled_is_refused_by_name(configured, change, message):
@@ -167,14 +151,13 @@ def test_what_is_not_handled_is_refused_inside_a_configuration_too(configured):
         configured({"model_type": "gemma3", "text_config": {"use_bidirectional_attention": True}})
 
 
-def test_a_rotation_that_is_said_in_two_ways_is_refused(configured):
-    with pytest.raises(InvalidRequest, match=r"partial_rotary_factor = 0\.5 is not handled for gpt_neox beside 0\.25"):
-        configured(RESAVED_NEOX | {"partial_rotary_factor": 0.5})
-
-
-def test_gpt2_variants_that_would_change_the_values_are_refused(configured):
-    with pytest.raises(InvalidRequest, match="scale_attn_by_inverse_layer_idx"):
-        configured(OLD_GPT2 | {"scale_attn_by_inverse_layer_idx": True})
+def test_keys_that_the_reference_does_not_know_are_named_once(configured, capsys):
+    configured(LLAMA | UNREAD | {"rope_theta": 1e4, "torch_dtype": "bfloat16", "bos_token_id": 1, "attention_dropout": 0.1})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "config.json: ignored, since LlamaModel of transformers does not read it: _model_name_or_path, auto_map, "
+        "custom_pipelines, model_max_length, name, quantization_config, rope_interleaved, sliding_window, "
+        "some_new_attribute, tokenizer_class, torchscript, unsloth_fixed")
 
 
 @pytest.mark.parametrize("attributes", [

@@ -7,7 +7,10 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
+import transformers
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_model
 
 from extraction.errors import DamagedData, InvalidRequest, PermissionDenied
 from extraction.forward import ForwardOptions, StepShape, load_forward
@@ -50,8 +53,8 @@ def digest_of(folder, change=None):
     """The digest of the final norm alone, after a change."""
     if change:
         rewrite(folder, change)
-    with WeightFiles(ModelFolder(folder, "", None), "model.") as files:
-        files.feed(["model.norm.weight"], lambda name, tensor: None)
+    with WeightFiles(ModelFolder(folder, "", None)) as files:
+        files.feed({"model.norm.weight": files.places["model.norm.weight"]}, lambda name, tensor: None)
         return files.digest()
 
 
@@ -120,17 +123,85 @@ def test_the_digest_covers_bytes_shape_and_dtype(model):
 @pytest.mark.parametrize("change, message", [
     (lambda t: t.pop(UP), f"model: tensor {UP} is missing"),
     (lambda t: t.update({"model.layers.1.extra": t[UP]}), r"model\.safetensors: tensor model\.layers\.1\.extra is unknown"),
-    (lambda t: t.update({"model.layers.3.mlp.up_proj.weight": t[UP]}), r"model\.layers\.3\.mlp.* is unknown"),
+    (lambda t: t.update({"model.norm.bias": t["model.norm.weight"]}), r"model\.norm\.bias is unknown"),
+    (lambda t: t.pop("model.norm.weight"), r"model\.norm\.weight is missing .*; save or download the model again"),
     (lambda t: t.update({"model.layers.1.self_attn.q_proj.bias": t["model.norm.weight"]}), r"q_proj\.bias is unknown"),
     (lambda t: t.update({UP: t[UP][:-1]}), rf"model\.safetensors: tensor {UP} has shape"),
     (lambda t: t.update({UP: np.ascontiguousarray(t[UP].T)}), f"{UP} has shape"),
     (lambda t: t.update({UP: t[UP].astype(np.int8)}), f"{UP} is I8"),
-    (lambda t: t.update({"norm.weight": t["model.norm.weight"]}), r"norm\.weight is there twice"),
+    (lambda t: t.update({"norm.weight": t["model.norm.weight"]}), r"tensor model\.norm\.weight is there twice, also as norm"),
+    (lambda t: t.pop("model.embed_tokens.weight"),
+     r"model\.embed_tokens\.weight is missing .*; lm_head\.weight is there, but .* another matrix \(tie_word_embeddings\)"),
+    (lambda t: t.clear() or t.update({"bert.pooler.weight": np.ones(2, np.float32)}),
+     r"no tensor is called model\.embed_tokens\.weight.* \(there are bert\.pooler\.weight, .* not of one model"),
+    (lambda t: t.update({f"draft.{name}": tensor for name, tensor in t.items()}),
+     r"more than once, with draft\.model\.layers\.0\.\S+ and model\.layers\.0\.\S+; leave one"),
+    (lambda t: t.update({f"{UP[:-7]}.base_layer.weight": t.pop(UP), f"{UP[:-7]}.lora_A.default.weight": t["lm_head.weight"]}),
+     r"up_proj\.base_layer\.weight is unknown"),
 ])
 def test_tensors_that_do_not_fit_are_named(model, change, message):
     rewrite(model, change)
     with pytest.raises(DamagedData, match=message):
         load(model, LAST)
+
+
+FIRST = "model.embed_tokens.weight"
+
+
+def renamed(prefix, own="model."):
+    """Gives every tensor of the text model this prefix in place of its own."""
+    return lambda t: [t.update({prefix + name.removeprefix(own): t.pop(name)}) for name in list(t) if name.startswith(own)]
+
+
+@pytest.mark.parametrize("change", [
+    renamed(""), renamed("transformer."), renamed("model.language_model."), renamed("language_model.model."),
+    renamed("base_model.model.model."), renamed("_orig_mod.model."), renamed("module.model."),
+    lambda t: t.update({"score.weight": t["lm_head.weight"][:1]}),
+    lambda t: t.update({"v_head.summary.weight": t[UP], "v_head.summary.bias": t["model.norm.weight"]}),
+    lambda t: t.update({"classifier.weight": t.pop("lm_head.weight").astype(np.int8)}),
+    lambda t: t.update({name.replace("layers.1", "layers.3"): t[name] for name in list(t) if "layers.1." in name}),
+    lambda t: t.update({"model.layers.3.embed_tokens.weight": t[FIRST], "model.layers.3.eh_proj.weight": t[UP]}),
+    lambda t: t.update({f"model.mtp.layers.0.{name[15:]}": t[name] for name in list(t) if "layers.0." in name}),
+    lambda t: t.update({"vision_tower.encoder.layers.0.self_attn.q_proj.weight": t[UP]}),
+])
+def test_other_prefixes_heads_layers_and_towers_change_nothing(model, change):
+    before = load(model, LAST).weights_digest
+    rewrite(model, change)
+    assert load(model, LAST).weights_digest == before
+
+
+@pytest.mark.parametrize("change", [
+    lambda t: t.pop("model.layers.2.mlp.up_proj.weight"), lambda t: t.update({"model.layers.2.extra": t[UP]}),
+])
+def test_a_layer_that_does_not_run_is_not_looked_at(model, change):
+    before = load(model, ("blocks.1.hook_resid_post",)).weights_digest
+    rewrite(model, change)
+    assert load(model, ("blocks.1.hook_resid_post",)).weights_digest == before
+    with pytest.raises(DamagedData, match=r"model\.layers\.2\."):
+        load(model, LAST)
+
+
+@pytest.mark.parametrize("name", ["llama-biases-tied-llama3", "gpt2", "gpt_neox-in-turn-linear", "gemma2"])
+def test_a_tied_model_that_was_saved_with_its_head_alone_is_whole(models, tmp_path, name):
+    """`save_model` of safetensors keeps one name of a tensor that has two; which one is up to the alphabet."""
+    folder = shutil.copytree(models(name).folder, tmp_path / "model")
+    stored = load_file(folder / "model.safetensors")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    save_model(model, str(folder / "model.safetensors"))
+    kept = load_file(folder / "model.safetensors")
+    if name == "gpt_neox-in-turn-linear":  # as transformers 4 called it
+        kept["embed_out.weight"] = kept.pop("lm_head.weight", None) or kept.pop("gpt_neox.embed_in.weight")
+        save_file(kept, folder / "model.safetensors")
+    assert len(stored.keys() - kept.keys()) == 1 and kept.keys() - stored.keys() <= {"lm_head.weight", "embed_out.weight"}
+    ours, _ = run(load(folder, LAST), documents())
+    assert error(ours[LAST[0]], models(name).reference[LAST[0]]) < 1e-5
+
+
+def test_a_tied_model_with_neither_name_says_both(models, tmp_path):
+    folder = shutil.copytree(models("gemma2").folder, tmp_path / "model")
+    rewrite(folder, lambda t: t.pop(FIRST))
+    with pytest.raises(DamagedData, match=r"embed_tokens\.weight is missing .* and so is the head .* \(lm_head\.weight\)"):
+        load(folder, LAST)
 
 
 def test_a_tensor_in_two_files_is_refused(model):
@@ -188,9 +259,9 @@ def test_the_host_holds_the_largest_tensor_and_a_margin(tmp_path, monkeypatch):
     stored = {name: np.full(size // 4, i, np.float32) for i, (name, size) in enumerate(sizes.items())}
     save_file(stored, tmp_path / "model.safetensors")
     seen = []
-    with WeightFiles(ModelFolder(tmp_path, "", None), "") as files:
+    with WeightFiles(ModelFolder(tmp_path, "", None)) as files:
         tracemalloc.start()
-        files.feed(list(sizes)[::-1], lambda name, tensor: seen.append((name, tensor.shape, set(tensor[[0, -1]]))))
+        files.feed({name: files.places[name] for name in list(sizes)[::-1]}, lambda name, tensor: seen.append((name, tensor.shape, set(tensor[[0, -1]]))))
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert seen == [(name, stored[name].shape, {stored[name][0]}) for name in list(sizes)[::-1]]
@@ -224,7 +295,7 @@ def test_a_model_in_a_bucket_is_read_in_ranges_and_only_small_files_are_kept(mod
 
 
 def digest_in_bucket(place):
-    with WeightFiles(locate_model(place), "model.") as files:
+    with WeightFiles(locate_model(place)) as files:
         return files.digest()
 
 
@@ -240,7 +311,7 @@ def test_the_digest_of_a_bucket_is_made_of_checksums_and_generations(in_bucket, 
 
 def test_an_object_that_is_replaced_while_it_is_read_is_noticed(in_bucket):
     place, storage = in_bucket
-    with WeightFiles(locate_model(place), "model.") as files:
+    with WeightFiles(locate_model(place)) as files:
         storage.replace("part-1.safetensors", storage.read("part-1.safetensors"))
         with pytest.raises(DamagedData, match=r"gs://bucket/models/tiny/part-1\.safetensors: the object was replaced"):
             files.digest()

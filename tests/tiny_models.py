@@ -39,6 +39,7 @@ CONFIGS = {
     "llama-one-kv-head-linear": partial(
         transformers.LlamaConfig, **(SIZES | {"num_key_value_heads": 1}), rms_norm_eps=1e-2, rope_parameters=LINEAR),
     "mistral": partial(transformers.MistralConfig, **SIZES, sliding_window=16),
+    "ministral": partial(transformers.MinistralConfig, **SIZES, **WINDOWS, head_dim=8),
     "qwen2": partial(transformers.Qwen2Config, **SIZES),
     "qwen2-window-above": partial(
         transformers.Qwen2Config, **SIZES, use_sliding_window=True, sliding_window=16, max_window_layers=1),

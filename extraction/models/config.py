@@ -46,7 +46,7 @@ class ModelConfig:
     A layer that is `windowed` (one flag for each layer, none where there is no window) sees `window` tokens, its own
     included, and rotates by `window_rope` where the model has one. `qk_norm` is over each `head`, or over the `width`
     of all heads. `attention_scale` is 1 / sqrt(head_width) unless given. `mlp_width` is one expert's where there are
-    experts. `parallel`: attention and mlp read the same x.
+    experts. `parallel`: attention and mlp read the same x. `tied`: the head is the embedding.
     """
 
     family: str
@@ -72,6 +72,7 @@ class ModelConfig:
     window_rope: Rope | None = None
     parallel: bool = False
     experts: Experts | None = None
+    tied: bool = False
 
     @property
     def absent_hooks(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """A model's configuration, read from its Hugging Face folder. No jax.
 
-In: a folder with `config.json`. Out: a frozen `ModelConfig`. Guarantee: an attribute that would change the forward pass
-and is not handled raises, so that a model that is not quite supported cannot run quietly wrong.
+In: a folder with `config.json`. Out: a frozen `ModelConfig`. Guarantee: transformers is the reference. A key that its
+model reads is honoured, or refuses the model by its name; a key that its model does not read changes nothing.
 """
 
 import json
@@ -10,48 +10,40 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DamagedData, InvalidRequest
+from ..logs import say
 from .config import ModelConfig
-from .families import FAMILIES, family_of
-
-# Attributes that do not reach the hidden states: generation, training, the head, and how others run the model.
-_IRRELEVANT = {
-    "architectures", "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "bos_token_id",
-    "classifier_dropout", "dtype", "embd_pdrop", "eos_token_id", "hidden_dropout", "hidden_dropout_prob",
-    "initializer_range", "is_decoder", "max_window_layers", "model_type", "n_special", "output_past",
-    "output_router_logits", "pad_token_id", "predict_special_tokens", "pretraining_tp", "reorder_and_upcast_attn",
-    "resid_pdrop", "router_aux_loss_coef", "router_jitter_noise", "summary_activation", "summary_first_dropout",
-    "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "tie_word_embeddings",
-    "torch_dtype", "transformers_version", "unk_token_id", "use_cache", "gradient_checkpointing", "n_ctx",
-    "is_llama_config", "max_sequence_length", "_attn_implementation", "_attn_implementation_autoset", "_name_or_path",
-    "_num_labels", "id2label", "label2id", "num_labels", "output_attentions", "output_hidden_states",
-    "transformers.js_config", "unsloth_fixed", "unsloth_version",
-}
-# Attributes with one value that changes nothing, where they are not handled.
-_ONLY = {"attention_bias": False, "mlp_bias": False, "rope_interleaved": False, "use_mrope": False}
+from .families import FAMILIES, Family, family_of
+from .reference import ModelView
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    """The configuration of the model in `folder`.
+    """The configuration of the model in `folder`. Keys that the class of the configuration does not know are named.
 
-    Raises InvalidRequest (no `config.json`, an architecture or attribute that is not supported) and DamagedData.
+    Raises InvalidRequest (no `config.json`, an architecture or attribute that is not handled) and DamagedData.
     """
     path = folder / "config.json"
     written = _read(path)
-    model_type = written["model_type"]
-    if model_type not in FAMILIES:
-        raise InvalidRequest(f"{path}: model type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
+    if written["model_type"] not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise InvalidRequest(f"{path}: model type {written['model_type']!r} is not supported; supported are {known}")
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    family = family_of(written["model_type"])
     try:
+        _refuse_by_hand(path, written, family)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        _refuse_unhandled(path, written, type(config)())
-        family = family_of(model_type)
-        if family.inside:
-            config = getattr(config, family.inside)
-            _refuse_unhandled(path, {"model_type": config.model_type} | written[family.inside], type(config)())
-        return _checked(replace(family.read(config, path), family=model_type), path)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, OSError) as error:
+        view = ModelView(getattr(config, family.inside) if family.inside else config)
+        found = replace(
+            family.read(view, path), family=written["model_type"], tied=bool(getattr(config, "tie_word_embeddings", False))
+        )
+        _refuse_left(path, view)
+        if ignored := view.ignored(written[family.inside] if family.inside else written):
+            say(f"{path}: ignored, since {view.model} of transformers does not read it: {', '.join(ignored)}")
+        return _checked(found, path)
+    except (
+        StrictDataclassError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError
+    ) as error:
         raise DamagedData(f"{path}: {' '.join(str(error).split())}") from error
 
 
@@ -70,14 +62,25 @@ def _read(path: Path) -> dict[str, Any]:
     return written
 
 
-def _refuse_unhandled(path: Path, written: dict[str, Any], default: Any) -> None:
-    model_type = written["model_type"]
-    for alias, value in written.items():
-        name = default.attribute_map.get(alias, alias)
-        if name in family_of(model_type).handled | _IRRELEVANT or (name in _ONLY and value == _ONLY[name]):
-            continue
-        if not hasattr(default, name) or getattr(default, name) != value:
-            raise InvalidRequest(f"{path}: {alias} = {json.dumps(value)} is not handled for {model_type}")
+def _refuse_by_hand(path: Path, written: dict[str, Any], family: Family) -> None:
+    """Raise InvalidRequest for what is read outside the model's own code: quantisation, and layers that differ."""
+    for part in (written, written.get(family.inside) or {}):
+        if quantisation := part.get("quantization_config"):
+            kind = quantisation.get("quant_method") or "of a kind that it does not name"
+            raise InvalidRequest(
+                f"{path}: quantization_config: the weights are quantised ({kind}), which is not handled; give the model "
+                "that is not quantised, or load it in transformers, call dequantize(), and save it to another folder"
+            )
+        if part.get("per_layer_config"):
+            raise InvalidRequest(f"{path}: per_layer_config is not handled: all layers must be made alike")
+
+
+def _refuse_left(path: Path, view: ModelView) -> None:
+    for name, value in view.left().items():
+        shown = json.dumps(value, default=str)
+        raise InvalidRequest(
+            f"{path}: {name} = {shown} is not handled for {view.model_type}; {view.model} of transformers reads it"
+        )
 
 
 def _checked(config: ModelConfig, path: Path) -> ModelConfig:

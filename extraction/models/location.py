@@ -8,12 +8,15 @@ hub's cache answers, without the network.
 
 import fnmatch
 import hashlib
+import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
 from ..storage import BACKENDS, ObjectInfo, Storage, backend_of, open_storage
+from .other_forms import how_to_convert
 
 _SMALL_FILES = ["*.json", "*.model", "merges.txt", "vocab.txt"]
 _FILES = [*_SMALL_FILES, "*.safetensors"]
@@ -47,9 +50,10 @@ class ModelFolder:
 
 
 def locate_model(model: str, revision: str | None = None, weights: bool = True) -> ModelFolder:
-    """The folder of `model`; without `weights` a hub model's are not downloaded.
+    """The folder of `model`; without `weights` a hub model's are not downloaded, and no model's are looked for.
 
-    Raises InvalidRequest (no such folder or repository), PermissionDenied, TryAgain.
+    Raises InvalidRequest (no such folder or repository, weights in another form than safetensors), PermissionDenied,
+    TryAgain.
     """
     scheme, is_url, _ = model.partition("://")
     if is_url and (scheme not in BACKENDS or not backend_of(model).holds_models):
@@ -58,18 +62,49 @@ def locate_model(model: str, revision: str | None = None, weights: bool = True) 
     if is_url or path.is_dir():
         if revision is not None:
             raise InvalidRequest(f"--revision {revision}: {model} is a folder, which has no revisions; leave the flag out")
-        return _from_bucket(model) if is_url else ModelFolder(path, model, None)
+        if is_url:
+            return _from_bucket(model, weights)
+        return _checked(ModelFolder(path, model, None), os.listdir(path), weights)
     if path.is_file() or model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise InvalidRequest(f"--model {model}: there is no such folder")
-    return _download(model, revision, _FILES if weights else _SMALL_FILES)
+    return _download(model, revision, weights)
 
 
-def _from_bucket(model: str) -> ModelFolder:
+def model_files(names: Collection[str]) -> list[str]:
+    """The safetensors among the files of a folder that may hold a model: no adapter, no other form of the weights."""
+    found = (name for name in names if name.endswith(".safetensors") and "/" not in name)
+    return sorted(name for name in found if not name.startswith(("adapter_model.", "consolidated")))
+
+
+def _checked(folder: ModelFolder, names: Collection[str], weights: bool) -> ModelFolder:
+    """The folder, if its files of these names are not a model in another form. Raises InvalidRequest."""
+    whole = "config.json" in names and (not weights or bool(model_files(names)))
+    if whole and "adapter_config.json" in names:
+        raise InvalidRequest(
+            f"--model {folder.model}: both a model and a LoRA adapter are here, and they make different values; if the "
+            "adapter is merged into the model, remove adapter_config.json, and else merge it (merge_and_unload of peft)"
+        )
+    if not whole and (how := how_to_convert(folder.model, names, _base_of(folder.path / "adapter_config.json"))):
+        raise InvalidRequest(f"--model {folder.model}: {how}")
+    return folder
+
+
+def _base_of(adapter: Path) -> str | None:
+    """The model that an adapter is for, where its file says so."""
+    try:
+        return json.loads(adapter.read_bytes())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _from_bucket(model: str, weights: bool) -> ModelFolder:
     """The small files in a cache folder named after what they are, so that a changed model is another folder."""
     source = open_storage(model)
-    files = [info for info in source.list() if any(fnmatch.fnmatch(info.name, pattern) for pattern in _SMALL_FILES)]
-    files = [info for info in files if "/" not in info.name]
+    there = [info for info in source.list() if "/" not in info.name]
+    names = [info.name for info in there]
+    files = [info for info in there if any(fnmatch.fnmatch(info.name, pattern) for pattern in _SMALL_FILES)]
     if not files:
+        _checked(ModelFolder(Path(), model, None, model), names, weights)
         raise InvalidRequest(f"--model {model}: there is no config.json in this folder of the bucket")
     facts = "".join(f"{info.name} {info.size} {info.crc32c}\n" for info in files)
     folder = Path(os.path.expanduser(_CACHE)) / hashlib.sha256(facts.encode()).hexdigest()[:32]
@@ -77,7 +112,7 @@ def _from_bucket(model: str) -> ModelFolder:
     for info in files:
         if not _is_there(cache, info):
             cache.create(info.name, source.read(info.name))
-    return ModelFolder(folder, model, None, model)
+    return _checked(ModelFolder(folder, model, None, model), names, weights)
 
 
 def _is_there(cache: Storage, info: ObjectInfo) -> bool:
@@ -87,11 +122,11 @@ def _is_there(cache: Storage, info: ObjectInfo) -> bool:
         return False
 
 
-def _download(model: str, revision: str | None, files: list[str]) -> ModelFolder:
+def _download(model: str, revision: str | None, weights: bool) -> ModelFolder:
     from huggingface_hub import errors
 
     try:
-        return _fetch(model, revision, files)
+        return _fetch(model, revision, weights)
     except errors.GatedRepoError as error:
         raise PermissionDenied(f"--model {model}: access must be granted on its page, and HF_TOKEN set") from error
     except errors.RevisionNotFoundError as error:
@@ -104,15 +139,14 @@ def _download(model: str, revision: str | None, files: list[str]) -> ModelFolder
         raise TryAgain(f"--model {model}: no such folder here, and the hub does not answer ({error})") from error
 
 
-def _fetch(model: str, revision: str | None, files: list[str]) -> ModelFolder:
+def _fetch(model: str, revision: str | None, weights: bool) -> ModelFolder:
     """The cache names a snapshot by its commit, so what is recorded is what was downloaded."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
+    wanted = {"revision": revision, "allow_patterns": _FILES if weights else _SMALL_FILES, "ignore_patterns": _NOT_READ}
     if constants.HF_HUB_OFFLINE:
-        path = snapshot_download(
-            model, revision=revision, allow_patterns=files, ignore_patterns=_NOT_READ, local_files_only=True
-        )
-    else:
-        HfApi().model_info(model, revision=revision)  # a refusal says more here than in the download
-        path = snapshot_download(model, revision=revision, allow_patterns=files, ignore_patterns=_NOT_READ)
-    return ModelFolder(Path(path), model, Path(path).name)
+        path = Path(snapshot_download(model, local_files_only=True, **wanted))
+        return _checked(ModelFolder(path, model, path.name), os.listdir(path), weights)
+    found = HfApi().model_info(model, revision=revision)  # a refusal says more here than in the download
+    path = Path(snapshot_download(model, **wanted))
+    return _checked(ModelFolder(path, model, path.name), [file.rfilename for file in found.siblings or ()], weights)

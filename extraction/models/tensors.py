@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import DamagedData, InvalidRequest, ObjectNotFound
 from ..storage import ObjectInfo, Storage
-from .location import ModelFolder
+from .location import ModelFolder, model_files
 
 PART_BYTES = 8 << 20
 NUM_READERS = 8
@@ -47,11 +47,11 @@ class Place:
 
 
 class WeightFiles:
-    """The tensors of a model by name, without the prefix that some files leave out. Use as a context manager."""
+    """The tensors of a model; `places` has them by their names in the files. Use as a context manager."""
 
-    def __init__(self, folder: ModelFolder, prefix: str):
+    def __init__(self, folder: ModelFolder):
         self._folder, self._storage = folder, folder.weights
-        self._places: dict[str, Place] = {}
+        self.places: dict[str, Place] = {}
         self._digests: dict[str, str] = {}
         self._facts: dict[str, ObjectInfo] = {}
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="weights")
@@ -59,7 +59,7 @@ class WeightFiles:
             for file in _files(self._storage):
                 if folder.bucket:
                     self._facts[file] = self._storage.stat(file)
-                self._index(file, prefix)
+                self._index(file)
         except BaseException:
             self._readers.shutdown()
             raise
@@ -74,40 +74,31 @@ class WeightFiles:
         """The file as messages name it."""
         return f"{self._storage}/{file}"
 
-    @property
-    def places(self) -> Iterable[tuple[str, Place]]:
-        """Each tensor's full name and its place."""
-        return self._places.items()
+    def __str__(self) -> str:
+        return str(self._storage)
 
-    def find(self, name: str) -> Place:
-        """Raises DamagedData if there is no such tensor."""
-        if name not in self._places:
-            raise DamagedData(f"{self._storage}: tensor {name} is missing from the safetensors files")
-        return self._places[name]
-
-    def _index(self, file: str, prefix: str) -> None:
+    def _index(self, file: str) -> None:
         for place in _read_header(self._storage, file):
-            full = place.name if place.name.startswith((prefix, "lm_head.")) else prefix + place.name
-            if full in self._places:
-                other = self.where(self._places[full].file)
+            if place.name in self.places:
+                other = self.where(self.places[place.name].file)
                 raise DamagedData(f"{self.where(file)}: tensor {place.name} is there twice, also in {other}")
-            self._places[full] = place
+            self.places[place.name] = place
 
-    def feed(self, names: Sequence[str], use: Callable[[str, np.ndarray], None]) -> None:
-        """Hand the tensors of these names to `use`, in order, read ahead as far as the bound on memory allows.
+    def feed(self, wanted: Mapping[str, Place], use: Callable[[str, np.ndarray], None]) -> None:
+        """Hand these tensors to `use`, in order, read ahead as far as the bound on memory allows.
 
         `use` must not keep the array: its memory counts as free when `use` returns.
         """
-        window = max([NUM_READERS * PART_BYTES, *(self.find(name).size for name in names)])
+        window = max([NUM_READERS * PART_BYTES, *(place.size for place in wanted.values())])
         waiting: deque[tuple[np.ndarray, list[Future]]] = deque()
-        in_hand = ahead = 0
-        for name in names:
-            while ahead < len(names) and in_hand + self.find(names[ahead]).size <= window:
-                in_hand += self.find(names[ahead]).size
-                waiting.append(self._start(self.find(names[ahead])))
+        places, in_hand, ahead = list(wanted.values()), 0, 0
+        for name, place in wanted.items():
+            while ahead < len(places) and in_hand + places[ahead].size <= window:
+                in_hand += places[ahead].size
+                waiting.append(self._start(places[ahead]))
                 ahead += 1
             self._finish(name, *waiting.popleft(), use)
-            in_hand -= self.find(name).size
+            in_hand -= place.size
 
     def _start(self, place: Place) -> tuple[np.ndarray, list[Future]]:
         """A buffer, and the parts on their way into it."""
@@ -142,12 +133,13 @@ class WeightFiles:
         """What tells these weights from others, from what is known when they have been read.
 
         From the hub: its commit, and names and etags of the files. From a bucket: name, size, crc32c and generation of
-        the files. From a folder: name, dtype, shape and bytes of every tensor that was read. Raises DamagedData if an
+        the files. From a folder: name, dtype, shape and bytes of every tensor that was read, by the
+        name that it has for us. Raises DamagedData if an
         object in the bucket is not the one that was opened.
         """
         lines = [f"{name} {self._digests[name]}\n" for name in sorted(self._digests)]
         if self._folder.revision:
-            files = sorted({place.file for place in self._places.values()})
+            files = sorted({place.file for place in self.places.values()})
             lines = [f"{self._folder.revision}\n", *(f"{file} {_etag(self._folder, file)}\n" for file in files)]
         for file, facts in sorted(self._facts.items()):
             if self._storage.stat(file) != facts:
@@ -168,7 +160,7 @@ def _files(storage: Storage) -> list[str]:
     if whole in there:
         return [whole]
     if index not in there:
-        names = [name for name in there if name.endswith(".safetensors")]
+        names = model_files(there)
         if not names:
             raise InvalidRequest(f"{storage}: no {whole}, {index} or other .safetensors file here")
         return names

@@ -1,16 +1,14 @@
 """One strict loader: the tensors of a model -> the parameters of the parts that run, on the devices.
 
 In: the tensors, a table of names, and the abstract parameters. Out: arrays in the compute dtype where `placement` wants
-them, blocks stacked on a leading layer axis. Guarantee: every tensor of the table is there once with the right shape,
-and every tensor in the files is in the table, of a layer that does not run, or known not to be needed; anything else
-raises DamagedData naming file and tensor, before anything is read.
+them, blocks stacked on a leading layer axis. Guarantee: every tensor that is needed has the right shape; anything else
+raises DamagedData naming file and tensor, before anything is read. Which tensor is which is found in `names`.
 
 Cost: one read of the needed tensors in the order in which they lie. A tensor goes to the device as it is stored; it is
 turned, cast and put into its place there. Beside the parameters, a device holds one tensor as stored and as turned.
 """
 
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +17,7 @@ import numpy as np
 
 from ..errors import DamagedData
 from .sharding import Placement
-from .tensors import DTYPES, WeightFiles
+from .tensors import DTYPES, Place, WeightFiles
 
 
 def unchanged(tensor: jax.Array) -> jax.Array:
@@ -72,15 +70,9 @@ class Fill(NamedTuple):
     transform: Callable[[jax.Array], jax.Array]
 
 
-def check_names(files: WeightFiles, table: Table, num_layers: int, not_needed: Iterable[str]) -> None:
-    """Raise DamagedData for a tensor that no table entry, of any layer, knows."""
-    known = {name for entries in table.values() for entry in entries.values() for _, name in entry.names(num_layers)}
-    for name, place in files.places:
-        if name not in known and not any(re.fullmatch(pattern, name) for pattern in not_needed):
-            raise DamagedData(f"{files.where(place.file)}: tensor {name} is unknown to this architecture")
-
-
-def load_params(files: WeightFiles, fills: dict[str, list[Fill]], placement: Placement) -> dict[str, Any]:
+def load_params(
+    files: WeightFiles, places: Mapping[str, Place], fills: dict[str, list[Fill]], placement: Placement
+) -> dict[str, Any]:
     """The parameters as a nested dict, read and put where `placement` wants them."""
     params: dict[tuple[str, ...], jax.Array] = {}
 
@@ -96,15 +88,13 @@ def load_params(files: WeightFiles, fills: dict[str, list[Fill]], placement: Pla
         # The host's memory is given back when the tensor is in its place, not when that was asked for.
         jax.block_until_ready([params[fill.parameter.path] for fill in fills[name]])
 
-    files.feed(sorted(fills, key=lambda name: (files.find(name).file, files.find(name).start)), use)
+    in_order = sorted(fills, key=lambda name: (places[name].file, places[name].start))
+    files.feed({name: places[name] for name in in_order}, use)
     return _nested(params)
 
 
-def plan_fills(files: WeightFiles, table: Table, abstract: dict[str, Any], num_layers: int) -> dict[str, list[Fill]]:
-    """For each tensor that is needed, where it goes. `abstract` holds whole shapes: `blocks` with its layer axis.
-
-    Raises DamagedData for a tensor that is missing or cannot become what is needed.
-    """
+def plan_fills(table: Table, abstract: dict[str, Any], num_layers: int) -> dict[str, list[Fill]]:
+    """For each tensor that is needed, where it goes. `abstract` holds whole shapes: `blocks` with its layer axis."""
     fills: dict[str, list[Fill]] = {}
     for part, tree in abstract.items():
         leaves = {".".join(path): leaf for path, leaf in leaves_of(tree)}
@@ -115,15 +105,17 @@ def plan_fills(files: WeightFiles, table: Table, abstract: dict[str, Any], num_l
             entry = table[part][path]
             for index, name in entry.names(num_layers):
                 fills.setdefault(name, []).append(Fill(parameter, index, entry.transform))
-    for name, wanted in fills.items():
-        for fill in wanted:
-            _check(files, name, fill)
     return fills
 
 
-def _check(files: WeightFiles, name: str, fill: Fill) -> None:
-    """Raise DamagedData unless the tensor is there, of a known dtype, and becomes what the parameter needs."""
-    place = files.find(name)
+def check_shapes(files: WeightFiles, places: Mapping[str, Place], fills: dict[str, list[Fill]]) -> None:
+    """Raise DamagedData for a tensor that is of another dtype than those known or cannot become what is needed."""
+    for name, wanted in fills.items():
+        for fill in wanted:
+            _check(files, places[name], fill)
+
+
+def _check(files: WeightFiles, place: Place, fill: Fill) -> None:
     where = f"{files.where(place.file)}: tensor {place.name}"
     if place.dtype not in DTYPES:
         raise DamagedData(f"{where} is {place.dtype}; handled are {', '.join(DTYPES)}")

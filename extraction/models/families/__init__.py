@@ -13,6 +13,7 @@ __all__ = ["FAMILIES", "Family", "family_of"]
 FAMILIES = {
     "llama": "extraction.models.families.llama:LLAMA",
     "mistral": "extraction.models.families.llama:MISTRAL",
+    "ministral": "extraction.models.families.llama:MISTRAL",
     "qwen2": "extraction.models.families.llama:QWEN2",
     "qwen3": "extraction.models.families.llama:QWEN3",
     "gemma2": "extraction.models.families.gemma:GEMMA2",

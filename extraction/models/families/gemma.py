@@ -11,22 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import InvalidRequest
 from ..config import ModelConfig
+from ..reference import ModelView
 from .base import LLAMA_PLACES, Family
-from .reading import DECODER, activation, decoder, rope, window_by_layer
+from .reading import activation, decoder, rope, window_by_layer
 
 if TYPE_CHECKING:
     from ..weights import Table
 
-# The reference reads `hidden_activation` and `sliding_window`; files may also have `hidden_act`, `sliding_window_size`.
-_GEMMA = DECODER | {
-    "attn_logit_softcapping", "cache_implementation", "final_logit_softcapping", "hidden_activation", "layer_types",
-    "query_pre_attn_scalar", "sliding_window", "sliding_window_size",
-}
-_VISION = {
-    "boi_token_index", "eoi_token_index", "image_token_index", "mm_tokens_per_image", "text_config", "vision_config",
-}
 _PLACES = LLAMA_PLACES | {
     "hook_attn_out": ("model.layers.{l}.post_attention_layernorm", "out"),
     "hook_resid_mid": ("model.layers.{l}.pre_feedforward_layernorm", "in"),
@@ -34,14 +26,12 @@ _PLACES = LLAMA_PLACES | {
 }
 
 
-def _gemma2(config: Any, path: Path) -> ModelConfig:
+def _gemma2(config: ModelView, path: Path) -> ModelConfig:
     return _gemma(config, path, softcap=config.attn_logit_softcapping)
 
 
-def _gemma3(config: Any, path: Path) -> ModelConfig:
+def _gemma3(config: ModelView, path: Path) -> ModelConfig:
     """Layers with the window have their own rotation."""
-    if config.attn_logit_softcapping is not None:
-        raise InvalidRequest(f"{path}: attn_logit_softcapping is not handled for {config.model_type}")
     kinds = config.rope_parameters
     return _gemma(
         config, path, qk_norm="head", rope=rope(kinds["full_attention"], config, path),
@@ -49,7 +39,7 @@ def _gemma3(config: Any, path: Path) -> ModelConfig:
     )
 
 
-def _gemma(config: Any, path: Path, **more: Any) -> ModelConfig:
+def _gemma(config: ModelView, path: Path, **more: Any) -> ModelConfig:
     return decoder(
         config, path, activation=activation(config.hidden_activation, path),
         attention_scale=config.query_pre_attn_scalar**-0.5, **window_by_layer(config, path), **more,
@@ -80,17 +70,12 @@ def _inner_table(config: ModelConfig) -> "Table":
     }
 
 
-GEMMA2 = Family(_gemma2, _GEMMA, _parts, _weight_table, places=_PLACES)
-GEMMA3 = replace(
-    GEMMA2, read=_gemma3, handled=_GEMMA | {"_sliding_window_pattern", "rope_local_base_freq", "sliding_window_pattern"}
-)
+GEMMA2 = Family(_gemma2, _parts, _weight_table, places=_PLACES)
+GEMMA3 = replace(GEMMA2, read=_gemma3)
 GEMMA3_VISION = replace(
     GEMMA3,
-    handled=_VISION,
     inside="text_config",
     weight_table=_inner_table,
     prefix="language_model.model.",
-    # Names that do not have the prefix get it on their way.
-    not_needed=(r"language_model\.model\.((vision_tower|multi_modal_projector)\..*|language_model\.lm_head\.weight)",),
     places={hook: (path.replace("model.", "model.language_model.", 1), side) for hook, (path, side) in _PLACES.items()},
 )

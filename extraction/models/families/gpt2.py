@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig
+from ..reference import ModelView
 from .base import Family
 from .reading import activation
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
     from ..weights import Table
 
-_HANDLED = {
-    "activation_function", "layer_norm_epsilon", "n_embd", "n_head", "n_inner", "n_layer", "n_positions", "vocab_size",
-}
 _PLACES = {
     "hook_resid_pre": ("transformer.h.{l}", "in"), "attn.hook_z": ("transformer.h.{l}.attn.c_proj", "in"),
     "hook_attn_out": ("transformer.h.{l}.attn.c_proj", "out"), "hook_resid_mid": ("transformer.h.{l}.ln_2", "in"),
@@ -28,7 +26,7 @@ _PLACES = {
 }
 
 
-def _read(config: Any, path: Path) -> ModelConfig:
+def _read(config: ModelView, path: Path) -> ModelConfig:
     return ModelConfig(
         family="gpt2",
         num_layers=config.n_layer,
@@ -87,6 +85,5 @@ def _third(index: int, head_width: int, tensor: "jax.Array") -> "jax.Array":
 
 
 GPT2 = Family(
-    _read, _HANDLED, _parts, _weight_table, prefix="transformer.",
-    not_needed=(r"lm_head\.weight", r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"), places=_PLACES,
+    _read, _parts, _weight_table, prefix="transformer.", buffers=r"\.attn\.(bias|masked_bias)$", places=_PLACES,
 )

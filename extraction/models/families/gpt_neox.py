@@ -9,24 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import InvalidRequest
 from ..config import ModelConfig
+from ..reference import ModelView
 from .base import Family
-from .reading import DECODER, decoder, rope
+from .reading import decoder, rope
 
 if TYPE_CHECKING:
     import jax
 
     from ..weights import Table
 
-_HANDLED = DECODER - {"head_dim", "num_key_value_heads", "rms_norm_eps"} | {
-    "layer_norm_eps", "partial_rotary_factor", "rotary_emb_base", "rotary_pct", "use_parallel_residual",
-}
-# The head, which gets the prefix on its way, and buffers of older checkpoints.
-_NOT_NEEDED = (
-    r"gpt_neox\.embed_out\.weight", r"lm_head\.weight",
-    r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
-)
+# Masks, which are no biases, and frequencies, which older checkpoints carry along.
+_BUFFERS = r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$"
 _PLACES = {
     "hook_resid_pre": ("gpt_neox.layers.{l}", "in"), "attn.hook_z": ("gpt_neox.layers.{l}.attention.dense", "in"),
     "hook_attn_out": ("gpt_neox.layers.{l}.attention.dense", "out"),
@@ -37,16 +31,13 @@ _PLACES = {
 }
 
 
-def _read(config: Any, path: Path) -> ModelConfig:
-    """A part of each head's width is rotated. Files of transformers 4 say so twice; the reference reads one of them."""
-    parameters = dict(config.rope_parameters)
-    for name in ("partial_rotary_factor", "rope_theta"):
-        if (said := getattr(config, name, None)) not in (None, parameters[name]):
-            raise InvalidRequest(f"{path}: {name} = {said} is not handled for gpt_neox beside {parameters[name]}")
-    fraction = float(parameters.pop("partial_rotary_factor", 1.0))
+def _read(config: ModelView, path: Path) -> ModelConfig:
+    """A part of each head's width is rotated."""
+    parameters = config.rope_parameters
+    fraction = float(parameters.get("partial_rotary_factor", 1.0))
     return decoder(
-        config, path, norm_epsilon=config.layer_norm_eps, mlp_bias=True, parallel=bool(config.use_parallel_residual),
-        rope=rope(parameters, config, path, fraction),
+        config, path, head_width=config.hidden_size // config.num_attention_heads, norm_epsilon=config.layer_norm_eps,
+        mlp_bias=True, parallel=bool(config.use_parallel_residual), rope=rope(parameters, config, path, fraction),
     )
 
 
@@ -84,6 +75,4 @@ def _third(index: int, num_heads: int, tensor: "jax.Array") -> "jax.Array":
     return tensor.reshape(num_heads, 3, -1, *tensor.shape[1:])[:, index]
 
 
-GPT_NEOX = Family(
-    _read, _HANDLED, _parts, _weight_table, prefix="gpt_neox.", not_needed=_NOT_NEEDED, places=_PLACES,
-)
+GPT_NEOX = Family(_read, _parts, _weight_table, prefix="gpt_neox.", buffers=_BUFFERS, places=_PLACES)

@@ -9,27 +9,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig
+from ..reference import ModelView
 from .base import Family
-from .reading import DECODER, decoder, window_by_layer, window_everywhere
+from .reading import decoder, window_by_layer, window_everywhere
 
 if TYPE_CHECKING:
     from ..weights import Table
 
 
-def _llama(config: Any, path: Path) -> ModelConfig:
+def _llama(config: ModelView, path: Path) -> ModelConfig:
     return decoder(config, path, mlp_bias=bool(config.mlp_bias))
 
 
-def _mistral(config: Any, path: Path) -> ModelConfig:
-    return decoder(config, path, **window_everywhere(config))
+def _mistral(config: ModelView, path: Path) -> ModelConfig:
+    """A file with `layer_types` is read as Ministral's, whatever it calls itself."""
+    by_layer = hasattr(config, "layer_types")
+    return decoder(config, path, **(window_by_layer(config, path) if by_layer else window_everywhere(config)))
 
 
-def _qwen2(config: Any, path: Path) -> ModelConfig:
+def _qwen2(config: ModelView, path: Path) -> ModelConfig:
     """Biases on q, k and v, whatever the configuration says, and none elsewhere."""
     return decoder(config, path, qkv_bias=True, output_bias=False, **window_by_layer(config, path))
 
 
-def _qwen3(config: Any, path: Path) -> ModelConfig:
+def _qwen3(config: ModelView, path: Path) -> ModelConfig:
     return decoder(config, path, qk_norm="head", **window_by_layer(config, path))
 
 
@@ -47,8 +50,7 @@ def _weight_table(config: ModelConfig) -> "Table":
     return tables.model(tables.attention(config) | tables.gated_mlp(config) | norms)
 
 
-_QWEN = DECODER | {"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"}
-LLAMA = Family(_llama, DECODER | {"mlp_bias"}, _parts, _weight_table)
-MISTRAL = replace(LLAMA, read=_mistral, handled=DECODER - {"attention_bias"} | {"sliding_window"})
-QWEN2 = replace(LLAMA, read=_qwen2, handled=_QWEN)
-QWEN3 = replace(LLAMA, read=_qwen3, handled=_QWEN)
+LLAMA = Family(_llama, _parts, _weight_table)
+MISTRAL = replace(LLAMA, read=_mistral)
+QWEN2 = replace(LLAMA, read=_qwen2)
+QWEN3 = replace(LLAMA, read=_qwen3)

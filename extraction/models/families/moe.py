@@ -4,7 +4,6 @@ There is no `mlp.hook_post`: its place would be another choice of experts for ea
 `MixtralForCausalLM` and `Qwen3MoeForCausalLM`, one tensor for each expert.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,28 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import DamagedData, InvalidRequest
 from ..config import Experts, ModelConfig
+from ..reference import ModelView
 from .base import Family
-from .reading import DECODER, decoder, window_everywhere
+from .reading import decoder, window_everywhere
 
 if TYPE_CHECKING:
     from ..weights import Table
 
-_MOE = DECODER | {"num_experts_per_tok", "num_local_experts", "sliding_window"}
-# What Qwen3-Coder's file says of every Qwen3-MoE.
-_SAID = {"qkv_bias": False, "shared_expert_intermediate_size": 0, "use_qk_norm": True}
-_QWEN3 = {"decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "use_sliding_window"}
-
-
-def _mixtral(config: Any, path: Path) -> ModelConfig:
+def _mixtral(config: ModelView, path: Path) -> ModelConfig:
     experts = Experts(config.num_local_experts, config.num_experts_per_tok, True)
     return decoder(config, path, experts=_checked(experts, path), **window_everywhere(config))
 
 
-def _qwen3_moe(config: Any, path: Path) -> ModelConfig:
+def _qwen3_moe(config: ModelView, path: Path) -> ModelConfig:
     """Blocks are scanned, so all must be made alike: a model that mixes dense and sparse layers is refused."""
-    for name, value in _SAID.items():
-        if (found := getattr(config, name, value)) != value:
-            raise InvalidRequest(f"{path}: {name} = {json.dumps(found)} is not handled for {config.model_type}")
     layers = range(config.num_hidden_layers)
     dense = [n for n in layers if n in config.mlp_only_layers or (n + 1) % config.decoder_sparse_step]
     if dense:
@@ -76,5 +67,5 @@ def _weight_table(place: str, names: dict[str, str], config: ModelConfig) -> "Ta
 
 _numbered = partial(_weight_table, "block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"})
 _named = partial(_weight_table, "mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"})
-MIXTRAL = Family(_mixtral, _MOE - {"attention_bias"}, _parts, _numbered)
-QWEN3_MOE = replace(MIXTRAL, read=_qwen3_moe, handled=_MOE | _QWEN3 | _SAID.keys(), weight_table=_named)
+MIXTRAL = Family(_mixtral, _parts, _numbered)
+QWEN3_MOE = replace(MIXTRAL, read=_qwen3_moe, weight_table=_named)

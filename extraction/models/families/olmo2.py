@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig
+from ..reference import ModelView
 from .base import LLAMA_PLACES, Family
-from .reading import DECODER, decoder
+from .reading import decoder
 
 if TYPE_CHECKING:
     from ..weights import Table
@@ -22,7 +23,7 @@ _PLACES = LLAMA_PLACES | {
 }
 
 
-def _read(config: Any, path: Path) -> ModelConfig:
+def _read(config: ModelView, path: Path) -> ModelConfig:
     return decoder(config, path, qk_norm="width")
 
 
@@ -42,4 +43,4 @@ def _weight_table(config: ModelConfig) -> "Table":
     return tables.model(tables.attention(config) | tables.gated_mlp(config) | norms)
 
 
-OLMO2 = Family(_read, DECODER, _parts, _weight_table, places=_PLACES)
+OLMO2 = Family(_read, _parts, _weight_table, places=_PLACES)

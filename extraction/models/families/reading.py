@@ -10,18 +10,16 @@ from typing import Any
 
 from ...errors import DamagedData, InvalidRequest
 from ..config import ModelConfig, Rope
+from ..reference import ModelView
 
-ACTIVATIONS = ("silu", "gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu")
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-# The attributes that `decoder` and `rope` read.
-DECODER = {
-    "attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings",
-    "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "rope_parameters",
-    "rope_scaling", "rope_theta", "vocab_size",
+# The names that configurations have for an activation -> the one that it has here.
+ACTIVATIONS = {name: name for name in ("silu", "gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu")} | {
+    "swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_pytorch_tanh",
 }
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
-def decoder(config: Any, path: Path, **more: Any) -> ModelConfig:
+def decoder(config: ModelView, path: Path, **more: Any) -> ModelConfig:
     """A decoder with RMS norms and rotary embedding; `more` are further fields, or other values of these."""
     bias = bool(getattr(config, "attention_bias", False))
     fields = {
@@ -30,39 +28,39 @@ def decoder(config: Any, path: Path, **more: Any) -> ModelConfig:
         "width": config.hidden_size,
         "num_heads": config.num_attention_heads,
         "num_kv_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        "head_width": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         "mlp_width": config.intermediate_size,
         "vocab_size": config.vocab_size,
         "qkv_bias": bias,
         "output_bias": bias,
         "mlp_bias": False,
     }
-    if "norm_epsilon" not in more:
-        fields["norm_epsilon"] = config.rms_norm_eps
-    if "activation" not in more:
-        fields["activation"] = activation(config.hidden_act, path)
-    if "rope" not in more:
-        fields["rope"] = rope(config.rope_parameters, config, path)
+    not_in_all = {
+        "head_width": lambda: getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        "norm_epsilon": lambda: config.rms_norm_eps,
+        "activation": lambda: activation(config.hidden_act, path),
+        "rope": lambda: rope(config.rope_parameters, config, path),
+    }
+    fields |= {name: read() for name, read in not_in_all.items() if name not in more}
     return ModelConfig(**(fields | more))
 
 
 def activation(name: str, path: Path) -> str:
-    """The name of an activation, if it is handled."""
+    """The activation that goes by this name, if it is handled."""
     if name not in ACTIVATIONS:
         raise InvalidRequest(f"{path}: activation {name!r} is not handled; handled are {', '.join(ACTIVATIONS)}")
-    return name
+    return ACTIVATIONS[name]
 
 
-def window_everywhere(config: Any) -> dict[str, Any]:
+def window_everywhere(config: ModelView) -> dict[str, Any]:
     """The fields of a model whose layers all have the window, if it has one."""
     if config.sliding_window is None:
         return {}
     return {"window": config.sliding_window, "windowed": (True,) * config.num_hidden_layers}
 
 
-def window_by_layer(config: Any, path: Path) -> dict[str, Any]:
+def window_by_layer(config: ModelView, path: Path) -> dict[str, Any]:
     """The fields of a model whose `layer_types` say which layers have the window."""
-    unknown = set(config.layer_types) - {"full_attention", "sliding_attention"}
+    window, unknown = config.sliding_window, set(config.layer_types) - {"full_attention", "sliding_attention"}
     if unknown:
         raise InvalidRequest(f"{path}: layer type {min(unknown)!r} is not handled for {config.model_type}")
     if len(config.layer_types) != config.num_hidden_layers:
@@ -70,18 +68,22 @@ def window_by_layer(config: Any, path: Path) -> dict[str, Any]:
     windowed = tuple(kind == "sliding_attention" for kind in config.layer_types)
     if not any(windowed):
         return {}
-    if config.sliding_window is None:
+    if window is None:
         raise DamagedData(f"{path}: layer_types has sliding_attention, but sliding_window is off")
-    return {"window": config.sliding_window, "windowed": windowed}
+    return {"window": window, "windowed": windowed}
 
 
-def rope(parameters: dict[str, Any], config: Any, path: Path, fraction: float = 1.0) -> Rope:
-    """The rotary embedding that `rope_parameters` describes. Every parameter must be known."""
-    left = {name: value for name, value in parameters.items() if value is not None and name != "type"}
-    kind, theta = left.pop("rope_type", "default"), float(left.pop("rope_theta"))
+def rope(parameters: dict[str, Any], config: ModelView, path: Path, fraction: float = 1.0) -> Rope:
+    """The rotary embedding that `rope_parameters` describes. Every parameter that the reference reads must be known."""
+    kind = parameters.get("rope_type", "default")
     if kind not in ROPE_TYPES:
         raise InvalidRequest(f"{path}: RoPE type {kind!r} is not handled; handled are {', '.join(ROPE_TYPES)}")
+    read = config.rope_keys(kind)
+    left = {name: value for name, value in parameters.items() if value is not None and name in read}
+    theta = float(left.pop("rope_theta"))
     found: dict[str, Any] = {"fraction": fraction}
+    if left.get("partial_rotary_factor") == fraction:
+        del left["partial_rotary_factor"]
     if kind in ("llama3", "yarn"):
         original = left.pop("original_max_position_embeddings", config.max_position_embeddings)
         found["original_max_positions"] = int(original)
@@ -109,7 +111,7 @@ def _yarn(left: dict[str, Any], growth: float) -> dict[str, Any]:
     return {
         "factor": factor,
         "attention_factor": float(left.pop("attention_factor", inferred)),
-        "beta_fast": float(left.pop("beta_fast", 32)),
-        "beta_slow": float(left.pop("beta_slow", 1)),
+        "beta_fast": float(left.pop("beta_fast", 0) or 32),
+        "beta_slow": float(left.pop("beta_slow", 0) or 1),
         "truncate": bool(left.pop("truncate", True)),
     }

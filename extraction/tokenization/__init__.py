@@ -10,7 +10,7 @@ Classes of transformers play no part: those that a configuration names build ano
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -67,10 +67,12 @@ class RecordTokenizer:
 
     def _without_rowless(self, whole: Any) -> Any:
         """The pipeline without the added tokens that have no row."""
-        if all(map(self._has_row, whole.get_added_tokens_decoder())):
+        added = whole.get_added_tokens_decoder().items()
+        rowless = {token.content for number, token in added if not self._has_row(number)}
+        if not rowless:
             return whole
         state = json.loads(self._files.pipeline)
-        state["added_tokens"] = [token for token in state["added_tokens"] if self._has_row(token["id"])]
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in rowless]
         return parse_pipeline(json.dumps(state).encode(), self._files.folder / self._files.source)
 
     @cached_property
@@ -109,9 +111,9 @@ class RecordTokenizer:
 
     def require_tokens(self, records: Iterable[Record]) -> None:
         """Raise InvalidRequest if the first texts have characters, and this tokenizer knows nothing of any of them."""
-        encode, tried = self._encoder(offsets=False), 0
-        for text in islice((record.text for record in records if record.text.strip()), _TRIED):
-            if set(encode([text])[0].ids) - {self._special.unknown}:
+        tried = 0
+        for record in islice((record for record in records if record.text.strip()), _TRIED):
+            if set(self._encode([record], offsets=False)[0].ids) - {self._special.unknown}:
                 return
             tried += 1
         if tried:
@@ -124,17 +126,23 @@ class RecordTokenizer:
         self, records: Iterable[Record], group_size: int = GROUP_SIZE, offsets: bool = False
     ) -> Iterator[TokenizedRecord]:
         """Token ids of each record, in order; with `offsets` also the characters that each token is of."""
-        encode, prefix = self._encoder(offsets), [(0, 0)] * len(self._prefix)
+        prefix = [(0, 0)] * len(self._prefix)
         for group in filter(None, _groups(records, group_size)):
-            for record, found in zip(group, encode([record.text for record in group]), strict=True):
+            for record, found in zip(group, self._encode(group, offsets), strict=True):
                 ids = np.array(self._prefix + found.ids, np.int32)
                 places = np.array(prefix + found.offsets, np.int64).reshape(-1, 2) if offsets else None
                 yield TokenizedRecord(record.index, record.id, ids, record.meta, places)
 
-    def _encoder(self, offsets: bool) -> Callable[[list[str]], list]:
-        """Texts to encodings, on all cores; finding offsets takes longer."""
+    def _encode(self, records: list[Record], offsets: bool) -> list[Any]:
+        """An encoding of each record, on all cores; finding offsets takes longer. Raises DamagedData."""
         encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
-        return lambda texts: encode(texts, add_special_tokens=False)
+        try:
+            return encode([record.text for record in records], add_special_tokens=False)
+        except Exception as error:  # the package raises nothing narrower, for a text that its model has no token for
+            for record in records[:-1]:
+                self._encode([record], offsets)
+            said = str(error).splitlines()[0]
+            raise DamagedData(f"record {records[-1].id}: the tokenizer cannot read it: {said}") from error
 
 
 def _groups(records: Iterable[Record], size: int) -> Iterator[list[Record]]:

@@ -240,6 +240,8 @@ def export(output: str, layout: str, folder: str, hook_point: tuple[str, ...], c
 def parity(max_error: float | None, output: str | None, as_json: bool, **flags: object) -> None:
     """Measure how far activations are from those of the Hugging Face model in float32, per hook point; needs torch.
 
+    Token ids are checked against tokenizer.json alone, and AutoTokenizer's are counted where they differ.
+
     Exit 0: measured. 1: above --max-error.
     """
     from extraction.parity import ParityOptions, measure

@@ -38,6 +38,7 @@ Beside and after the workers:
     `audit`          the proof of exactly once
     `report`         a picture of a run
     `parity`         the distance from the Hugging Face model
+    `reference_ids`  token ids on other paths than ours
     `objects`        a data object, read in part or whole
     `statistics`     what all data objects say of a hook point
     `reader`         a run, read by batch, record or hook point

@@ -3,7 +3,8 @@
 In: a model, records, hook points. Out: a `Parity`: relative error, cosine and the worst token of each hook point.
 Ours are what a worker would store: packed with other documents, in the compute dtype and rounded to the store dtype.
 The reference is transformers' torch model in float32 on the CPU, one document at a time, each tensor taken where the
-module that makes it is called. Guarantee: both see the same token ids; the same machine gives the same numbers.
+module that makes it is called. Guarantee: both see the same token ids, which are those of tokenizer.json alone; the same
+machine gives the same numbers.
 
 Cost: both models in host memory, the values of one step of ours and of one document of theirs, and a forward pass of
 torch for each record.
@@ -30,12 +31,13 @@ from .models.families import family_of
 from .models.location import ModelFolder, locate_model
 from .models.sharding import MeshShape
 from .packing import BatchShape, PackedBatch, pack_batches
-from .records import Cursor, Record
+from .records import Cursor, Record, TokenizedRecord
+from .reference_ids import IdComparison, OurIds, compare_ids
 from .storage import open_storage
 from .streams import load_manifest, open_stream
 from .tokenization import RecordTokenizer
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Parity:
 
     setting: dict[str, Any]
     distances: dict[str, Distance]
+    token_ids: IdComparison
 
     @property
     def worst(self) -> float:
@@ -109,10 +112,11 @@ class Parity:
 
     def to_json(self) -> dict[str, Any]:
         found = {name: distance.to_json() for name, distance in self.distances.items()}
-        return {"schema": SCHEMA, "setting": self.setting, "hook_points": found}
+        token_ids = self.token_ids.to_json()
+        return {"schema": SCHEMA, "setting": self.setting, "token_ids": token_ids, "hook_points": found}
 
     def to_text(self) -> str:
-        """A line for each hook point."""
+        """A line for each hook point, and what there is to say of the token ids."""
         width = max(map(len, self.distances))
         lines = [f"{'hook point':{width}}  relative error  mean cosine  worst token"]
         for name, distance in self.distances.items():
@@ -122,7 +126,7 @@ class Parity:
                 f"{name:{width}}  {found['relative_error']:14.2e}  {found['mean_cosine']:11.8f}  "
                 f"{worst['relative_error']:.2e}, position {worst['position']} of {worst['record']}"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, self.token_ids.to_text()])
 
     def store(self, output: str) -> str:
         """Put it beside a run, under a name made of its content; the object's name. The same again is adopted."""
@@ -143,8 +147,13 @@ def measure(options: ParityOptions) -> Parity:
     patterns = options.hook_points or (None if options.layers else "*")
     names = resolve_hook_points(options.layers, options.hooks, patterns, config.num_layers, config.absent_hooks)
     tokenizer = RecordTokenizer(folder.path, options.bos, config.vocab_size)
-    tokenized = tokenizer.tokenize(islice(_records(options), options.records))
     mesh = MeshShape.parse(options.mesh) if options.mesh else None
+    records = list(islice(_records(options), options.records))
+    tokenizer.require_tokens(records)
+    tokenized = list(tokenizer.tokenize(records))
+    if not any(len(record.tokens) for record in tokenized):
+        raise InvalidRequest("parity found no tokens to compare: give --streams or --text with some text in it")
+    token_ids = compare_ids(folder.path, records, _ids(tokenizer, tokenized), config.vocab_size)
     devices, shape = open_devices(), StepShape(options.batch_size, options.seq_len)
     step = ForwardOptions(names, shape, options.compute_dtype, options.store_dtype, mesh=mesh)
     forward, reference = load_forward(folder, config, step), TorchReference.load(folder, names)
@@ -155,10 +164,13 @@ def measure(options: ParityOptions) -> Parity:
         for record_id, tokens, ours in documents_of(batch, forward):
             for name, theirs in reference(tokens).items():
                 distances[name].add(record_id, ours[name], theirs)
-    if not any(distance.num_tokens for distance in distances.values()):
-        raise InvalidRequest("parity found no tokens to compare: give --streams or --text with some text in it")
     found = {"devices": devices, "records": num_records, "tokens": distances[names[0]].num_tokens}
-    return Parity(_setting(options, folder, forward) | found, distances)
+    return Parity(_setting(options, folder, forward) | found, distances, token_ids)
+
+
+def _ids(tokenizer: RecordTokenizer, tokenized: Iterable[TokenizedRecord]) -> OurIds:
+    prefix = tokenizer.special_tokens()["record_prefix"]
+    return OurIds(prefix, [record.tokens[len(prefix) :].tolist() for record in tokenized])
 
 
 def _setting(options: ParityOptions, folder: ModelFolder, forward: Forward) -> dict[str, Any]:

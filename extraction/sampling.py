@@ -4,6 +4,7 @@ In: where the streams lie, a tokenizer, how records are cut and what is kept. Ou
 same streams and flags, so that workers that start at once agree. Cost: the first row group of one stream.
 """
 
+from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -47,6 +48,12 @@ def first_records(manifest: Manifest, location: str, most: int) -> list[Record]:
     """Of the first stream that has any."""
     number = next((number for number, stream in enumerate(manifest.streams) if stream.num_records), 0)
     return list(islice(open_stream(manifest, location, number).read_records(), most))
+
+
+def all_records(manifest: Manifest, location: str) -> Iterator[Record]:
+    """Of one stream after the other, read as they are asked for."""
+    for number in range(manifest.num_streams):
+        yield from open_stream(manifest, location, number).read_records()
 
 
 def check_spans(selection: Selection, manifest: Manifest, location: str) -> None:

@@ -10,7 +10,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("jax", "jaxlib", "flax", "libtpu", "numpy", "transformers")
+PACKAGES = ("jax", "jaxlib", "flax", "libtpu", "numpy", "tokenizers", "transformers")
 COMPARED = ("project", "jax", "jaxlib", "flax")
 _ROOT = Path(__file__).parents[1]
 

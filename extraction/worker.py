@@ -36,7 +36,7 @@ from .positions import Selection, Selector
 from .preemption import Stop
 from .prefetch import in_background
 from .progress import Progress
-from .sampling import Sample, check_spans, take_sample
+from .sampling import Sample, all_records, check_spans, take_sample
 from .shards import dtype_named
 from .storage import Storage, open_storage
 from .streams import Manifest, Stream, load_manifest, open_stream
@@ -44,7 +44,7 @@ from .tokenization import RecordTokenizer
 from .versions import software_versions, version_differences
 from .writer import BackgroundWriter
 
-# Of transformers only tokenizers and configurations are used: it need not say that it misses torch.
+# Of transformers only configurations are used: it need not say that it misses torch.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
@@ -162,6 +162,7 @@ def prepare(options: RunOptions, asked: Asked, begin: float) -> Prepared:
     folder, model_config, hook_points, manifest = asked.folder, asked.model_config, asked.hook_points, asked.manifest
     output, location = open_storage(options.output), options.streams
     tokenizer = RecordTokenizer(folder.path, options.bos, model_config.vocab_size)
+    tokenizer.require_tokens(all_records(manifest, location))
     selector = Selector(asked.selection, tokenizer.special_ids)
     cut = Cut(options.seq_len, options.long_documents, selector)
     devices = open_devices()

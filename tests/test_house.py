@@ -26,7 +26,7 @@ LEVELS = [
     {"streams", "forward", "reader", "progress", "metrics", "attempts"},
     {"statistics", "column_chunks"},
     {"checkpoint", "models", "pipeline", "writer", "objects", "parquet"},
-    {"manifest", "packing", "stored", "compile_cache"},
+    {"manifest", "packing", "stored", "compile_cache", "reference_ids"},
     {"config", "commits", "storage", "selection", "tokenization", "positions", "shards", "preemption"},
     {"errors", "records", "faults", "logs", "prefetch", "strict_json", "versions", "columns"},
 ]

@@ -13,6 +13,9 @@ from extract_activations import cli
 from extraction.errors import DamagedData, InvalidRequest
 from extraction.models import location
 from extraction.parity import Distance
+from extraction.records import Record
+from extraction.reference_ids import OurIds, compare_ids
+from extraction.tokenization import RecordTokenizer
 from tests.workers import MODEL, ROOT, make_streams, text_of, write_corpus
 
 HOOKS = ("--hook-points", "blocks.1.hook_resid_post,blocks.3.attn.hook_z,ln_final.*")
@@ -51,7 +54,7 @@ def test_values_as_they_are_stored_are_measured_by_default_and_a_limit_is_held(t
     result = parity("--text", text, *HOOKS, "--max-error", "1e-4")
     assert result.exit_code == 1 and "above --max-error 0.0001" in result.stderr
     lines = result.stdout.splitlines()
-    assert len(lines) == 4 and all("e-03" in line.split()[1] for line in lines[1:])
+    assert len(lines) == 5 and all("e-03" in line.split()[1] for line in lines[1:4])
 
 
 def test_the_first_records_of_a_stream(tmp_path):
@@ -108,3 +111,52 @@ def test_without_torch_it_says_what_to_install():
                             capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr.splitlines()[0]) == (
         2, "error: parity compares with torch, which is not installed here: pip install torch")
+
+
+# --------------------------------------------------------------------------------------------------- token ids
+
+
+@pytest.fixture
+def renamed(tmp_path):
+    """The tiny model, whose digits are split first, under the class that SmolLM2's folder names."""
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    (model / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "bos_token": "<|endoftext|>"}')
+    return model
+
+
+def test_ids_that_autotokenizer_would_give_otherwise_are_told_of(renamed, text):
+    text.write_text("the words of it\n\nSteps:\n\n1. Do    12\n\nin 1984    1,")
+    flags = ("--model", renamed, "--text", text, "--hook-points", "ln_final.*", *EXACT)
+    result = parity(*flags, "--json", "--max-error", "1e-5")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["token_ids"]
+    assert (found["records"], found["trained_with"], found["record_prefix"]) == (4, "tokenizer.json", [])
+    other = found["autotokenizer"]
+    assert (other["class"], other["differing"], other["example"]["record"]) == ("GPT2Tokenizer", 2, "paragraph 2")
+    assert other["example"]["trained_with"] != other["example"]["autotokenizer"]
+    said = parity(*flags).stdout.splitlines()[2:]
+    assert said[0] == ("token ids: 2 of 4 records have other ids with AutoTokenizer (GPT2Tokenizer); the model was "
+                       "trained with those of tokenizer.json, which are used here")
+    assert said[1].startswith("  paragraph 2, token ") and len(said) == 2
+
+
+def test_a_beginning_that_autotokenizer_leaves_out_is_told_of(renamed, text):
+    result = parity("--model", renamed, "--text", text, "--hook-points", "ln_final.*", "--bos", "always")
+    assert result.stdout.splitlines()[2:] == [
+        "token ids: those of tokenizer.json, with AutoTokenizer (GPT2Tokenizer) the same",
+        "records begin with the ids [0] here, with [] there"]
+
+
+def test_an_error_in_our_ids_is_no_small_distance():
+    """The reference does not take our word for the ids that both models see."""
+    records = [Record(0, "first", "some words"), Record(1, "second", "in 1984")]
+    right = [ids.tokens.tolist() for ids in RecordTokenizer(MODEL).tokenize(records)]
+    assert compare_ids(MODEL, records, OurIds([], right), 2048).autotokenizer["differing"] == 0
+    with pytest.raises(DamagedData, match="record second: our token ids are not those that tokenizer.json alone"):
+        compare_ids(MODEL, records, OurIds([], [right[0], right[1][::-1]]), 2048)
+
+
+def test_an_autotokenizer_that_does_not_load_is_told_of(renamed, text):
+    (renamed / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "bos_token": 7}')
+    said = parity("--model", renamed, "--text", text, "--hook-points", "ln_final.*").stdout.splitlines()
+    assert said[2].startswith("token ids: those of tokenizer.json; AutoTokenizer does not load: ")

@@ -148,11 +148,10 @@ def test_what_is_no_tokenizer_is_refused(folder, tmp_path, change, bos, error, m
         RecordTokenizer(copy, bos)
 
 
-def test_a_tokenizer_without_a_fast_form_is_refused(tmp_path):
-    (tmp_path / "vocab.json").write_text('{"<unk>": 0, "a</w>": 1}')
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CTRLTokenizer"}')
-    with pytest.raises(InvalidRequest, match=r"CTRLTokenizer has no fast form"):
+@pytest.mark.parametrize("name", ["vocab.json", "vocab.txt", "tekken.json"])
+def test_files_that_do_not_say_how_text_is_split_are_refused_with_what_to_do(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InvalidRequest, match=rf"no tokenizer\.json here, and {name}.*save_pretrained"):
         RecordTokenizer(tmp_path)
 
 

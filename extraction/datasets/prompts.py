@@ -101,6 +101,8 @@ class Prompter:
         used = {"grid_encoding": self._options.encoding, "template": self._options.template}
         if self._tokenizer is not None:
             used |= {"chat": self.chat, "tokenizer_digest": self._tokenizer.digest}
+        if self.chat:
+            used["chat_template_digest"] = self._tokenizer.chat_digest
         return used | ({"seq_len": self._options.seq_len} if self._options.seq_len is not None else {})
 
     def text(self, pairs: Sequence[Pair], test: Grid) -> str:

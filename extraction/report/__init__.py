@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InvalidRequest
+from ..tokenization import load_pipeline
 from .facts import ReportFacts, gather
 from .page import render
 
@@ -31,11 +32,5 @@ def write_report(output: str, file: str, streams: str | None = None, tokenizer: 
 
 
 def _load_words(location: str) -> Callable[[int], str]:
-    from tokenizers import Tokenizer
-
-    path = Path(location) / "tokenizer.json" if Path(location).is_dir() else Path(location)
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises nothing narrower
-        raise InvalidRequest(f"--tokenizer {path}: {error}") from error
+    tokenizer = load_pipeline(Path(location).expanduser())
     return lambda token: tokenizer.decode([token], skip_special_tokens=False)

@@ -49,7 +49,7 @@ from extraction.commits import (
     worker_folder,
     worker_number,
 )
-from extraction.config import differences
+from extraction.config import DATA_SCHEMA, differences
 from extraction.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists, ObjectNotFound
 from extraction.faults import kill_point
 from extraction.packing import PackedBatch
@@ -86,8 +86,15 @@ def join_run(storage: Storage, configuration: dict, details: dict) -> dict:
 
 
 def read_run(storage: Storage) -> dict:
-    """The content of `run.json`. Raises ObjectNotFound or DamagedData."""
-    return parse_run(storage.read(RUN), f"{storage.location}/{RUN}")
+    """The content of `run.json`. Raises ObjectNotFound, DamagedData, or ConfigurationMismatch for a data schema that this
+    version neither reads nor writes."""
+    name = f"{storage.location}/{RUN}"
+    run = parse_run(storage.read(RUN), name)
+    schema = run["configuration"].get("data_schema", DATA_SCHEMA)
+    if schema != DATA_SCHEMA:
+        what = f"{name} is of data schema {json.dumps(schema)}, this version reads and writes {DATA_SCHEMA}"
+        raise ConfigurationMismatch(f"{what}: read the run with the version that made it")
+    return run
 
 
 def list_commits(storage: Storage, worker_id: int) -> list[str]:

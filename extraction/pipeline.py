@@ -192,7 +192,7 @@ def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
         metadata["record_meta"] = f"[{','.join(meta or 'null' for meta in batch.record_meta)}]"
     shard = allocate(arrays, metadata)
     shard.arrays["tokens"][:] = batch.tokens.reshape(-1)[batch.slots]
-    shard.arrays["positions"][:] = batch.positions.reshape(-1)[batch.slots]
+    shard.arrays["positions"][:] = batch.record_positions
     shard.arrays["record_index"][:] = batch.record_index
     shard.arrays["record_offsets"][:] = batch.record_offsets
     shard.arrays["record_lengths"][:] = batch.record_lengths

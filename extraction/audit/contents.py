@@ -67,10 +67,8 @@ def _check_layout(shard: Shard, commit: Commit, run: RunFacts) -> Iterator[str]:
     n, r = commit.num_tokens, commit.num_records
     wanted = {
         "tokens": ((n,), "int32"), "positions": ((n,), "int32"),
-        "record_index": ((r,), "int64"), "record_offsets": ((r + 1,), "int64"),
+        "record_index": ((r,), "int64"), "record_offsets": ((r + 1,), "int64"), "record_lengths": ((r,), "int64"),
     }
-    if run.data_schema >= 2:
-        wanted["record_lengths"] = ((r,), "int64")
     if run.selection.pools:
         wanted["mean_over"] = ((n,), "int32")
     for hook_point in run.hook_points:
@@ -78,8 +76,7 @@ def _check_layout(shard: Shard, commit: Commit, run: RunFacts) -> Iterator[str]:
         width = shape[-1] if shape else 0
         wanted[hook_point] = ((n, width), run.store_dtype)
         statistics = statistics_layout(width) | ({SCALE: ((n,), np.dtype(np.float32))} if run.has_scale else {})
-        suffixes = statistics if run.data_schema >= 2 else SUMS
-        wanted |= {hook_point + suffix: (statistics[suffix][0], statistics[suffix][1].name) for suffix in suffixes}
+        wanted |= {hook_point + suffix: (shape, dtype.name) for suffix, (shape, dtype) in statistics.items()}
     for name, (shape, dtype) in wanted.items():
         array = shard.arrays.get(name)
         if array is None:
@@ -127,17 +124,15 @@ def _check_values(shard: Shard, hook_point: str, run: RunFacts, found: Counter[t
             if not np.isfinite(part).all():
                 found[hook_point, "nan"] += int(np.isnan(block).sum())
                 found[hook_point, "inf"] += int(np.isinf(block).sum())
-            if run.data_schema >= 2:
-                most = np.fmax.reduce(np.abs(block, out=block), axis=None, initial=0.0)
-                if most > largest:
-                    row, column = divmod(int(np.argmax(block == most)), width)
-                    largest, first = most, [start + row, column]
+            most = np.fmax.reduce(np.abs(block, out=block), axis=None, initial=0.0)
+            if most > largest:
+                row, column = divmod(int(np.argmax(block == most)), width)
+                largest, first = most, [start + row, column]
         yield from _check_sums(shard, hook_point, (total, squares), run)
         if scale is not None:
             yield from _check_scale(values, scale, hook_point)
-        if run.data_schema >= 2:
-            yield from _check_norms(arrays[hook_point + COUNTS], norms, width, hook_point)
-            yield from _check_maximum(shard, hook_point, largest, first)
+        yield from _check_norms(arrays[hook_point + COUNTS], norms, width, hook_point)
+        yield from _check_maximum(shard, hook_point, largest, first)
 
 
 def _check_sums(shard: Shard, hook_point: str, ours: tuple[np.ndarray, np.ndarray], run: RunFacts) -> Iterator[str]:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -18,6 +19,7 @@ import checkpoint
 from checkpoint import Commit
 
 from ..errors import ExtractionError
+from ..not_finite import NotFinite, added
 from ..objects import StoredBatch
 from ..reader import ActivationReader
 from ..statistics import Largest, Statistics, statistics_of
@@ -56,8 +58,8 @@ class Outstanding:
 @dataclass(frozen=True)
 class HookFacts:
     """Norms ‖x‖ of one hook point: of all rows the root mean square and, if `of_all`, quantiles and largest, within 1%;
-    else of the sample, as are medians by position in the window and outstanding tokens, but for the one with the largest
-    coordinate.
+    else of the sample, as are medians by position in the window and outstanding tokens, but for the one with the
+    largest coordinate.
     """
 
     name: str
@@ -88,6 +90,7 @@ class ReportFacts:
     sampled_tokens: int
     verdict: str
     proof: str
+    not_finite: NotFinite
 
     @property
     def num_tokens(self) -> int:
@@ -136,6 +139,7 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
         num_records=sum(last.cursor_after.record for last in lasts), record_lengths=np.array(lengths, np.int64),
         hooks=tuple(hooks), sampled_tokens=sum(min(stored.ref.num_tokens, SAMPLED_ROWS) for stored in sample),
         verdict=verdict, proof=proof,
+        not_finite=reduce(added, (last.totals.not_finite for last in lasts), {}),
     )
 
 

@@ -49,9 +49,10 @@ from extraction.commits import (
     worker_folder,
     worker_number,
 )
-from extraction.config import differences
+from extraction.config import DATA_SCHEMA, differences
 from extraction.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists, ObjectNotFound
 from extraction.faults import kill_point
+from extraction.not_finite import NotFinite
 from extraction.packing import PackedBatch
 from extraction.records import Cursor
 from extraction.storage import ObjectInfo, Storage
@@ -86,8 +87,15 @@ def join_run(storage: Storage, configuration: dict, details: dict) -> dict:
 
 
 def read_run(storage: Storage) -> dict:
-    """The content of `run.json`. Raises ObjectNotFound or DamagedData."""
-    return parse_run(storage.read(RUN), f"{storage.location}/{RUN}")
+    """The content of `run.json`. Raises ObjectNotFound, DamagedData, or ConfigurationMismatch for a schema that this
+    version neither reads nor writes."""
+    name = f"{storage.location}/{RUN}"
+    run = parse_run(storage.read(RUN), name)
+    schema = run["configuration"].get("data_schema", DATA_SCHEMA)
+    if schema != DATA_SCHEMA:
+        what = f"{name} is of data schema {json.dumps(schema)}, this version reads and writes {DATA_SCHEMA}"
+        raise ConfigurationMismatch(f"{what}: read the run with the version that made it")
+    return run
 
 
 def list_commits(storage: Storage, worker_id: int) -> list[str]:
@@ -149,11 +157,11 @@ class CommitChain:
 
     def commit(
         self, batch: PackedBatch, data: memoryview | None, seconds: dict[str, float],
-        reconstruction_error: dict[str, float] | None = None,
+        reconstruction_error: dict[str, float] | None = None, not_finite: NotFinite | None = None,
     ) -> Commit:
         """Store `data` (None if nothing of the batch is stored), then the commit; move the cursor.
 
-        `reconstruction_error` is that of each hook point whose rows have a scale.
+        `reconstruction_error` is that of each hook point whose rows have a scale, `not_finite` counts what is not finite.
         Raises Fenced if another worker committed this batch; storage's errors pass through, with nothing committed.
         """
         if self.end_of_stream:
@@ -176,10 +184,11 @@ class CommitChain:
             fingerprint=self.fingerprint,
             record_ids_digest=digest_ids(batch.record_ids),
             reconstruction_error=reconstruction_error or {},
+            not_finite=not_finite or {},
             seconds=seconds,
             totals=self.totals.plus(
                 (batch.num_tokens, batch.num_tokens_read), stored.size if stored else 0, seconds,
-                self._last_attempt != self.instance.attempt,
+                self._last_attempt != self.instance.attempt, not_finite or {},
             ),
             **asdict(self.instance),
         )

@@ -80,7 +80,7 @@ def make_run(folder: Path, streams: str, size: Size) -> None:
         totals = Totals()
         for number, batch in enumerate(batches_of(worker, size)):
             data = data_of(batch, (worker, number), size)
-            totals = totals.plus((batch.num_tokens, batch.num_tokens_read), len(data), {}, number == 0)
+            totals = totals.plus((batch.num_tokens, batch.num_tokens_read), len(data), {}, number == 0, {})
             commit = commit_of(batch, (worker, number), data, (config.fingerprint, totals))
             (folder / checkpoint.data_name(commit)).write_bytes(data)
             (folder / checkpoint.commit_name(worker, number)).write_bytes(commit.to_bytes())

@@ -22,6 +22,7 @@ A worker:
     `compile_cache`  compiled steps that are kept
     `pipeline`       the loop over batches
     `stored`         what is kept of a hook point: values, scales, statistics
+    `not_finite`     how many stored values are NaN and infinite, and how that is said
     `shards`         a batch becomes the bytes of a data object
     `writer`         stores and commits, on a thread of its own
     `commits`        commits as names and bytes; what chains them is checkpoint.py beside this folder

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 from .errors import DamagedData
+from .not_finite import KINDS, NotFinite, added
 from .records import Cursor
 from .strict_json import loads
 from .versions import software_versions
@@ -71,21 +72,25 @@ class DataObject:
 @dataclass(frozen=True)
 class Totals:
     """Sums over a chain up to and with one commit, so that its last commit tells of all: rows that are stored, data in
-    bytes, the number of attempts that committed something, seconds by stage, tokens that were read."""
+    bytes, the number of attempts that committed something, seconds by stage, tokens that were read, values that are not
+    finite."""
 
     tokens: int = 0
     bytes: int = 0
     attempts: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     tokens_read: int = 0
+    not_finite: NotFinite = field(default_factory=dict)
 
     def plus(
-        self, tokens: tuple[int, int], num_bytes: int, seconds: dict[str, float], is_new_attempt: bool
+        self, tokens: tuple[int, int], num_bytes: int, seconds: dict[str, float], is_new_attempt: bool,
+        not_finite: NotFinite,
     ) -> "Totals":
         """With one more batch; `tokens` are those stored and those read."""
         stages = {key: round(self.seconds.get(key, 0.0) + seconds.get(key, 0.0), 3) for key in self.seconds | seconds}
         stored, read = self.tokens + tokens[0], self.tokens_read + tokens[1]
-        return Totals(stored, self.bytes + num_bytes, self.attempts + is_new_attempt, stages, read)
+        odd = added(self.not_finite, not_finite)
+        return Totals(stored, self.bytes + num_bytes, self.attempts + is_new_attempt, stages, read, odd)
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ class Commit:
     seconds: dict[str, float]
     record_ids_digest: str | None = None
     reconstruction_error: dict[str, float] = field(default_factory=dict)
+    not_finite: NotFinite = field(default_factory=dict)
     host: str = "unknown"
     started: str = "unknown"
     versions: dict[str, str] = field(default_factory=dict)
@@ -120,7 +126,8 @@ class Commit:
 
 
 _OPTIONAL = {
-    "num_tokens_read", "record_ids_digest", "reconstruction_error", "host", "started", "versions", "totals",
+    "num_tokens_read", "record_ids_digest", "reconstruction_error", "not_finite", "host", "started", "versions",
+    "totals",
 }
 
 
@@ -142,7 +149,7 @@ def parse_commit(data: bytes, name: str) -> Commit:
         known = {key: value[key] for key in Commit.__dataclass_fields__ if key in value or key not in _OPTIONAL}
         known.setdefault("num_tokens_read", value["num_tokens"])
         if "totals" in known:
-            known["totals"] = {"tokens_read": known["totals"]["tokens"]} | known["totals"]
+            known["totals"] = {"tokens_read": known["totals"]["tokens"], "not_finite": {}} | known["totals"]
         kinds = {"cursor_before": Cursor, "cursor_after": Cursor, "data": DataObject, "totals": Totals}
         for key, kind in kinds.items():
             if key in known and (key != "data" or known[key] is not None):
@@ -174,6 +181,9 @@ def _check_types(commit: Commit) -> None:
         strings += [commit.data.name, commit.data.crc32c]
         if not re.fullmatch(rf"batches/{commit.batch:08d}(-[0-9a-f]{{1,64}})?\.safetensors", commit.data.name):
             raise ValueError(f"data object {commit.data.name!r} is not one of this batch in the batches folder")
+    for odd in (commit.not_finite, totals.not_finite):
+        strings += list(odd)
+        counts += [number[kind] for number in odd.values() for kind in KINDS]
     if any(type(count) is not int or not 0 <= count < _MAX_COUNT for count in counts):
         raise ValueError("a count is not a number from 0 to 2**63")
     if any(type(text) is not str or not text.isprintable() for text in strings):

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from .errors import InvalidRequest
 
 PACKING_SCHEMA = 1
-DATA_SCHEMA = 2  # 1 had no record_lengths, norms and maxima
+DATA_SCHEMA = 3  # positions count in the record, in 1 and 2 in the window
 STORE_DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1, "float8_e4m3fn": 1}  # bytes of a value
 LARGEST_CODE = {"int8": 127.0, "float8_e4m3fn": 448.0}  # of the dtypes whose rows have a scale
 HOOK_SUFFIXES = {

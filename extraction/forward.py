@@ -69,8 +69,8 @@ class ForwardOptions:
     @property
     def capture_dtype(self) -> str:
         """What the scan keeps of a hook point: the stored dtype, or where more is done to values than a cast before
-        they are stored, the dtype that they were computed in."""
-        worked_on = self.pool or self.store_dtype in LARGEST_CODE
+        they are stored, or the cast may make them infinite, the dtype that they were computed in."""
+        worked_on = self.pool or self.store_dtype in LARGEST_CODE or self.store_dtype == "float16"
         return self.compute_dtype if worked_on else self.store_dtype
 
 

@@ -7,6 +7,7 @@ thread that waits for requests.
 from checkpoint import Commit
 
 from .errors import InvalidRequest
+from .not_finite import total
 
 
 class Metrics:
@@ -28,6 +29,7 @@ class Metrics:
         self._rows = metric(counter, "stored_rows", "Rows of activations committed by this process.")
         self._bytes = metric(counter, "stored_bytes", "Bytes of data objects committed by this process.")
         self._batches = metric(counter, "batches", "Commits made by this process.")
+        self._not_finite = metric(counter, "not_finite_values", "Stored values that are NaN or infinite.")
         self._seconds = metric(counter, "stage_seconds", "Seconds that each stage took.", "stage")
         self._records = metric(gauge, "records_committed", "Records of the stream that are committed, by any process.")
         self._finished = metric(gauge, "stream_finished", "1 when the stream is complete.")
@@ -48,6 +50,7 @@ class Metrics:
         self._rows.labels(stream).inc(commit.num_tokens)
         self._bytes.labels(stream).inc(commit.data.size if commit.data else 0)
         self._batches.labels(stream).inc()
+        self._not_finite.labels(stream).inc(total(commit.not_finite))
         for stage, seconds in commit.seconds.items():
             self._seconds.labels(stream, stage).inc(seconds)
         self._records.labels(stream).set(commit.cursor_after.record)

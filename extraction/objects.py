@@ -81,7 +81,7 @@ class StoredBatch:
     @property
     def record_lengths(self) -> np.ndarray:
         """int64 [R]: how many tokens of each record the batch covers, stored or not."""
-        return self.array("record_lengths") if self.has("record_lengths") else np.diff(self.array("record_offsets"))
+        return self.array("record_lengths")
 
     def fetch(self, names: Iterable[str]) -> None:
         """Get these arrays, to be handed out by `array`; those that lie side by side in one piece."""

@@ -44,9 +44,10 @@ class PackedBatch:
     """What one commit covers.
 
     `tokens`, `segment_ids`, `positions`: int32 [steps, B, T]. `slots`: int64 [N], the flat place in those arrays of
-    each token that is stored, in record order. `record_index`: int64 [R], `record_offsets`: int64 [R+1] into the N
-    rows, `record_lengths`: int64 [R], tokens of each record in this batch, stored or not, `record_ids`: the R ids,
-    `record_meta`: for each JSON text or None. A record that continues from or into another batch counts in both.
+    each token that is stored, in record order; `record_positions`: int32 [N], its place in its record. `record_index`:
+    int64 [R], `record_offsets`: int64 [R+1] into the N rows, `record_lengths`: int64 [R], tokens of each record in this
+    batch, stored or not, `record_ids`: the R ids, `record_meta`: for each JSON text or None. A record that continues
+    from or into another batch counts in both.
 
     Where a row is the mean over a window: `slots` are those of the last tokens, `mean_over`: int32 [N], of how many
     tokens, `pooled`: bool [steps, B, T], of which.
@@ -56,6 +57,7 @@ class PackedBatch:
     segment_ids: np.ndarray
     positions: np.ndarray
     slots: np.ndarray
+    record_positions: np.ndarray
     record_index: np.ndarray
     record_offsets: np.ndarray
     record_lengths: np.ndarray
@@ -216,7 +218,7 @@ def _fill(
 ) -> PackedBatch:
     tokens, segment_ids, positions = np.zeros((3, shape.total_rows, shape.seq_len), np.int32)
     segments_in_row = np.zeros(shape.total_rows, np.int32)
-    slots = []
+    slots = [np.zeros(0, np.int64)]
     for window, (row, column) in zip(taken, places, strict=True):
         slots.append(np.flatnonzero(_all_or(window.kept, window.length)) + (row * shape.seq_len + column))
         if window.length == 0:
@@ -227,16 +229,18 @@ def _fill(
         segment_ids[row, here] = segments_in_row[row]
         positions[row, here] = np.arange(window.length)
     records, lengths = _by_record(taken, [window.length for window in taken])
-    _, rows = _by_record(taken, [len(part) for part in slots])
+    rows = [len(part) for part in slots[1:]]
+    stored = np.concatenate(slots)
     step_shape = (shape.steps, shape.rows, shape.seq_len)
     before, after, end_of_stream = span
     return PackedBatch(
         tokens=tokens.reshape(step_shape),
         segment_ids=segment_ids.reshape(step_shape),
         positions=positions.reshape(step_shape),
-        slots=np.concatenate(slots) if slots else np.zeros(0, np.int64),
+        slots=stored,
+        record_positions=_in_record(taken, rows, positions, stored),
         record_index=np.array([record.index for record in records], np.int64),
-        record_offsets=_offsets(rows),
+        record_offsets=_offsets(_by_record(taken, rows)[1]),
         record_lengths=np.array(lengths, np.int64),
         record_ids=tuple(record.id for record in records),
         record_meta=tuple(record.meta for record in records),
@@ -244,6 +248,12 @@ def _fill(
         cursor_after=after,
         end_of_stream=end_of_stream,
     )
+
+
+def _in_record(taken: list[_Window], rows: list[int], positions: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """int32 [N]: place in its record of each slot; the windows have so many rows each, positions count in them."""
+    offsets = np.array([window.offset for window in taken], np.int32)
+    return positions.reshape(-1)[slots] + np.repeat(offsets, np.array(rows, np.int64))
 
 
 def _all_or(kept: np.ndarray | None, length: int) -> np.ndarray:
@@ -260,9 +270,10 @@ def _pooled(batch: PackedBatch, taken: list[_Window], places: np.ndarray) -> Pac
         row * seq_len + column + window.length - 1
         for window, (row, column), count in zip(taken, places.tolist(), counts, strict=True) if count
     ]
-    _, rows = _by_record(taken, [min(count, 1) for count in counts])
+    slots, rows = np.array(lasts, np.int64), [min(count, 1) for count in counts]
     return replace(
-        batch, slots=np.array(lasts, np.int64), record_offsets=_offsets(rows),
+        batch, slots=slots, record_positions=_in_record(taken, rows, batch.positions, slots),
+        record_offsets=_offsets(_by_record(taken, rows)[1]),
         mean_over=np.array([count for count in counts if count], np.int32), pooled=pooled.reshape(batch.tokens.shape),
     )  # fmt: skip
 

@@ -15,9 +15,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 
-from .errors import ExtractionError
+from .errors import ExtractionError, InvalidRequest
+from .logs import say
+from .not_finite import NotFinite, counted
 from .packing import PackedBatch
 from .shards import SCHEMA, Shard, allocate
 from .stored import COUNTS, MAX, MAX_AT, SCALE, SUMS, Facts, has_scale, norm_counts, statistics_layout, unscaled
@@ -31,7 +34,8 @@ _WAITS_FOR = {
     "submit": "room in the queue of uploads",
 }
 STAGES = tuple(_WAITS_FOR)
-Submit = Callable[[PackedBatch, memoryview | None, dict[str, float], dict[str, float]], None]
+Submit = Callable[[PackedBatch, memoryview | None, dict[str, float], dict[str, float], NotFinite], None]
+_BLOCK = 1 << 18  # values that are looked at together
 
 
 @dataclass
@@ -90,7 +94,7 @@ class BatchInFlight:
     """
 
     def __init__(self, batch: PackedBatch, number: int, layout: Layout):
-        self.batch = batch
+        self.batch, self.number = batch, number
         self.shard = _allocate(batch, number, layout)
         self._hooks = {name: _HookInFlight(name, has_scale(layout.dtype)) for name in layout.widths}
         self.step_size = batch.tokens[0].size
@@ -117,6 +121,17 @@ class BatchInFlight:
         errors = {name: hook.reconstruction_error for name, hook in self._hooks.items() if hook.is_scaled}
         return self.shard.data, errors
 
+    @property
+    def not_finite(self) -> NotFinite:
+        """What is not finite of the steps that were put."""
+        return {name: hook.not_finite for name, hook in self._hooks.items() if any(hook.not_finite.values())}
+
+    def where_first(self, hook_point: str) -> str:
+        """The row in which the first value was found that is not finite, for people."""
+        row, arrays = self._hooks[hook_point].first_odd, self.shard.arrays
+        record = int(np.searchsorted(arrays["record_offsets"], row, side="right")) - 1
+        return f"record {self.batch.record_ids[record]!r} at position {arrays['positions'][row]}"
+
 
 @dataclass
 class _HookInFlight:
@@ -128,40 +143,58 @@ class _HookInFlight:
     row: int = 0
     squared_error: float = 0.0
     power: float = 0.0
+    not_finite: dict[str, int] = field(default_factory=lambda: {"nan": 0, "inf": 0})
+    first_odd: int = -1
 
     def add(self, arrays: dict[str, np.ndarray], tokens: np.ndarray, found: Facts) -> None:
         """One step: `found` of the rows at the places `tokens`, which rise."""
-        for suffix, part in zip(SUMS, (found.sum, found.sum_of_squares), strict=True):
-            arrays[self.name + suffix] += part
+        with np.errstate(invalid="ignore"):  # of one sign in this step, of the other in that
+            for suffix, part in zip(SUMS, (found.sum, found.sum_of_squares), strict=True):
+                arrays[self.name + suffix] += part
         if self.is_scaled:
             arrays[self.name + SCALE][tokens] = found.scales
             self.squared_error += found.squared_error
             self.power += found.power
         arrays[self.name + COUNTS] += norm_counts(found.norms)
-        largest, has_nan = found.largest.copy(), np.isnan(found.norms)
-        if has_nan.any():  # past which the device does not look
-            largest[has_nan] = self._sizes(arrays, tokens[has_nan]).max(axis=1)
+        largest, odd = found.largest.copy(), np.flatnonzero(~np.isfinite(found.norms))
+        height = max(1, _BLOCK // len(found.sum))
+        for first in range(0, len(odd), height):  # past a NaN the device does not look
+            rows = odd[first : first + height]
+            largest[rows] = self._look(arrays, tokens[rows])
         first = int(np.argmax(largest))
         row, most = int(tokens[first]), float(largest[first])
         if (most, -row) > (self.largest, -self.row):
             self.largest, self.row = most, row
 
+    def _look(self, arrays: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """The largest |x| of each of these rows, NaN aside; what is not finite in them is counted."""
+        values = self._values(arrays, rows)
+        if self.first_odd < 0 and not np.isfinite(values).all():
+            self.first_odd = int(rows[np.argmin(np.isfinite(values).all(axis=1))])
+        self.not_finite["nan"] += int(np.isnan(values).sum())
+        self.not_finite["inf"] += int(np.isinf(values).sum())
+        return _sizes(values).max(axis=1)
+
     def finish(self, arrays: dict[str, np.ndarray]) -> None:
         """The maximum and its place, of several the first."""
-        sizes = self._sizes(arrays, np.array([self.row]))[0]
+        sizes = _sizes(self._values(arrays, np.array([self.row])))[0]
         column = int(np.argmax(sizes))
         arrays[self.name + MAX][0] = sizes[column]
         arrays[self.name + MAX_AT][:] = self.row, column
 
-    def _sizes(self, arrays: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-        """|x| of these rows in float32 [n, width], 0 for NaN."""
+    def _values(self, arrays: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """These rows as they are read, in float32 [n, width]."""
         scale = arrays[self.name + SCALE][rows] if self.is_scaled else None
-        sizes = np.abs(unscaled(arrays[self.name][rows], scale).astype(np.float32))
-        return np.nan_to_num(sizes, copy=False, nan=0.0, posinf=np.inf)
+        return unscaled(arrays[self.name][rows], scale).astype(np.float32)
 
     @property
     def reconstruction_error(self) -> float:
         return math.sqrt(self.squared_error / self.power) if self.power else 0.0
+
+
+def _sizes(values: np.ndarray) -> np.ndarray:
+    """|x|, 0 for NaN."""
+    return np.nan_to_num(np.abs(values), copy=False, nan=0.0, posinf=np.inf)
 
 
 def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
@@ -192,7 +225,7 @@ def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
         metadata["record_meta"] = f"[{','.join(meta or 'null' for meta in batch.record_meta)}]"
     shard = allocate(arrays, metadata)
     shard.arrays["tokens"][:] = batch.tokens.reshape(-1)[batch.slots]
-    shard.arrays["positions"][:] = batch.positions.reshape(-1)[batch.slots]
+    shard.arrays["positions"][:] = batch.record_positions
     shard.arrays["record_index"][:] = batch.record_index
     shard.arrays["record_offsets"][:] = batch.record_offsets
     shard.arrays["record_lengths"][:] = batch.record_lengths
@@ -204,21 +237,60 @@ def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
 def run_pipeline(
     batches: Iterable[PackedBatch], layout: Layout, forward: Callable, first_batch: int, submit: Submit
 ) -> StageTimes:
-    """Work through `batches`, numbered from `first_batch`; returns when the last one is submitted."""
-    times = StageTimes()
+    """Work through `batches`, numbered from `first_batch`; returns when the last one is submitted.
+
+    Raises InvalidRequest if the first step of a stream has values that float16 does not hold, before it submits any.
+    """
+    times, watch = StageTimes(), _Watch(layout, first_batch == 0)
     for flight, results in _ahead(_dispatch(batches, layout, forward, first_batch, times), STEPS_IN_FLIGHT):
         if results is not None:
             tokens, output = results
             parts, facts = output.parts(), output.facts()
             times.lap("step")
+            watch.check(facts)
             flight.put(tokens, parts, facts)
+            watch.tell(flight, facts)
             times.lap("collect")
         else:
             data, errors = flight.finish()
             times.lap("collect")
-            submit(flight.batch, data, times.take(), errors)
+            submit(flight.batch, data, times.take(), errors, flight.not_finite)
             times.lap("submit")
     return times
+
+
+class _Watch:
+    """Tells people of values that are not finite while an attempt goes on, once of each hook point."""
+
+    def __init__(self, layout: Layout, begins_stream: bool):
+        self._layout, self._unchecked, self._told = layout, begins_stream, set()
+
+    def check(self, facts: dict[str, Facts]) -> None:
+        """Raises InvalidRequest if these are of the first step of a stream, and float16 does not hold its values."""
+        unchecked, self._unchecked = self._unchecked, False
+        name = max(facts, key=lambda name: facts[name].overflow)
+        if unchecked and facts[name].overflow:
+            raise InvalidRequest(
+                f"--store-dtype {self._layout.dtype}: {name} has values of up to {facts[name].overflow:.4g} in the first "
+                f"step, {_largest_of(self._layout)}; nothing is stored: use bfloat16 or float32, with a new --output"
+            )
+
+    def tell(self, flight: BatchInFlight, facts: dict[str, Facts]) -> None:
+        """Say which hook points have their first such values in the step that was put last."""
+        for name, counts in flight.not_finite.items():
+            if name in self._told:
+                continue
+            self._told.add(name)
+            why = "as the model computed them"
+            if facts[name].overflow:
+                computed = f"values of up to {facts[name].overflow:.4g} were computed"
+                why = f"{computed}, {_largest_of(self._layout)}: bfloat16 and float32 hold more"
+            where = f"batch {flight.number}, first in {flight.where_first(name)}"
+            say(f"not finite: {name} has {counted(counts)} in {where}; {why}", "WARNING", self._layout.worker_id)
+
+
+def _largest_of(layout: Layout) -> str:
+    return f"and {layout.dtype} ends at {float(ml_dtypes.finfo(layout.dtype).max):.5g}"
 
 
 def _dispatch(batches: Iterable[PackedBatch], layout: Layout, forward: Callable, number: int, times: StageTimes):

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -43,8 +44,8 @@ _Loaded = TypeVar("_Loaded")
 class Rows(NamedTuple, Generic[Values]):
     """n rows: activations [n, width], tokens int32 [n], record int64 [n, 2] (stream, index), position int32 [n].
 
-    Positions count from 0 in each sequence; a mean has those of the last token of its window. Where
-    several hook points were asked for, activations is a dict of them.
+    Positions count from 0 in the record; a mean has that of the last token of its window. Where several hook points
+    were asked for, activations is a dict of them.
     """
 
     activations: Values
@@ -117,8 +118,6 @@ class ActivationReader:
         )
         self._refs: dict[int, tuple[BatchRef, ...]] = {}
         self._ends: dict[int, Cursor] = {}
-        self._places: dict[str, tuple[int, int]] = {}
-        self._unscanned: Iterator[StoredBatch] | None = None
         self._pool = ThreadPoolExecutor(_THREADS, "reader")
 
     # ------------------------------------------------------------------------------------------ what is there
@@ -129,7 +128,7 @@ class ActivationReader:
 
     def all_refs(self, workers: Iterable[int] | None = None) -> Iterator[BatchRef]:
         """The batches of these workers, of all by default. Their commits are read ahead, over the ends of workers."""
-        wanted = self.workers if workers is None else tuple(workers)
+        wanted = self.workers if workers is None else self._known(workers)
         known = {worker_id: self._refs[worker_id] for worker_id in wanted if worker_id in self._refs}
         found: list[BatchRef] = []
         number, cursor = 0, Cursor(0, 0)
@@ -150,6 +149,15 @@ class ActivationReader:
                 size, tokens, before = commit.data.size, commit.num_tokens, commit.cursor_before
                 found.append(BatchRef(worker_id, commit.batch, data, size, tokens, before, cursor))
                 yield found[-1]
+
+    def _known(self, workers: Iterable[int]) -> tuple[int, ...]:
+        """These streams. Raises InvalidRequest for one that the run does not have."""
+        wanted, planned = tuple(workers), len(self.run.get("records_per_stream") or ())
+        for number in wanted:
+            if number not in self.workers and not 0 <= number < planned:
+                there = ", ".join(map(str, self.workers)) or "none yet"
+                raise InvalidRequest(f"{self.storage.location} has no stream {number}; it has {there}")
+        return wanted
 
     def _steps(self, workers: Sequence[int], known: Collection[int]) -> Iterator[tuple[int, str | None]]:
         """(worker, name of a commit) for the commits of those that are not known, (worker, None) at the end of each."""
@@ -201,26 +209,42 @@ class ActivationReader:
         """Every record that is committed whole, joined where it goes over batches. One of which nothing is stored is
         there, without rows, if a batch that it is in has rows of others."""
         names = self.checked(hook_points)
-        for worker_id in self.workers if workers is None else workers:
+        for worker_id in self.workers if workers is None else self._known(workers):
             yield from self._join(worker_id, self._load_batches(self.refs(worker_id), names))
 
     def record(self, record_id: str, hook_points: Sequence[str] | None = None) -> RecordActivations:
-        """The record of this id. Raises ObjectNotFound. The headers of the batches up to it are read, once each."""
+        """The record of this id. Raises ObjectNotFound, and InvalidRequest if several records have it, which
+        `record_at` tells apart. The first call reads the header of every batch."""
+        places = self._places.get(record_id, ())
+        if not places:
+            raise ObjectNotFound(f"{self.storage.location} holds no record {record_id!r}")
+        if len(places) > 1:
+            which = ", ".join(f"{index} of stream {stream}" for stream, index in places)
+            what = f"{self.storage.location}: {len(places)} records have the id {record_id!r}: {which}"
+            raise InvalidRequest(f"{what}; take the one you mean by stream and index: record_at({places[0][0]}, "
+                                 f"{places[0][1]})")
+        return self.record_at(*places[0], hook_points)
+
+    def record_at(self, stream: int, index: int, hook_points: Sequence[str] | None = None) -> RecordActivations:
+        """The record of this index in a stream. Raises ObjectNotFound if it is not there, or not yet whole, or if
+        nothing is stored of all records beside it; InvalidRequest if there is no such stream."""
         names = self.checked(hook_points)
-        if self._unscanned is None:
-            self._unscanned = self.headers()
-        while record_id not in self._places:
-            stored = next(self._unscanned, None)
-            if stored is None:
-                raise ObjectNotFound(f"{self.storage.location} holds no record {record_id!r}")
-            for found in stored.record_ids:
-                self._places.setdefault(found, (stored.ref.worker_id, stored.ref.batch))
-        worker_id, batch = self._places[record_id]
-        refs = (ref for ref in self.refs(worker_id) if ref.batch >= batch)
-        for record in self._join(worker_id, self._load_batches(refs, names)):
-            if record.id == record_id:
+        refs = (ref for ref in self.refs(stream) if ref.begin.record <= index and ref.end > Cursor(index, 0))
+        for record in self._join(stream, self._load_batches(refs, names)):
+            if record.index == index:
                 return record
-        raise ObjectNotFound(f"{self.storage.location} does not hold all of record {record_id!r} yet")
+        raise ObjectNotFound(f"{self.storage.location} does not hold all of record {index} of stream {stream}")
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """{id: stream and index of each record that has it}"""
+        places: dict[str, tuple[tuple[int, int], ...]] = {}
+        for stored in self.headers():
+            for record_id, index in zip(stored.record_ids, stored.array("record_index").tolist(), strict=True):
+                place, known = (stored.ref.worker_id, index), places.get(record_id, ())
+                if place not in known:  # a record that goes over batches is in each
+                    places[record_id] = (*known, place)
+        return places
 
     def statistics(self, hook_points: Sequence[str] | None = None) -> dict[str, Statistics]:
         """{hook point: Statistics} of all rows, from each object's first bytes; of rows only those with a maximum are

@@ -76,7 +76,8 @@ class Tally:
         """One object. Raises DamagedData if it has no sums."""
         name = self._name
         self._count += stored.ref.num_tokens
-        self._sums = [total + stored.array(name + suffix) for total, suffix in zip(self._sums, SUMS, strict=True)]
+        with np.errstate(invalid="ignore"):  # a sum is infinite in one object and -infinite in another
+            self._sums = [total + stored.array(name + suffix) for total, suffix in zip(self._sums, SUMS, strict=True)]
         if self._norm_counts is None or not stored.has(name + COUNTS, name + MAX, name + MAX_AT):
             self._norm_counts = self._found_in = None
             return

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import checkpoint
 
 from .errors import InvalidRequest, ObjectNotFound, TryAgain
+from .not_finite import NotFinite, described
 from .standing import Standing, read_standing
 from .storage import open_storage
 
@@ -37,7 +38,8 @@ STATES = ("failed", "fenced", "stuck", "stopped", "running", "starting", "waitin
 class StreamStatus:
     """One stream. Rates are in tokens per second, times in seconds; None is not known, or not to be had in this state.
 
-    `tokens` are those of the committed records, `rows` those that are stored.
+    `tokens` are those of the committed records, `rows` those that are stored; `not_finite` counts the NaN and infinite
+    values of these, {hook point: {"nan": n, "inf": n}}.
 
     `stages`: the share of the worker's loop that each stage took, and `upload` in proportion to the same time.
     """
@@ -58,6 +60,7 @@ class StreamStatus:
     preemptions: int
     stages: dict[str, float]
     host: str
+    not_finite: NotFinite
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,8 @@ def _status(standing: Standing, num_records: int | None, now: float, stuck_after
     last = standing.last
     age = max(now - standing.commit_times[-1], 0.0) if standing.commit_times else None
     state, message = _state(standing, now, stuck_after)
+    not_finite = last.totals.not_finite if last else {}
+    notes = [message] * bool(message) + [f"not finite: {described(not_finite)}"] * bool(not_finite)
     records, tokens = (last.cursor_after.record, last.totals.tokens_read) if last else (0, 0)
     mean = _mean_rate(standing)
     rate_now = _rate_now(standing, now) if state == "running" else None
@@ -134,12 +139,13 @@ def _status(standing: Standing, num_records: int | None, now: float, stuck_after
     if state == "running" and num_records is not None and records and tokens:
         left = (num_records - records) * (tokens / records) / (rate_now or mean) if rate_now or mean else None
     return StreamStatus(
-        stream=standing.worker_id, state=state, message=message, num_records=num_records, records=records,
+        stream=standing.worker_id, state=state, message="; ".join(notes), num_records=num_records, records=records,
         batches=standing.num_batches, tokens=tokens,
         rows=last.totals.tokens if last else 0, bytes=last.totals.bytes if last else 0,
         rate_now=rate_now, rate_mean=mean, seconds_left=left, age=age,
         preemptions=max(last.totals.attempts - 1, 0) if last else 0,
         stages=_stages(last.totals.seconds) if last else {}, host=last.host if last else "",
+        not_finite=not_finite,
     )
 
 

@@ -31,7 +31,8 @@ ArrayLayout = dict[str, tuple[tuple[int, ...], np.dtype]]
 class Facts(NamedTuple):
     """What a step says of its n rows of a hook point: float32 sum and sum_of_squares [width], of each row the norm and
     the largest |x| [n]. Where rows have a scale: scales [n], and over the finite rows the squared error of what is
-    stored and the power of what was computed.
+    stored and the power of what was computed. `overflow`: the largest finite |x| that is infinite as it is stored, 0 if
+    there is none.
     """
 
     sum: np.ndarray
@@ -41,6 +42,7 @@ class Facts(NamedTuple):
     scales: np.ndarray | None = None
     squared_error: float = 0.0
     power: float = 0.0
+    overflow: float = 0.0
 
 
 def statistics_layout(width: int) -> ArrayLayout:

@@ -29,6 +29,7 @@ from .models.config_file import read_model_config
 from .models.devices import open_devices
 from .models.location import ModelFolder, locate_model
 from .models.sharding import MeshShape, local_memory
+from .not_finite import described
 from .packing import BatchShape, Cut, pack_batches
 from .pipeline import Layout, run_pipeline
 from .plan import choose_rows, ideal_flops, stored_bytes
@@ -304,6 +305,8 @@ def work(run: Prepared, task: Task) -> None:
         progress.close()
     for line in times.table():
         say(line, worker=worker_id)
+    if chain.totals.not_finite:
+        say(f"not finite in this stream: {described(chain.totals.not_finite)}", "WARNING", worker_id)
     if not chain.end_of_stream:
         raise Stopped(f"worker {worker_id} was told to stop; {chain.cursor.record:,} records are committed")
     say(f"stream complete, {total:,} records", worker=worker_id)

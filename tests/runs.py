@@ -54,7 +54,9 @@ def make_run(
     storage: object, streams: Iterable[Iterable[int]], stop_after: int | None = None, selector: Selector = EVERYTHING
 ) -> None:
     """A run with a worker for each list of record lengths; each worker stops after some batches, at the end if None."""
-    configuration = {"hook_points": list(WIDTHS), "positions": str(selector.selection)}
+    configuration = {
+        "hook_points": list(WIDTHS), "positions": str(selector.selection), "seq_len": SHAPE.seq_len,
+    }
     checkpoint.join_run(storage, configuration, {"fingerprint": FINGERPRINT, "streams": "/nowhere"})
     for worker_id, lengths in enumerate(streams):
         extract(checkpoint.CommitChain.load(storage, worker_id, FINGERPRINT), list(lengths), stop_after, selector)

@@ -19,7 +19,7 @@ from extraction.reader import ActivationReader
 from extraction.shuffle import ShuffleOptions
 from extraction.storage import open_storage
 from tests import runs
-from tests.runs import SHAPE, STREAMS, WIDTHS, all_tokens, expected, make_run
+from tests.runs import STREAMS, WIDTHS, all_tokens, expected, make_run
 from tests.workers import ROOT
 
 HOOK, OTHER = WIDTHS
@@ -151,7 +151,7 @@ def columns_are_right(rows, names=(HOOK, OTHER)):
     tokens, first = rows["token"], 100 * rows["record"] + 100_000 * rows["stream"]
     for name in names:
         assert np.array_equal(rows[name], expected(tokens, name))
-    assert np.array_equal((tokens - first) % SHAPE.seq_len, rows["position"])
+    assert np.array_equal(tokens - first, rows["position"])
     return tokens.tolist()
 
 

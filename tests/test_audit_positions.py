@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from extraction.audit import audit_run
 from extraction.audit.facts import RunFacts
 from extraction.audit.records import check_cover, check_records
-from extraction.config import fingerprint_of
 from extraction.errors import DamagedData
 from extraction.packing import BatchShape, pack_batches
 from extraction.positions import Selection, Selector
@@ -62,7 +61,7 @@ def stored_by(lengths, selector, long_documents="split"):
     for batch in pack_batches(given, Cursor(0, 0), SHAPE, long_documents, selector):
         if batch.num_records:
             arrays = {name: getattr(batch, name) for name in ("record_index", "record_offsets", "record_lengths")}
-            arrays |= {name: getattr(batch, name).reshape(-1)[batch.slots] for name in ("tokens", "positions")}
+            arrays |= {"tokens": batch.tokens.reshape(-1)[batch.slots], "positions": batch.record_positions}
             yield arrays | ({} if batch.mean_over is None else {"mean_over": batch.mean_over}), batch
 
 
@@ -90,7 +89,7 @@ def test_a_row_too_few_or_elsewhere_is_found_where_lengths_tell(lengths, rule, d
         if batch.num_tokens:
             row = data.draw(st.integers(0, batch.num_tokens - 1))
             moved = arrays["positions"].copy()
-            moved[row] = SHAPE.seq_len  # no window has such a position
+            moved[row] = 40  # no record has such a position
             assert problems_of(arrays | {"positions": moved}, batch, rule, drop_special, (3, 7))
             if rule == "mean":
                 over = arrays["mean_over"] + 8 * (np.arange(batch.num_tokens) == row)
@@ -103,7 +102,7 @@ def test_a_row_too_few_or_elsewhere_is_found_where_lengths_tell(lengths, rule, d
 def test_a_position_from_the_end_may_lie_before_the_end_of_a_part_and_no_earlier():
     """A record of 40 tokens over batches of 16, of whose first part -12 cannot be and -30 is token 10."""
     (arrays, batch), *_ = stored_by([40], Selector(Selection.parse("-30,2")))
-    assert arrays["positions"].tolist() == [2, 2]
+    assert arrays["positions"].tolist() == [2, 10]
     assert problems_of(arrays, batch, "-30,2") == [] == problems_of(arrays, batch, "-12,-8,2,10")
     assert problems_of(arrays, batch, "-6,2") and problems_of(arrays, batch, "-30,3")
 
@@ -195,7 +194,7 @@ def test_the_tokens_of_a_commit_are_as_many_as_its_cursors_allow(before, after, 
 
 @pytest.mark.parametrize("changes, message", [
     ({"positions": "every:0"}, "--positions every:0: give all, last"), ({"positions": 3}, "positions or drop_special"),
-    ({"drop_special": 1}, "positions or drop_special"), ({"data_schema": "two"}, "not a readable run description"),
+    ({"drop_special": 1}, "positions or drop_special"), ({"seq_len": "two"}, "not a readable run description"),
 ])
 def test_a_description_that_cannot_be_is_named(run_streams, changes, message):
     config = configure(run_streams)
@@ -203,18 +202,3 @@ def test_a_description_that_cannot_be_is_named(run_streams, changes, message):
     run = {"configuration": config.to_json(), "fingerprint": config.fingerprint, "streams": run_streams}
     with pytest.raises(DamagedData, match=message):
         RunFacts.of(run, "run.json")
-
-
-def test_runs_from_before_there_were_positions_are_read(run_streams):
-    """Their configuration has no such keys, and their data objects no lengths: every token is a row."""
-    configuration = configure(run_streams, data_schema=1).to_json()
-    del configuration["positions"], configuration["drop_special"]
-    run = {"configuration": configuration, "fingerprint": fingerprint_of(configuration), "streams": run_streams}
-    facts = RunFacts.of(run, "run.json")
-    assert (facts.selection, facts.data_schema, facts.special_ids) == (Selection(), 1, ())
-    for arrays, batch in stored_by([5, 30, 0, 9], Selector()):
-        del arrays["record_lengths"]
-        names = ("cursor_before", "cursor_after", "num_records", "num_tokens", "num_tokens_read")
-        commit = SimpleNamespace(**{name: getattr(batch, name) for name in names})
-        small = replace(facts, num_slots=SHAPE.num_slots, seq_len=SHAPE.seq_len)
-        assert list(check_records(arrays, commit, small)) == []

@@ -28,7 +28,7 @@ LEVELS = [
     {"checkpoint", "models", "pipeline", "writer", "objects", "parquet"},
     {"manifest", "packing", "stored", "compile_cache", "reference_ids"},
     {"config", "commits", "storage", "selection", "tokenization", "positions", "shards", "preemption"},
-    {"errors", "records", "faults", "logs", "prefetch", "strict_json", "versions", "columns"},
+    {"errors", "records", "faults", "logs", "not_finite", "prefetch", "strict_json", "versions", "columns"},
 ]
 
 

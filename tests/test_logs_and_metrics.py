@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
 from urllib.request import urlopen
@@ -59,6 +60,7 @@ def test_metrics_count_what_is_committed(tmp_path):
     storage = open_storage(str(tmp_path))
     make_run(storage, [[8] * 6], selector=Selector(Selection.parse("last")))
     commits = [checkpoint.parse_commit(storage.read(name), name) for name in checkpoint.list_commits(storage, 0)]
+    commits[0] = replace(commits[0], not_finite={"x": {"nan": 2, "inf": 3}, "y": {"nan": 4, "inf": 0}})
     metrics = Metrics(0)
     try:
         for commit in commits:
@@ -72,6 +74,7 @@ def test_metrics_count_what_is_committed(tmp_path):
     assert float(values['tokens_total{stream="0"}']) == 48
     assert float(values['stored_rows_total{stream="0"}']) == 6
     assert float(values['batches_total{stream="0"}']) == len(commits)
+    assert float(values['not_finite_values_total{stream="0"}']) == 9
     assert float(values['records_committed{stream="0"}']) == 6
     assert float(values['stream_finished{stream="0"}']) == 1
     assert float(values['stored_bytes_total{stream="0"}']) == commits[-1].totals.bytes

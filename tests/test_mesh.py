@@ -58,7 +58,7 @@ for dtype in dtypes:
     for turn in range(2):
         objects, batches = [], pack_batches(records, Cursor(0, 0), BatchShape(1, rows, 150), "split")
         layout = Layout(0, forward.widths, dtype_named(dtype))
-        run_pipeline(batches, layout, forward, 0, lambda batch, data, seconds, errors: objects.append((data, errors)))
+        run_pipeline(batches, layout, forward, 0, lambda batch, data, seconds, errors, odd: objects.append((data, errors)))
         (folder / f"{dtype} {turn}.safetensors").write_bytes(objects[0][0])
         (folder / f"{dtype} {turn}.json").write_text(json.dumps(objects[0][1]))
 """

@@ -49,16 +49,16 @@ def stored_places(record, text, drop_special, length):
 
 
 def rows_expected(record, text, drop_special, shape, mode):
-    """(token, position in the window, tokens in the mean) of each row."""
+    """(token, position in the record, tokens in the mean) of each row."""
     length = len(record.tokens) if mode == "split" else min(len(record.tokens), shape.seq_len)
     places = stored_places(record, text, drop_special, length)
     if text != "mean":
-        return [(int(record.tokens[place]), place % shape.seq_len, None) for place in places]
+        return [(int(record.tokens[place]), place, None) for place in places]
     rows = []
     for first in range(0, length, shape.seq_len):
         last = min(first + shape.seq_len, length) - 1
         count = sum(first <= place <= last for place in places)
-        rows += [(int(record.tokens[last]), last - first, count)] if count else []
+        rows += [(int(record.tokens[last]), last, count)] if count else []
     return rows
 
 
@@ -67,7 +67,7 @@ def rows_of(batch, at):
     here = slice(batch.record_offsets[at], batch.record_offsets[at + 1])
     slots = batch.slots[here]
     over = [None] * len(slots) if batch.mean_over is None else batch.mean_over[here].tolist()
-    tokens, positions = (array.reshape(-1)[slots].tolist() for array in (batch.tokens, batch.positions))
+    tokens, positions = batch.tokens.reshape(-1)[slots].tolist(), batch.record_positions[here].tolist()
     return list(zip(tokens, positions, over, strict=True))
 
 

@@ -60,7 +60,7 @@ def test_rows_are_every_token_once_in_order(anywhere):
         assert np.array_equal(activations, activations_of(tokens, WIDTHS[HOOK]))
         assert activations.dtype == "bfloat16"
         stream, index = record.T
-        assert np.array_equal((tokens - 100 * index - 100_000 * stream) % 8, position)
+        assert np.array_equal(tokens - 100 * index - 100_000 * stream, position)
 
 
 def test_records_are_whole_also_where_they_go_over_batches(anywhere):
@@ -93,6 +93,31 @@ def test_what_is_not_there_is_said(output, tmp_path):
         next(reader.rows("blocks.7.hook_resid_post"))
     with pytest.raises(InvalidRequest, match="not the output of a run"):
         ActivationReader(str(tmp_path / "nothing"))
+
+
+def test_an_id_that_several_records_have_is_said_with_each_of_them(storage, monkeypatch):
+    monkeypatch.setattr(runs, "record_id", lambda worker_id, index: "twin" if index == 2 else f"{worker_id}/{index}")
+    make_run(storage, STREAMS)
+    reader = ActivationReader(storage.location)
+    said = "3 records have the id 'twin': 2 of stream 0, 2 of stream 1, 2 of stream 3"
+    with pytest.raises(InvalidRequest, match=rf"{said}; take the one you mean by stream and index: record_at\(0, 2\)"):
+        reader.record("twin")
+    assert reader.record("0/9").tokens.tolist() == tokens_of(0, 9, 16).tolist()  # over two batches, and once
+    for stream, length in ((0, 20), (1, 2), (3, 9)):
+        record = reader.record_at(stream, 2, [HOOK])
+        assert (record.stream, record.index, record.id) == (stream, 2, "twin")
+        assert record.tokens.tolist() == tokens_of(stream, 2, length).tolist()
+    with pytest.raises(ObjectNotFound, match="all of record 10 of stream 0"):
+        reader.record_at(0, 10)
+
+
+def test_a_stream_that_there_is_not_is_no_empty_one(output):
+    for read in (lambda r: r.rows(HOOK, [1, 4]), lambda r: r.records([HOOK], [4]), lambda r: r.refs(4)):
+        with pytest.raises(InvalidRequest, match="has no stream 4; it has 0, 1, 2, 3"):
+            list(read(ActivationReader(output)))
+    with pytest.raises(InvalidRequest, match="has no stream -1"):
+        ActivationReader(output).record_at(-1, 0)
+    assert list(ActivationReader(output).rows(HOOK, [2])) == []
 
 
 def test_of_an_unfinished_run_only_what_is_committed_whole_is_a_record(storage):
@@ -261,7 +286,7 @@ def test_what_belongs_together_stays_together(output):
     for activations, tokens, record, position in shuffled(output):
         assert np.array_equal(activations, activations_of(tokens, WIDTHS[HOOK]))
         stream, index = record.T
-        assert np.array_equal((tokens - 100 * index - 100_000 * stream) % 8, position)
+        assert np.array_equal(tokens - 100 * index - 100_000 * stream, position)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -78,7 +78,7 @@ def test_means_are_over_the_tokens_of_each_window(streams, whole, tmp_path, flag
         np.testing.assert_allclose(found[name].activations[HOOK], means, rtol=1e-5, atol=1e-6)
         assert found[name].mean_over.tolist() == [int(counted[window].sum()) for window in windows]
         assert found[name].tokens.tolist() == [record.tokens[window[-1]] for window in windows]
-        assert found[name].positions.tolist() == [len(window) - 1 for window in windows]
+        assert found[name].positions.tolist() == [window[-1] for window in windows]
         np.testing.assert_allclose(found[name].mean(HOOK), values[counted].mean(0), rtol=1e-5, atol=1e-6)
 
 

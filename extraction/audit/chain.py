@@ -21,6 +21,7 @@ import checkpoint
 from checkpoint import Commit, Totals
 
 from ..errors import DamagedData, ObjectNotFound
+from ..not_finite import added
 from ..objects import BatchRef, StoredBatch
 from ..records import Cursor
 from ..storage import ObjectInfo, Storage
@@ -240,6 +241,8 @@ class _Walk:
             if theirs != ours:
                 yield (f"its totals are {theirs[0]:,} rows of {theirs[1]:,} tokens and {theirs[2]:,} bytes, "
                        f"those of its chain {ours[0]:,}, {ours[1]:,} and {ours[2]:,}")
+            if commit.totals.not_finite != added(self._totals.not_finite, commit.not_finite):
+                yield "its totals of not_finite are not those of its chain"
 
     def _check_ids(self, commit: Commit) -> Iterator[str]:
         first = commit.cursor_before.record

@@ -7,8 +7,8 @@ What is proven of an object without a problem: its bytes have the committed size
 and dtypes are those of the format and of `run.json`; its records have the committed ids, and its rows are of them
 (`records`); and the sums are those of the values, to the rounding of float32 sums of at most T + B terms.
 
-NaN and infinite values are counted and are no damage: a model may compute them, and then they are what was to be
-stored. Cost: each byte is read once; memory is the object and blocks of 2 MiB.
+NaN and infinite values are no damage: a model may compute them, and then they are what was to be stored. Another number
+of them than the commit says is damage. Cost: each byte is read once; memory is the object and blocks of 2 MiB.
 """
 
 from collections import Counter
@@ -22,6 +22,7 @@ from checkpoint import Commit
 
 from ..config import LARGEST_CODE
 from ..errors import DamagedData
+from ..not_finite import KINDS, counted
 from ..shards import SCHEMA, Shard, decode, dtype_named
 from ..storage import ObjectInfo, crc32c_base64
 from ..stored import COUNTS, MAX, MAX_AT, SCALE, SUMS, norm_counts, statistics_layout, unscaled
@@ -58,6 +59,7 @@ def check_contents(data: bytes, commit: Commit, run: RunFacts) -> Contents:
     problems += check_records(shard.arrays, commit, run)
     for hook_point in run.hook_points:
         problems += _check_values(shard, hook_point, run, found)
+    problems += _check_not_finite(found, commit)
     widths = {hook_point: shard.arrays[hook_point].shape[1] for hook_point in run.hook_points}
     return Contents(tuple(f"{name}: {problem}" for problem in problems), widths, +found)
 
@@ -67,10 +69,8 @@ def _check_layout(shard: Shard, commit: Commit, run: RunFacts) -> Iterator[str]:
     n, r = commit.num_tokens, commit.num_records
     wanted = {
         "tokens": ((n,), "int32"), "positions": ((n,), "int32"),
-        "record_index": ((r,), "int64"), "record_offsets": ((r + 1,), "int64"),
+        "record_index": ((r,), "int64"), "record_offsets": ((r + 1,), "int64"), "record_lengths": ((r,), "int64"),
     }
-    if run.data_schema >= 2:
-        wanted["record_lengths"] = ((r,), "int64")
     if run.selection.pools:
         wanted["mean_over"] = ((n,), "int32")
     for hook_point in run.hook_points:
@@ -78,8 +78,7 @@ def _check_layout(shard: Shard, commit: Commit, run: RunFacts) -> Iterator[str]:
         width = shape[-1] if shape else 0
         wanted[hook_point] = ((n, width), run.store_dtype)
         statistics = statistics_layout(width) | ({SCALE: ((n,), np.dtype(np.float32))} if run.has_scale else {})
-        suffixes = statistics if run.data_schema >= 2 else SUMS
-        wanted |= {hook_point + suffix: (statistics[suffix][0], statistics[suffix][1].name) for suffix in suffixes}
+        wanted |= {hook_point + suffix: (shape, dtype.name) for suffix, (shape, dtype) in statistics.items()}
     for name, (shape, dtype) in wanted.items():
         array = shard.arrays.get(name)
         if array is None:
@@ -127,17 +126,23 @@ def _check_values(shard: Shard, hook_point: str, run: RunFacts, found: Counter[t
             if not np.isfinite(part).all():
                 found[hook_point, "nan"] += int(np.isnan(block).sum())
                 found[hook_point, "inf"] += int(np.isinf(block).sum())
-            if run.data_schema >= 2:
-                most = np.fmax.reduce(np.abs(block, out=block), axis=None, initial=0.0)
-                if most > largest:
-                    row, column = divmod(int(np.argmax(block == most)), width)
-                    largest, first = most, [start + row, column]
+            most = np.fmax.reduce(np.abs(block, out=block), axis=None, initial=0.0)
+            if most > largest:
+                row, column = divmod(int(np.argmax(block == most)), width)
+                largest, first = most, [start + row, column]
         yield from _check_sums(shard, hook_point, (total, squares), run)
         if scale is not None:
             yield from _check_scale(values, scale, hook_point)
-        if run.data_schema >= 2:
-            yield from _check_norms(arrays[hook_point + COUNTS], norms, width, hook_point)
-            yield from _check_maximum(shard, hook_point, largest, first)
+        yield from _check_norms(arrays[hook_point + COUNTS], norms, width, hook_point)
+        yield from _check_maximum(shard, hook_point, largest, first)
+
+
+def _check_not_finite(found: Counter[tuple[str, str]], commit: Commit) -> Iterator[str]:
+    for name in sorted({*commit.not_finite, *(hook_point for hook_point, _ in found)}):
+        ours = {kind: found[name, kind] for kind in KINDS}
+        theirs = commit.not_finite.get(name, dict.fromkeys(KINDS, 0))
+        if ours != theirs:
+            yield f"{name} has {counted(ours)}, its commit says {counted(theirs)}"
 
 
 def _check_sums(shard: Shard, hook_point: str, ours: tuple[np.ndarray, np.ndarray], run: RunFacts) -> Iterator[str]:

@@ -6,17 +6,14 @@ fingerprint is that of the configuration. Cost: none to speak of.
 
 from dataclasses import dataclass
 
-from ..config import DATA_SCHEMA, LARGEST_CODE, STORE_DTYPES, fingerprint_of
+from ..config import LARGEST_CODE, STORE_DTYPES, fingerprint_of
 from ..errors import DamagedData, InvalidRequest
 from ..positions import Selection
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """`seq_len` is T, `batch_size` B, both in one step; `num_slots` is how many tokens fit into one batch.
-
-    `data_schema`: objects of 1 do not say how long their records are (all tokens are there), nor norms and maxima.
-    """
+    """`seq_len` is T, `batch_size` B, both in one step; `num_slots` is how many tokens fit into one batch."""
 
     fingerprint: str
     streams: str
@@ -30,7 +27,6 @@ class RunFacts:
     truncates: bool
     selection: Selection = Selection()
     special_ids: tuple[int, ...] = ()
-    data_schema: int = DATA_SCHEMA
 
     @property
     def has_scale(self) -> bool:
@@ -54,13 +50,10 @@ class RunFacts:
                 raise ValueError("hook_points are not a list of names")
             if configuration["store_dtype"] not in STORE_DTYPES or type(run["streams"]) is not str:
                 raise ValueError("store_dtype or streams cannot be")
-            if type(configuration["data_schema"]) is not int:
-                raise ValueError("data_schema is not a number")
             return cls(
                 run["fingerprint"], run["streams"], configuration["manifest_digest"], limit, tuple(hook_points),
                 configuration["store_dtype"], shape[2], shape[1], shape[0] * shape[1] * shape[2],
                 configuration["long_documents"] == "truncate", _selection(configuration), _special_ids(run),
-                configuration["data_schema"],
             )
         except (KeyError, TypeError, ValueError, InvalidRequest) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)

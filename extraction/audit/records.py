@@ -67,7 +67,7 @@ def check_records(arrays: Arrays, commit: Commit, run: RunFacts) -> Iterator[str
     if commit.num_records == 0 or offsets[0] != 0 or offsets[-1] != n or (offsets[1:] < offsets[:-1]).any():
         yield f"its record_offsets do not rise from 0 to its {n:,} rows"
         return
-    lengths = arrays["record_lengths"] if run.data_schema >= 2 else np.diff(offsets)
+    lengths = arrays["record_lengths"]
     room = min(commit.num_tokens_read, run.num_slots)
     if (lengths < 0).any() or (lengths > room).any() or lengths.sum() != commit.num_tokens_read:
         yield f"its record_lengths do not sum up to the {commit.num_tokens_read:,} tokens of its commit"
@@ -91,8 +91,9 @@ def _check_rows(arrays: Arrays, lengths: np.ndarray, commit: Commit, run: RunFac
             yield "its record_offsets are not those of its record_lengths, and all tokens were to be stored"
             return
         places = np.arange(len(positions)) - np.repeat(offsets[:-1], lengths)
-        if not np.array_equal(positions, places % run.seq_len):
-            yield f"its positions do not count from 0 in each window of {run.seq_len}"
+        places[: lengths[0]] += commit.cursor_before.token_offset
+        if not np.array_equal(positions, places):
+            yield "its positions do not count from 0 in each record, or from where the batch before it ended"
         return
     last = len(lengths) - 1
     for number, length in enumerate(lengths.tolist()):
@@ -106,7 +107,7 @@ def _check_rows(arrays: Arrays, lengths: np.ndarray, commit: Commit, run: RunFac
 
 
 def _may_be(positions: np.ndarray, part: _Part, selection: Selection, seq_len: int) -> bool:
-    """Are these positions in windows the rows of a part of a record?"""
+    """Are these the positions of the rows of a part of a record?"""
     if selection.pools:
         places = np.minimum(np.arange(part.first + seq_len, part.last + seq_len, seq_len), part.last) - 1
     else:
@@ -114,16 +115,15 @@ def _may_be(positions: np.ndarray, part: _Part, selection: Selection, seq_len: i
     if part.length is None and selection.reach > 1:
         some = places if selection.is_told_by_lengths else places[:0]
         late = np.arange(max(part.first, part.last + 1 - selection.reach), part.last)
-        return _is_within(some % seq_len, positions) and _is_within(positions, np.union1d(places, late) % seq_len)
+        return _is_within(some, positions) and _is_within(positions, np.union1d(places, late))
     if selection.is_told_by_lengths:
-        return np.array_equal(positions, places % seq_len)
-    return _is_within(positions, places % seq_len)
+        return np.array_equal(positions, places)
+    return _is_within(positions, places)
 
 
 def _is_within(some: np.ndarray, all_of_them: np.ndarray) -> bool:
-    """Are the former among the latter, in their order?"""
-    rest = iter(all_of_them.tolist())
-    return all(one in rest for one in some.tolist())
+    """Do the former rise, and are they among the latter?"""
+    return bool((np.diff(some) > 0).all() and np.isin(some, all_of_them).all())
 
 
 def _check_tokens(arrays: Arrays, run: RunFacts) -> Iterator[str]:
@@ -131,7 +131,7 @@ def _check_tokens(arrays: Arrays, run: RunFacts) -> Iterator[str]:
     if len(tokens) and tokens.min() < 0:
         yield "it holds a token below 0"
     if selection.pools:
-        over, whole = arrays["mean_over"], arrays["positions"] + 1
+        over, whole = arrays["mean_over"], arrays["positions"] % run.seq_len + 1
         if (over != whole).any() if selection.is_told_by_lengths else ((over < 1) | (over > whole)).any():
             yield "its mean_over are not numbers of tokens in its windows"
     elif selection.drop_special and np.isin(tokens, run.special_ids).any():

@@ -35,7 +35,8 @@ class Compacted(NamedTuple):
 
     values [groups, size, width] in the store dtype; sum and sum_of_squares float32 [groups, width] over the real rows;
     squared_norm and largest float32 [groups, parts, size]: of each row the sum of squares and the largest |x|, of each
-    part of the columns, one for each device of a group. Where rows have a scale: scale float32 [groups, size]; and like
+    part of the columns, one for each device of a group; without a scale that |x| is the one that was computed, before it
+    was rounded to the store dtype. Where rows have a scale: scale float32 [groups, size]; and like
     squared_norm, in units of the scale's square, so that it is finite however large x is, squared_error, of what is
     stored against what was computed, and power, of the latter; 0 where the scale is 0 or NaN.
     """
@@ -68,28 +69,29 @@ class Compaction:
         """[groups, size, width] as they are stored, with their statistics over the first `counts` of each group."""
         real = jnp.arange(rows.shape[1])[None, :] < counts[:, None]
         if self.dtype not in LARGEST_CODE:
-            values = _apart(rows.astype(self.dtype), 5)
-            return Compacted(values[0], *self._statistics(values[1:], real))
+            rows, computed = _apart(rows, 2)
+            values = _apart(rows.astype(self.dtype), 4)
+            return Compacted(values[0], *self._statistics(values[1:], real), self._largest(computed))
         first, *rows = _apart(rows, 4)
         scale = _scale_of(first, self.dtype)
         codes = _apart(_codes_of(rows[0], scale, self.dtype), 6)
         computed = (_over(part, scale) for part in rows[1:])
         error = self._by_part(next(computed) - codes[1].astype(jnp.float32))
         return Compacted(
-            codes[0], *self._statistics(codes[2:], real, scale), scale, error, self._by_part(next(computed))
+            codes[0], *self._statistics(codes[2:5], real, scale), self._largest(_wide(codes[5], scale)), scale, error,
+            self._by_part(next(computed)),
         )
 
     def _statistics(self, values: Sequence[jax.Array], real: jax.Array, scale: jax.Array | None = None) -> tuple:
-        """sum, sum_of_squares, squared_norm and largest of [groups, size, width], of which four copies are given."""
+        """sum, sum_of_squares and squared_norm of [groups, size, width], of which three copies are given."""
         for_sum, for_squares = (
             _wide(jnp.where(real[:, :, None], copy, jnp.zeros((), copy.dtype)), scale) for copy in values[:2]
         )
-        for_norm, for_largest = (_wide(copy, scale) for copy in values[2:])
-        return (
-            self._sum(for_sum), self._sum(jnp.square(for_squares)),
-            self._by_part(for_norm),
-            self.layout.by_part(jnp.abs(self._parts(for_largest)).max(axis=-1)),
-        )
+        return self._sum(for_sum), self._sum(jnp.square(for_squares)), self._by_part(_wide(values[2], scale))
+
+    def _largest(self, rows: jax.Array) -> jax.Array:
+        """float32 [groups, parts, size]"""
+        return self.layout.by_part(jnp.abs(self._parts(rows)).max(axis=-1).astype(jnp.float32))
 
     def _parts(self, rows: jax.Array) -> jax.Array:
         """[groups, size, parts, width of a part]"""

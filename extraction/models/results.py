@@ -50,16 +50,18 @@ class StepOutput:
             return {name: self._facts(found) for name, found in self._arrays.items()}
 
     def _facts(self, found: Compacted) -> Facts:
-        squared_norms, largest = np.asarray(found.squared_norm), np.asarray(found.largest)
-        with np.errstate(over="ignore"):
-            rows = [self._in_order(np.sqrt(squared_norms.sum(axis=1))), self._in_order(largest.max(axis=1))]
-        sums = [np.asarray(of_groups).sum(axis=0) for of_groups in (found.sum, found.sum_of_squares)]
-        if found.scale is None:
-            return Facts(*sums, *rows)
+        with np.errstate(over="ignore", invalid="ignore"):  # who looks at the values counts what is not finite
+            norms = self._in_order(np.sqrt(np.asarray(found.squared_norm).sum(axis=1)))
+            largest = self._in_order(np.asarray(found.largest).max(axis=1))
+            sums = [np.asarray(of_groups).sum(axis=0) for of_groups in (found.sum, found.sum_of_squares)]
+            if found.scale is None:
+                stored = largest.astype(found.values.dtype).astype(np.float32)
+                lost = largest[np.isinf(stored) & np.isfinite(largest)]
+                return Facts(*sums, norms, stored, overflow=float(lost.max(initial=0.0)))
         scales = self._in_order(np.asarray(found.scale))
         units = np.square(np.nan_to_num(scales).astype(np.float64))
         of_rows = (self._in_order(np.asarray(part).sum(axis=1)) for part in (found.squared_error, found.power))
-        return Facts(*sums, *rows, scales, *(float((units * squares).sum()) for squares in of_rows))
+        return Facts(*sums, norms, largest, scales, *(float((units * squares).sum()) for squares in of_rows))
 
     def _in_order(self, of_groups: np.ndarray) -> np.ndarray:
         """[n] of [groups, size]"""

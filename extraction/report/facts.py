@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -18,6 +19,7 @@ import checkpoint
 from checkpoint import Commit
 
 from ..errors import ExtractionError
+from ..not_finite import NotFinite, added
 from ..objects import StoredBatch
 from ..reader import ActivationReader
 from ..statistics import Largest, Statistics, statistics_of
@@ -56,7 +58,8 @@ class Outstanding:
 @dataclass(frozen=True)
 class HookFacts:
     """Norms ‖x‖ of one hook point: of all rows the root mean square and, if `of_all`, quantiles and largest, within 1%;
-    else of the sample, as are medians by position and outstanding tokens, but for the one with the largest coordinate.
+    else of the sample, as are medians by position in the window and outstanding tokens, but for the one with the
+    largest coordinate.
     """
 
     name: str
@@ -87,6 +90,7 @@ class ReportFacts:
     sampled_tokens: int
     verdict: str
     proof: str
+    not_finite: NotFinite
 
     @property
     def num_tokens(self) -> int:
@@ -96,6 +100,11 @@ class ReportFacts:
     def num_rows(self) -> int:
         """Tokens that are stored, or means over windows."""
         return sum(commit.rows for commit in self.commits)
+
+    @property
+    def seq_len(self) -> int:
+        """T, tokens in a window."""
+        return _seq_len(self.run)
 
     @property
     def slots_per_batch(self) -> int | None:
@@ -121,7 +130,7 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
     headers = reader.headers(reader.hook_points)
     statistics = statistics_of(_with_lengths(headers, lengths), reader.hook_points)
     sample = _choose(reader)
-    hooks = [_read_hook(name, sample, found) for name, found in statistics.items()]
+    hooks = [_read_hook(name, sample, found, _seq_len(reader.run)) for name, found in statistics.items()]
     verdict, proof = _prove(output, streams)
     commits = [commit for facts, _, _ in chains for commit in facts]
     lasts = [last for _, last, _ in chains if last is not None]
@@ -130,7 +139,12 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
         num_records=sum(last.cursor_after.record for last in lasts), record_lengths=np.array(lengths, np.int64),
         hooks=tuple(hooks), sampled_tokens=sum(min(stored.ref.num_tokens, SAMPLED_ROWS) for stored in sample),
         verdict=verdict, proof=proof,
+        not_finite=reduce(added, (last.totals.not_finite for last in lasts), {}),
     )
+
+
+def _seq_len(run: dict) -> int:
+    return run["configuration"].get("seq_len", 1 << 31)
 
 
 def _with_lengths(headers: Iterable[StoredBatch], lengths: list[int]) -> Iterator[StoredBatch]:
@@ -175,12 +189,12 @@ def _choose(reader: ActivationReader) -> list[StoredBatch]:
     return [StoredBatch(reader.storage, refs[number]) for number in chosen]
 
 
-def _read_hook(name: str, sample: list[StoredBatch], of_all: Statistics) -> HookFacts:
+def _read_hook(name: str, sample: list[StoredBatch], of_all: Statistics, seq_len: int) -> HookFacts:
     norms, positions, best = [], [], []
     for stored in sample:
         values = stored.activations(name, 0, SAMPLED_ROWS).astype(np.float32)
         norms.append(np.sqrt(np.einsum("nd,nd->n", values, values, dtype=np.float64)))
-        positions.append(stored.array("positions", 0, SAMPLED_ROWS))
+        positions.append(stored.array("positions", 0, SAMPLED_ROWS) % seq_len)
         best += [(norms[-1][row], stored, int(row), values[row]) for row in np.argsort(-norms[-1])[:OUTSTANDING]]
     all_norms, all_positions = np.concatenate(norms), np.concatenate(positions)
     if of_all.norms is not None and of_all.norms.count:

@@ -62,15 +62,15 @@ def by_position(facts: ReportFacts) -> str:
     values = [y for _, points in curves for _, y in points]
     axes = Axes((0, max(x for _, points in curves for x, _ in points) or 1),
                 (min(min(values), 0.5), max(max(values) * 1.1, 2.0)), logarithmic=True)  # fmt: skip
-    content = axes.frame(short, short, "position in the sequence")
+    content = axes.frame(short, short, "position in the window")
     strongest = max(curves, key=lambda curve: max(y for _, y in curve[1]))
     for hook, points in curves:
         if hook is not strongest[0]:
             content += charts.path(axes, points, "c0 faint", hook.name)
     content += charts.path(axes, strongest[1], "c0", strongest[0].name)
     peak = max(strongest[1], key=lambda point: point[1])
-    note = (f"Median norm at a position, of the sample, over the median of all, a line for each hook point. "
-            f"The most: {peak[1]:.2g}× at position {peak[0]:.0f} of {strongest[0].name}.")  # fmt: skip
+    note = (f"Median norm at a position in the window, of the sample, over the median of all; a line for each hook "
+            f"point. The most: {peak[1]:.2g}× at position {peak[0]:.0f} of {strongest[0].name}.")  # fmt: skip
     return section("Norms by position", note, charts.svg(content, "norms by position"))
 
 
@@ -121,11 +121,11 @@ def outstanding(facts: ReportFacts, words: Words | None) -> str:
     head = "".join(f'<th class="number">{name}</th>' for name in names)
     head = f"<tr><th>hook point</th>{head}<th>record</th></tr>"
     strong = [found for hook in facts.hooks for found in hook.outstanding if found.times > 5]
-    first = sum(found.position == 0 for found in strong)
+    first = sum(found.position % facts.seq_len == 0 for found in strong)
     note = "Tokens far above the median weigh most in a squared error; leave them out or scale them when training. "
     note += f"Those of a sample of {facts.sampled_tokens:,}, and of all tokens the one with the largest coordinate. "
     note += (
-        f"Of those above 5×, as far as listed, {first} of {len(strong)} stand at position 0." if strong
+        f"Of those above 5×, as far as listed, {first} of {len(strong)} begin a window." if strong
         else "None of them is above 5× the median."
     )
     table = f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..not_finite import described
 from ..status import format_bytes, format_seconds
 from . import charts, norms, over_time
 from .charts import section, short
@@ -26,7 +27,7 @@ def render(facts: ReportFacts, words: Words | None = None) -> str:
     title = f"Activations of {configuration.get('model', 'a model')}"
     sections = [
         over_time.progress(facts), over_time.pace(facts), over_time.streams(facts),
-        norms.by_layer(facts), norms.by_position(facts), norms.spreads(facts), norms.outstanding(facts, words),
+        _not_finite(facts), norms.by_layer(facts), norms.by_position(facts), norms.spreads(facts), norms.outstanding(facts, words),
         _lengths(facts), _padding(facts), _stages(facts), _proof(facts), _configuration(configuration),
     ]  # fmt: skip
     badge = f'<span class="badge {facts.verdict.replace(" ", "-")}">{escape(facts.verdict)}</span>'
@@ -59,6 +60,19 @@ def _tiles(facts: ReportFacts) -> str:
     ]  # fmt: skip
     cells = "".join(f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for value, name in tiles)
     return f'<div class="tiles">{cells}</div>'
+
+
+def _not_finite(facts: ReportFacts) -> str:
+    if not facts.not_finite:
+        return ""
+    cells = "".join(
+        f'<tr><td><code>{escape(name)}</code></td>'
+        f'<td class="number">{counts["nan"]:,}</td><td class="number">{counts["inf"]:,}</td></tr>'
+        for name, counts in facts.not_finite.items()
+    )
+    head = '<tr><th>hook point</th><th class="number">NaN</th><th class="number">infinite</th></tr>'
+    note = f"{described(facts.not_finite)}: leave the rows that hold them out of training."
+    return section("Values that are not finite", note, f'<div class="scroll"><table>{head}{cells}</table></div>')
 
 
 def _stages(facts: ReportFacts) -> str:

@@ -262,7 +262,7 @@ class ActivationReader:
         def load(ref: BatchRef) -> StoredBatch:
             stored = StoredBatch(self.storage, ref)
             if hook_points:
-                stored.fetch(names_of_statistics(stored, hook_points))
+                stored.fetch(names_of_statistics(hook_points))
             return stored
 
         return self._ahead(self.all_refs(), load, _THREADS)

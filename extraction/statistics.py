@@ -1,8 +1,7 @@
 """What is known of all rows of a run at one hook point, from what each data object says of its own.
 
 In: opened data objects, `StoredBatch`. Out: `Statistics`. Guarantee: sums, counts and maxima of objects add up to those
-of all rows, in whatever order and on however many workers these were made; nothing is a mean of means. Objects made
-before norms were counted have sums alone, and then there are no quantiles and no maximum.
+of all rows, in whatever order and on however many workers these were made; nothing is a mean of means.
 
 Cost: the first bytes of each object, where its statistics lie; and one row, the one with the maximum.
 """
@@ -43,15 +42,15 @@ class Largest:
 class Statistics:
     """Over `count` rows: `mean` and `variance` float64 [width] of each coordinate, `norm` the root mean square of ‖x‖.
 
-    `norm_counts` are the counts of ‖x‖ in the bins of a DDSketch. It and `largest` are None where objects lack them.
+    `norm_counts` are the counts of ‖x‖ in the bins of a DDSketch.
     """
 
     count: int
     mean: np.ndarray
     variance: np.ndarray
     norm: float
-    norm_counts: np.ndarray | None = None
-    largest: Largest | None = None
+    norm_counts: np.ndarray
+    largest: Largest
 
     @property
     def std(self) -> np.ndarray:
@@ -59,9 +58,9 @@ class Statistics:
         return np.sqrt(self.variance)
 
     @cached_property
-    def norms(self) -> "DDSketch | None":
+    def norms(self) -> "DDSketch":
         """The norms of all rows but those with NaN: `norms.get_quantile_value(0.5)` is their median, within 1%."""
-        return None if self.norm_counts is None else norm_sketch(self.norm_counts)
+        return norm_sketch(self.norm_counts)
 
 
 class Tally:
@@ -69,23 +68,21 @@ class Tally:
 
     def __init__(self, name: str):
         self._name, self._count, self._sums = name, 0, [0.0, 0.0]
-        self._norm_counts: np.ndarray | None = np.zeros(NORM_BINS, np.int64)
-        self._most, self._at, self._found_in = -1.0, np.zeros(2, np.int64), None
+        self._norm_counts = np.zeros(NORM_BINS, np.int64)
+        self._most, self._at = -1.0, np.zeros(2, np.int64)
+        self._found_in: StoredBatch | None = None
 
     def add(self, stored: StoredBatch) -> None:
-        """One object. Raises DamagedData if it has no sums."""
+        """One object. Raises DamagedData if it lacks statistics."""
         name = self._name
         self._count += stored.ref.num_tokens
         with np.errstate(invalid="ignore"):  # a sum is infinite in one object and -infinite in another
             self._sums = [total + stored.array(name + suffix) for total, suffix in zip(self._sums, SUMS, strict=True)]
-        if self._norm_counts is None or not stored.has(name + COUNTS, name + MAX, name + MAX_AT):
-            self._norm_counts = self._found_in = None
-            return
         counts, most, at = (stored.array(name + suffix) for suffix in (COUNTS, MAX, MAX_AT))
         if (len(counts), len(most), len(at)) != (NORM_BINS, 1, 2):
             raise DamagedData(f"{stored.ref.name}: the statistics of {name} have other sizes than they should")
         self._norm_counts += counts
-        if most[0] > self._most:
+        if self._found_in is None or most[0] > self._most:
             self._most, self._at, self._found_in = float(most[0]), at, stored
 
     def result(self) -> Statistics:
@@ -97,10 +94,10 @@ class Tally:
         norm = float(np.sqrt(squares.sum() / self._count))
         return Statistics(self._count, mean, variance, norm, self._norm_counts, self._largest())
 
-    def _largest(self) -> Largest | None:
-        if self._found_in is None:
-            return None
+    def _largest(self) -> Largest:
         stored, (row, column) = self._found_in, self._at.tolist()
+        if stored is None:
+            raise ValueError("statistics of no object")
         if not (0 <= row < stored.ref.num_tokens and 0 <= column < len(self._sums[0])):
             raise DamagedData(f"{stored.ref.name}: {self._name}{MAX_AT} is [{row}, {column}], where no row is")
         here = (row, row + 1)
@@ -123,6 +120,6 @@ def statistics_of(stored_batches: Iterable[StoredBatch], names: Sequence[str]) -
     return {name: tally.result() for name, tally in tallies.items()} if count else {}
 
 
-def names_of_statistics(stored: StoredBatch, names: Sequence[str]) -> list[str]:
+def names_of_statistics(names: Sequence[str]) -> list[str]:
     """The arrays of an object that hold the statistics of these hook points."""
-    return [name + suffix for name in names for suffix in (*SUMS, COUNTS, MAX_AT, MAX) if stored.has(name + suffix)]
+    return [name + suffix for name in names for suffix in (*SUMS, COUNTS, MAX_AT, MAX)]

@@ -1,14 +1,11 @@
 """Small batches and their data, for tests of what comes after packing."""
 
-from pathlib import Path
-
 import numpy as np
 from ddsketch import LogarithmicMapping
 
 from extraction.packing import BatchShape, PackedBatch, pack_batches
 from extraction.pipeline import BatchInFlight, Layout
 from extraction.records import Cursor, TokenizedRecord
-from extraction.shards import allocate, decode
 
 SHAPE = BatchShape(steps=1, rows=2, seq_len=8)
 LENGTHS = (5, 3, 20, 0, 8, 1, 7, 7, 2, 16)
@@ -54,20 +51,6 @@ def fill_hook(arrays: dict[str, np.ndarray], name: str, values: np.ndarray) -> N
     if size.size:
         place = np.unravel_index(size.argmax(), size.shape)
         arrays[f"{name}.max"][:], arrays[f"{name}.max_at"][:] = size[place], place
-
-
-def without(path: Path, endings: tuple[str, ...]) -> None:
-    """The data object without the arrays of such names, in a file of the same size."""
-    shard = decode(path.read_bytes())
-    arrays = {name: array for name, array in shard.arrays.items() if not name.endswith(endings)}
-    layout, size, filler = {name: (array.shape, array.dtype) for name, array in arrays.items()}, len(shard.data), 0
-    for _ in range(3):  # the header grows with the filler's name and size
-        made = allocate(layout | {"filler": ((filler,), np.int8)}, shard.metadata)
-        filler += size - len(made.data)
-    assert len(made.data) == size
-    for name, array in arrays.items():
-        made.arrays[name][...] = array
-    path.write_bytes(made.data)
 
 
 def extract_all(chain) -> None:

@@ -6,7 +6,6 @@ import subprocess
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from extraction.report.charts import short, ticks
 from extraction.report.facts import QUANTILES
 from extraction.storage import open_storage
 from tests import runs
-from tests.batches import without
 from tests.runs import FINGERPRINT, STREAMS, WIDTHS, make_run
 from tests.workers import MODEL, python
 
@@ -49,7 +47,7 @@ def test_the_numbers_are_those_of_the_run(output):
         norms = np.concatenate(norms)
         assert hook.rms == pytest.approx(np.sqrt((norms**2).mean()))
         exact = np.quantile(norms, QUANTILES, method="lower")
-        assert hook.of_all and hook.quantiles == pytest.approx(exact, rel=0.0101)
+        assert hook.quantiles == pytest.approx(exact, rel=0.0101)
         assert hook.largest == pytest.approx(norms.max(), rel=0.0101)
         assert hook.outstanding[0].times == pytest.approx(norms.max() / hook.median)
 
@@ -63,18 +61,7 @@ def test_quantiles_and_the_largest_coordinate_are_of_all_rows_and_not_of_the_sam
         most = max(abs(token.value) for token in expected.outstanding)
         found = [token for token in hook.outstanding if abs(token.value) == most]
         assert found and all(token in expected.outstanding for token in found)
-    assert "Of all that are stored; quantiles" in render(gather(output))
-
-
-def test_a_run_that_has_not_counted_its_norms_is_shown_by_a_sample(output):
-    expected = gather(output).hooks
-    for path in Path(output).glob("worker-*/batches/*"):
-        without(path, (".norm_counts", ".max", ".max_at"))
-    facts = gather(output)
-    for hook, whole in zip(facts.hooks, expected, strict=True):
-        assert not hook.of_all and hook.rms == whole.rms
-        assert hook.quantiles == pytest.approx(whole.quantiles, rel=0.1)
-    assert "the rest of a sample of" in render(facts)
+    assert "Of all that are stored and have no NaN; quantiles" in render(gather(output))
 
 
 @pytest.mark.parametrize("rule", ["last", "mean", "every:7"])
@@ -115,6 +102,16 @@ def test_norms_of_next_to_nothing_and_of_infinities_are_drawn(tmp_path, monkeypa
     picture = page.partition("<h2>Norms</h2>")[2].partition("</section>")[0]
     places = [float(x) for x in re.findall(r' x(?:1|2)?="([^"]+)"', picture)]
     assert places and all(0 <= x <= 400 for x in places)
+
+
+def test_a_hook_point_of_nothing_but_nan_is_shown_as_such(tmp_path, monkeypatch):
+    real = runs.activations_of
+    monkeypatch.setattr(runs, "activations_of",
+                        lambda tokens, width: real(tokens, width) * (np.nan if width == WIDTHS[HOOK] else 1))
+    make_run(open_storage(str(tmp_path)), STREAMS[:1])
+    page = render(gather(str(tmp_path)))
+    picture = page.partition("<h2>Norms</h2>")[2].partition("</section>")[0]
+    assert picture.count("<svg") == 1 and '="nan"' not in page and '<div class="number rms" data-label="r.m.s.">nan<' in page
 
 
 def test_an_outstanding_token_is_named_by_record_position_and_coordinate(output):

@@ -21,7 +21,6 @@ from extraction.statistics import Tally
 from extraction.storage import open_storage
 from extraction.stored import NORM_BINS, norm_counts, norm_sketch
 from tests import runs
-from tests.batches import without
 from tests.workers import ROOT, committed, extract, extract_here, make_streams, write_corpus
 
 QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
@@ -197,17 +196,6 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(streams, tmp_path):
 def small(tmp_path) -> Path:
     runs.make_run(open_storage(str(tmp_path)), ([5, 3, 20], [16, 9]))
     return tmp_path
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_objects_that_lack_norms_have_sums_alone(small, number):
-    path = sorted(small.glob("worker-*/batches/*"))[number]
-    before = ActivationReader(str(small)).statistics()
-    without(path, (".norm_counts", ".max", ".max_at"))
-    for name, found in ActivationReader(str(small)).statistics().items():
-        assert (found.norm_counts, found.norms, found.largest) == (None, None, None)
-        assert (found.count, found.norm) == (before[name].count, before[name].norm)
-        np.testing.assert_array_equal(found.std, before[name].std)
 
 
 @pytest.mark.parametrize("place", [(-1, 0), (99, 0), (0, 99), (0, -1)])

@@ -2,11 +2,12 @@
 
 In: OUTPUT. Out: `ReportFacts`: plain numbers, no drawing. Statistics, record lengths and times are of everything that
 is committed; what needs the rows themselves (outstanding tokens, norms by position) is of a sample of them, spread
-evenly over the batches, and so are quantiles where a run of an earlier version has not counted its norms.
+evenly over the batches.
 
 Cost: each commit and each data object's first bytes once, and `SAMPLED_BATCHES` runs of `SAMPLED_ROWS` rows.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -57,8 +58,8 @@ class Outstanding:
 
 @dataclass(frozen=True)
 class HookFacts:
-    """Norms ‖x‖ of one hook point: of all rows the root mean square and, if `of_all`, quantiles and largest, within 1%;
-    else of the sample, as are medians by position in the window and outstanding tokens, but for the one with the
+    """Norms ‖x‖ of one hook point: of all rows the root mean square, and quantiles and largest within 1%, NaN if every
+    row has a NaN; of the sample medians by position in the window and outstanding tokens, but for the one with the
     largest coordinate.
     """
 
@@ -67,7 +68,6 @@ class HookFacts:
     rms: float
     quantiles: tuple[float, ...]
     largest: float
-    of_all: bool
     by_position: np.ndarray
     outstanding: tuple[Outstanding, ...]
 
@@ -197,21 +197,17 @@ def _read_hook(name: str, sample: list[StoredBatch], of_all: Statistics, seq_len
         positions.append(stored.array("positions", 0, SAMPLED_ROWS) % seq_len)
         best += [(norms[-1][row], stored, int(row), values[row]) for row in np.argsort(-norms[-1])[:OUTSTANDING]]
     all_norms, all_positions = np.concatenate(norms), np.concatenate(positions)
-    if of_all.norms is not None and of_all.norms.count:
-        quantiles = tuple(of_all.norms.get_quantile_value(quantile) for quantile in (*QUANTILES, 1.0))
-    else:
-        quantiles = tuple(float(value) for value in np.quantile(all_norms, (*QUANTILES, 1.0)))
+    quantile = of_all.norms.get_quantile_value  # None where no norm was counted
+    quantiles = tuple(math.nan if (value := quantile(part)) is None else value for part in (*QUANTILES, 1.0))
     by_position = np.array([
         np.median(all_norms[all_positions == place]) if (all_positions == place).any() else np.nan
         for place in range(POSITIONS)
     ])
     best.sort(key=lambda found: -found[0])
     outstanding = [_outstanding(*found, median=quantiles[2]) for found in best[:OUTSTANDING]]
-    if of_all.largest is not None:
-        outstanding = _with_largest(outstanding, of_all.largest, quantiles[2])
+    outstanding = _with_largest(outstanding, of_all.largest, quantiles[2])
     return HookFacts(
-        name, len(of_all.mean), of_all.norm, quantiles[:-1], quantiles[-1], of_all.norms is not None, by_position,
-        tuple(outstanding),
+        name, len(of_all.mean), of_all.norm, quantiles[:-1], quantiles[-1], by_position, tuple(outstanding)
     )
 
 

@@ -3,6 +3,7 @@
 In: `ReportFacts`. Out: sections of HTML.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from html import escape
@@ -90,25 +91,27 @@ def spreads(facts: ReportFacts) -> str:
     """The distribution of each hook point's norms, a line for each."""
     if not facts.hooks:
         return ""
-    low = min(max(hook.quantiles[0], 1e-9) for hook in facts.hooks)
-    scale = (low / 1.1, max(low, *(hook.largest for hook in facts.hooks)) * 1.1)
+    counted = [hook for hook in facts.hooks if not math.isnan(hook.largest)]
+    low = min((max(hook.quantiles[0], 1e-9) for hook in counted), default=1.0)
+    scale = (low / 1.1, max([low, *(hook.largest for hook in counted)]) * 1.1)
     cells = ['<div class="head">hook point</div><div class="head">1 to 99%, middle half, median; largest</div>']
     cells += [f'<div class="head number">{name}</div>' for name in ("r.m.s.", "median", "largest")]
     for hook in sorted(facts.hooks, key=lambda hook: kind(hook.name)):  # by layer within a kind
         cells.append(
             f'<div class="name">{escape(hook.name)}</div>'
-            f'<div class="picture">{charts.spread(hook.quantiles, hook.rms, hook.largest, scale)}</div>'
+            f'<div class="picture">{_spread(hook, scale)}</div>'
             f'<div class="number rms" data-label="r.m.s.">{hook.rms:.4g}</div>'
             f'<div class="number" data-label="median">{hook.median:.4g}</div>'
             f'<div class="number" data-label="largest">{hook.largest:.4g}</div>'
         )
     note = f"The norm of each token's activation, on a logarithmic scale from {short(scale[0])} to {short(scale[1])}. "
-    if all(hook.of_all for hook in facts.hooks):
-        note += "Of all that are stored; quantiles and largest within 1%."
-    else:
-        note += f"Root mean square of all that are stored; the rest of a sample of {facts.sampled_tokens:,}."
+    note += "Of all that are stored and have no NaN; quantiles and largest within 1%."
     table = _folded(f"{len(facts.hooks)} hook points", f'<div class="norms">{"".join(cells)}</div>', len(facts.hooks))
     return section("Norms", note, table, wide=True)
+
+
+def _spread(hook: HookFacts, scale: tuple[float, float]) -> str:
+    return "" if math.isnan(hook.largest) else charts.spread(hook.quantiles, hook.rms, hook.largest, scale)
 
 
 def outstanding(facts: ReportFacts, words: Words | None) -> str:

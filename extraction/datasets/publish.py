@@ -85,7 +85,8 @@ def _differences(there: Manifest, asked: Manifest) -> Iterator[str]:
     for name in ("dataset", "source", "revision", "options", "num_streams", "num_records"):
         old, new = getattr(there, name), getattr(asked, name)
         if name == "options":
-            old, new = ({key: one[key] for key in one if one.get(key) != other.get(key)} for one, other in ((old, new), (new, old)))
+            same = {key for key in old if key in new and old[key] == new[key]}
+            old, new = ({key: value for key, value in one.items() if key not in same} for one in (old, new))
         if old != new:
             yield f"{name} {json.dumps(old)[:300]} there, {json.dumps(new)[:300]} asked"
     for old, new in itertools.zip_longest(there.files, asked.files):

@@ -1,9 +1,9 @@
 """One reading of a source: what was read of each file, and the records that were left out.
 
 In: a `Source`, and whether damaged records are left out or end the reading. Out: what the manifest says of both.
-Guarantee: a record that is left out is counted, and the first `NAMED` are named by file and row. Each file that was read
-to its end is pinned by its content: a bucket's checksum, the hub's etag, or a sha256 of its bytes, made as they are
-read. Cost: a sha256 of local files; Parquet, of which only columns are read, is read once more for it.
+Guarantee: a record that is left out is counted, and the first `NAMED` are named by file and row. Each file that was
+read to its end is pinned by its content: a bucket's checksum, the hub's etag, or a sha256 of its bytes, made as they
+are read. Cost: a sha256 of local files; Parquet, of which only columns are read, is read once more for it.
 """
 
 import hashlib
@@ -129,7 +129,9 @@ def sound(rows: Iterator[Any], make: Callable[[int, Any], Made], reading: Readin
                 yield made
 
 
-def publish_read(storage: Storage, origin: Origin, rows: Iterable[Row], reading: Reading, num_streams: int) -> Published:
+def publish_read(
+    storage: Storage, origin: Origin, rows: Iterable[Row], reading: Reading, num_streams: int
+) -> Published:
     """Publish the records of a reading as streams. Raises InvalidRequest when there are none, and as `publish_rows`."""
     with Spool(rows) as spool:
         if not len(spool):

@@ -4,11 +4,11 @@ In: `--source`, the kinds of files that a dataset reads, and a `Choice` of split
 its files in the order of their names, the same however the source was spelled. On the hub the revision is pinned to a
 commit.
 
-Guarantee: exactly the files that were named. A path that exists is that file or folder, whatever characters it has; `*`,
-`?`, `[` and `**` are wildcards where nothing has that literal name. A folder, also one that a glob names, is searched
-with its subfolders, but not what is named .hidden or _hidden. Of what a folder or glob names, files that are no data
-(see `kinds`) are left out and named; several splits, several configurations or files of several kinds are refused until
-one is chosen. Cost: one listing, and a README.md in the folder.
+Guarantee: exactly the files that were named. A path that exists is that file or folder, whatever characters it has;
+`*`, `?`, `[` and `**` are wildcards where nothing has that literal name. A folder, also one that a glob names, is
+searched with its subfolders, but not what is named .hidden or _hidden. Of what a folder or glob names, files that are
+no data (see `kinds`) are left out and named; several splits, several configurations or files of several kinds are
+refused until one is chosen. Cost: one listing, and a README.md in the folder.
 """
 
 from collections.abc import Sequence

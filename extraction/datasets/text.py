@@ -1,9 +1,9 @@
 """Rows of any files, materialised: one column is the text, another one the id.
 
-In: files of JSON lines, JSON, CSV, TSV, text or Parquet, in a folder, a bucket or on the hub. Out: the published manifest
-and stream files. Guarantee: the records are the rows in the order of the files, none left out unless `--on-bad-record
-skip` says so; the hub is read at one commit, which the manifest names. Cost: memory does not follow the size of the
-source.
+In: files of JSON lines, JSON, CSV, TSV, text or Parquet, in a folder, a bucket or on the hub. Out: the published
+manifest and stream files. Guarantee: the records are the rows in the order of the files, none left out unless
+`--on-bad-record skip` says so; the hub is read at one commit, which the manifest names. Cost: memory does not follow
+the size of the source.
 """
 
 import json
@@ -88,7 +88,7 @@ def _location(source: str, revision: str | None) -> str:
 DATASET = Dataset(
     help="Streams of the rows of any files, copied.",
     source="Files of JSON lines, JSON, CSV, TSV, text or Parquet, also packed (.gz, .zst, .bz2): OWNER/NAME of the hub, "
-           + PLACES,
+    + PLACES,
     create=lambda storage, source, num_streams, **flags: create(
         storage, source, num_streams, TextOptions(choice=choice_of(flags), **flags)
     ),

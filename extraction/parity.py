@@ -3,8 +3,8 @@
 In: a model, records, hook points. Out: a `Parity`: relative error, cosine and the worst token of each hook point.
 Ours are what a worker would store: packed with other documents, in the compute dtype and rounded to the store dtype.
 The reference is transformers' torch model in float32 on the CPU, one document at a time, each tensor taken where the
-module that makes it is called. Guarantee: both see the same token ids, which are those of tokenizer.json alone; the same
-machine gives the same numbers.
+module that makes it is called. Guarantee: both see the same token ids, which are those of tokenizer.json alone; the
+same machine gives the same numbers.
 
 Cost: both models in host memory, the values of one step of ours and of one document of theirs, and a forward pass of
 torch for each record.

@@ -4,11 +4,12 @@ In: where the streams lie, a tokenizer, how records are cut and what is kept. Ou
 same streams and flags, so that workers that start at once agree. Cost: the first row group of one stream.
 """
 
+import contextlib
 from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from .errors import InvalidRequest
+from .errors import DamagedData, InvalidRequest
 from .manifest import Manifest
 from .packing import Cut
 from .positions import Selection, spans_of
@@ -50,10 +51,12 @@ def first_records(manifest: Manifest, location: str, most: int) -> list[Record]:
     return list(islice(open_stream(manifest, location, number).read_records(), most))
 
 
-def all_records(manifest: Manifest, location: str) -> Iterator[Record]:
-    """Of one stream after the other, read as they are asked for."""
+def all_records(manifest: Manifest, location: str, first: int) -> Iterator[Record]:
+    """Of stream `first` and then of the others, read as they are asked for; what is damaged is left out."""
     for number in range(manifest.num_streams):
-        yield from open_stream(manifest, location, number).read_records()
+        stream = open_stream(manifest, location, (first + number) % manifest.num_streams)
+        with contextlib.suppress(DamagedData):  # the worker of that stream reports it
+            yield from stream.read_records()
 
 
 def check_spans(selection: Selection, manifest: Manifest, location: str) -> None:

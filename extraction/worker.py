@@ -84,6 +84,11 @@ class RunOptions:
     progress: bool
     metrics_port: int | None
 
+    @property
+    def number(self) -> int | str | None:
+        """The stream to work on, or `any`."""
+        return self.worker_id if self.stream is None else self.stream
+
 
 @dataclass(frozen=True)
 class Model:
@@ -120,7 +125,7 @@ class Asked:
 
 def extract(options: RunOptions, stop: Stop) -> None:
     """Work one stream to its end, or with `--stream any` one after the other. Raises domain errors."""
-    number = options.stream if options.stream is not None else options.worker_id
+    number = options.number
     if number is None:
         raise InvalidRequest("--worker-id is missing: give it, or set WORKER_ID")
     begin, asked, output = time.perf_counter(), ask(options), open_storage(options.output)
@@ -163,7 +168,7 @@ def prepare(options: RunOptions, asked: Asked, begin: float) -> Prepared:
     folder, model_config, hook_points, manifest = asked.folder, asked.model_config, asked.hook_points, asked.manifest
     output, location = open_storage(options.output), options.streams
     tokenizer = RecordTokenizer(folder.path, options.bos, model_config.vocab_size)
-    tokenizer.require_tokens(all_records(manifest, location))
+    tokenizer.require_tokens(all_records(manifest, location, options.number if options.number != ANY_STREAM else 0))
     selector = Selector(asked.selection, tokenizer.special_ids)
     cut = Cut(options.seq_len, options.long_documents, selector)
     devices = open_devices()

@@ -14,8 +14,9 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     "[{{ m['role'] }}] {{ m.content | trim }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-TALK = [{"role": "user", "content": " a grid  "}, {"role": "assistant", "content": "1 2"}, {"role": "user", "content": "b"}]
+TALK = [{"role": role, "content": said} for role, said in (("user", " a grid  "), ("assistant", "1 2"), ("user", "b"))]
 OTHER = "{{ messages[0].content }}"
+NAMED = {"tool_use": OTHER, "default": TEMPLATE}
 
 
 @pytest.fixture
@@ -32,12 +33,13 @@ def setting(folder, template):
 
 @pytest.mark.parametrize("write", [
     lambda folder: setting(folder, TEMPLATE),
-    lambda folder: setting(folder, [{"name": "tool_use", "template": OTHER}, {"name": "default", "template": TEMPLATE}]),
+    lambda folder: setting(folder, [{"name": name, "template": template} for name, template in NAMED.items()]),
     lambda folder: (setting(folder, OTHER), (folder / "chat_template.jinja").write_text(TEMPLATE)),
 ])
 def test_a_conversation_is_written_as_transformers_does(folder, write):
     write(folder)
-    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    expected = theirs.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
     assert expected == "<|endoftext|>[user] a grid\n[assistant] 1 2\n[user] b\n[assistant]"
     assert RecordTokenizer(folder).has_chat_template and RecordTokenizer(folder).chat(TALK) == expected
     assert RecordTokenizer(folder, "always").chat(TALK) == expected.removeprefix("<|endoftext|>")

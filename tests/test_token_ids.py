@@ -199,7 +199,7 @@ def test_named_tokens_are_special_and_those_that_tokenizer_json_has_not_are_told
     (lambda state, config: config.update(add_bos_token=True), True),
     (lambda state, config: config.update(bos_token="[CLS]"), True),
     (lambda state, config: config.update(mask_token="a"), True),  # one more id that --drop-special leaves out
-    (lambda state, config: config.update(tokenizer_class="GPT2Tokenizer", model_max_length=5, chat_template="x"), False),
+    (lambda state, config: config.update(tokenizer_class="GPT2Tokenizer", chat_template="x"), False),
 ])
 def test_the_digest_changes_with_what_decides_ids_and_with_nothing_else(tmp_path, change, changes):
     state, config = json.loads(bare().to_str()), dict(NAMED)
@@ -236,7 +236,7 @@ def save_words(folder, unknown=None):
 @pytest.mark.parametrize("unknown", [None, "[UNK]"])
 def test_a_tokenizer_that_knows_nothing_of_the_records_ends_the_start_with_one_line(tmp_path, unknown):
     model = save_words(tmp_path / "model", unknown)
-    streams = make_streams(write_corpus(tmp_path / "corpus", ["", *["some text of a record"] * 5]), tmp_path / "streams")
+    streams = make_streams(write_corpus(tmp_path / "corpus", ["", *["a record"] * 5]), tmp_path / "streams")
     result = extract(streams, tmp_path / "out", 0, "--model", model)
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error")]

@@ -28,7 +28,7 @@ from .special import SpecialTokens, find_special_tokens
 GROUP_SIZE = 256  # records tokenised at once: enough for all cores to have work
 BOS_MODES = ("auto", "always", "never")
 _RULE = 2  # of how ids come from files; 1 was transformers' AutoTokenizer
-_TRIED = 256  # texts without a token that are too many
+_TRIED = 256  # first records, one of which must give a token
 
 
 class RecordTokenizer:
@@ -112,14 +112,14 @@ class RecordTokenizer:
     def require_tokens(self, records: Iterable[Record]) -> None:
         """Raise InvalidRequest if the first texts have characters, and this tokenizer knows nothing of any of them."""
         tried = 0
-        for record in islice((record for record in records if record.text.strip()), _TRIED):
+        for record in filter(lambda record: record.text.strip(), islice(records, _TRIED)):
             if set(self._encode([record], offsets=False)[0].ids) - {self._special.unknown}:
                 return
             tried += 1
         if tried:
             raise InvalidRequest(
-                f"{self._files.folder}: this tokenizer finds no token that it knows in any of the first {tried} records "
-                "that have text: give the model's own tokenizer.json, or the streams that the model is meant for"
+                f"{self._files.folder}: this tokenizer finds no token that it knows in any of the first "
+                f"{tried} records that have text: give the model's own tokenizer.json, or streams that it can read"
             )
 
     def tokenize(
@@ -161,14 +161,14 @@ def _groups(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
 
 
 def load_pipeline(location: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a folder, or of a file such as its tokenizer.json. Raises as RecordTokenizer does."""
+    """The `tokenizers.Tokenizer` of a folder, or of a file such as tokenizer.json. Raises as RecordTokenizer does."""
     if location.is_dir():
         files = read_files(location)
         return parse_pipeline(files.pipeline, location / files.source)
     try:
         return parse_pipeline(location.read_bytes(), location)
     except OSError as error:
-        raise InvalidRequest(f"{location}: {error.strerror}; give a folder with a tokenizer.json, or that file") from error
+        raise InvalidRequest(f"{location}: {error.strerror}; give a folder with a tokenizer.json") from error
 
 
 def parse_pipeline(data: bytes, path: Path) -> Any:

@@ -8,7 +8,7 @@ from .files import TokenizerFiles, read_json
 
 
 def find_template(files: TokenizerFiles) -> str | None:
-    """The folder's chat template: of `chat_template.jinja`, tokenizer_config.json or `chat_template.json`, in this order.
+    """The chat template of `chat_template.jinja`, tokenizer_config.json or `chat_template.json`, in this order.
 
     Raises InvalidRequest if there are several and none is the default.
     """

@@ -41,8 +41,9 @@ class TokenizerFiles:
     def extra(self) -> list[str]:
         """Further tokens that the settings call special."""
         keys = ("additional_special_tokens", "extra_special_tokens")
-        groups = (self.settings.get(key) or [] for key in keys)
-        found = [_content(value) for group in groups for value in (group.values() if isinstance(group, dict) else group)]
+        groups = [self.settings.get(key) or [] for key in keys]
+        groups = [group.values() if isinstance(group, dict) else group for group in groups]
+        found = [_content(value) for group in groups for value in group]
         return [token for token in found if token is not None]
 
     @property

@@ -11,11 +11,12 @@ from ..errors import DamagedData, InvalidRequest
 from ..logs import say
 
 _BATTERY = (
-    "", " ", "  ", "a", " a", "a ", "  two  blanks  inside ", "\n", "\n\n1. Do\n\n\t- this", "\r\n\t \v", "Hello, World!",
-    "1234567890 3.14 1,000 ½ ² Ⅷ", "def f(x):\n    if x:\n        return x ** 2  # why\n", "naïve café e\u0301 Å ﬁ ＡＢＣ",
-    "привет мир", "你好，世界。", "こんにちは ｶﾀｶﾅ", "안녕하세요", "שלום עולם", "नमस्ते", "👩‍👩‍👧‍👦 🇫🇷 𝒳 𐍈", "\u00a0\u2003\u3000x\u200b\u200d\ufeff",
-    "▁ ▁▁a", "<0x0A> <0xFF>", "\x01\x7f\x85", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "don't I'LL we've", "https://a.b/c?d=e&f#g",
-)  # fmt: skip
+    "", " ", "  ", "a", " a", "a ", "  two  blanks  inside ", "\n", "\n\n1. Do\n\n\t- this", "\r\n\t \v",
+    "Hello, World!", "1234567890 3.14 1,000 ½ ² Ⅷ", "def f(x):\n    if x:\n        return x ** 2  # why\n",
+    "naïve café e\u0301 Å ﬁ ＡＢＣ", "привет мир", "你好，世界。", "こんにちは ｶﾀｶﾅ", "안녕하세요", "שלום עולם", "नमस्ते",
+    "👩‍👩‍👧‍👦 🇫🇷 𝒳 𐍈", "\u00a0\u2003\u3000x\u200b\u200d\ufeff", "▁ ▁▁a", "<0x0A> <0xFF>", "\x01\x7f\x85", "a" * 40,
+    "don't I'LL we've", "https://a.b/c?d=e&f#g",
+)
 
 
 def open_original(path: Path) -> Any:

@@ -77,4 +77,4 @@ def _strangers(files: TokenizerFiles, tokens: list[str]) -> list[str]:
     if not tokens or files.source != PIPELINE:
         return []
     shown = ", ".join(map(repr, tokens[:_SHOWN])) + (f" and {len(tokens) - _SHOWN} more" if tokens[_SHOWN:] else "")
-    return [f"files beside tokenizer.json name tokens that it has not, or with other ids: {shown}; its own ids are used"]
+    return [f"files beside {PIPELINE} name tokens that it has not, or with other ids: {shown}; its own ids are used"]

@@ -50,9 +50,9 @@ def test_the_command_for_pytorch_model_bin_makes_a_model_that_is_taken(models, m
 
 @pytest.mark.parametrize("file, message", [
     ("pytorch_model-00001-of-00002.bin", "only pytorch_model.bin is here"),
-    ("tiny.Q4_1.gguf", r'only GGUF is here; convert it: .*gguf_file="tiny\.Q4_1\.gguf"\)\.save_pretrained\("converted"\)'),
+    ("tiny.Q4_1.gguf", r'only GGUF is here; convert it: .*gguf_file="tiny\.Q4_1\.gguf", quantization_config=G\(dequantize=True\)\)\.save_pretrained\("converted"\)'),
     ("tf_model.h5", r"only tf_model\.h5 is here; with transformers 4 .*from_tf=True"),
-    ("flax_model.msgpack", "from_flax=True"), ("consolidated.00.pth", r"consolidated\.00\.pth is not in the form"),
+    ("flax_model.msgpack", "only .*from_flax=True"), ("consolidated.00.pth", r"consolidated\.00\.pth is not in the form"),
     ("consolidated.safetensors", r"consolidated\.safetensors is not in the form"),
 ])
 def test_each_form_has_a_way_out(model, file, message):

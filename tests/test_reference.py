@@ -85,6 +85,7 @@ def tried(tmp_path):
     logging.disable(logging.NOTSET)
 
 
+@pytest.mark.filterwarnings("ignore:`rope_scaling`:FutureWarning")  # a class without rotation warns of the key
 @pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"gemma3"}))
 def test_what_changes_the_hidden_states_is_not_ignored(tried, model_type):
     hidden, ours = tried

@@ -101,7 +101,7 @@ def test_what_changes_the_hidden_states_is_not_ignored(tried, model_type):
     for key, value in (WRITTEN | full).items():
         for other in others(key, value) if key not in WITHOUT_MODEL else ():
             found = hidden(base | {key: other})
-            if found is None or not torch.equal(found, expected):
+            if found is None or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
                 assert ours() != known, f"{key} = {other} changes the hidden states and is ignored"
                 changing.add(key)
     assert len(changing) > 6

@@ -21,7 +21,11 @@ def how_to_convert(model: str, names: Collection[str], base: str | None) -> str 
             f'{load}"{place}").merge_and_unload(){_SAVE}'
         )
     if ggufs:
-        return f'only GGUF is here; convert it: {first}{_LOAD}"{place}", gguf_file="{ggufs[0]}"){_SAVE}'
+        load = _LOAD.replace(" as M;", " as M, GgufConfig as G;")
+        return (
+            f'only GGUF is here; convert it: pip install gguf accelerate, {first}{load}"{place}", gguf_file="{ggufs[0]}"'
+            f", quantization_config=G(dequantize=True)){_SAVE}"
+        )
     if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in names):
         return f'only pytorch_model.bin is here; convert it: {first}{_LOAD}"{place}"){_SAVE}'
     for file, kind in (("tf_model.h5", "tf"), ("flax_model.msgpack", "flax")):

@@ -81,6 +81,7 @@ def _source_of(config: Any) -> Path:
     return path.with_name(path.name.replace("configuration_", "modeling_"))
 
 
+@cache
 def _reads(source: Path, name: str) -> dict[str, Any]:
     """Each attribute of a configuration that a class reads, and the value that stands in for one that is not there."""
     found: dict[str, Any] = {}

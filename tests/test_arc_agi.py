@@ -12,9 +12,9 @@ import pytest
 
 from extraction.datasets.arc_agi import ArcOptions, augmentation_of, create, original_of
 from extraction.datasets.arc_tasks import find_tasks
-from extraction.datasets.sources import Choice
 from extraction.datasets.grids import check_grid, parse_encoder
 from extraction.datasets.prompts import Prompter, PromptOptions
+from extraction.datasets.sources import Choice
 from extraction.errors import DamagedData, InvalidRequest
 from extraction.storage import open_storage
 from extraction.streams import load_manifest, open_stream

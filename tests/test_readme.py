@@ -61,7 +61,8 @@ def hub_like_the_real_one(folder):
     for part in ("train", "validation"):
         for number in range(2):
             lines = "".join(json.dumps({"text": part, "timestamp": "", "url": "u"}) + "\n" for _ in range(3))
-            (folder / f"allenai/c4/en/c4-{part}.{number:05d}-of-00002.json.gz").write_bytes(gzip.compress(lines.encode()))
+            path = folder / f"allenai/c4/en/c4-{part}.{number:05d}-of-00002.json.gz"
+            path.write_bytes(gzip.compress(lines.encode()))
     return {f"{owner.name}/{name.name}": name for owner in folder.iterdir() for name in owner.iterdir()}
 
 
@@ -75,7 +76,8 @@ def test_every_command_that_makes_streams_runs(tmp_path, gcs):
     records = {}
     with FakeHub(tmp_path, datasets=datasets) as hub:
         for command in commands:
-            words = shlex.split(command.replace("gs://BUCKET", "gs://bucket").replace("/data/fineweb", f"{tmp_path}/fineweb"))
+            here = command.replace("gs://BUCKET", "gs://bucket").replace("/data/fineweb", f"{tmp_path}/fineweb")
+            words = shlex.split(here)
             result = CliRunner().invoke(cli, words, env={"HF_ENDPOINT": hub.endpoint, "EXTRACT_FOOTER_CACHE": ""})
             assert result.exit_code == 0, (command, result.output)
             if words[0] != "check":

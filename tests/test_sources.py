@@ -1,4 +1,4 @@
-"""Which files a source is, through the command line: exactly those named, by split and configuration, however stored."""
+"""Which files a source is, through the command line: exactly those named, by split and configuration."""
 
 import gzip
 import json

@@ -5,8 +5,8 @@ In: Parquet or JSONL files with `id`, `question`, `choices` and `answerKey`, loc
 Out: the published manifest and stream files. The meta keeps the answer as its letter here and as the key of the
 source, and where the text ends with it, which of its characters it is (`spans`).
 
-Guarantee: a row that is not such a question raises `DamagedData` naming it, or is left out if so asked. Cost: a few rows
-in memory.
+Guarantee: a row that is not such a question raises `DamagedData` naming it, or is left out if so asked. Cost: a few
+rows in memory.
 
     Question: Which of these is a mineral?
     A. wood

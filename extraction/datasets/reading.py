@@ -84,7 +84,7 @@ def told_skipped(options: Mapping[str, Any]) -> list[str]:
 
 
 def changed_sources(manifest: Manifest) -> Iterator[str]:
-    """A sentence for each source file that is not what it was when it was copied; at a commit of the hub none changes."""
+    """A sentence for each source file that is not what was copied; at a commit of the hub none changes."""
     listed = manifest.options.get(FILES, {}).get("files", []) if manifest.revision is None else []
     for name, size, digest in track(listed, "source files", len(listed)):
         now = _facts_now(name)

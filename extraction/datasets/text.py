@@ -87,7 +87,7 @@ def _location(source: str, revision: str | None) -> str:
 
 DATASET = Dataset(
     help="Streams of the rows of any files, copied.",
-    source="Files of JSON lines, JSON, CSV, TSV, text or Parquet, also packed (.gz, .zst, .bz2): OWNER/NAME of the hub, "
+    source="Files of JSON lines, JSON, CSV, TSV, text or Parquet, also .gz, .zst or .bz2: OWNER/NAME of the hub, "
     + PLACES,
     create=lambda storage, source, num_streams, **flags: create(
         storage, source, num_streams, TextOptions(choice=choice_of(flags), **flags)

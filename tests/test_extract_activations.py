@@ -190,7 +190,8 @@ def test_an_empty_stream_is_complete_at_once(tmp_path):
     assert "stream complete, 0 records" in result.stderr
 
 
-def test_invalid_utf8_stops_with_65_and_keeps_what_was_committed(tmp_path):
+def test_invalid_utf8_stops_with_65_and_keeps_what_was_committed(gcs, tmp_path):
+    """In a bucket, where the texts are not read when the streams are made."""
     corpus = write_corpus(tmp_path / "corpus", [text_of(i, 30) for i in range(12)])
     path = corpus / "corpus.parquet"
     import pyarrow as pa
@@ -199,7 +200,8 @@ def test_invalid_utf8_stops_with_65_and_keeps_what_was_committed(tmp_path):
     broken = pa.array([t.encode() if i != 10 else b"\xff\xfe" for i, t in enumerate(table["text"].to_pylist())], pa.binary())
     table = table.set_column(table.schema.get_field_index("text"), "text", broken.view(pa.string()))
     pq.write_table(table, path, row_group_size=4)
-    streams = make_streams(corpus, tmp_path / "streams")
+    open_storage("gs://bucket/web").create("corpus.parquet", path.read_bytes())
+    streams = make_streams("gs://bucket/web", tmp_path / "streams")
     result = extract(streams, tmp_path / "output")
     assert_one_line(result, 65, "utf-8", "corpus.parquet", "record 10")
     assert len(committed(open_storage(str(tmp_path / "output")))) >= 2

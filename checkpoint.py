@@ -24,7 +24,7 @@ A batch is a pure function of stream, configuration and cursor, and begins where
 gaps from (0, 0) to the end of the stream holds each token once. This rests on the store, which creates an object whole
 or not at all, never over another, and then shows it to everybody; what an answer that was lost or odd has done is
 settled by storage, which reads back and compares. It rests on no clock, no lock and no deletion.
-tests/protocol_model.py is this text as a model, explored to its last state.
+tests/helpers/protocol_model.py is this text as a model, explored to its last state.
 
 Cost: one listing and two reads to resume; two create requests for each batch.
 """
@@ -33,7 +33,7 @@ import json
 import time
 from dataclasses import asdict
 
-from extraction.commits import (
+from extraction.format.commit import (
     MAX_COMMIT,
     SCHEMA,
     Commit,
@@ -49,14 +49,14 @@ from extraction.commits import (
     worker_folder,
     worker_number,
 )
-from extraction.config import DATA_SCHEMA, differences
-from extraction.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists, ObjectNotFound
-from extraction.faults import kill_point
-from extraction.not_finite import NotFinite
-from extraction.packing import PackedBatch
-from extraction.records import Cursor
+from extraction.format.run_config import DATA_SCHEMA, differences
+from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists, ObjectNotFound
+from extraction.core.fault_points import kill_point
+from extraction.format.not_finite import NotFinite
+from extraction.batching.packing import PackedBatch
+from extraction.format.records import Cursor
 from extraction.storage import ObjectInfo, Storage
-from extraction.versions import software_versions
+from extraction.core.versions import software_versions
 
 RUN = "run.json"
 __all__ = [

@@ -19,8 +19,8 @@ from collections.abc import Callable
 import click
 from click_default_group import DefaultGroup
 
-from extraction.config import STORE_DTYPES
-from extraction.errors import (
+from extraction.format.run_config import STORE_DTYPES
+from extraction.core.errors import (
     BucketDenied,
     ConfigurationMismatch,
     DamagedData,
@@ -29,7 +29,7 @@ from extraction.errors import (
     NoCredentials,
     TryAgain,
 )
-from extraction.logs import is_json, say, use_format
+from extraction.core.logs import is_json, say, use_format
 
 ADVICE = {
     DamagedData: "nothing was deleted; restore the object named above from a copy, or use a new --output",
@@ -98,14 +98,14 @@ def cli() -> None:
 @option("--metrics-port", type=click.IntRange(0, 65535), help="Serve Prometheus metrics on this port.")
 def run(log_format: str, **flags: object) -> None:
     """Extract the activations of one stream into this worker's folder; go on where it was."""
-    from extraction.preemption import stop_when_told
+    from extraction.worker.shutdown import stop_when_told
 
     use_format(log_format)
     stop = stop_when_told()
     # Where torch is installed transformers imports it, which takes a second that no worker has a use for.
     sys.modules.setdefault("torch", None)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
-    from extraction.worker import RunOptions, extract
+    from extraction.worker.worker import RunOptions, extract
 
     extract(RunOptions(**flags), stop)
 
@@ -124,7 +124,7 @@ def status(output: str, as_json: bool, watch: bool, every: float, rows: int, stu
     """
     from rich.console import Console
 
-    from extraction import status as library
+    from extraction.tools import status as library
 
     console = Console(width=None if sys.stdout.isatty() else library.WIDTH)
     if watch and as_json:
@@ -161,13 +161,13 @@ def status(output: str, as_json: bool, watch: bool, every: float, rows: int, stu
 @option("--upload", default=1.0, type=click.FloatRange(0, min_open=True), help="GB/s from host to bucket, assumed.")
 @option("--price", type=click.FloatRange(0), help="Of one chip for one hour.")
 @option("--deadline", type=click.FloatRange(0, min_open=True), help="Hours that the whole manifest may take.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object; keys as in extraction/plan.py.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; keys as in extraction/tools/plan.py.")
 def plan(as_json: bool, **flags: object) -> None:
     """Say what a run will take, before anything is rented: memory, rate, size, hours, price, and what limits it."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # the step is compiled for the slice, not run
     sys.modules.setdefault("torch", None)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from extraction.plan import PlanOptions, make_plan
+    from extraction.tools.plan import PlanOptions, make_plan
 
     made = make_plan(PlanOptions(**flags))
     click.echo(json.dumps(made.to_json()) if as_json else made.to_text())
@@ -183,7 +183,7 @@ def verify(output: str, streams: str | None, deep: bool, as_json: bool) -> None:
 
     Exit 0: proven. 65: damaged, a line for each thing. 75: nothing wrong, but not all streams are finished.
     """
-    from extraction.audit import audit_run
+    from extraction.audit.verify import audit_run
 
     audit = audit_run(output, streams, deep, visible=sys.stderr.isatty())
     click.echo(json.dumps(audit.to_json()) if as_json else audit.to_text())
@@ -197,7 +197,7 @@ def verify(output: str, streams: str | None, deep: bool, as_json: bool) -> None:
 @option("--tokenizer", default=None, help="Folder or tokenizer.json, to show what outstanding tokens say.")
 def report(output: str, html: str, streams: str | None, tokenizer: str | None) -> None:
     """Draw what was extracted: progress, norms, tokens that stand out, lengths, times, and the proof."""
-    from extraction.report import write_report
+    from extraction.tools.report import write_report
 
     facts = write_report(output, html, streams, tokenizer)
     click.echo(f"{html}: {facts.num_tokens:,} tokens of {output}, {facts.verdict}")
@@ -212,8 +212,8 @@ def report(output: str, html: str, streams: str | None, tokenizer: str | None) -
               help="Tokens in a row: SAELens, 128 by default; OpenMOSS, rows of one record each, without it no rows.")
 def export(output: str, layout: str, folder: str, hook_point: tuple[str, ...], context_size: int | None) -> None:
     """Write what is committed in the layout of another tool."""
-    from extraction.exports import ExportOptions
-    from extraction.exports import export as write
+    from extraction.read.exports import ExportOptions
+    from extraction.read.exports import export as write
 
     tokens = write(output, layout, folder, ExportOptions(hook_point or None, context_size))
     click.echo(f"{folder}: {tokens:,} tokens of {output}")
@@ -244,7 +244,7 @@ def parity(max_error: float | None, output: str | None, as_json: bool, **flags: 
 
     Exit 0: measured. 1: above --max-error.
     """
-    from extraction.parity import ParityOptions, measure
+    from extraction.tools.parity import ParityOptions, measure
 
     found = measure(ParityOptions(**flags))
     click.echo(json.dumps(found.to_json()) if as_json else found.to_text())

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from extraction.models.attention_rule import AttentionRule  # noqa: E402
 from extraction.models.fused_attention import KernelForm, Tiles, default_tiles, fused_attention  # noqa: E402
-from tests.attention_reference import exact_attention, relative_error  # noqa: E402
+from tests.helpers.attention_reference import exact_attention, relative_error  # noqa: E402
 
 CASES = list(product((128, 256, 512), (8, 16, 32)))
 HEADS, HEAD_WIDTH, CALLS = 8, 64, 50

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from extraction.models.attention_rule import AttentionRule  # noqa: E402
 from extraction.models.fused_attention import KernelForm, default_tiles, fused_attention  # noqa: E402
-from tests.gpu_topology import CHIPS, COMPILER_OPTIONS, can_describe, describe  # noqa: E402
+from tests.helpers.gpu_topology import CHIPS, COMPILER_OPTIONS, can_describe, describe  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def steps_of(folder: Path, dtype: str, inputs: tuple) -> dict[str, Callable[[], 
     import jax.numpy as jnp
     import numpy as np
 
-    from extraction import forward
+    from extraction.models import step as forward
     from extraction.models.captures import CapturePlan
     from extraction.models.config_file import read_model_config
     from extraction.models.location import locate_model

@@ -25,13 +25,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results  # noqa: E402
-from extraction.packing import BatchShape, pack_batches  # noqa: E402
-from extraction.pipeline import BatchInFlight, Layout  # noqa: E402
-from extraction.reader import ActivationReader  # noqa: E402
-from extraction.records import TokenizedRecord  # noqa: E402
-from extraction.shuffle import ShuffledReader, ShuffleOptions  # noqa: E402
+from extraction.batching.packing import BatchShape, pack_batches  # noqa: E402
+from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
+from extraction.read.reader import ActivationReader  # noqa: E402
+from extraction.format.records import TokenizedRecord  # noqa: E402
+from extraction.read.shuffle import ShuffledReader, ShuffleOptions  # noqa: E402
 from extraction.storage import open_storage  # noqa: E402
-from tests.fake_gcs import FakeGcs  # noqa: E402
+from tests.helpers.fake_gcs import FakeGcs  # noqa: E402
 
 WIDTH, WORKERS, SHAPE = 576, 4, BatchShape(steps=1, rows=56, seq_len=2048)
 HOOK, ROUNDS = "blocks.15.hook_resid_post", 5
@@ -111,7 +111,7 @@ def from_disk(folder: Path) -> dict[str, float]:
 @contextlib.contextmanager
 def server() -> Iterator[None]:
     """A bucket in a process of its own."""
-    command = [sys.executable, "-m", "tests.fake_gcs"]
+    command = [sys.executable, "-m", "tests.helpers.fake_gcs"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
     try:
         os.environ["STORAGE_EMULATOR_HOST"] = process.stdout.readline().strip()

@@ -29,9 +29,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.outcome import give, gives_results, note  # noqa: E402
 from checkpoint import DataObject, commit_name, digest_ids, parse_commit, worker_folder  # noqa: E402
-from extraction.records import Cursor  # noqa: E402
-from tests.fake_gcs import FakeGcs  # noqa: E402
-from tests.workers import MODEL, make_streams, text_of, verify, write_corpus  # noqa: E402
+from extraction.format.records import Cursor  # noqa: E402
+from tests.helpers.fake_gcs import FakeGcs  # noqa: E402
+from tests.helpers.workers import MODEL, make_streams, text_of, verify, write_corpus  # noqa: E402
 
 RUN = "run/"
 OUTPUT = "gs://bucket/run"

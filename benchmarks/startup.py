@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.worker import TINY, make_135m  # noqa: E402
-from tests.workers import make_streams, text_of, write_corpus  # noqa: E402
+from tests.helpers.workers import make_streams, text_of, write_corpus  # noqa: E402
 
 LAYERS = {"tiny-lm": "1", "135M": "15"}
 

@@ -1,6 +1,6 @@
 """How long `status` takes over a large fleet in a bucket, and what it asks for.
 
-In: nothing; a bucket of `--workers` chains is served by tests/fake_gcs.py as a process of its own, which makes each
+In: nothing; a bucket of `--workers` chains is served by tests/helpers/fake_gcs.py as a process of its own, which makes each
 object when it is asked for. Out: JSON, a line for each length of the chains. The server takes its share of the same
 cores.
 
@@ -26,9 +26,9 @@ sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results, note  # noqa: E402
 from checkpoint import Commit, DataObject, Totals  # noqa: E402
-from extraction.records import Cursor  # noqa: E402
-from extraction.status import read_status  # noqa: E402
-from tests.fake_gcs import FakeGcs, Object  # noqa: E402
+from extraction.format.records import Cursor  # noqa: E402
+from extraction.tools.status import read_status  # noqa: E402
+from tests.helpers.fake_gcs import FakeGcs, Object  # noqa: E402
 
 TOKENS, SIZE, RECORDS, EVERY = 65_000, 117_440_512, 40, 30.0
 RUN = "run/"

@@ -39,11 +39,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.outcome import about, give, gives_results, note  # noqa: E402
 from checkpoint import CommitChain  # noqa: E402
-from extraction.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
-from extraction.pipeline import BatchInFlight, Layout  # noqa: E402
-from extraction.records import Cursor, TokenizedRecord  # noqa: E402
+from extraction.batching.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
+from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
+from extraction.format.records import Cursor, TokenizedRecord  # noqa: E402
 from extraction.storage import open_storage  # noqa: E402
-from extraction.writer import BackgroundWriter  # noqa: E402
+from extraction.worker.uploader import BackgroundWriter  # noqa: E402
 
 HOOK, WIDTH, SEQ_LEN, MIB = "blocks.15.hook_resid_post", 2048, 2048, 1 << 20
 QUEUE = 512 * MIB  # the default of --queue-mib
@@ -111,7 +111,7 @@ def writer(location: str, objects: Objects, making: float) -> None:
 @contextmanager
 def throttled_server(rate: float) -> Iterator[str]:
     """The location of a bucket that takes uploads at `rate` bytes a second."""
-    server = subprocess.Popen([sys.executable, "-m", "tests.fake_gcs"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([sys.executable, "-m", "tests.helpers.fake_gcs"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         os.environ["STORAGE_EMULATOR_HOST"] = address = server.stdout.readline().strip()
         for operation in ("insert", "resumable-chunk"):

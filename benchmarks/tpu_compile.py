@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from tests.compiled_steps import Case, CompiledStep  # noqa: E402
+from tests.helpers.compiled_steps import Case, CompiledStep  # noqa: E402
 
 CASES = [
     Case("SmolLM2-135M", "v5litepod-1", (1, 1), 32, 2048),

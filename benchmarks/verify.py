@@ -1,6 +1,6 @@
 """How fast a run is audited: objects (data objects and commits) per second, from a bucket and from a folder.
 
-In: nothing; a run of tiny batches is made, and served by tests/fake_gcs.py as a process of its own. Out: a line for
+In: nothing; a run of tiny batches is made, and served by tests/helpers/fake_gcs.py as a process of its own. Out: a line for
 each way. Fast is metadata and commits, deep reads each data object as well; `single`
 is one worker with all the batches, `many` has sixteen. Client and server share the machine's cores, so the CPU seconds
 of each are given too. For throughput of bytes, `large` has data objects of 16 MiB.
@@ -30,14 +30,14 @@ sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results, note  # noqa: E402
 from checkpoint import Commit, DataObject, Totals  # noqa: E402
-from extraction.config import ExtractionConfig  # noqa: E402
+from extraction.format.run_config import ExtractionConfig  # noqa: E402
 from extraction.datasets import fineweb  # noqa: E402
-from extraction.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
-from extraction.pipeline import BatchInFlight, Layout  # noqa: E402
-from extraction.records import Cursor, TokenizedRecord  # noqa: E402
+from extraction.batching.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
+from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
+from extraction.format.records import Cursor, TokenizedRecord  # noqa: E402
 from extraction.storage import crc32c_base64, open_storage  # noqa: E402
-from extraction.stored import norm_counts  # noqa: E402
-from extraction.streams import load_manifest  # noqa: E402
+from extraction.format.statistics import norm_counts  # noqa: E402
+from extraction.streams.stream import load_manifest  # noqa: E402
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -159,7 +159,7 @@ def main(only: str | None, as_json: bool, output: Path | None) -> None:
         for label in [only] if only else SIZES:
             work, size = Path(name) / label, SIZES[label]
             make_run(work / "run", make_streams(work, size), size)
-            command = [sys.executable, "-m", "tests.fake_gcs", "--folder", as_bucket(work / "run", work / "bucket")]
+            command = [sys.executable, "-m", "tests.helpers.fake_gcs", "--folder", as_bucket(work / "run", work / "bucket")]
             server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
             try:
                 os.environ["STORAGE_EMULATOR_HOST"] = server.stdout.readline().strip()

@@ -20,10 +20,10 @@ from itertools import islice
 import checkpoint
 from checkpoint import Commit, Totals
 
-from ..errors import DamagedData, ObjectNotFound
-from ..not_finite import added
-from ..objects import BatchRef, StoredBatch
-from ..records import Cursor
+from ..core.errors import DamagedData, ObjectNotFound
+from ..format.not_finite import added
+from ..format.batch_file import BatchRef, StoredBatch
+from ..format.records import Cursor
 from ..storage import ObjectInfo, Storage
 from .contents import Contents, check_contents
 from .facts import RunFacts

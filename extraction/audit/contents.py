@@ -20,13 +20,13 @@ import numpy as np
 import checkpoint
 from checkpoint import Commit
 
-from ..config import LARGEST_CODE
-from ..errors import DamagedData
-from ..not_finite import KINDS, counted
-from ..shards import SCHEMA, Shard, decode, dtype_named
+from ..format.run_config import LARGEST_CODE
+from ..core.errors import DamagedData
+from ..format.not_finite import KINDS, counted
+from ..format.safetensors import SCHEMA, Shard, decode, dtype_named
 from ..storage import ObjectInfo, crc32c_base64
-from ..stored import COUNTS, MAX, MAX_AT, SCALE, SUMS, norm_counts, statistics_layout, unscaled
-from ..strict_json import loads
+from ..format.statistics import COUNTS, MAX, MAX_AT, SCALE, SUMS, norm_counts, statistics_layout, unscaled
+from ..core.strict_json import loads
 from .facts import RunFacts
 from .records import check_records
 

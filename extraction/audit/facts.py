@@ -6,9 +6,9 @@ fingerprint is that of the configuration. Cost: none to speak of.
 
 from dataclasses import dataclass
 
-from ..config import LARGEST_CODE, STORE_DTYPES, fingerprint_of
-from ..errors import DamagedData, InvalidRequest
-from ..positions import Selection
+from ..format.run_config import LARGEST_CODE, STORE_DTYPES, fingerprint_of
+from ..core.errors import DamagedData, InvalidRequest
+from ..batching.token_selection import Selection
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..errors import DamagedData, TryAgain
+from ..core.errors import DamagedData, TryAgain
 
 SCHEMA = 1
 LINES = 20  # of a kind and worker that people are shown

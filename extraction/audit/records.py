@@ -24,7 +24,7 @@ import numpy as np
 
 from checkpoint import Commit
 
-from ..positions import Selection
+from ..batching.token_selection import Selection
 from .facts import RunFacts
 
 Arrays = Mapping[str, np.ndarray]

@@ -5,15 +5,15 @@ files of our own, `sources` which files are read (`places`, `kinds`, `splits`, `
 `reading` what came of them, `footers` and `contents` of many files, `tracking` of progress, `check` of what was made.
 """
 
-from .publish import Origin, OtherStreams, Published
-from .rows import Row, publish_rows
+from ..streams.build.publish import Origin, OtherStreams, Published
+from ..streams.build.materialize import Row, publish_rows
 
 __all__ = ["DATASETS", "Origin", "OtherStreams", "Published", "Row", "publish_rows"]
 
 # The name of each command -> where its `Dataset` is; imported when it is asked for.
 DATASETS = {
     "ai2-arc": "extraction.datasets.ai2_arc:DATASET",
-    "arc-agi": "extraction.datasets.arc_agi:DATASET",
+    "arc-agi": "extraction.datasets.arc_agi.dataset:DATASET",
     "fineweb": "extraction.datasets.fineweb:DATASET",
     "text": "extraction.datasets.text:DATASET",
 }

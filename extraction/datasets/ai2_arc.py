@@ -18,14 +18,14 @@ import json
 import string
 from typing import Any
 
-from ..errors import DamagedData
+from ..core.errors import DamagedData
 from ..storage import Storage
 from .command import PLACES, SOURCE_FLAGS, Dataset, choice_of, flag
-from .publish import Origin, Published
-from .reading import Reading, publish_read, sound
-from .row_files import Located, checked_text, read_rows
-from .rows import Row
-from .sources import Choice, find_source
+from ..streams.build.publish import Origin, Published
+from ..streams.build.reading import Reading, publish_read, sound
+from ..streams.build.row_files import Located, checked_text, read_rows
+from ..streams.build.materialize import Row
+from ..streams.build.sources import Choice, find_source
 
 KINDS_READ = ("Parquet", "JSONL", "JSON")
 COLUMNS = ("id", "question", "choices", "answerKey")

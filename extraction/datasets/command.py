@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from .publish import Published
-from .sources import Choice
+from ..streams.build.publish import Published
+from ..streams.build.sources import Choice
 
 PLACES = "a folder, file or glob, gs://BUCKET/... or hf://datasets/OWNER/NAME[@REVISION]/..."
 

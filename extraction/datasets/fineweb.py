@@ -18,12 +18,12 @@ from typing import Any
 
 import click
 
-from ..columns import ROW_ID, Columns
-from ..selection import RowFilter
+from ..streams.columns import ROW_ID, Columns
+from ..streams.row_filter import RowFilter
 from ..storage import Storage
 from .command import PLACES, SOURCE_FLAGS, Dataset, choice_of, flag
-from .publish import Origin, Published
-from .sources import Choice, SourceFile, find_source
+from ..streams.build.publish import Origin, Published
+from ..streams.build.sources import Choice, SourceFile, find_source
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def create(storage: Storage, source: str, num_streams: int, options: FinewebOpti
     Raises InvalidRequest when there are no files or no such columns, DamagedData when a file is cut or not Parquet, or
     has a text or id that cannot be read and is not to be skipped.
     """
-    from .contents import read_contents
-    from .footers import Wanted, read_groups
-    from .references import publish_references
+    from ..streams.build.contents import read_contents
+    from ..streams.build.footers import Wanted, read_groups
+    from ..streams.build.references import publish_references
 
     found = find_source(source, choice=options.choice).announced()
     columns = options.columns(found.files)

@@ -6,7 +6,7 @@ Widths are in elements, windows in tokens. A field that holds for some families 
 from collections.abc import Container
 from dataclasses import dataclass
 
-from ..config import FINAL_HOOK, HOOK_SUFFIXES
+from ..format.run_config import FINAL_HOOK, HOOK_SUFFIXES
 
 
 @dataclass(frozen=True)

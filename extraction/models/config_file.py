@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DamagedData, InvalidRequest
-from ..logs import say
+from ..core.errors import DamagedData, InvalidRequest
+from ..core.logs import say
 from .config import ModelConfig
 from .families import FAMILIES, Family, family_of
-from .reference import ModelView
+from .config_reads import ModelView
 
 
 def read_model_config(folder: Path) -> ModelConfig:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import jax
 
-from ..errors import InvalidRequest, TryAgain
+from ..core.errors import InvalidRequest, TryAgain
 
 _PASSING = ("ABORTED", "CANCELLED", "DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE")
 _PACKAGES = {"TPU": "libtpu", "GPU": "jax_cuda13_plugin"}

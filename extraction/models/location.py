@@ -14,9 +14,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
+from ..core.errors import InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
 from ..storage import BACKENDS, ObjectInfo, Storage, backend_of, open_storage
-from .other_forms import how_to_convert
+from .unsupported_weights import how_to_convert
 
 _SMALL_FILES = ["*.json", "*.model", "merges.txt", "vocab.txt"]
 _FILES = [*_SMALL_FILES, "*.safetensors"]

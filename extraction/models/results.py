@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ..stored import Facts, unscaled
+from ..format.statistics import Facts, unscaled
 from .compaction import Compacted
 from .devices import device_errors
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ..errors import InvalidRequest
+from ..core.errors import InvalidRequest
 from .config import ModelConfig
 
 CUT_KINDS = ("attn.hook_z", "mlp.hook_post")  # of these a device has its columns only

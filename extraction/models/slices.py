@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from ..errors import InvalidRequest
+from ..core.errors import InvalidRequest
 
 # What libtpu would otherwise ask the metadata server of a TPU VM.
 _NOT_ON_A_TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1",

@@ -22,7 +22,7 @@ from typing import Self
 import ml_dtypes
 import numpy as np
 
-from ..errors import DamagedData, InvalidRequest, ObjectNotFound
+from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound
 from ..storage import ObjectInfo, Storage
 from .location import ModelFolder, model_files
 

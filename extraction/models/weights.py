@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ..errors import DamagedData
+from ..core.errors import DamagedData
 from .sharding import Placement
 from .tensors import DTYPES, Place, WeightFiles
 

@@ -12,7 +12,7 @@ Cost: one request for each operation (a large upload: one to open it, one for ea
 
 from pkgutil import resolve_name
 
-from ..errors import InvalidRequest
+from ..core.errors import InvalidRequest
 from .base import ObjectInfo, Storage, check_name, crc32c_base64
 
 __all__ = ["BACKENDS", "ObjectInfo", "Storage", "backend_of", "check_name", "crc32c_base64", "open_storage"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import google_crc32c
 
-from ..errors import DamagedData
+from ..core.errors import DamagedData
 
 BLOCK = 1 << 22  # bytes in hand at once while a checksum is made
 

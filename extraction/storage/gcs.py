@@ -15,7 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
-from ..errors import BucketDenied, DamagedData, InvalidRequest, NoCredentials, ObjectExists, ObjectNotFound, TryAgain
+from ..core.errors import (
+    BucketDenied,
+    DamagedData,
+    InvalidRequest,
+    NoCredentials,
+    ObjectExists,
+    ObjectNotFound,
+    TryAgain,
+)
 from .base import ObjectInfo, RangedFile, Storage, check_name, crc32c_base64
 from .gcs_errors import is_bucket_missing, is_passing, is_worth_another_upload, reason
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
 
-from ..errors import DamagedData, InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
+from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
 from .base import ObjectInfo, RangedFile, Storage, check_name
 
 _READ_AHEAD = 1 << 20

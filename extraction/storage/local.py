@@ -19,7 +19,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from ..errors import InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
+from ..core.errors import InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
 from .base import BLOCK, ObjectInfo, Storage, check_name, crc32c_base64
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig
-from ..reference import ModelView
+from ..config_reads import ModelView
 
 if TYPE_CHECKING:
     from flax import nnx

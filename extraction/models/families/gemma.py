@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig
-from ..reference import ModelView
+from ..config_reads import ModelView
 from .base import LLAMA_PLACES, Family
 from .reading import activation, decoder, rope, window_by_layer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig
-from ..reference import ModelView
+from ..config_reads import ModelView
 from .base import Family
 from .reading import activation
 

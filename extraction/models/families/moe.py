@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DamagedData, InvalidRequest
+from ...core.errors import DamagedData, InvalidRequest
 from ..config import Experts, ModelConfig
-from ..reference import ModelView
+from ..config_reads import ModelView
 from .base import Family
 from .reading import decoder, window_everywhere
 

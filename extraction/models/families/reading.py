@@ -8,9 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ...errors import DamagedData, InvalidRequest
+from ...core.errors import DamagedData, InvalidRequest
 from ..config import ModelConfig, Rope
-from ..reference import ModelView
+from ..config_reads import ModelView
 
 # The names that configurations have for an activation -> the one that it has here.
 ACTIVATIONS = {name: name for name in ("silu", "gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu")} | {

@@ -1,0 +1,104 @@
+"""The proof of exactly once: commits, data objects and the manifest in, what is wrong out.
+
+In: where a run and its streams lie. Out: a `RunAudit`, with a `WorkerAudit` for each stream (`findings`).
+
+What is proven without `deep`, from metadata and the id column of the streams (`chain`): each chain has no gap; each
+cursor begins where the one before ended, from (0, 0) on; each data object is there with the committed size and crc32c;
+the ids of the records of each commit are those of the stream; counts and sums agree with each other, with the
+configuration and with the manifest; no folder belongs to a stream that there is not. If every chain reaches the end of
+its stream, every token of every record was committed exactly once. With `deep` every data object is read and held
+against its commit as well (`contents`).
+
+A run may be audited while it is made: what is there so far is proven, and the verdict is "in progress". Data objects
+that no commit names are listed and are no damage. A generation is not compared: an object that was restored, or a run
+that was copied, has the same bytes under others. Symbolic links in a local folder are followed, since who can place
+one can replace every object anyway; no name that is read from an object leads out of its worker's folder.
+
+Cost: as in `chain`, `WORKERS_AT_ONCE` workers and `THREADS` reads at a time.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import checkpoint
+
+from ..core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, ObjectNotFound
+from ..storage import Storage, open_storage
+from ..streams.stream import load_manifest, open_stream
+from .chain import Expected, Reading, audit_worker
+from .facts import RunFacts
+from .findings import RunAudit, WorkerAudit
+from .meter import Meter
+
+__all__ = ["RunAudit", "WorkerAudit", "audit_run"]
+
+WORKERS_AT_ONCE = 4
+THREADS = 32
+DEEP_THREADS = min(8, os.cpu_count() or 1)
+_WORKER_FOLDER = re.compile(r"worker-[0-9]{5,}")
+
+
+def audit_run(output: str, streams: str | None = None, deep: bool = False, visible: bool = False) -> RunAudit:
+    """Check a run against its streams, which lie where `run.json` says unless given; `visible` shows a bar on stderr.
+
+    Raises InvalidRequest if there is no run at `output`, DamagedData if `run.json` is lost or unreadable,
+    ConfigurationMismatch if those are not the streams that the run was made from, and what storage raises.
+    """
+    storage = open_storage(output)
+    run = RunFacts.of(_read_run(storage), f"{output}/{checkpoint.RUN}")
+    location = streams or run.streams
+    manifest = load_manifest(location)
+    if manifest.digest != run.manifest_digest:
+        raise ConfigurationMismatch(f"{location}/manifest.json is not the manifest that {output} was made from")
+
+    def audit(index: int) -> WorkerAudit:
+        source = open_stream(manifest, location, index)
+        total = source.num_records if run.max_records is None else min(run.max_records, source.num_records)
+        return audit_worker(reading, index, run, Expected(total, source.read_ids))
+
+    with (
+        Meter(output, visible) as meter,
+        ThreadPoolExecutor(DEEP_THREADS if deep else THREADS) as pool,
+        ThreadPoolExecutor(WORKERS_AT_ONCE) as walks,
+    ):
+        reading = Reading(storage, pool, deep, meter.expect, meter.advance)
+        try:
+            workers = tuple(walks.map(audit, range(manifest.num_streams)))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    _compare_widths(workers)
+    return RunAudit(output, deep, workers, _strays(storage, manifest.num_streams))
+
+
+def _read_run(storage: Storage) -> dict:
+    try:
+        return checkpoint.read_run(storage)
+    except ObjectNotFound:
+        folders = [folder for folder in storage.folders() if _WORKER_FOLDER.fullmatch(folder)]
+    # A start that failed before it had joined a run leaves a note in its folder, and no more.
+    stored = next((info.name for folder in folders for info in storage.list(f"{folder}/commits/")), None)
+    if stored:
+        raise DamagedData(f"{storage}/{checkpoint.RUN} is missing, but {stored} is there: restore it")
+    raise InvalidRequest(f"{storage} holds no run: there is no {checkpoint.RUN}; give the --output of a run")
+
+
+def _strays(storage: Storage, num_streams: int) -> tuple[str, ...]:
+    """A line for each worker's folder that belongs to no stream."""
+    own = {checkpoint.worker_folder(index) for index in range(num_streams)}
+    return tuple(
+        f"{folder}: there is no such stream, the manifest has {num_streams}, numbered from 0"
+        for folder in storage.folders() if _WORKER_FOLDER.fullmatch(folder) and folder not in own
+    )
+
+
+def _compare_widths(workers: Sequence[WorkerAudit]) -> None:
+    """Note down the workers whose hook points are not as wide as those of the workers before them."""
+    known: dict[str, int] = {}
+    for worker in workers:
+        for kind, width in worker.widths.items():
+            if known.setdefault(kind, width) != width:
+                folder = checkpoint.worker_folder(worker.worker_id)
+                worker.problems.append(f"{folder}: its {kind} is {width} wide, that of other workers {known[kind]}")

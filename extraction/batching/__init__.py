@@ -1,0 +1,1 @@
+"""Records become token ids, and these become packed batches."""

@@ -1,0 +1,71 @@
+"""What the first records of a manifest say of all of them: how long they are, and how much of them is stored.
+
+In: where the streams lie, a tokenizer, how records are cut and what is kept. Out: counts. Guarantee: the same from the
+same streams and flags, so that workers that start at once agree. Cost: the first row group of one stream.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from ..core.errors import DamagedData, InvalidRequest
+from ..streams.manifest import Manifest
+from .packing import Cut
+from .token_selection import Selection, spans_of
+from ..format.records import Record
+from ..streams.stream import open_stream
+from .tokenizer import RecordTokenizer
+
+_RECORDS = 256
+
+
+class Sample(NamedTuple):
+    """Of some records: how many, their tokens, and the rows that are stored of them."""
+
+    records: int
+    tokens: int
+    rows: int
+
+    @property
+    def tokens_per_record(self) -> float:
+        return self.tokens / max(self.records, 1)
+
+    @property
+    def share(self) -> float:
+        """Rows for each token."""
+        return self.rows / max(self.tokens, 1)
+
+
+def take_sample(manifest: Manifest, location: str, tokenizer: RecordTokenizer, cut: Cut) -> Sample:
+    """Of the first stream's first records. Raises what reading a stream raises."""
+    records = first_records(manifest, location, _RECORDS)
+    with_offsets = cut.selector.selection.span is not None
+    counts = [cut.count(record) for record in tokenizer.tokenize(records, offsets=with_offsets)]
+    return Sample(len(counts), sum(tokens for tokens, _ in counts), sum(rows for _, rows in counts))
+
+
+def first_records(manifest: Manifest, location: str, most: int) -> list[Record]:
+    """Of the first stream that has any."""
+    number = next((number for number, stream in enumerate(manifest.streams) if stream.num_records), 0)
+    return list(islice(open_stream(manifest, location, number).read_records(), most))
+
+
+def all_records(manifest: Manifest, location: str, first: int) -> Iterator[Record]:
+    """Of stream `first` and then of the others, read as they are asked for; what is damaged is left out."""
+    for number in range(manifest.num_streams):
+        stream = open_stream(manifest, location, (first + number) % manifest.num_streams)
+        with contextlib.suppress(DamagedData):  # the worker of that stream reports it
+            yield from stream.read_records()
+
+
+def check_spans(selection: Selection, manifest: Manifest, location: str) -> None:
+    """Raises InvalidRequest if the manifest and the first records know nothing of the span that is to be stored."""
+    name = selection.span
+    if name is None or name in manifest.options.get("spans", ()):
+        return
+    if not any(name in spans_of(record.meta, record.id) for record in first_records(manifest, location, _RECORDS)):
+        raise InvalidRequest(
+            f"--positions {name}: the records of {location} do not say where that is; "
+            "arc-agi and ai2-arc streams do, of the answer if they were made --with-answer"
+        )

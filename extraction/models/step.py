@@ -1,0 +1,319 @@
+"""The jitted step: packed tokens in, activations at the hook points out, and nothing else.
+
+In: tokens, segment_ids and positions, int32 [B, T], and `slots` int32 [n], which slots hold real tokens, in the order
+wanted. Out: for each hook point [n, width] in the store dtype, and its sums. Guarantee: a value does not depend on the
+row's other documents, the padding or n, and on the mesh by rounding only; one compiled step serves every call.
+
+How: blocks are stacked and scanned, up to the deepest hook point. For each kind of hook point the scan carries one
+buffer with a place for each captured layer. A layer writes to the place of the first captured layer at or above it; the
+captured layer itself comes last, so what remains is right without a condition in the loop and without memory for
+layers that nobody asked for.
+
+Cost: beside the model's arithmetic, one write of [B, T, width] for each layer and kind, and one gather that drops the
+padding. Every device keeps, compacts and sends the rows and columns that are its own. Means over windows (`pool`) add
+log2(T) passes over [B, T, width] in float32.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ..format.run_config import LARGEST_CODE, STORE_DTYPES
+from ..core.errors import InvalidRequest
+from .captures import EMBEDDING, Capture, CapturePlan
+from .compaction import Compacted, Compaction, Slots
+from .config import ModelConfig
+from .devices import device_errors
+from .families import family_of
+from .location import ModelFolder
+from .pooling import window_means
+from .results import StepOutput, start_transfer
+from .sharding import Demand, Layout, MeshShape, Placement, choose_mesh, memory_of, mesh_of, misfit
+from .stacks import of_layer, to_slice
+from .tensor_names import TextModel, find_tensors
+from .tensors import WeightFiles
+from .weights import check_shapes, leaves_of, load_params, plan_fills
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """B rows of T tokens."""
+
+    rows: int
+    seq_len: int
+
+
+@dataclass(frozen=True)
+class ForwardOptions:
+    """What is captured, in which shape and dtypes, on which mesh (None: chosen by rows and memory).
+
+    `compile_cache` is the folder of compiled steps, None for none. `pool`: rows are means over the tokens of a window.
+    """
+
+    hook_points: tuple[str, ...]
+    shape: StepShape
+    compute_dtype: str = "auto"
+    store_dtype: str = "bfloat16"
+    compile_cache: str | None = None
+    mesh: MeshShape | None = None
+    pool: bool = False
+
+    @property
+    def capture_dtype(self) -> str:
+        """What the scan keeps of a hook point: the stored dtype, or where more is done to values than a cast before
+        they are stored, or the cast may make them infinite, the dtype that they were computed in."""
+        worked_on = self.pool or self.store_dtype in LARGEST_CODE or self.store_dtype == "float16"
+        return self.compute_dtype if worked_on else self.store_dtype
+
+
+class Loaded(NamedTuple):
+    """Parameters on the devices, part by part, and the digest of what they were read from."""
+
+    params: dict[str, Any]
+    digest: str
+
+
+class Forward:
+    """The loaded model and its compiled step. `widths` gives the last axis of each hook point."""
+
+    def __init__(self, step: Callable, loaded: Loaded, options: ForwardOptions, widths: dict[str, int]):
+        self._step, self._params, self._shape = step, loaded.params, options.shape
+        self.mesh, self.compute_dtype, self.weights_digest = options.mesh, options.compute_dtype, loaded.digest
+        self.widths = widths
+
+    def __call__(
+        self, tokens: np.ndarray, segment_ids: np.ndarray, positions: np.ndarray, slots: np.ndarray,
+        pooled: np.ndarray | None = None,
+    ) -> StepOutput:
+        """Dispatch one step; returns at once. With `pool` the `slots` are the last tokens of windows,
+        and `pooled`, bool [B, T], says which tokens count in their means."""
+        groups = self.mesh.data
+        size = self._shape.rows * self._shape.seq_len // groups
+        places = [np.flatnonzero(slots // size == group) for group in range(groups)]
+        local = np.zeros((groups, size), np.int32)
+        for group, own in enumerate(places):
+            local[group, : len(own)] = slots[own] - group * size
+        counts = np.array([len(own) for own in places], np.int32)
+        inputs = (tokens, segment_ids, positions, local, counts) + (() if pooled is None else (pooled,))
+        with device_errors():
+            arrays = self._step(self._params, *inputs)
+            return StepOutput({name: start_transfer(arrays[name], counts.max()) for name in self.widths}, places)
+
+
+def default_compute_dtype() -> str:
+    """bfloat16 where the hardware multiplies it fast, float32 on a CPU."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def load_forward(folder: ModelFolder, config: ModelConfig, options: ForwardOptions) -> Forward:
+    """Compile the step while the weights that the hook points need are read.
+
+    Raises InvalidRequest (T beyond learned positions, a hook point that this model does not have, a mesh that does not
+    fit, too little memory on the devices), DamagedData (weights that are not those of the configuration) and TryAgain
+    (a device that fails).
+    """
+    options = _checked(config, options, jax.local_devices())
+    _use_compile_cache(options.compile_cache)
+    widths = {name: config.hook_width(name) for name in options.hook_points}
+    with device_errors(), _opened_weights(folder, config, options) as load, ThreadPoolExecutor(1) as beside:
+        loading = beside.submit(load)
+        step = lower_step(config, options).compile()
+        return Forward(step, loading.result(), options, widths)
+
+
+def lower_step(
+    config: ModelConfig, options: ForwardOptions, devices: Sequence[jax.Device] | None = None
+) -> jax.stages.Lowered:
+    """The step before its compilation, from the configuration alone: no weights are needed, nothing is allocated."""
+    devices = jax.local_devices() if devices is None else devices
+    options = _checked(config, options, devices)
+    plan = CapturePlan.of(options.hook_points, config)
+    graphs, params = _abstract_model(config, plan, options)
+    placement = Placement(mesh_of(options.mesh, devices), config)
+    where = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: placement.sharding([key.key for key in path], leaf.ndim), params
+    )
+    rows = NamedSharding(placement.mesh, PartitionSpec("data"))
+    grid = jax.ShapeDtypeStruct((options.shape.rows, options.shape.seq_len), jnp.int32)
+    slots = jax.ShapeDtypeStruct((options.mesh.data, grid.size // options.mesh.data), jnp.int32)
+    counts = jax.ShapeDtypeStruct((options.mesh.data,), jnp.int32)
+    inputs = [grid, grid, grid, slots, counts]
+    if options.pool:
+        inputs.append(jax.ShapeDtypeStruct(grid.shape, jnp.bool_))
+    step = make_step(graphs, plan, options, Layout(placement.mesh))
+    with jax.set_mesh(placement.mesh):
+        return jax.jit(step, in_shardings=(where, *[rows] * len(inputs))).lower(params, *inputs)
+
+
+def _checked(config: ModelConfig, options: ForwardOptions, devices: Sequence[jax.Device]) -> ForwardOptions:
+    """The options with what is left open resolved, if this model can do what they ask."""
+    unknown = set(options.hook_points) - set(config.hook_points)
+    if unknown:
+        reason = config.absent_hooks.get(min(unknown).split(".", 2)[-1], f"the model has {config.num_layers} layers")
+        raise InvalidRequest(f"{min(unknown)}: no such hook point: {reason}")
+    if config.max_positions is not None and options.shape.seq_len > config.max_positions:
+        raise InvalidRequest(f"--seq-len {options.shape.seq_len}: this model has {config.max_positions} positions")
+    if options.shape.rows * options.shape.seq_len > np.iinfo(np.int32).max:
+        raise InvalidRequest(f"--batch-size {options.shape.rows} times --seq-len {options.shape.seq_len}: over 2**31 slots")
+    compute_dtype = default_compute_dtype() if options.compute_dtype == "auto" else options.compute_dtype
+    options = replace(options, compute_dtype=compute_dtype)
+    if options.mesh is None:
+        mesh = choose_mesh(config, demand_of(config, options), len(devices), memory_of(devices[0]))
+        return replace(options, mesh=mesh)
+    problem = misfit(options.mesh, config, options.shape.rows, len(devices))
+    if problem:
+        raise InvalidRequest(f"--mesh {options.mesh}: {problem}")
+    return options
+
+
+def weight_shapes(
+    config: ModelConfig, options: ForwardOptions
+) -> list[tuple[tuple[str, ...], jax.ShapeDtypeStruct]]:
+    """Path and whole shape of each parameter that a step needs; those of blocks have their layer axis first."""
+    _, params = _abstract_model(config, CapturePlan.of(options.hook_points, config), options)
+    return list(leaves_of(params))
+
+
+def demand_of(config: ModelConfig, options: ForwardOptions) -> Demand:
+    """About what a step takes: its weights; for each slot what is captured, in the scan and gathered, the results of
+    two steps on their way to the host, and the widest tensors of one block in float32."""
+    weights = sum(leaf.size * leaf.dtype.itemsize for _, leaf in weight_shapes(config, options))
+    dtype = default_compute_dtype() if options.capture_dtype == "auto" else options.capture_dtype
+    captured = sum(config.hook_width(name) for name in options.hook_points)
+    captured *= 2 * jnp.dtype(dtype).itemsize + 2 * STORE_DTYPES[options.store_dtype]
+    mlp = 3 * config.mlp_width
+    if config.experts:  # each expert of a token has a copy of its own, on the way in and out
+        mlp = config.experts.per_token * (mlp + 2 * config.width)
+    working = 4 * (6 * config.width + mlp + 2 * config.num_heads * config.head_width)
+    if options.pool:  # running sums, and what they are made of
+        working += 3 * 4 * max(map(config.hook_width, options.hook_points))
+    return Demand(options.shape.rows, weights, options.shape.seq_len * (captured + working))
+
+
+def _use_compile_cache(folder: str | None) -> None:
+    if folder is not None:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        # Else the folder's path is a part of each entry's name, and what another machine compiled is never found.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _abstract_model(config: ModelConfig, plan: CapturePlan, options: ForwardOptions) -> tuple[dict, dict]:
+    """For each part that runs: the flax graph (of one block), and its parameters' whole shapes as a nested dict."""
+    parts = family_of(config.family).parts(config, jnp.dtype(options.compute_dtype))
+    runs = {"embedding": True, "blocks": plan.num_layers > 0, "final_norm": plan.final_norm}
+    split = {name: nnx.split(nnx.eval_shape(parts[name])) for name in runs if runs[name]}
+    params = {name: nnx.to_pure_dict(state) for name, (_, state) in split.items()}
+    if plan.num_layers:
+        stack = lambda leaf: jax.ShapeDtypeStruct((plan.num_layers, *leaf.shape), leaf.dtype)
+        params["blocks"] = jax.tree.map(stack, params["blocks"])
+    return split, params
+
+
+@contextmanager
+def _opened_weights(folder: ModelFolder, config: ModelConfig, options: ForwardOptions) -> Iterator[Callable[[], Loaded]]:
+    """A function that loads the weights; their names and shapes are known to be right."""
+    family = family_of(config.family)
+    plan = CapturePlan.of(options.hook_points, config)
+    _, abstract = _abstract_model(config, plan, options)
+    table, running = family.weight_table(config), plan.num_layers
+    placement = Placement(mesh_of(options.mesh, jax.local_devices()), config)
+    fills = plan_fills(table, abstract, running)
+    with WeightFiles(folder) as files:
+        places = find_tensors(files, TextModel(family, table, running, config.tied))
+        check_shapes(files, places, fills)
+        yield lambda: Loaded(load_params(files, places, fills, placement), files.digest())
+
+
+def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: Layout) -> Callable:
+    """The function that is compiled: parameters and one step's arrays -> {hook point: Compacted}."""
+    capture_dtype = jnp.dtype(options.capture_dtype)
+    compaction = Compaction(options.store_dtype, options.shape.rows // options.mesh.data, layout)
+    # A float32 product on an accelerator is otherwise made of shorter ones.
+    precision = "highest" if options.compute_dtype == "float32" else "default"
+
+    def part(params: dict, name: str) -> nnx.Module:
+        graph, state = graphs[name]
+        state = jax.tree.map(lambda leaf: leaf, state)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)
+
+    def step(
+        params: dict, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array,
+        slots: jax.Array, counts: jax.Array, *pooled: jax.Array,
+    ) -> dict[str, Compacted]:
+        with jax.default_matmul_precision(precision):
+            x, shared = part(params["embedding"], "embedding")(tokens, positions)
+            x = layout.rows(x)
+            found = {Capture("hook_resid_post", EMBEDDING): x.astype(capture_dtype)}
+            shared["segment_ids"] = segment_ids
+            if plan.num_layers:
+                stacked = params["blocks"]
+                weights = lambda layer: of_layer(layer["params"], stacked)
+                block = lambda layer, x, tap: part(weights(layer), "blocks")(x, shared | layer["flags"], tap)
+                layers = {"params": to_slice(stacked), "flags": plan.flags()}
+                x, captured = _scan(block, layers, x, (plan, capture_dtype, layout))
+                found |= captured
+            tensors = {name: found[capture] for name, capture in plan.captures.items()}
+            if plan.final_norm:
+                normalized = layout.rows(part(params["final_norm"], "final_norm")(layout.rows(x)))
+                tensors["ln_final.hook_normalized"] = normalized.astype(capture_dtype)
+            if options.pool:
+                tensors = {name: window_means(tensor, segment_ids, *pooled) for name, tensor in tensors.items()}
+            where = Slots(slots, counts)
+            rows = {name: compaction.gather(tensors[name], where) for name in options.hook_points}
+            return {name: compaction.store(rows[name], counts) for name in options.hook_points}
+
+    return step
+
+
+def _scan(block: Callable, layers: dict, x: jax.Array, what: tuple[CapturePlan, jnp.dtype, Layout]):
+    """x after the last layer that runs, and {capture: [B, T, width]}. Leaves of `layers` have a leading layer axis."""
+    plan, dtype, layout = what
+
+    def run(x: jax.Array, layer: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
+        taps: dict[str, jax.Array] = {}
+        x = layout.rows(block(layer, layout.rows(x), taps.__setitem__))
+        return x, {kind: layout.tapped(kind, taps[kind]).astype(dtype) for kind in plan.layers_of}
+
+    def body(carry: tuple, scanned: tuple) -> tuple:
+        x, buffers = carry
+        layer, places = scanned
+        x, taps = run(x, layer)
+        written = {kind: write[kind](buffers[kind], taps[kind], places[kind], 0) for kind in buffers}
+        return (x, {kind: layout.captured(buffer) for kind, buffer in written.items()}), None
+
+    # Only a kind whose captures end below the last layer has layers that must not write; else that is not asked.
+    write = {
+        kind: _write if captured[-1] < plan.num_layers - 1 else jax.lax.dynamic_update_index_in_dim
+        for kind, captured in plan.layers_of.items()
+    }
+    first = jax.tree.map(lambda array: array[0], layers)
+    shapes = jax.eval_shape(run, x, first)[1]
+    buffers = {
+        kind: layout.captured(jnp.zeros((len(plan.layers_of[kind]), *shape.shape), dtype))
+        for kind, shape in shapes.items()
+    }
+    (x, buffers), _ = jax.lax.scan(body, (x, buffers), (layers, plan.places()))
+    found = {
+        Capture(kind, layer): buffers[kind][place]
+        for kind, layers in plan.layers_of.items() for place, layer in enumerate(layers)
+    }
+    return x, found
+
+
+def _write(buffer: jax.Array, value: jax.Array, place: jax.Array, axis: int = 0) -> jax.Array:
+    """The buffer with `value` at `place`; unchanged when `place` is one beyond the last captured layer."""
+    last = len(buffer) - 1
+    at = jnp.minimum(place, last)
+    kept = jnp.where(place > last, buffer[at], value)
+    return jax.lax.dynamic_update_index_in_dim(buffer, kept, at, axis)

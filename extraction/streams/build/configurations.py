@@ -1,0 +1,84 @@
+"""Configurations (subsets) of a source: several data sets in one folder or repository.
+
+In: a place and `--config`. Out: its files, with their split where that is written down. What a configuration is, the
+YAML of the folder's README.md says (`configs`, as on the hub); without that, it is a subfolder. Guarantee: a folder
+with several configurations is refused until one is chosen, and so is one with `data` beside `sample`, which holds
+parts of the same again. Cost: README.md is read.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ...core.errors import InvalidRequest
+from .kinds import holds_data
+from .places import Place
+from .splits import canonical
+
+README = "README.md"
+SHOWN = 10
+Chosen = dict[str, str | None]
+
+
+def choose_configuration(place: Place, source: str, asked: str | None) -> Chosen:
+    """{file: split or None} of the configuration that was asked for, or of all files where there is but one.
+
+    Raises InvalidRequest when there are several and none was asked for, or when the one asked for is not there.
+    """
+    written = _written(place, source) if place.is_folder and README in place.names else {}
+    if written:
+        return _as_written(place, source, asked, written)
+    folders = sorted({name.partition("/")[0] for name in place.names if "/" in name and holds_data(name)})
+    if asked is not None:
+        if asked not in folders:
+            raise InvalidRequest(f"--config {asked}: {source} has no such folder; it has {_few(folders) or 'none'}")
+        return {name: None for name in place.names if name.startswith(f"{asked}/")}
+    samples = [folder for folder in folders if folder.startswith("sample")]
+    if place.is_folder and "data" in folders and samples:
+        raise InvalidRequest(
+            f"{source} has data and {_few(samples)}, which holds parts of it again: choose one, such as {source}/data"
+        )
+    return dict.fromkeys(place.names)
+
+
+def _as_written(place: Place, source: str, asked: str | None, written: dict[str, Any]) -> Chosen:
+    if asked is None and len(written) > 1:
+        raise InvalidRequest(f"{source} has the configurations {_few(list(written))}: choose one with --config")
+    if asked is not None and asked not in written:
+        raise InvalidRequest(f"--config {asked}: {source} has no such configuration; it has {_few(list(written))}")
+    name = asked or next(iter(written))
+    found = {file: split for split, pattern in _patterns(written[name]) for file in place.matching(pattern)}
+    if not found:
+        raise InvalidRequest(f"{source}: of the files that {README} names for the configuration {name} none is there")
+    return dict(sorted(found.items()))
+
+
+def _written(place: Place, source: str) -> dict[str, Any]:
+    """{configuration: its files} of the YAML before the text of README.md, of those that name files."""
+    text = place.read(README).decode("utf-8", "replace")
+    head, closed, _ = text.removeprefix("---").partition("\n---")
+    if not text.startswith("---") or not closed:
+        return {}
+    import yaml
+
+    try:
+        value = yaml.safe_load(head)
+    except yaml.YAMLError as error:
+        raise InvalidRequest(f"{source}/{README}: its YAML cannot be read; name the files by a glob") from error
+    configs = value.get("configs") if isinstance(value, dict) else None
+    listed = [config for config in configs or () if isinstance(config, dict) and config.get("data_files")]
+    return {str(config.get("config_name", "default")): config["data_files"] for config in listed}
+
+
+def _patterns(files: Any) -> Iterator[tuple[str, str]]:
+    """(split, path or glob) of what `data_files` says; what it says of no split is of `train`, as on the hub."""
+    if isinstance(files, dict):
+        files = [{"split": split, "path": path} for split, path in files.items()]
+    for entry in files if isinstance(files, list) else [files]:
+        entry = entry if isinstance(entry, dict) else {"path": entry}
+        paths = entry.get("path") or []
+        for path in paths if isinstance(paths, list) else [paths]:
+            yield canonical(str(entry.get("split", "train"))), str(path)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

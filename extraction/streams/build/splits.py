@@ -1,0 +1,62 @@
+"""Splits of a source, as the names of its files and folders tell them.
+
+In: names relative to the source. Out: the split of each. A folder's name counts before the file's; in a name, a word
+such as `train` or `Dev`, or what stands before `-00000-of-00007`. Guarantee: files of several splits are never taken
+together unless `--split all` says so. Cost: none.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+from ...core.errors import InvalidRequest
+from .kinds import stem_of
+
+ALL = "all"
+WORDS = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test",
+    "evaluation": "evaluation", "eval": "evaluation",
+}  # fmt: skip
+_SHARD = re.compile(r"([\w.]+)-\d{5}-of-\d{5}")  # how the hub's own client names files: SPLIT-00000-of-00007
+_BETWEEN_WORDS = re.compile(r"[-._ 0-9]+")
+
+
+def split_of(name: str) -> str | None:
+    """The split that a name tells, if it does."""
+    *folders, file = name.split("/")
+    shard = _SHARD.match(stem_of(file))
+    found = [_word_in(part) for part in folders] + [canonical(shard[1]) if shard else _word_in(stem_of(file))]
+    return next(filter(None, found), None)
+
+
+def canonical(split: str) -> str:
+    """One spelling for `train` and `training`, `dev` and `validation`."""
+    return WORDS.get(split.lower(), split)
+
+
+def _word_in(part: str) -> str | None:
+    return next((WORDS[word] for word in _BETWEEN_WORDS.split(part.lower()) if word in WORDS), None)
+
+
+def choose_split(splits: Mapping[str, str | None], source: str, asked: str | None) -> dict[str, str | None]:
+    """The files of the split that was asked for, from {file: split}.
+
+    Files in no split are taken where none was asked for; a source without any is all `train`, as on the hub. Raises
+    InvalidRequest when there are several splits and none was asked for, or when the one asked for is not there.
+    """
+    counts = Counter(split for split in splits.values() if split)
+    if asked is None and len(counts) > 1:
+        raise InvalidRequest(f"{source} has the splits {_listed(counts)}: choose one with --split, or --split {ALL}")
+    if asked in (None, ALL) or (not counts and canonical(asked) == "train"):
+        return dict(splits)
+    chosen = {name: split for name, split in splits.items() if split == canonical(asked)}
+    if not chosen:
+        has = f"it has {_listed(counts)}" if counts else "its files are in no split"
+        raise InvalidRequest(f"--split {asked}: {source} has no such split; {has}")
+    return chosen
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{split} ({counts[split]} files)" for split in sorted(counts))

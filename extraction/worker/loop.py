@@ -1,0 +1,342 @@
+"""The loop: packed batches in, activations through the model, data objects to the writer.
+
+In: an iterator of `PackedBatch`es and the compiled step. Out: one data object for each batch, handed to `submit`
+in order. Guarantee: what is submitted depends on the batches alone. Steps are dispatched ahead of their results, at most
+`STEPS_IN_FLIGHT`, so the host packs, collects and stores while the device computes; device memory for results is
+bounded by the same number.
+
+Cost: beside the model, one copy of each stored value, from the device's result to its place in the object.
+"""
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
+
+from ..core.errors import ExtractionError, InvalidRequest
+from ..core.logs import say
+from ..format.not_finite import NotFinite, counted
+from ..batching.packing import PackedBatch
+from ..format.safetensors import SCHEMA, Shard, allocate
+from ..format.statistics import (
+    COUNTS,
+    MAX,
+    MAX_AT,
+    SCALE,
+    SUMS,
+    Facts,
+    has_scale,
+    norm_counts,
+    statistics_layout,
+    unscaled,
+)
+
+STEPS_IN_FLIGHT = 2
+_WAITS_FOR = {
+    "pack": "records that are read, tokenised and packed in the background",
+    "dispatch": "the step handed to the device",
+    "step": "the device's results, on their way to the host",
+    "collect": "results put in record order into the data object",
+    "submit": "room in the queue of uploads",
+}
+STAGES = tuple(_WAITS_FOR)
+Submit = Callable[[PackedBatch, memoryview | None, dict[str, float], dict[str, float], NotFinite], None]
+_BLOCK = 1 << 18  # values that are looked at together
+
+
+@dataclass
+class StageTimes:
+    """Seconds the loop spent in each stage (`step`: waiting for results of the device), and how full the steps were:
+    tokens that went through the model, stored or not."""
+
+    pack: float = 0.0
+    dispatch: float = 0.0
+    step: float = 0.0
+    collect: float = 0.0
+    submit: float = 0.0
+    num_tokens: int = 0
+    num_slots: int = 0
+    _since: float = field(default_factory=time.perf_counter)
+    _taken: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, stage: str) -> None:
+        """Book the time since the last lap to `stage`."""
+        now = time.perf_counter()
+        setattr(self, stage, getattr(self, stage) + now - self._since)
+        self._since = now
+
+    def take(self) -> dict[str, float]:
+        """Seconds of each stage since this was last called: what went into one batch and the ones under way."""
+        now = {name: getattr(self, name) for name in STAGES}
+        since, self._taken = self._taken, now
+        return {name: value - since.get(name, 0.0) for name, value in now.items()}
+
+    def table(self) -> list[str]:
+        """A line of totals, then a line for each stage: what the loop spent there, of its time, waiting for what."""
+        stages = {name: getattr(self, name) for name in STAGES}
+        slowest, seconds = max(stages, key=stages.get), sum(stages.values())
+        padding = 1 - self.num_tokens / max(self.num_slots, 1)
+        rate = self.num_tokens / max(seconds, 1e-9)
+        lines = [f"{self.num_tokens:,} tokens in {seconds:.1f} s, {rate:,.0f} tokens/s, padding {padding:.1%}"]
+        for name, value in stages.items():
+            share, mark = value / max(seconds, 1e-9), "  <- limits" if name == slowest else ""
+            lines.append(f"  {name:8} {value:9.2f} s {share:6.1%}  {_WAITS_FOR[name]}{mark}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every data object of a worker has: whose it is, {hook point: width}, and the stored dtype."""
+
+    worker_id: int
+    widths: dict[str, int]
+    dtype: np.dtype
+
+
+class BatchInFlight:
+    """A batch whose steps are running, and the object that their results are put into.
+
+    A step of which nothing is stored is not run.
+    """
+
+    def __init__(self, batch: PackedBatch, number: int, layout: Layout):
+        self.batch, self.number = batch, number
+        self.shard = _allocate(batch, number, layout)
+        self._hooks = {name: _HookInFlight(name, has_scale(layout.dtype)) for name in layout.widths}
+        self.step_size = batch.tokens[0].size
+        self.steps = np.unique(batch.slots // self.step_size)
+
+    def places(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which tokens of the batch this step computes (places in record order), and their slots in the step."""
+        tokens = np.flatnonzero(self.batch.slots // self.step_size == step)
+        return tokens, (self.batch.slots[tokens] - step * self.step_size).astype(np.int32)
+
+    def put(self, tokens: np.ndarray, parts: Iterable, facts: dict) -> None:
+        """Take over the results of one step: what each device computed for its part of these tokens, and the facts."""
+        for name, places, columns, values in parts:
+            self.shard.arrays[name][:, columns][tokens[places]] = values
+        for name, found in facts.items():
+            self._hooks[name].add(self.shard.arrays, tokens, found)
+
+    def finish(self) -> tuple[memoryview | None, dict[str, float]]:
+        """When all steps are put: the data object, and what `commit` takes as reconstruction error."""
+        if not self.batch.num_tokens:
+            return None, {}
+        for hook in self._hooks.values():
+            hook.finish(self.shard.arrays)
+        errors = {name: hook.reconstruction_error for name, hook in self._hooks.items() if hook.is_scaled}
+        return self.shard.data, errors
+
+    @property
+    def not_finite(self) -> NotFinite:
+        """What is not finite of the steps that were put."""
+        return {name: hook.not_finite for name, hook in self._hooks.items() if any(hook.not_finite.values())}
+
+    def where_first(self, hook_point: str) -> str:
+        """The row in which the first value was found that is not finite, for people."""
+        row, arrays = self._hooks[hook_point].first_odd, self.shard.arrays
+        record = int(np.searchsorted(arrays["record_offsets"], row, side="right")) - 1
+        return f"record {self.batch.record_ids[record]!r} at position {arrays['positions'][row]}"
+
+
+@dataclass
+class _HookInFlight:
+    """What the steps of a batch add up to at one hook point, beside what lies in the arrays."""
+
+    name: str
+    is_scaled: bool
+    largest: float = -1.0
+    row: int = 0
+    squared_error: float = 0.0
+    power: float = 0.0
+    not_finite: dict[str, int] = field(default_factory=lambda: {"nan": 0, "inf": 0})
+    first_odd: int = -1
+
+    def add(self, arrays: dict[str, np.ndarray], tokens: np.ndarray, found: Facts) -> None:
+        """One step: `found` of the rows at the places `tokens`, which rise."""
+        with np.errstate(invalid="ignore"):  # of one sign in this step, of the other in that
+            for suffix, part in zip(SUMS, (found.sum, found.sum_of_squares), strict=True):
+                arrays[self.name + suffix] += part
+        if self.is_scaled:
+            arrays[self.name + SCALE][tokens] = found.scales
+            self.squared_error += found.squared_error
+            self.power += found.power
+        arrays[self.name + COUNTS] += norm_counts(found.norms)
+        largest, odd = found.largest.copy(), np.flatnonzero(~np.isfinite(found.norms))
+        height = max(1, _BLOCK // len(found.sum))
+        for first in range(0, len(odd), height):  # past a NaN the device does not look
+            rows = odd[first : first + height]
+            largest[rows] = self._look(arrays, tokens[rows])
+        first = int(np.argmax(largest))
+        row, most = int(tokens[first]), float(largest[first])
+        if (most, -row) > (self.largest, -self.row):
+            self.largest, self.row = most, row
+
+    def _look(self, arrays: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """The largest |x| of each of these rows, NaN aside; what is not finite in them is counted."""
+        values = self._values(arrays, rows)
+        if self.first_odd < 0 and not np.isfinite(values).all():
+            self.first_odd = int(rows[np.argmin(np.isfinite(values).all(axis=1))])
+        self.not_finite["nan"] += int(np.isnan(values).sum())
+        self.not_finite["inf"] += int(np.isinf(values).sum())
+        return _sizes(values).max(axis=1)
+
+    def finish(self, arrays: dict[str, np.ndarray]) -> None:
+        """The maximum and its place, of several the first."""
+        sizes = _sizes(self._values(arrays, np.array([self.row])))[0]
+        column = int(np.argmax(sizes))
+        arrays[self.name + MAX][0] = sizes[column]
+        arrays[self.name + MAX_AT][:] = self.row, column
+
+    def _values(self, arrays: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """These rows as they are read, in float32 [n, width]."""
+        scale = arrays[self.name + SCALE][rows] if self.is_scaled else None
+        return unscaled(arrays[self.name][rows], scale).astype(np.float32)
+
+    @property
+    def reconstruction_error(self) -> float:
+        return math.sqrt(self.squared_error / self.power) if self.power else 0.0
+
+
+def _sizes(values: np.ndarray) -> np.ndarray:
+    """|x|, 0 for NaN."""
+    return np.nan_to_num(np.abs(values), copy=False, nan=0.0, posinf=np.inf)
+
+
+def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
+    n, r = batch.num_tokens, batch.num_records
+    statistics = {
+        f"{name}{suffix}": array for name, width in layout.widths.items()
+        for suffix, array in statistics_layout(width).items()
+    }
+    scales = {f"{name}{SCALE}": ((n,), np.dtype(np.float32)) for name in layout.widths if has_scale(layout.dtype)}
+    arrays = {
+        "record_index": ((r,), np.dtype(np.int64)),
+        "record_offsets": ((r + 1,), np.dtype(np.int64)),
+        "record_lengths": ((r,), np.dtype(np.int64)),
+        **dict(sorted(statistics.items(), key=lambda item: -item[1][1].itemsize)),  # so that each is aligned
+        "tokens": ((n,), np.dtype(np.int32)),
+        "positions": ((n,), np.dtype(np.int32)),
+        **({} if batch.mean_over is None else {"mean_over": ((n,), np.dtype(np.int32))}),
+        **scales,
+        **{name: ((n, width), layout.dtype) for name, width in layout.widths.items()},
+    }
+    metadata = {
+        "schema": str(SCHEMA),
+        "record_ids": json.dumps(list(batch.record_ids), ensure_ascii=False),
+        "worker_id": str(layout.worker_id),
+        "batch": str(number),
+    }
+    if any(meta is not None for meta in batch.record_meta):
+        metadata["record_meta"] = f"[{','.join(meta or 'null' for meta in batch.record_meta)}]"
+    shard = allocate(arrays, metadata)
+    shard.arrays["tokens"][:] = batch.tokens.reshape(-1)[batch.slots]
+    shard.arrays["positions"][:] = batch.record_positions
+    shard.arrays["record_index"][:] = batch.record_index
+    shard.arrays["record_offsets"][:] = batch.record_offsets
+    shard.arrays["record_lengths"][:] = batch.record_lengths
+    if batch.mean_over is not None:
+        shard.arrays["mean_over"][:] = batch.mean_over
+    return shard
+
+
+def run_pipeline(
+    batches: Iterable[PackedBatch], layout: Layout, forward: Callable, first_batch: int, submit: Submit
+) -> StageTimes:
+    """Work through `batches`, numbered from `first_batch`; returns when the last one is submitted.
+
+    Raises InvalidRequest if the first step of a stream has values that float16 does not hold, before it submits any.
+    """
+    times, watch = StageTimes(), _Watch(layout, first_batch == 0)
+    for flight, results in _ahead(_dispatch(batches, layout, forward, first_batch, times), STEPS_IN_FLIGHT):
+        if results is not None:
+            tokens, output = results
+            parts, facts = output.parts(), output.facts()
+            times.lap("step")
+            watch.check(facts)
+            flight.put(tokens, parts, facts)
+            watch.tell(flight, facts)
+            times.lap("collect")
+        else:
+            data, errors = flight.finish()
+            times.lap("collect")
+            submit(flight.batch, data, times.take(), errors, flight.not_finite)
+            times.lap("submit")
+    return times
+
+
+class _Watch:
+    """Tells people of values that are not finite while an attempt goes on, once of each hook point."""
+
+    def __init__(self, layout: Layout, begins_stream: bool):
+        self._layout, self._unchecked, self._told = layout, begins_stream, set()
+
+    def check(self, facts: dict[str, Facts]) -> None:
+        """Raises InvalidRequest if these are of the first step of a stream, and float16 does not hold its values."""
+        unchecked, self._unchecked = self._unchecked, False
+        name = max(facts, key=lambda name: facts[name].overflow)
+        if unchecked and facts[name].overflow:
+            raise InvalidRequest(
+                f"--store-dtype {self._layout.dtype}: {name} has values of up to {facts[name].overflow:.4g} in the first "
+                f"step, {_largest_of(self._layout)}; nothing is stored: use bfloat16 or float32, with a new --output"
+            )
+
+    def tell(self, flight: BatchInFlight, facts: dict[str, Facts]) -> None:
+        """Say which hook points have their first such values in the step that was put last."""
+        for name, counts in flight.not_finite.items():
+            if name in self._told:
+                continue
+            self._told.add(name)
+            why = "as the model computed them"
+            if facts[name].overflow:
+                computed = f"values of up to {facts[name].overflow:.4g} were computed"
+                why = f"{computed}, {_largest_of(self._layout)}: bfloat16 and float32 hold more"
+            where = f"batch {flight.number}, first in {flight.where_first(name)}"
+            say(f"not finite: {name} has {counted(counts)} in {where}; {why}", "WARNING", self._layout.worker_id)
+
+
+def _largest_of(layout: Layout) -> str:
+    return f"and {layout.dtype} ends at {float(ml_dtypes.finfo(layout.dtype).max):.5g}"
+
+
+def _dispatch(batches: Iterable[PackedBatch], layout: Layout, forward: Callable, number: int, times: StageTimes):
+    """For each batch: (flight, (tokens, output)) for each dispatched step, then (flight, None)."""
+    for batch in batches:
+        flight = BatchInFlight(batch, number, layout)
+        times.lap("pack")
+        for step in flight.steps:
+            tokens, slots = flight.places(step)
+            times.num_tokens += int(np.count_nonzero(batch.segment_ids[step]))
+            times.num_slots += batch.tokens[step].size
+            pooled = () if batch.pooled is None else (batch.pooled[step],)
+            output = forward(batch.tokens[step], batch.segment_ids[step], batch.positions[step], slots, *pooled)
+            times.lap("dispatch")
+            yield flight, (tokens, output)
+        yield flight, None
+        number += 1
+
+
+def _ahead(items: Iterator, depth: int) -> Iterator:
+    """The same items, taken from their source `depth` ahead of their use.
+
+    A domain error of the source, such as damaged input, is raised after the items that came before it.
+    """
+    waiting: deque = deque()
+    trouble = None
+    while trouble is None:
+        try:
+            waiting.append(next(items))
+        except StopIteration:
+            break
+        except ExtractionError as error:
+            trouble = error
+        if len(waiting) > depth:
+            yield waiting.popleft()
+    yield from waiting
+    if trouble is not None:
+        raise trouble

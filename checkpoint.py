@@ -29,10 +29,12 @@ tests/helpers/protocol_model.py is this text as a model, explored to its last st
 Cost: one listing and two reads to resume; two create requests for each batch.
 """
 
-import json
 import time
 from dataclasses import asdict
 
+from extraction.batching.packing import PackedBatch
+from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists, ObjectNotFound
+from extraction.core.fault_points import kill_point
 from extraction.format.commit import (
     MAX_COMMIT,
     SCHEMA,
@@ -45,20 +47,14 @@ from extraction.format.commit import (
     data_name,
     digest_ids,
     parse_commit,
-    parse_run,
     worker_folder,
     worker_number,
 )
-from extraction.format.run_config import DATA_SCHEMA, differences
-from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists, ObjectNotFound
-from extraction.core.fault_points import kill_point
 from extraction.format.not_finite import NotFinite
-from extraction.batching.packing import PackedBatch
 from extraction.format.records import Cursor
+from extraction.format.run_config import RUN, RunDescription, differences, parse_run
 from extraction.storage import ObjectInfo, Storage
-from extraction.core.versions import software_versions
 
-RUN = "run.json"
 __all__ = [
     "MAX_COMMIT", "RUN", "SCHEMA", "Commit", "CommitChain", "DataObject", "Instance", "Totals", "batch_of",
     "check_data", "commit_name", "compare_data", "data_name", "digest_ids", "join_run", "list_commits", "parse_commit",
@@ -66,36 +62,28 @@ __all__ = [
 ]
 
 
-def join_run(storage: Storage, configuration: dict, details: dict) -> dict:
-    """Create `run.json`, or check that this start has the configuration of the run that is there; its content.
+def join_run(storage: Storage, own: RunDescription) -> RunDescription:
+    """Create `run.json`, or compare the one that is there with `own`. Return what is stored.
 
-    `details` are further keys (the fingerprint, the manifest's digest, where the streams are). Raises
-    ConfigurationMismatch with the old and the new value of each field that differs, DamagedData if `run.json` is
-    unreadable.
+    Raises ConfigurationMismatch with the old and the new value of each field of the run config that differs,
+    DamagedData if `run.json` is unreadable.
     """
-    content = {"schema": SCHEMA, "configuration": configuration, "versions": software_versions()} | details
     kill_point("before-run")
     try:
-        storage.create(RUN, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+        storage.create(RUN, own.to_bytes())
+        run = own
     except ObjectExists:
-        content = read_run(storage)
-        if content["configuration"] != configuration:
-            lines = differences(content["configuration"], configuration)
-            raise ConfigurationMismatch(f"{storage.location}/{RUN} was made otherwise: " + "; ".join(lines)) from None
+        run = read_run(storage)
+        if run.config != own.config:
+            lines = "; ".join(differences(run.config, own.config))
+            raise ConfigurationMismatch(f"{storage.location}/{RUN} has another run config: {lines}") from None
     kill_point("after-run")
-    return content
-
-
-def read_run(storage: Storage) -> dict:
-    """The content of `run.json`. Raises ObjectNotFound, DamagedData, or ConfigurationMismatch for a schema that this
-    version neither reads nor writes."""
-    name = f"{storage.location}/{RUN}"
-    run = parse_run(storage.read(RUN), name)
-    schema = run["configuration"].get("data_schema", DATA_SCHEMA)
-    if schema != DATA_SCHEMA:
-        what = f"{name} is of data schema {json.dumps(schema)}, this version reads and writes {DATA_SCHEMA}"
-        raise ConfigurationMismatch(f"{what}: read the run with the version that made it")
     return run
+
+
+def read_run(storage: Storage) -> RunDescription:
+    """Return the content of `run.json`. Raises ObjectNotFound, DamagedData, or ConfigurationMismatch (another format)."""
+    return parse_run(storage.read(RUN), f"{storage.location}/{RUN}")
 
 
 def list_commits(storage: Storage, worker_id: int) -> list[str]:

@@ -52,8 +52,8 @@ class Commands(click.Group):
 
 
 def _advice(error: Exception) -> str:
-    from extraction.datasets import OtherStreams
     from extraction.core.errors import TryAgain
+    from extraction.datasets import OtherStreams
 
     advice = {OtherStreams: "; choose another --output", TryAgain: "; start the same command again"}
     return next((text for kind, text in advice.items() if isinstance(error, kind)), "")
@@ -76,9 +76,9 @@ def cli() -> None:
 )
 def check(streams: str, ids: bool, content: bool) -> None:
     """Prove that STREAMS are disjoint, complete and unchanged: exit 0, or 65 and a line for each thing wrong."""
+    from extraction.core.errors import DamagedData
     from extraction.streams.build.check import check_streams
     from extraction.streams.build.reading import changed_sources, told_skipped
-    from extraction.core.errors import DamagedData
 
     manifest, problems, proven = check_streams(streams, ids, content)
     for problem in problems:
@@ -105,8 +105,8 @@ def command_of(name: str, dataset: "Dataset") -> click.Command:
 
 
 def _publish(dataset: "Dataset", output: str, **given: object) -> None:
-    from extraction.streams.build.reading import told_skipped
     from extraction.storage import open_storage
+    from extraction.streams.build.reading import told_skipped
 
     published = dataset.create(open_storage(output), **given)
     manifest = published.manifest

@@ -21,12 +21,12 @@ import checkpoint
 from checkpoint import Commit, Totals
 
 from ..core.errors import DamagedData, ObjectNotFound
-from ..format.not_finite import added
 from ..format.batch_file import BatchRef, StoredBatch
+from ..format.not_finite import added
 from ..format.records import Cursor
 from ..storage import ObjectInfo, Storage
 from .contents import Contents, check_contents
-from .facts import RunFacts
+from .facts import AuditedRun
 from .findings import WorkerAudit
 from .records import check_cover
 
@@ -63,7 +63,7 @@ class _Seen:
     contents: Contents = field(default_factory=lambda: Contents(()))
 
 
-def audit_worker(reading: Reading, worker_id: int, run: RunFacts, expected: Expected) -> WorkerAudit:
+def audit_worker(reading: Reading, worker_id: int, run: AuditedRun, expected: Expected) -> WorkerAudit:
     """Check one worker against its stream. Storage errors pass through; damage is listed, not raised."""
     audit = WorkerAudit(worker_id, expected.num_records)
     commits = _list_commits(reading.storage, worker_id, audit.problems)
@@ -120,7 +120,7 @@ def _in_order(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> 
         yield result
 
 
-def _look(reading: Reading, info: ObjectInfo, stored: dict[str, ObjectInfo], run: RunFacts) -> _Seen:
+def _look(reading: Reading, info: ObjectInfo, stored: dict[str, ObjectInfo], run: AuditedRun) -> _Seen:
     """Read a commit, and hold its data object against it."""
     try:
         if info.size > checkpoint.MAX_COMMIT:
@@ -138,7 +138,7 @@ def _look(reading: Reading, info: ObjectInfo, stored: dict[str, ObjectInfo], run
         return _Seen(info.name, commit, (str(error),))
 
 
-def _look_at_data(reading: Reading, commit: Commit, data: ObjectInfo | None, run: RunFacts) -> _Seen:
+def _look_at_data(reading: Reading, commit: Commit, data: ObjectInfo | None, run: AuditedRun) -> _Seen:
     name = checkpoint.commit_name(commit.worker_id, commit.batch)
     if data is None or data.crc32c:
         checkpoint.compare_data(commit, data)
@@ -166,7 +166,7 @@ def _has_totals(commit: Commit) -> bool:
 class _Walk:
     """Goes along the commits of one worker and notes down in `audit` what does not follow from the one before."""
 
-    def __init__(self, audit: WorkerAudit, run: RunFacts, expected: Expected):
+    def __init__(self, audit: WorkerAudit, run: AuditedRun, expected: Expected):
         self._audit, self._run, self._expected = audit, run, expected
         # Where the next commit has to begin and what it has to sum up; None when the one before it is not known.
         self._batch: int = 0
@@ -220,16 +220,16 @@ class _Walk:
             yield "its cursor does not move forward"
         if after.record + (after.token_offset > 0) - before.record != commit.num_records:
             yield f"counts {commit.num_records} records from {before} to {after}"
-        offsets, window = {before.token_offset, after.token_offset}, self._run.seq_len
-        if any(offset if self._run.truncates else offset % window for offset in offsets):
+        offsets, window = {before.token_offset, after.token_offset}, self._run.config.seq_len
+        if any(offset if self._run.config.truncates else offset % window for offset in offsets):
             yield f"a cursor stands inside a window of {window} tokens, from {before} to {after}"
 
     def _check_sums(self, commit: Commit) -> Iterator[str]:
         if (commit.data is None) != (commit.num_tokens == 0):
             yield f"{commit.num_tokens} rows do not go with data {commit.data}"
         stored, read = commit.num_tokens, commit.num_tokens_read
-        if max(stored, read) > self._run.num_slots:
-            yield f"counts {max(stored, read):,} tokens, and a batch has room for {self._run.num_slots:,}"
+        if max(stored, read) > self._run.config.num_slots:
+            yield f"counts {max(stored, read):,} tokens, and a batch has room for {self._run.config.num_slots:,}"
         if stored > read or (stored < read and self._run.selection.is_everything):
             yield f"stores {stored:,} rows of {read:,} tokens"
         else:

@@ -20,14 +20,14 @@ import numpy as np
 import checkpoint
 from checkpoint import Commit
 
-from ..format.run_config import LARGEST_CODE
 from ..core.errors import DamagedData
-from ..format.not_finite import KINDS, counted
-from ..format.safetensors import SCHEMA, Shard, decode, dtype_named
-from ..storage import ObjectInfo, crc32c_base64
-from ..format.statistics import COUNTS, MAX, MAX_AT, SCALE, SUMS, norm_counts, statistics_layout, unscaled
 from ..core.strict_json import loads
-from .facts import RunFacts
+from ..format.not_finite import KINDS, counted
+from ..format.run_config import LARGEST_CODE
+from ..format.safetensors import SCHEMA, Shard, decode, dtype_named
+from ..format.statistics import COUNTS, MAX, MAX_AT, SCALE, SUMS, norm_counts, statistics_layout, unscaled
+from ..storage import ObjectInfo, crc32c_base64
+from .facts import AuditedRun
 from .records import check_records
 
 _BLOCK = 1 << 18  # values that are in float64 at once
@@ -43,7 +43,7 @@ class Contents:
     non_finite: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
-def check_contents(data: bytes, commit: Commit, run: RunFacts) -> Contents:
+def check_contents(data: bytes, commit: Commit, run: AuditedRun) -> Contents:
     """Check the data object of a commit that has one. Damage is listed, not raised."""
     name = checkpoint.data_name(commit)
     try:
@@ -57,14 +57,14 @@ def check_contents(data: bytes, commit: Commit, run: RunFacts) -> Contents:
     found: Counter[tuple[str, str]] = Counter()
     problems += _check_header(shard, commit)
     problems += check_records(shard.arrays, commit, run)
-    for hook_point in run.hook_points:
+    for hook_point in run.config.hook_points:
         problems += _check_values(shard, hook_point, run, found)
     problems += _check_not_finite(found, commit)
-    widths = {hook_point: shard.arrays[hook_point].shape[1] for hook_point in run.hook_points}
+    widths = {hook_point: shard.arrays[hook_point].shape[1] for hook_point in run.config.hook_points}
     return Contents(tuple(f"{name}: {problem}" for problem in problems), widths, +found)
 
 
-def _check_layout(shard: Shard, commit: Commit, run: RunFacts) -> Iterator[str]:
+def _check_layout(shard: Shard, commit: Commit, run: AuditedRun) -> Iterator[str]:
     """Arrays that are missing or have another shape or dtype; further ones are allowed."""
     n, r = commit.num_tokens, commit.num_records
     wanted = {
@@ -73,11 +73,11 @@ def _check_layout(shard: Shard, commit: Commit, run: RunFacts) -> Iterator[str]:
     }
     if run.selection.pools:
         wanted["mean_over"] = ((n,), "int32")
-    for hook_point in run.hook_points:
+    for hook_point in run.config.hook_points:
         shape = shard.arrays[hook_point].shape if hook_point in shard.arrays else ()
         width = shape[-1] if shape else 0
-        wanted[hook_point] = ((n, width), run.store_dtype)
-        statistics = statistics_layout(width) | ({SCALE: ((n,), np.dtype(np.float32))} if run.has_scale else {})
+        wanted[hook_point] = ((n, width), run.config.store_dtype)
+        statistics = statistics_layout(width) | ({SCALE: ((n,), np.dtype(np.float32))} if run.config.has_scale else {})
         wanted |= {hook_point + suffix: (shape, dtype.name) for suffix, (shape, dtype) in statistics.items()}
     for name, (shape, dtype) in wanted.items():
         array = shard.arrays.get(name)
@@ -107,10 +107,10 @@ def _strings(text: str) -> list[str]:
     return values
 
 
-def _check_values(shard: Shard, hook_point: str, run: RunFacts, found: Counter[tuple[str, str]]) -> Iterator[str]:
+def _check_values(shard: Shard, hook_point: str, run: AuditedRun, found: Counter[tuple[str, str]]) -> Iterator[str]:
     """Scales and statistics of the values; what is not finite goes into `found`."""
     arrays, width = shard.arrays, shard.arrays[hook_point].shape[1]
-    values, scale = arrays[hook_point], arrays.get(hook_point + SCALE) if run.has_scale else None
+    values, scale = arrays[hook_point], arrays.get(hook_point + SCALE) if run.config.has_scale else None
     total, squares, norms, largest = *np.zeros((2, width)), np.zeros(len(values)), 0.0
     first = [0, 0]
     rows = max(1, _BLOCK // max(1, width))
@@ -145,10 +145,10 @@ def _check_not_finite(found: Counter[tuple[str, str]], commit: Commit) -> Iterat
             yield f"{name} has {counted(ours)}, its commit says {counted(theirs)}"
 
 
-def _check_sums(shard: Shard, hook_point: str, ours: tuple[np.ndarray, np.ndarray], run: RunFacts) -> Iterator[str]:
+def _check_sums(shard: Shard, hook_point: str, ours: tuple[np.ndarray, np.ndarray], run: AuditedRun) -> Iterator[str]:
     rows, squares = len(shard.arrays[hook_point]), ours[1]
     # By Cauchy-Schwarz the absolute values sum up to no more than the root.
-    slack = (run.seq_len + run.batch_size) * 2.0**-23
+    slack = (run.config.seq_len + run.config.batch_size) * 2.0**-23
     for suffix, own, bound in zip(SUMS, ours, (slack * np.sqrt(rows * squares), slack * squares), strict=True):
         theirs = shard.arrays[hook_point + suffix]
         # A column that is not finite, or that overflows float32, has no sum to compare.

@@ -25,7 +25,7 @@ import numpy as np
 from checkpoint import Commit
 
 from ..batching.token_selection import Selection
-from .facts import RunFacts
+from .facts import AuditedRun
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -38,7 +38,7 @@ class _Part(NamedTuple):
     length: int | None
 
 
-def check_cover(commit: Commit, run: RunFacts) -> Iterator[str]:
+def check_cover(commit: Commit, run: AuditedRun) -> Iterator[str]:
     """What is wrong, whatever its records are, with the tokens that a commit covers and with having no rows of them."""
     before, after, read = commit.cursor_before, commit.cursor_after, commit.num_tokens_read
     num_ended = after.record - before.record
@@ -47,7 +47,7 @@ def check_cover(commit: Commit, run: RunFacts) -> Iterator[str]:
     first_open = 0 if num_ended else before.token_offset
     going_on = after.token_offset - first_open if after.token_offset else 0
     ended, least = read - going_on, int(num_ended > 0 and before.token_offset > 0)
-    longest = min(read, run.seq_len) if run.truncates else read
+    longest = min(read, run.config.seq_len) if run.config.truncates else read
     if not least <= ended <= num_ended * longest:
         yield f"counts {read:,} tokens, which cannot be from {before} to {after}"
     elif commit.num_tokens == 0:
@@ -58,7 +58,7 @@ def check_cover(commit: Commit, run: RunFacts) -> Iterator[str]:
             yield f"stores no rows, and --positions {run.selection} names some of the {read:,} tokens it covers"
 
 
-def check_records(arrays: Arrays, commit: Commit, run: RunFacts) -> Iterator[str]:
+def check_records(arrays: Arrays, commit: Commit, run: AuditedRun) -> Iterator[str]:
     """What is wrong with the records of a data object."""
     before, after, n = commit.cursor_before, commit.cursor_after, commit.num_tokens
     index, offsets = arrays["record_index"], arrays["record_offsets"]
@@ -68,7 +68,7 @@ def check_records(arrays: Arrays, commit: Commit, run: RunFacts) -> Iterator[str
         yield f"its record_offsets do not rise from 0 to its {n:,} rows"
         return
     lengths = arrays["record_lengths"]
-    room = min(commit.num_tokens_read, run.num_slots)
+    room = min(commit.num_tokens_read, run.config.num_slots)
     if (lengths < 0).any() or (lengths > room).any() or lengths.sum() != commit.num_tokens_read:
         yield f"its record_lengths do not sum up to the {commit.num_tokens_read:,} tokens of its commit"
         return
@@ -77,13 +77,13 @@ def check_records(arrays: Arrays, commit: Commit, run: RunFacts) -> Iterator[str
     start = before.token_offset if commit.num_records == 1 else 0
     if after.token_offset and start + lengths[-1] != after.token_offset:
         yield f"record {after.record} ends at token {start + lengths[-1]}, its commit says {after.token_offset}"
-    if run.truncates and (lengths > run.seq_len).any():
-        yield f"a record has more than {run.seq_len} tokens, at which records were to be cut"
+    if run.config.truncates and (lengths > run.config.seq_len).any():
+        yield f"a record has more than {run.config.seq_len} tokens, at which records were to be cut"
     yield from _check_rows(arrays, lengths, commit, run)
     yield from _check_tokens(arrays, run)
 
 
-def _check_rows(arrays: Arrays, lengths: np.ndarray, commit: Commit, run: RunFacts) -> Iterator[str]:
+def _check_rows(arrays: Arrays, lengths: np.ndarray, commit: Commit, run: AuditedRun) -> Iterator[str]:
     """Which tokens of the records have a row."""
     offsets, positions, selection = arrays["record_offsets"], arrays["positions"], run.selection
     if selection.is_everything:
@@ -100,7 +100,7 @@ def _check_rows(arrays: Arrays, lengths: np.ndarray, commit: Commit, run: RunFac
         first = commit.cursor_before.token_offset if number == 0 else 0
         goes_on = number == last and commit.cursor_after.token_offset > 0
         part = _Part(first, first + length, None if goes_on else first + length)
-        if not _may_be(positions[offsets[number] : offsets[number + 1]], part, selection, run.seq_len):
+        if not _may_be(positions[offsets[number] : offsets[number + 1]], part, selection, run.config.seq_len):
             record = commit.cursor_before.record + number
             yield f"the rows of record {record} are not those that --positions {selection} stores of its tokens"
             return
@@ -126,12 +126,12 @@ def _is_within(some: np.ndarray, all_of_them: np.ndarray) -> bool:
     return bool((np.diff(some) > 0).all() and np.isin(some, all_of_them).all())
 
 
-def _check_tokens(arrays: Arrays, run: RunFacts) -> Iterator[str]:
+def _check_tokens(arrays: Arrays, run: AuditedRun) -> Iterator[str]:
     tokens, selection = arrays["tokens"], run.selection
     if len(tokens) and tokens.min() < 0:
         yield "it holds a token below 0"
     if selection.pools:
-        over, whole = arrays["mean_over"], arrays["positions"] % run.seq_len + 1
+        over, whole = arrays["mean_over"], arrays["positions"] % run.config.seq_len + 1
         if (over != whole).any() if selection.is_told_by_lengths else ((over < 1) | (over > whole)).any():
             yield "its mean_over are not numbers of tokens in its windows"
     elif selection.drop_special and np.isin(tokens, run.special_ids).any():

@@ -25,10 +25,11 @@ from concurrent.futures import ThreadPoolExecutor
 import checkpoint
 
 from ..core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, ObjectNotFound
+from ..format.run_config import RunDescription
 from ..storage import Storage, open_storage
 from ..streams.stream import load_manifest, open_stream
 from .chain import Expected, Reading, audit_worker
-from .facts import RunFacts
+from .facts import AuditedRun
 from .findings import RunAudit, WorkerAudit
 from .meter import Meter
 
@@ -47,15 +48,16 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, visib
     ConfigurationMismatch if those are not the streams that the run was made from, and what storage raises.
     """
     storage = open_storage(output)
-    run = RunFacts.of(_read_run(storage), f"{output}/{checkpoint.RUN}")
-    location = streams or run.streams
+    described = _read_run(storage)
+    run = AuditedRun.of(described, f"{output}/{checkpoint.RUN}")
+    location = streams or described.streams
     manifest = load_manifest(location)
-    if manifest.digest != run.manifest_digest:
+    if manifest.digest != run.config.manifest_digest:
         raise ConfigurationMismatch(f"{location}/manifest.json is not the manifest that {output} was made from")
 
     def audit(index: int) -> WorkerAudit:
         source = open_stream(manifest, location, index)
-        total = source.num_records if run.max_records is None else min(run.max_records, source.num_records)
+        total = run.config.limit(source.num_records)
         return audit_worker(reading, index, run, Expected(total, source.read_ids))
 
     with (
@@ -73,7 +75,7 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, visib
     return RunAudit(output, deep, workers, _strays(storage, manifest.num_streams))
 
 
-def _read_run(storage: Storage) -> dict:
+def _read_run(storage: Storage) -> RunDescription:
     try:
         return checkpoint.read_run(storage)
     except ObjectNotFound:

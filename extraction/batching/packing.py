@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .token_selection import EVERYTHING, Selector
 from ..format.records import Cursor, TokenizedRecord
+from .token_selection import EVERYTHING, Selector
 
 
 @dataclass(frozen=True)

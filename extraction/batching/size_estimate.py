@@ -10,11 +10,11 @@ from itertools import islice
 from typing import NamedTuple
 
 from ..core.errors import DamagedData, InvalidRequest
+from ..format.records import Record
 from ..streams.manifest import Manifest
+from ..streams.stream import open_stream
 from .packing import Cut
 from .token_selection import Selection, spans_of
-from ..format.records import Record
-from ..streams.stream import open_stream
 from .tokenizer import RecordTokenizer
 
 _RECORDS = 256

@@ -17,8 +17,8 @@ from math import inf
 import numpy as np
 
 from ..core.errors import DamagedData, InvalidRequest
-from ..format.records import TokenizedRecord
 from ..core.strict_json import loads
+from ..format.records import TokenizedRecord
 
 SPANS = ("answer", "test-input")
 _MOST = 1 << 31

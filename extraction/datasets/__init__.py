@@ -5,8 +5,8 @@ files of our own, `sources` which files are read (`places`, `kinds`, `splits`, `
 `reading` what came of them, `footers` and `contents` of many files, `tracking` of progress, `check` of what was made.
 """
 
-from ..streams.build.publish import Origin, OtherStreams, Published
 from ..streams.build.materialize import Row, publish_rows
+from ..streams.build.publish import Origin, OtherStreams, Published
 
 __all__ = ["DATASETS", "Origin", "OtherStreams", "Published", "Row", "publish_rows"]
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import click
 
-from ..streams.columns import ROW_ID, Columns
-from ..streams.row_filter import RowFilter
 from ..storage import Storage
-from .command import PLACES, SOURCE_FLAGS, Dataset, choice_of, flag
 from ..streams.build.publish import Origin, Published
 from ..streams.build.sources import Choice, SourceFile, find_source
+from ..streams.columns import ROW_ID, Columns
+from ..streams.row_filter import RowFilter
+from .command import PLACES, SOURCE_FLAGS, Dataset, choice_of, flag
 
 
 @dataclass(frozen=True)

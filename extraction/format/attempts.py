@@ -16,8 +16,8 @@ from checkpoint import Instance
 
 from ..core.errors import ExtractionError, Fenced, Stopped, TryAgain
 from ..core.logs import say
-from ..storage import ObjectInfo, Storage
 from ..core.strict_json import loads
+from ..storage import ObjectInfo, Storage
 
 STARTS, ENDED = "starts/", "ended/"
 _STATES = ("fenced", "failed", "stopped")

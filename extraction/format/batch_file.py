@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.errors import DamagedData
+from ..storage import Storage
 from .records import Cursor
 from .safetensors import Entry, decode_header, entries_of
-from ..storage import Storage
 from .statistics import SCALE, SUMS, unscaled
 
 _HEAD = 256 << 10  # bytes of the first request; holds the header of some thousand records

@@ -16,10 +16,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 from ..core.errors import DamagedData
-from .not_finite import KINDS, NotFinite, added
-from .records import Cursor
 from ..core.strict_json import loads
 from ..core.versions import software_versions
+from .not_finite import KINDS, NotFinite, added
+from .records import Cursor
 
 SCHEMA = 1
 MAX_COMMIT = 1 << 20  # bytes; a commit has about 1,000
@@ -204,15 +204,3 @@ def digest_ids(ids: Iterable[str]) -> str:
     for record_id in ids:
         digest.update(record_id.encode() + b"\0")
     return f"sha256:{digest.hexdigest()}"
-
-
-def parse_run(data: bytes, name: str) -> dict:
-    """The run description stored under `name`. Raises DamagedData. Memory: at most 64 bytes for each byte of `data`."""
-    try:
-        run = loads(data)
-        _check_schema(run["schema"], f"{name}: run description")
-        if not isinstance(run["configuration"], dict) or not isinstance(run["fingerprint"], str):
-            raise ValueError("wrong types")
-        return run
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedData(f"{name}: not a readable run description ({error})") from error

@@ -1,40 +1,31 @@
-"""What a run is: `ExtractionConfig`, its validation and its fingerprint.
+"""`run.json`: what determines the bytes of a run, and what readers need beside it.
 
-In: the values of the flags, plus digests of weights, tokenizer and manifest. Out: a frozen configuration, whose
-fingerprint covers exactly what changes the stored bytes. Where the data lies, how many chips, threads or workers there
-are is no part of it.
+In: values, or the bytes of a `run.json` that anybody may have changed. Out: `RunConfig` and `RunDescription`.
+Guarantee: every field that is parsed has its type and a size that makes sense, and the stored fingerprint is that of
+the run config; anything else raises DamagedData. Cost: none to speak of.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from fnmatch import fnmatchcase
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
-from ..core.errors import InvalidRequest
+from ..core.errors import ConfigurationMismatch, DamagedData
+from ..core.strict_json import loads
+from .dtypes import LARGEST_CODE, STORE_DTYPES
 
-PACKING_SCHEMA = 1
-DATA_SCHEMA = 3  # positions count in the record, in 1 and 2 in the window
-STORE_DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1, "float8_e4m3fn": 1}  # bytes of a value
-LARGEST_CODE = {"int8": 127.0, "float8_e4m3fn": 448.0}  # of the dtypes whose rows have a scale
-HOOK_SUFFIXES = {
-    "resid_pre": "hook_resid_pre",
-    "z": "attn.hook_z",
-    "attn_out": "hook_attn_out",
-    "resid_mid": "hook_resid_mid",
-    "post": "mlp.hook_post",
-    "mlp_out": "hook_mlp_out",
-    "resid_post": "hook_resid_post",
-}
-FINAL_HOOK = "ln_final.hook_normalized"
-_TARGET_OBJECT_BYTES = 128 << 20
-_MOST_SECONDS = 30
-_SLOW_FLOPS = {"float32": 5e10, "bfloat16": 5e13}  # in a second: half of two CPU cores, a quarter of a v5e chip
+RUN = "run.json"
+FORMAT = 3  # of run.json, commits and batch files; anything that changes how bytes are made or read raises it
+_MOST = 1 << 31
 
 
 @dataclass(frozen=True)
-class ExtractionConfig:
-    """Everything that decides the bytes of a run. Sizes are in records, rows (B) and tokens (T)."""
+class RunConfig:
+    """Everything that determines the bytes of a run.
+
+    The place of the data, and how many chips, threads or workers there are, are no part of it. `seq_len` is T,
+    `batch_size` B; `steps_per_batch` steps of [B, T] tokens make a batch.
+    """
 
     model: str
     revision: str | None
@@ -52,99 +43,155 @@ class ExtractionConfig:
     max_records: int | None
     positions: str = "all"
     drop_special: bool = False
-    packing_schema: int = PACKING_SCHEMA
-    data_schema: int = DATA_SCHEMA
+    format: int = FORMAT
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of `run.json`."""
         return asdict(self) | {"hook_points": list(self.hook_points)}
 
-    def limit(self, num_records: int) -> int:
-        """How many of a stream's records are worked on."""
-        return num_records if self.max_records is None else min(self.max_records, num_records)
+    @classmethod
+    def from_json(cls, value: Any) -> "RunConfig":
+        """Return the run config of a JSON object. Raises ValueError, TypeError or KeyError for one that is none."""
+        if type(value["hook_points"]) is not list:
+            raise ValueError("hook_points are not a list of names")
+        given = {one.name: value[one.name] for one in fields(cls)} | {"hook_points": tuple(value["hook_points"])}
+        config = cls(**given)
+        _check(config)
+        return config
 
     @property
     def fingerprint(self) -> str:
         """`sha256:` and the digest of the canonical JSON of all fields."""
-        return fingerprint_of(self.to_json())
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+    @property
+    def num_slots(self) -> int:
+        """How many tokens fit into one batch, padding included."""
+        return self.steps_per_batch * self.batch_size * self.seq_len
+
+    @property
+    def truncates(self) -> bool:
+        """Whether records longer than T are cut."""
+        return self.long_documents == "truncate"
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether each row has a scale."""
+        return self.store_dtype in LARGEST_CODE
+
+    def limit(self, num_records: int) -> int:
+        """Return how many of a stream's `num_records` records are extracted."""
+        return num_records if self.max_records is None else min(self.max_records, num_records)
 
 
-def fingerprint_of(configuration: dict) -> str:
-    """The fingerprint of a configuration as it stands in `run.json`."""
-    text = json.dumps(configuration, sort_keys=True, separators=(",", ":"))
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+def differences(stored: RunConfig, given: RunConfig) -> list[str]:
+    """Return a line for each field that differs: `seq_len: 1024 in the run, 2048 now`; hook points first.
 
-
-def differences(stored: dict, asked: dict) -> list[str]:
-    """A line for each field whose value differs: `seq_len: 1024 in the run, 2048 now`; hook points first.
-
-    Where those differ the digest of the weights is left out: it covers the layers that they need.
+    Where the hook points differ the digest of the weights is left out: it covers the layers that they need.
     """
-    names = [field.name for field in fields(ExtractionConfig)]
-    names = [name for name in names + sorted(set(stored) - set(names)) if stored.get(name) != asked.get(name)]
+    names = [one.name for one in fields(RunConfig) if getattr(stored, one.name) != getattr(given, one.name)]
     if "hook_points" in names:
         names = ["hook_points", *(name for name in names if name not in ("hook_points", "weights_digest"))]
-    return [f"{name}: {_given(stored.get(name))} in the run, {_given(asked.get(name))} now" for name in names]
+    return [f"{name}: {_shown(stored, name)} in the run, {_shown(given, name)} now" for name in names]
 
 
-def _given(value: object) -> str:
+def _shown(config: RunConfig, name: str) -> str:
+    value = config.to_json()[name]
     return "not given" if value is None else json.dumps(value)
 
 
-def parse_layers(text: str, num_layers: int) -> list[int]:
-    """Layers of `all`, lists, ranges `0:24:2` and negatives, sorted. Raises InvalidRequest naming the bad part."""
-    if text.strip() == "all":
-        return list(range(num_layers))
-    layers: set[int] = set()
-    for part in text.split(","):
-        try:
-            numbers = [int(number) if number.strip() else None for number in part.split(":")]
-        except ValueError:
-            raise InvalidRequest(f"--layers {text}: {part!r} is no layer, range or 'all'") from None
-        if len(numbers) > 3 or (len(numbers) == 1 and numbers[0] is None) or (len(numbers) == 3 and numbers[2] == 0):
-            raise InvalidRequest(f"--layers {text}: {part!r} is no layer, range or 'all'")
-        if len(numbers) > 1:
-            layers.update(range(num_layers)[slice(*numbers)])
-        elif -num_layers <= numbers[0] < num_layers:
-            layers.add(numbers[0] % num_layers)
-        else:
-            raise InvalidRequest(f"--layers {text}: the model has layers 0 to {num_layers - 1}, there is no {part.strip()}")
-    if not layers:
-        raise InvalidRequest(f"--layers {text}: names no layer of the {num_layers} there are")
-    return sorted(layers)
+@dataclass(frozen=True)
+class SpecialTokenIds:
+    """The special tokens by their text, and the ids that each record begins with."""
+
+    ids: dict[str, int] = field(default_factory=dict)
+    record_prefix: tuple[int, ...] = ()
 
 
-def resolve_hook_points(
-    layers: str | None, hooks: str, hook_points: str | None, num_layers: int, absent: Mapping[str, str]
-) -> tuple[str, ...]:
-    """Full hook point names in depth order, from `--layers` with `--hooks`, or from `--hook-points` (names, globs).
+@dataclass(frozen=True)
+class RunDescription:
+    """The content of `run.json`. `streams` is where the streams were, `records_per_stream` how many are extracted."""
 
-    `absent`: suffixes of hook points that the blocks of this model do not have, and why; a glob passes them over.
-    Raises InvalidRequest for a layer, short name or pattern that the model does not have.
+    config: RunConfig
+    streams: str
+    special_tokens: SpecialTokenIds = SpecialTokenIds()
+    records_per_stream: tuple[int, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the run config."""
+        return self.config.fingerprint
+
+    def to_bytes(self) -> bytes:
+        """Return the bytes of `run.json`."""
+        value = asdict(self) | {"format": FORMAT, "config": self.config.to_json(), "fingerprint": self.fingerprint}
+        return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def parse_run(data: bytes, name: str) -> RunDescription:
+    """Return what the bytes stored under `name` say. Memory: at most 64 bytes for each byte of `data`.
+
+    Raises DamagedData, or ConfigurationMismatch for another format.
     """
-    suffixes = [suffix for suffix in HOOK_SUFFIXES.values() if suffix not in absent]
-    names = [*(f"blocks.{layer}.{suffix}" for layer in range(num_layers) for suffix in suffixes), FINAL_HOOK]
-    chosen: set[str] = set()
-    for pattern in hook_points.split(",") if hook_points else []:
-        found = [name for name in names if fnmatchcase(name, pattern.strip())]
-        if not found:
-            reason = absent.get(pattern.strip().split(".", 2)[-1], f"the model has {num_layers} layers")
-            raise InvalidRequest(f"--hook-points {pattern.strip()}: no such hook point: {reason}")
-        chosen.update(found)
-    for short in hooks.split(",") if layers else []:
-        if short.strip() not in HOOK_SUFFIXES:
-            raise InvalidRequest(f"--hooks {short.strip()}: choose from {', '.join(HOOK_SUFFIXES)}")
-        if HOOK_SUFFIXES[short.strip()] in absent:
-            reason = absent[HOOK_SUFFIXES[short.strip()]]
-            raise InvalidRequest(f"--hooks {short.strip()}: no such hook point: {reason}")
-        chosen.update(f"blocks.{layer}.{HOOK_SUFFIXES[short.strip()]}" for layer in parse_layers(layers, num_layers))
-    if not chosen:
-        raise InvalidRequest("give --layers (with --hooks) or --hook-points: which activations shall be stored?")
-    return tuple(name for name in names if name in chosen)
+    try:
+        value = loads(data)
+        _check_format(value, name)
+        config = RunConfig.from_json(value["config"])
+        if config.fingerprint != value["fingerprint"]:
+            raise ValueError("its fingerprint is not that of its config")
+        special, sizes, versions = value["special_tokens"], value["records_per_stream"], value["versions"]
+        if type(value["streams"]) is not str or type(versions) is not dict:
+            raise ValueError("streams or versions have the wrong type")
+        if type(sizes) is not list or not all(_is_count(size) for size in sizes):
+            raise ValueError("records_per_stream is not a list of numbers of records")
+        return RunDescription(config, value["streams"], _special_tokens(special), tuple(sizes), versions)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise DamagedData(f"{name}: not a readable run description ({what})") from error
 
 
-def default_steps_per_batch(step_bytes: float, step_flops: float, compute_dtype: str) -> int:
-    """Steps of a batch: about 128 MiB of activations, and arithmetic for at most 30 s even on slow hardware, since a
-    worker that is killed loses what it has not committed. From the configuration alone, so that every start agrees."""
-    by_bytes = int(_TARGET_OBJECT_BYTES / step_bytes)
-    by_time = int(_MOST_SECONDS * _SLOW_FLOPS[compute_dtype] / max(step_flops, 1.0))
-    return max(1, min(by_bytes, by_time))
+def _check_format(value: Any, name: str) -> None:
+    """Raise ConfigurationMismatch for a run of another format."""
+    number = value.get("format", value.get("schema"))
+    if type(number) is not int:
+        raise ValueError("its format is not a number")
+    if number != FORMAT or "format" not in value:
+        raise ConfigurationMismatch(
+            f"{name}: format {number}, this version reads and writes {FORMAT}: use the version that made the run"
+        )
+
+
+def _special_tokens(value: Any) -> SpecialTokenIds:
+    ids, prefix = value["ids"], value["record_prefix"]
+    if type(ids) is not dict or type(prefix) is not list or not all(map(_is_id, [*ids.values(), *prefix])):
+        raise ValueError("special_tokens have no ids")
+    return SpecialTokenIds(ids, tuple(prefix))
+
+
+def _check(config: RunConfig) -> None:
+    """Raise ValueError for a field of another type or size than it can have."""
+    for name in ("seq_len", "batch_size", "steps_per_batch"):
+        if not _is_id(getattr(config, name)) or getattr(config, name) == 0:
+            raise ValueError(f"{name} is not a size")
+    if config.max_records is not None and not _is_count(config.max_records):
+        raise ValueError("max_records is not a number of records")
+    if not all(type(name) is str and name.isprintable() for name in config.hook_points):
+        raise ValueError("hook_points are not a list of names")
+    if config.store_dtype not in STORE_DTYPES:
+        raise ValueError(f"store_dtype is not one of {', '.join(STORE_DTYPES)}")
+    texts = ("model", "weights_digest", "tokenizer_digest", "manifest_digest", "compute_dtype", "bos", "positions")
+    for name in texts:
+        if type(getattr(config, name)) is not str:
+            raise ValueError(f"{name} is not a string")
+    if config.long_documents not in ("split", "truncate") or type(config.drop_special) is not bool:
+        raise ValueError("long_documents or drop_special has a value that it cannot have")
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MOST
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63

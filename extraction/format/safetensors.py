@@ -57,11 +57,6 @@ class Entry(NamedTuple):
     last: int
 
 
-def dtype_named(name: str) -> np.dtype:
-    """The NumPy dtype of `float32`, `bfloat16`, ... ."""
-    return next(dtype for dtype in _NAMES if dtype.name == name)
-
-
 def allocate(layout: Layout, metadata: Mapping[str, str]) -> Shard:
     """An object of this layout with zeroed arrays, to be filled in place. Arrays lie in the order of `layout`.
 

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .run_config import LARGEST_CODE
-
 if TYPE_CHECKING:
     from ddsketch import DDSketch
 
@@ -50,11 +48,6 @@ def statistics_layout(width: int) -> ArrayLayout:
     sums = {suffix: ((width,), np.dtype(np.float64)) for suffix in SUMS}
     counts = {COUNTS: ((NORM_BINS,), np.dtype(np.int64)), MAX_AT: ((2,), np.dtype(np.int64))}
     return sums | counts | {MAX: ((1,), np.dtype(np.float32))}
-
-
-def has_scale(dtype: np.dtype) -> bool:
-    """Whether rows of this dtype are codes that a scale makes values of."""
-    return dtype.name in LARGEST_CODE
 
 
 def unscaled(codes: np.ndarray, scale: np.ndarray | None) -> np.ndarray:

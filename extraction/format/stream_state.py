@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import checkpoint
 from checkpoint import Commit
 
-from .attempts import ENDED, STARTS, Ending, parse_ending
 from ..core.errors import DamagedData, ObjectNotFound
-from ..storage import ObjectInfo, Storage
 from ..core.strict_json import loads
+from ..storage import ObjectInfo, Storage
+from .attempts import ENDED, STARTS, Ending, parse_ending
 
 _TAIL = 20  # commits that are looked at before the one that is known to be there
 

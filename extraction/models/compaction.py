@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..format.run_config import LARGEST_CODE
+from ..format.dtypes import LARGEST_CODE
 from .sharding import Layout
 
 _SMALLEST = float(np.finfo(np.float32).tiny)

@@ -3,10 +3,9 @@
 Widths are in elements, windows in tokens. A field that holds for some families only has a default that changes nothing.
 """
 
-from collections.abc import Container
 from dataclasses import dataclass
 
-from ..format.run_config import FINAL_HOOK, HOOK_SUFFIXES
+from .hooks import all_hook_points, kind_of
 
 
 @dataclass(frozen=True)
@@ -89,14 +88,11 @@ class ModelConfig:
         """The name of every hook point that this model has, in depth order."""
         return all_hook_points(self.num_layers, self.absent_hooks)
 
+    @property
+    def heads_width(self) -> int:
+        """The width of all heads side by side."""
+        return self.num_heads * self.head_width
+
     def hook_width(self, hook_point: str) -> int:
-        """The last axis of this hook point's tensor."""
-        if hook_point.endswith("attn.hook_z"):
-            return self.num_heads * self.head_width
-        return self.mlp_width if hook_point.endswith("mlp.hook_post") else self.width
-
-
-def all_hook_points(num_layers: int, absent: Container[str] = ()) -> list[str]:
-    """The name of every hook point of a model whose blocks have all but the `absent` ones, in depth order."""
-    suffixes = [suffix for suffix in HOOK_SUFFIXES.values() if suffix not in absent]
-    return [*(f"blocks.{layer}.{suffix}" for layer in range(num_layers) for suffix in suffixes), FINAL_HOOK]
+        """Return the last axis of this hook point's tensor."""
+        return getattr(self, kind_of(hook_point).width)

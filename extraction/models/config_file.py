@@ -12,8 +12,8 @@ from typing import Any
 from ..core.errors import DamagedData, InvalidRequest
 from ..core.logs import say
 from .config import ModelConfig
-from .families import FAMILIES, Family, family_of
 from .config_reads import ModelView
+from .families import FAMILIES, Family, family_of
 
 
 def read_model_config(folder: Path) -> ModelConfig:

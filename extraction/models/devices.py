@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import jax
 
@@ -19,8 +20,22 @@ _PASSING = ("ABORTED", "CANCELLED", "DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL"
 _PACKAGES = {"TPU": "libtpu", "GPU": "jax_cuda13_plugin"}
 
 
-def open_devices() -> str:
-    """What jax computes on here, such as `4 x TPU v5 lite`. Raises TryAgain if an accelerator cannot be opened."""
+@dataclass(frozen=True)
+class Hardware:
+    """The devices that a step runs on.
+
+    `memory_bytes` is what arrays can have on one of them, None where it does not say, as on a CPU. `compute_dtype` is
+    the dtype that `auto` means: bfloat16 where the hardware multiplies it fast.
+    """
+
+    name: str
+    num_devices: int
+    memory_bytes: int | None
+    compute_dtype: str
+
+
+def open_devices() -> Hardware:
+    """Open the devices of this host. Raises TryAgain if an accelerator cannot be opened."""
     try:
         devices = jax.local_devices()
     except RuntimeError as error:
@@ -31,7 +46,9 @@ def open_devices() -> str:
             f"{_PACKAGES[missing]} is installed, but no {missing} could be opened: is another process using it? "
             "Set JAX_PLATFORMS=cpu to compute on the CPU"
         )
-    return f"{len(devices)} x {devices[0].device_kind}"
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+    dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
+    return Hardware(f"{len(devices)} x {devices[0].device_kind}", len(devices), memory, dtype)
 
 
 def current_platform() -> str:

@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ..core.errors import InvalidRequest
 from .config import ModelConfig
+from .hooks import BY_SUFFIX
+from .mesh import MeshShape
 
-CUT_KINDS = ("attn.hook_z", "mlp.hook_post")  # of these a device has its columns only
-USABLE = 0.9  # of a device's memory; the rest is for what was not foreseen
 # A parameter's last axes, by the end of its path. The first two kinds of kernel are followed by the third in each
 # block, so that one sum over `model` is all that attention and mlp need. A stack of experts is cut as one mlp is.
 _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -35,84 +34,6 @@ _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embedding\.(table|positions)", (None, "model")),
     (r"mlp\.router\..*|.*norm.*\.(scale|bias)|.*(o|down)\.bias", ()),
 )
-
-
-@dataclass(frozen=True)
-class MeshShape:
-    """`data` groups of devices share the rows, `model` devices in each share the weights."""
-
-    data: int
-    model: int
-
-    def __str__(self) -> str:
-        return f"data={self.data},model={self.model}"
-
-    @classmethod
-    def parse(cls, text: str) -> "MeshShape":
-        """From `data=4,model=2`; an axis that is left out is 1. Raises InvalidRequest."""
-        found = [re.fullmatch(r"\s*(data|model)\s*=\s*([1-9]\d{0,5})\s*", part) for part in text.split(",")]
-        if None in found or len({match[1] for match in found}) < len(found):
-            raise InvalidRequest(f"--mesh {text}: write it like data=4,model=2")
-        return cls(**({"data": 1, "model": 1} | {match[1]: int(match[2]) for match in found}))
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What a step asks of the devices: rows, and bytes of all its weights and of one row's results and working set."""
-
-    rows: int
-    weight_bytes: int
-    row_bytes: int
-
-    def bytes_on(self, mesh: MeshShape) -> int:
-        """On each device, about."""
-        return self.weight_bytes // mesh.model + self.rows // mesh.data * self.row_bytes // mesh.model
-
-
-def misfit(mesh: MeshShape, config: ModelConfig, rows: int, num_devices: int) -> str | None:
-    """Why this mesh cannot be, None if it can."""
-    kv_heads = config.num_kv_heads
-    if mesh.data * mesh.model > num_devices:
-        return f"needs {mesh.data * mesh.model} devices, this host has {num_devices}"
-    if rows % mesh.data:
-        return f"--batch-size {rows} cannot be shared by data={mesh.data}"
-    for name, size in (("heads", config.num_heads), ("mlp columns", config.mlp_width), ("columns", config.width)):
-        if size % mesh.model:
-            return f"the model's {size} {name} cannot be shared by model={mesh.model}"
-    if kv_heads % mesh.model and mesh.model % kv_heads:
-        return f"the model's {kv_heads} key-value heads can neither be shared by model={mesh.model} nor doubled for it"
-    return None
-
-
-def choose_mesh(config: ModelConfig, demand: Demand, num_devices: int, device_bytes: int | None) -> MeshShape:
-    """Rows over as many devices as divide them; weights over as few as their memory allows, if it is known.
-
-    Raises InvalidRequest if the step fits into no mesh.
-    """
-    possible = [
-        MeshShape(max(data for data in range(1, num_devices // model + 1) if demand.rows % data == 0), model)
-        for model in range(1, num_devices + 1)
-        if num_devices % model == 0 and misfit(MeshShape(1, model), config, demand.rows, num_devices) is None
-    ]
-    for mesh in possible:
-        if device_bytes is None or demand.bytes_on(mesh) <= USABLE * device_bytes:
-            return mesh
-    least = min(demand.bytes_on(mesh) for mesh in possible)
-    raise InvalidRequest(
-        f"the step needs about {least / 2**30:.1f} GiB on each of {num_devices} devices, which have "
-        f"{device_bytes / 2**30:.1f}; take a smaller --batch-size, lower layers or a larger machine, or set --mesh"
-    )
-
-
-def memory_of(device: jax.Device) -> int | None:
-    """Bytes that arrays can have on a device; None where it does not say, as on a CPU."""
-    return (device.memory_stats() or {}).get("bytes_limit")
-
-
-def local_memory() -> tuple[int, int | None]:
-    """How many devices this host has, and `memory_of` one."""
-    devices = jax.local_devices()
-    return len(devices), memory_of(devices[0])
 
 
 def mesh_of(shape: MeshShape, devices: Sequence[jax.Device]) -> Mesh:
@@ -177,7 +98,7 @@ class Layout:
 
     def tapped(self, kind: str, x: jax.Array) -> jax.Array:
         """[B, T, width] in a block. What each device has in full stays so there, though it keeps its columns only."""
-        return x if kind in CUT_KINDS else self.rows(x)
+        return x if BY_SUFFIX[kind].is_split else self.rows(x)
 
     def captured(self, x: jax.Array) -> jax.Array:
         """[places, B, T, width], each device with its own columns."""

@@ -17,7 +17,6 @@ log2(T) passes over [B, T, width] in float32.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +25,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ..format.run_config import LARGEST_CODE, STORE_DTYPES
-from ..core.errors import InvalidRequest
 from .captures import EMBEDDING, Capture, CapturePlan
 from .compaction import Compacted, Compaction, Slots
 from .config import ModelConfig
@@ -36,42 +33,12 @@ from .families import family_of
 from .location import ModelFolder
 from .pooling import window_means
 from .results import StepOutput, start_transfer
-from .sharding import Demand, Layout, MeshShape, Placement, choose_mesh, memory_of, mesh_of, misfit
+from .sharding import Layout, Placement, mesh_of
 from .stacks import of_layer, to_slice
+from .step_options import StepOptions, check_step
 from .tensor_names import TextModel, find_tensors
 from .tensors import WeightFiles
 from .weights import check_shapes, leaves_of, load_params, plan_fills
-
-
-@dataclass(frozen=True)
-class StepShape:
-    """B rows of T tokens."""
-
-    rows: int
-    seq_len: int
-
-
-@dataclass(frozen=True)
-class ForwardOptions:
-    """What is captured, in which shape and dtypes, on which mesh (None: chosen by rows and memory).
-
-    `compile_cache` is the folder of compiled steps, None for none. `pool`: rows are means over the tokens of a window.
-    """
-
-    hook_points: tuple[str, ...]
-    shape: StepShape
-    compute_dtype: str = "auto"
-    store_dtype: str = "bfloat16"
-    compile_cache: str | None = None
-    mesh: MeshShape | None = None
-    pool: bool = False
-
-    @property
-    def capture_dtype(self) -> str:
-        """What the scan keeps of a hook point: the stored dtype, or where more is done to values than a cast before
-        they are stored, or the cast may make them infinite, the dtype that they were computed in."""
-        worked_on = self.pool or self.store_dtype in LARGEST_CODE or self.store_dtype == "float16"
-        return self.compute_dtype if worked_on else self.store_dtype
 
 
 class Loaded(NamedTuple):
@@ -81,13 +48,12 @@ class Loaded(NamedTuple):
     digest: str
 
 
-class Forward:
+class Step:
     """The loaded model and its compiled step. `widths` gives the last axis of each hook point."""
 
-    def __init__(self, step: Callable, loaded: Loaded, options: ForwardOptions, widths: dict[str, int]):
-        self._step, self._params, self._shape = step, loaded.params, options.shape
-        self.mesh, self.compute_dtype, self.weights_digest = options.mesh, options.compute_dtype, loaded.digest
-        self.widths = widths
+    def __init__(self, step: Callable, loaded: Loaded, options: StepOptions, widths: dict[str, int]):
+        self._step, self._params = step, loaded.params
+        self.options, self.weights_digest, self.widths = options, loaded.digest, widths
 
     def __call__(
         self, tokens: np.ndarray, segment_ids: np.ndarray, positions: np.ndarray, slots: np.ndarray,
@@ -95,8 +61,8 @@ class Forward:
     ) -> StepOutput:
         """Dispatch one step; returns at once. With `pool` the `slots` are the last tokens of windows,
         and `pooled`, bool [B, T], says which tokens count in their means."""
-        groups = self.mesh.data
-        size = self._shape.rows * self._shape.seq_len // groups
+        groups = self.options.mesh.data
+        size = self.options.num_slots // groups
         places = [np.flatnonzero(slots // size == group) for group in range(groups)]
         local = np.zeros((groups, size), np.int32)
         for group, own in enumerate(places):
@@ -108,33 +74,32 @@ class Forward:
             return StepOutput({name: start_transfer(arrays[name], counts.max()) for name in self.widths}, places)
 
 
-def default_compute_dtype() -> str:
-    """bfloat16 where the hardware multiplies it fast, float32 on a CPU."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def load_forward(folder: ModelFolder, config: ModelConfig, options: ForwardOptions) -> Forward:
+def load_step(
+    folder: ModelFolder, config: ModelConfig, options: StepOptions, compile_cache: str | None = None
+) -> Step:
     """Compile the step while the weights that the hook points need are read.
 
-    Raises InvalidRequest (T beyond learned positions, a hook point that this model does not have, a mesh that does not
-    fit, too little memory on the devices), DamagedData (weights that are not those of the configuration) and TryAgain
-    (a device that fails).
+    `compile_cache` is the folder of compiled steps, None for none. Raises InvalidRequest (options that do not fit the
+    model or the devices), DamagedData (weights that are not those of the configuration) and TryAgain (a device that
+    fails).
     """
-    options = _checked(config, options, jax.local_devices())
-    _use_compile_cache(options.compile_cache)
+    _use_compile_cache(compile_cache)
     widths = {name: config.hook_width(name) for name in options.hook_points}
     with device_errors(), _opened_weights(folder, config, options) as load, ThreadPoolExecutor(1) as beside:
         loading = beside.submit(load)
         step = lower_step(config, options).compile()
-        return Forward(step, loading.result(), options, widths)
+        return Step(step, loading.result(), options, widths)
 
 
 def lower_step(
-    config: ModelConfig, options: ForwardOptions, devices: Sequence[jax.Device] | None = None
+    config: ModelConfig, options: StepOptions, devices: Sequence[jax.Device] | None = None
 ) -> jax.stages.Lowered:
-    """The step before its compilation, from the configuration alone: no weights are needed, nothing is allocated."""
+    """Return the step before its compilation, from the configuration alone: no weights are read, nothing is allocated.
+
+    Raises InvalidRequest for options that do not fit the model or the devices.
+    """
     devices = jax.local_devices() if devices is None else devices
-    options = _checked(config, options, devices)
+    check_step(config, options, len(devices))
     plan = CapturePlan.of(options.hook_points, config)
     graphs, params = _abstract_model(config, plan, options)
     placement = Placement(mesh_of(options.mesh, devices), config)
@@ -142,7 +107,7 @@ def lower_step(
         lambda path, leaf: placement.sharding([key.key for key in path], leaf.ndim), params
     )
     rows = NamedSharding(placement.mesh, PartitionSpec("data"))
-    grid = jax.ShapeDtypeStruct((options.shape.rows, options.shape.seq_len), jnp.int32)
+    grid = jax.ShapeDtypeStruct((options.batch_size, options.seq_len), jnp.int32)
     slots = jax.ShapeDtypeStruct((options.mesh.data, grid.size // options.mesh.data), jnp.int32)
     counts = jax.ShapeDtypeStruct((options.mesh.data,), jnp.int32)
     inputs = [grid, grid, grid, slots, counts]
@@ -153,49 +118,12 @@ def lower_step(
         return jax.jit(step, in_shardings=(where, *[rows] * len(inputs))).lower(params, *inputs)
 
 
-def _checked(config: ModelConfig, options: ForwardOptions, devices: Sequence[jax.Device]) -> ForwardOptions:
-    """The options with what is left open resolved, if this model can do what they ask."""
-    unknown = set(options.hook_points) - set(config.hook_points)
-    if unknown:
-        reason = config.absent_hooks.get(min(unknown).split(".", 2)[-1], f"the model has {config.num_layers} layers")
-        raise InvalidRequest(f"{min(unknown)}: no such hook point: {reason}")
-    if config.max_positions is not None and options.shape.seq_len > config.max_positions:
-        raise InvalidRequest(f"--seq-len {options.shape.seq_len}: this model has {config.max_positions} positions")
-    if options.shape.rows * options.shape.seq_len > np.iinfo(np.int32).max:
-        raise InvalidRequest(f"--batch-size {options.shape.rows} times --seq-len {options.shape.seq_len}: over 2**31 slots")
-    compute_dtype = default_compute_dtype() if options.compute_dtype == "auto" else options.compute_dtype
-    options = replace(options, compute_dtype=compute_dtype)
-    if options.mesh is None:
-        mesh = choose_mesh(config, demand_of(config, options), len(devices), memory_of(devices[0]))
-        return replace(options, mesh=mesh)
-    problem = misfit(options.mesh, config, options.shape.rows, len(devices))
-    if problem:
-        raise InvalidRequest(f"--mesh {options.mesh}: {problem}")
-    return options
-
-
 def weight_shapes(
-    config: ModelConfig, options: ForwardOptions
+    config: ModelConfig, options: StepOptions
 ) -> list[tuple[tuple[str, ...], jax.ShapeDtypeStruct]]:
     """Path and whole shape of each parameter that a step needs; those of blocks have their layer axis first."""
     _, params = _abstract_model(config, CapturePlan.of(options.hook_points, config), options)
     return list(leaves_of(params))
-
-
-def demand_of(config: ModelConfig, options: ForwardOptions) -> Demand:
-    """About what a step takes: its weights; for each slot what is captured, in the scan and gathered, the results of
-    two steps on their way to the host, and the widest tensors of one block in float32."""
-    weights = sum(leaf.size * leaf.dtype.itemsize for _, leaf in weight_shapes(config, options))
-    dtype = default_compute_dtype() if options.capture_dtype == "auto" else options.capture_dtype
-    captured = sum(config.hook_width(name) for name in options.hook_points)
-    captured *= 2 * jnp.dtype(dtype).itemsize + 2 * STORE_DTYPES[options.store_dtype]
-    mlp = 3 * config.mlp_width
-    if config.experts:  # each expert of a token has a copy of its own, on the way in and out
-        mlp = config.experts.per_token * (mlp + 2 * config.width)
-    working = 4 * (6 * config.width + mlp + 2 * config.num_heads * config.head_width)
-    if options.pool:  # running sums, and what they are made of
-        working += 3 * 4 * max(map(config.hook_width, options.hook_points))
-    return Demand(options.shape.rows, weights, options.shape.seq_len * (captured + working))
 
 
 def _use_compile_cache(folder: str | None) -> None:
@@ -207,7 +135,7 @@ def _use_compile_cache(folder: str | None) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _abstract_model(config: ModelConfig, plan: CapturePlan, options: ForwardOptions) -> tuple[dict, dict]:
+def _abstract_model(config: ModelConfig, plan: CapturePlan, options: StepOptions) -> tuple[dict, dict]:
     """For each part that runs: the flax graph (of one block), and its parameters' whole shapes as a nested dict."""
     parts = family_of(config.family).parts(config, jnp.dtype(options.compute_dtype))
     runs = {"embedding": True, "blocks": plan.num_layers > 0, "final_norm": plan.final_norm}
@@ -220,7 +148,7 @@ def _abstract_model(config: ModelConfig, plan: CapturePlan, options: ForwardOpti
 
 
 @contextmanager
-def _opened_weights(folder: ModelFolder, config: ModelConfig, options: ForwardOptions) -> Iterator[Callable[[], Loaded]]:
+def _opened_weights(folder: ModelFolder, config: ModelConfig, options: StepOptions) -> Iterator[Callable[[], Loaded]]:
     """A function that loads the weights; their names and shapes are known to be right."""
     family = family_of(config.family)
     plan = CapturePlan.of(options.hook_points, config)
@@ -234,10 +162,10 @@ def _opened_weights(folder: ModelFolder, config: ModelConfig, options: ForwardOp
         yield lambda: Loaded(load_params(files, places, fills, placement), files.digest())
 
 
-def make_step(graphs: dict, plan: CapturePlan, options: ForwardOptions, layout: Layout) -> Callable:
+def make_step(graphs: dict, plan: CapturePlan, options: StepOptions, layout: Layout) -> Callable:
     """The function that is compiled: parameters and one step's arrays -> {hook point: Compacted}."""
     capture_dtype = jnp.dtype(options.capture_dtype)
-    compaction = Compaction(options.store_dtype, options.shape.rows // options.mesh.data, layout)
+    compaction = Compaction(options.store_dtype, options.batch_size // options.mesh.data, layout)
     # A float32 product on an accelerator is otherwise made of shorter ones.
     precision = "highest" if options.compute_dtype == "float32" else "default"
 

@@ -44,7 +44,7 @@ class _Builder(datasets.ArrowBasedBuilder):
         self._output, self._names = str(reader.storage), reader.checked(hook_points)
         self._refs = list(reader.all_refs())
         self._features = _features(reader, self._names)
-        content = repr((self._output, reader.run["fingerprint"], self._names, self._refs))
+        content = repr((self._output, reader.run.fingerprint, self._names, self._refs))
         super().__init__(cache_dir, "activations", hash=hashlib.sha256(content.encode()).hexdigest())
 
     def _info(self) -> datasets.DatasetInfo:

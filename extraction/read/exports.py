@@ -16,8 +16,8 @@ import numpy as np
 
 from ..core.errors import InvalidRequest
 from ..core.logs import say
-from .reader import ActivationReader, RecordActivations
 from ..format.safetensors import allocate
+from .reader import ActivationReader, RecordActivations
 
 _CHUNK = 1 << 16  # tokens in a file of rows
 
@@ -77,7 +77,7 @@ def _to_openmoss(reader: ActivationReader, names: Sequence[str], folder: Path, o
     [rows, context_size], one record or a part of it in a row, and `chunk-NNNNNNNN.meta.json` says of which. As in the
     caches that it writes itself, the mask is 0 for padding and for the token that begins a record.
     """
-    ignored, size = reader.run.get("special_tokens", {}).get("record_prefix", []), options.context_size
+    ignored, size = list(reader.run.special_tokens.record_prefix), options.context_size
     chunks = _flat_chunks(reader, names) if size is None else _rows_of(reader, names, size)
     for name in names:
         (folder / name).mkdir()

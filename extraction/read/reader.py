@@ -25,13 +25,13 @@ import numpy as np
 
 import checkpoint
 
-from ..format.commit import Commit
 from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound
 from ..format.batch_file import BatchRef, StoredBatch
+from ..format.commit import Commit
 from ..format.records import Cursor
-from .statistics import Statistics, names_of_statistics, statistics_of
-from ..storage import open_storage
 from ..format.statistics import SCALE
+from ..storage import open_storage
+from .statistics import Statistics, names_of_statistics, statistics_of
 
 _THREADS = 16
 _READ_AHEAD = 1
@@ -112,7 +112,7 @@ class ActivationReader:
             self.run = checkpoint.read_run(self.storage)
         except ObjectNotFound:
             raise InvalidRequest(f"{output} holds no {checkpoint.RUN}: not the output of a run") from None
-        self.hook_points: tuple[str, ...] = tuple(self.run["configuration"].get("hook_points", ()))
+        self.hook_points: tuple[str, ...] = tuple(self.run.config.hook_points)
         self.workers = tuple(
             number for folder in self.storage.folders() if (number := checkpoint.worker_number(folder)) is not None
         )
@@ -139,7 +139,7 @@ class ActivationReader:
                     self._refs[worker_id], self._ends[worker_id] = tuple(found), cursor
                 found, number, cursor = [], 0, Cursor(0, 0)
                 continue
-            if (commit.worker_id, commit.batch, commit.fingerprint) != (worker_id, number, self.run["fingerprint"]):
+            if (commit.worker_id, commit.batch, commit.fingerprint) != (worker_id, number, self.run.fingerprint):
                 raise DamagedData(f"{name}: says worker {commit.worker_id}, batch {commit.batch} of another run")
             if commit.cursor_before != cursor:
                 raise DamagedData(f"{name}: begins at {commit.cursor_before}, the batch before it ended at {cursor}")
@@ -272,7 +272,7 @@ class ActivationReader:
 
     def _load(self, ref: BatchRef, names: Sequence[str]) -> Batch:
         stored = StoredBatch(self.storage, ref)
-        more = ["mean_over"] if self.run["configuration"].get("positions") == "mean" else []
+        more = ["mean_over"] if self.run.config.positions == "mean" else []
         scales = [name + SCALE for name in names if stored.has(name + SCALE)]
         stored.fetch(["record_index", "record_offsets", "tokens", "positions", *more, *scales, *names])
         return Batch(

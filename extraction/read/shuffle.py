@@ -88,7 +88,7 @@ class ShuffledReader(Generic[Values]):
         self._refs = list(reader.all_refs())
         total = sum(ref.num_tokens for ref in self._refs)
         self._span = range(total * options.rank // options.world_size, total * (options.rank + 1) // options.world_size)
-        self._of = {"fingerprint": reader.run["fingerprint"], "num_tokens": total, "options": asdict(options)}
+        self._of = {"fingerprint": reader.run.fingerprint, "num_tokens": total, "options": asdict(options)}
         smallest = total // options.world_size
         self._num_tokens = smallest // options.batch_size * options.batch_size if options.drop_last else len(self._span)
 

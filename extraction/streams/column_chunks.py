@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import google_crc32c
 
 from ..core.errors import DamagedData
+from ..storage.base import RangedFile
 from .manifest import ParquetFacts
 from .parquet import Files, OpenFile, check_pinned, damage_named, read_footer, row_group_sizes
-from ..storage.base import RangedFile
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from ..core import strict_json
 from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound
-from .row_filter import RowFilter, parse_filter
 from ..storage import Storage, open_storage
+from .row_filter import RowFilter, parse_filter
 
 SCHEMA = 2
 MANIFEST_NAME = "manifest.json"

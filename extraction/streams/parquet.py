@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..core.errors import DamagedData, ObjectNotFound, TryAgain
-from .manifest import ParquetFacts, is_outside, sha256
 from ..storage import ObjectInfo, Storage, backend_of, open_storage
+from .manifest import ParquetFacts, is_outside, sha256
 
 if TYPE_CHECKING:
     import pyarrow.parquet

@@ -21,14 +21,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .column_chunks import ColumnChunks, open_chunks
-from .columns import ROW_ID, Columns, as_strings, columns_of
 from ..core.errors import DamagedData, InvalidRequest
-from .manifest import Manifest, Piece, is_outside, load_manifest
-from .parquet import Files, row_group_sizes
 from ..core.threads import Budget, read_ahead
 from ..format.records import Record
 from ..storage import Storage, open_storage
+from .column_chunks import ColumnChunks, open_chunks
+from .columns import ROW_ID, Columns, as_strings, columns_of
+from .manifest import Manifest, Piece, is_outside, load_manifest
+from .parquet import Files, row_group_sizes
 
 __all__ = ["Manifest", "Stream", "load_manifest", "open_stream"]
 

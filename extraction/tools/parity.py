@@ -22,42 +22,22 @@ from typing import Any
 
 import numpy as np
 
-from ..format.run_config import resolve_hook_points
+from ..batching.packing import BatchShape, PackedBatch, pack_batches
+from ..batching.token_selection import Selection
+from ..batching.tokenizer import RecordTokenizer
 from ..core.errors import DamagedData, InvalidRequest
-from ..models.step import Forward, ForwardOptions, StepShape, load_forward
-from ..models.config_file import read_model_config
+from ..format.records import Cursor, Record, TokenizedRecord
 from ..models.devices import open_devices
 from ..models.families import family_of
-from ..models.location import ModelFolder, locate_model
-from ..models.sharding import MeshShape
-from ..batching.packing import BatchShape, PackedBatch, pack_batches
-from ..format.records import Cursor, Record, TokenizedRecord
-from .reference_ids import IdComparison, OurIds, compare_ids
+from ..models.location import ModelFolder
+from ..models.step import Step, load_step
 from ..storage import open_storage
 from ..streams.stream import load_manifest, open_stream
-from ..batching.tokenizer import RecordTokenizer
+from ..worker.flags import ParityFlags
+from ..worker.resolve import resolve_model, resolve_step
+from .reference_ids import IdComparison, OurIds, compare_ids
 
 SCHEMA = 2
-
-
-@dataclass(frozen=True)
-class ParityOptions:
-    """The flags of `parity`, as given."""
-
-    model: str
-    revision: str | None
-    streams: str | None
-    text: str | None
-    records: int
-    layers: str | None
-    hooks: str
-    hook_points: str | None
-    seq_len: int
-    batch_size: int
-    bos: str
-    compute_dtype: str
-    store_dtype: str
-    mesh: str | None
 
 
 @dataclass
@@ -136,72 +116,71 @@ class Parity:
         return name
 
 
-def measure(options: ParityOptions) -> Parity:
+def measure(flags: ParityFlags) -> Parity:
     """Run both models over the records. Raises InvalidRequest (no torch, no records), and what loading raises."""
     if importlib.util.find_spec("torch") is None:
         raise InvalidRequest("parity compares with torch, which is not installed here: pip install torch")
-    folder = locate_model(options.model, options.revision)
-    if folder.bucket:
-        raise InvalidRequest(f"--model {options.model}: parity needs a folder on this machine; copy it first")
-    config = read_model_config(folder.path)
-    patterns = options.hook_points or (None if options.layers else "*")
-    names = resolve_hook_points(options.layers, options.hooks, patterns, config.num_layers, config.absent_hooks)
-    tokenizer = RecordTokenizer(folder.path, options.bos, config.vocab_size)
-    mesh = MeshShape.parse(options.mesh) if options.mesh else None
-    records = list(islice(_records(options), options.records))
+    model = resolve_model(flags, default_hooks="*")
+    if model.folder.bucket:
+        raise InvalidRequest(f"--model {flags.model}: parity needs a folder on this machine; copy it first")
+    tokenizer = RecordTokenizer(model.folder.path, flags.bos, model.config.vocab_size)
+    records = list(islice(_records(flags), flags.records))
     tokenizer.require_tokens(records)
     tokenized = list(tokenizer.tokenize(records))
     if not any(len(record.tokens) for record in tokenized):
         raise InvalidRequest("parity found no tokens to compare: give --streams or --text with some text in it")
-    token_ids = compare_ids(folder.path, records, _ids(tokenizer, tokenized), config.vocab_size)
-    devices, shape = open_devices(), StepShape(options.batch_size, options.seq_len)
-    step = ForwardOptions(names, shape, options.compute_dtype, options.store_dtype, mesh=mesh)
-    forward, reference = load_forward(folder, config, step), TorchReference.load(folder, names)
+    token_ids = compare_ids(model.folder.path, records, _ids(tokenizer, tokenized), model.config.vocab_size)
+    hardware = open_devices()
+    options = resolve_step(flags, model, Selection(), hardware)
+    step = load_step(model.folder, model.config, options)
+    reference = TorchReference.load(model.folder, model.hook_points)
 
-    distances, num_records = {name: Distance() for name in names}, 0
+    distances, num_records = {name: Distance() for name in model.hook_points}, 0
     for batch in pack_batches(tokenized, Cursor(0, 0), BatchShape(1, options.batch_size, options.seq_len), "truncate"):
         num_records += batch.num_records
-        for record_id, tokens, ours in documents_of(batch, forward):
+        for record_id, tokens, ours in documents_of(batch, step):
             for name, theirs in reference(tokens).items():
                 distances[name].add(record_id, ours[name], theirs)
-    found = {"devices": devices, "records": num_records, "tokens": distances[names[0]].num_tokens}
-    return Parity(_setting(options, folder, forward) | found, distances, token_ids)
+    num_tokens = next(iter(distances.values())).num_tokens
+    found = {"devices": hardware.name, "records": num_records, "tokens": num_tokens}
+    return Parity(_setting(flags, model.folder, step) | found, distances, token_ids)
 
 
 def _ids(tokenizer: RecordTokenizer, tokenized: Iterable[TokenizedRecord]) -> OurIds:
-    prefix = tokenizer.special_tokens()["record_prefix"]
+    prefix = list(tokenizer.special_tokens().record_prefix)
     return OurIds(prefix, [record.tokens[len(prefix) :].tolist() for record in tokenized])
 
 
-def _setting(options: ParityOptions, folder: ModelFolder, forward: Forward) -> dict[str, Any]:
-    """What was compared, as far as it decides the numbers."""
+def _setting(flags: ParityFlags, folder: ModelFolder, step: Step) -> dict[str, Any]:
+    """Return what was compared, as far as it decides the numbers."""
     return {
-        "model": folder.name, "revision": folder.revision, "weights_digest": forward.weights_digest,
-        "compute_dtype": forward.compute_dtype, "store_dtype": options.store_dtype, "seq_len": options.seq_len,
-        "batch_size": options.batch_size, "bos": options.bos, "mesh": str(forward.mesh),
+        "model": folder.name, "revision": folder.revision, "weights_digest": step.weights_digest,
+        "compute_dtype": step.options.compute_dtype, "store_dtype": step.options.store_dtype,
+        "seq_len": step.options.seq_len, "batch_size": step.options.batch_size, "bos": flags.bos,
+        "mesh": str(step.options.mesh),
         "reference": {name: metadata.version(name) for name in ("torch", "transformers")} | {"dtype": "float32"},
-    }
+    }  # fmt: skip
 
 
-def _records(options: ParityOptions) -> Iterator[Record]:
+def _records(flags: ParityFlags) -> Iterator[Record]:
     """The first records of stream 0, or the paragraphs of a text file."""
-    if (options.streams is None) == (options.text is None):
+    if (flags.streams is None) == (flags.text is None):
         raise InvalidRequest("give --streams or --text: on which records shall the models be compared?")
-    if options.streams is not None:
-        return open_stream(load_manifest(options.streams), options.streams, 0).read_records()
+    if flags.streams is not None:
+        return open_stream(load_manifest(flags.streams), flags.streams, 0).read_records()
     try:
-        paragraphs = Path(options.text).read_text("utf-8").split("\n\n")
+        paragraphs = Path(flags.text).read_text("utf-8").split("\n\n")
     except OSError as error:
-        raise InvalidRequest(f"--text {options.text}: cannot be read ({error.strerror})") from error
+        raise InvalidRequest(f"--text {flags.text}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise DamagedData(f"{options.text}: not UTF-8 ({error})") from error
+        raise DamagedData(f"{flags.text}: not UTF-8 ({error})") from error
     texts = filter(None, (paragraph.strip() for paragraph in paragraphs))
     return (Record(index, f"paragraph {index}", text) for index, text in enumerate(texts))
 
 
-def documents_of(batch: PackedBatch, forward: Forward) -> Iterator[tuple[str, np.ndarray, dict[str, np.ndarray]]]:
+def documents_of(batch: PackedBatch, step: Step) -> Iterator[tuple[str, np.ndarray, dict[str, np.ndarray]]]:
     """Id, token ids [t] and our values {hook point: [t, width]} of each document of a batch of one step."""
-    ours, _ = forward(batch.tokens[0], batch.segment_ids[0], batch.positions[0], batch.slots.astype(np.int32)).get()
+    ours, _ = step(batch.tokens[0], batch.segment_ids[0], batch.positions[0], batch.slots.astype(np.int32)).get()
     tokens = batch.tokens.reshape(-1)[batch.slots]
     for record_id, first, end in zip(batch.record_ids, batch.record_offsets, batch.record_offsets[1:], strict=False):
         if first < end:

@@ -113,9 +113,8 @@ def read_status(output: str, stuck_after: float = STUCK_AFTER) -> RunStatus:
     except ObjectNotFound:
         what = f"{output} holds no run: there is no {checkpoint.RUN}; give the --output of a run"
         raise InvalidRequest(what) from None
-    sizes = run.get("records_per_stream")
     begun = [number for folder in storage.folders() if (number := checkpoint.worker_number(folder)) is not None]
-    sizes = dict(enumerate(sizes)) if isinstance(sizes, list) else {}
+    sizes = dict(enumerate(run.records_per_stream))
     with ThreadPoolExecutor(THREADS) as pool:
         standings = list(pool.map(lambda number: read_standing(storage, number), begun))
     found = {standing.worker_id: standing for standing in standings}

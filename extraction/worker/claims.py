@@ -15,10 +15,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from ..format.attempts import list_starts, note_start
-from ..format.commit import Instance
 from ..core.errors import DamagedData, ExtractionError, Fenced, TryAgain
 from ..core.logs import say
+from ..format.attempts import list_starts, note_start
+from ..format.commit import Instance
 from ..format.stream_state import Standing, read_standing
 from ..storage import Storage
 

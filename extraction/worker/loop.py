@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 import ml_dtypes
 import numpy as np
 
+from ..batching.packing import PackedBatch
 from ..core.errors import ExtractionError, InvalidRequest
 from ..core.logs import say
+from ..format.dtypes import has_scale
 from ..format.not_finite import NotFinite, counted
-from ..batching.packing import PackedBatch
 from ..format.safetensors import SCHEMA, Shard, allocate
 from ..format.statistics import (
     COUNTS,
@@ -30,7 +31,6 @@ from ..format.statistics import (
     SCALE,
     SUMS,
     Facts,
-    has_scale,
     norm_counts,
     statistics_layout,
     unscaled,

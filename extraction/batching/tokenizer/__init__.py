@@ -21,6 +21,7 @@ import numpy as np
 from ...core.errors import DamagedData, ExtractionError, InvalidRequest
 from ...core.logs import say
 from ...format.records import Record, TokenizedRecord
+from ...format.run_config import SpecialTokenIds
 from .chat import find_template, render
 from .files import TokenizerFiles, read_files
 from .special import SpecialTokens, find_special_tokens
@@ -99,15 +100,15 @@ class RecordTokenizer:
             raise InvalidRequest("--bos always: this tokenizer has no beginning-of-text token; use --bos auto")
         return {"never": [], "always": [self._special.begin], "auto": self._special.prefix}[bos]
 
-    def special_tokens(self) -> dict[str, object]:
+    def special_tokens(self) -> SpecialTokenIds:
         """What of the stored tokens is no text: ids of the special tokens, and the ids that begin each record."""
         ids = {token: number for token, number in sorted(self._special.ids.items()) if self._has_row(number)}
-        return {"ids": ids, "record_prefix": self._prefix}
+        return SpecialTokenIds(ids, tuple(self._prefix))
 
     @property
     def special_ids(self) -> tuple[int, ...]:
         """The ids of the special tokens, rising."""
-        return tuple(sorted(set(self.special_tokens()["ids"].values())))
+        return tuple(sorted(set(self.special_tokens().ids.values())))
 
     def require_tokens(self, records: Iterable[Record]) -> None:
         """Raise InvalidRequest if the first texts have characters, and this tokenizer knows nothing of any of them."""

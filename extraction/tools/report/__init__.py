@@ -9,8 +9,8 @@ Guarantee: the page asks for nothing from any network and runs no script. Cost: 
 from collections.abc import Callable
 from pathlib import Path
 
-from ...core.errors import InvalidRequest
 from ...batching.tokenizer import load_pipeline
+from ...core.errors import InvalidRequest
 from .facts import ReportFacts, gather
 from .page import render
 

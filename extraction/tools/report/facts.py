@@ -20,8 +20,9 @@ import checkpoint
 from checkpoint import Commit
 
 from ...core.errors import ExtractionError
-from ...format.not_finite import NotFinite, added
 from ...format.batch_file import StoredBatch
+from ...format.not_finite import NotFinite, added
+from ...format.run_config import RunDescription
 from ...read.reader import ActivationReader
 from ...read.statistics import Largest, Statistics, statistics_of
 
@@ -81,7 +82,7 @@ class ReportFacts:
     """Everything on the page. `record_lengths` are of the records that ended, those whose length is known."""
 
     output: str
-    run: dict
+    run: RunDescription
     commits: tuple[CommitFact, ...]
     num_bytes: int
     num_records: int
@@ -104,13 +105,12 @@ class ReportFacts:
     @property
     def seq_len(self) -> int:
         """T, tokens in a window."""
-        return _seq_len(self.run)
+        return self.run.config.seq_len
 
     @property
-    def slots_per_batch(self) -> int | None:
+    def slots_per_batch(self) -> int:
         """Places for tokens in one batch, padding included."""
-        sizes = [self.run["configuration"].get(name) for name in ("steps_per_batch", "batch_size", "seq_len")]
-        return int(np.prod(sizes)) if all(isinstance(size, int) for size in sizes) else None
+        return self.run.config.num_slots
 
     def interruptions(self) -> list[CommitFact]:
         """The first commit of every attempt that took over from another one."""
@@ -130,7 +130,7 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
     headers = reader.headers(reader.hook_points)
     statistics = statistics_of(_with_lengths(headers, lengths), reader.hook_points)
     sample = _choose(reader)
-    hooks = [_read_hook(name, sample, found, _seq_len(reader.run)) for name, found in statistics.items()]
+    hooks = [_read_hook(name, sample, found, reader.run.config.seq_len) for name, found in statistics.items()]
     verdict, proof = _prove(output, streams)
     commits = [commit for facts, _, _ in chains for commit in facts]
     lasts = [last for _, last, _ in chains if last is not None]
@@ -141,10 +141,6 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
         verdict=verdict, proof=proof,
         not_finite=reduce(added, (last.totals.not_finite for last in lasts), {}),
     )
-
-
-def _seq_len(run: dict) -> int:
-    return run["configuration"].get("seq_len", 1 << 31)
 
 
 def _with_lengths(headers: Iterable[StoredBatch], lengths: list[int]) -> Iterator[StoredBatch]:

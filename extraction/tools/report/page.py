@@ -23,12 +23,12 @@ _STYLE = Path(__file__).with_name("style.css")
 
 def render(facts: ReportFacts, words: Words | None = None) -> str:
     """The whole page; `words` tells the text of a token id."""
-    configuration = facts.run["configuration"]
-    title = f"Activations of {configuration.get('model', 'a model')}"
+    config = facts.run.config
+    title = f"Activations of {config.model}"
     sections = [
         over_time.progress(facts), over_time.pace(facts), over_time.streams(facts),
         _not_finite(facts), norms.by_layer(facts), norms.by_position(facts), norms.spreads(facts), norms.outstanding(facts, words),
-        _lengths(facts), _padding(facts), _stages(facts), _proof(facts), _configuration(configuration),
+        _lengths(facts), _padding(facts), _stages(facts), _proof(facts), _configuration(config.to_json()),
     ]  # fmt: skip
     badge = f'<span class="badge {facts.verdict.replace(" ", "-")}">{escape(facts.verdict)}</span>'
     about = f'<p>{escape(", ".join(_kinds(facts)))}<br>{escape(facts.output)}</p>'
@@ -106,7 +106,7 @@ def _lengths(facts: ReportFacts) -> str:
 
 def _padding(facts: ReportFacts) -> str:
     slots = facts.slots_per_batch
-    if not slots or not facts.commits:
+    if not facts.commits:
         return ""
     padding = np.array([100 * (1 - commit.tokens / slots) for commit in facts.commits])
     counts, edges = np.histogram(padding, 25, (0.0, max(float(padding.max()), 5.0)))

@@ -22,9 +22,10 @@ from checkpoint import Commit
 
 from ..core.errors import DamagedData
 from ..core.strict_json import loads
+from ..format.dtypes import dtype_named
 from ..format.not_finite import KINDS, counted
 from ..format.run_config import LARGEST_CODE
-from ..format.safetensors import SCHEMA, Shard, decode, dtype_named
+from ..format.safetensors import SCHEMA, Shard, decode
 from ..format.statistics import COUNTS, MAX, MAX_AT, SCALE, SUMS, norm_counts, statistics_layout, unscaled
 from ..storage import ObjectInfo, crc32c_base64
 from .facts import AuditedRun

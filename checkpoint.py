@@ -56,9 +56,27 @@ from extraction.format.run_config import RUN, RunDescription, differences, parse
 from extraction.storage import ObjectInfo, Storage
 
 __all__ = [
-    "MAX_COMMIT", "RUN", "SCHEMA", "Commit", "CommitChain", "DataObject", "Instance", "Totals", "batch_of",
-    "check_data", "commit_name", "compare_data", "data_name", "digest_ids", "join_run", "list_commits", "parse_commit",
-    "parse_run", "read_run", "worker_folder", "worker_number",
+    "MAX_COMMIT",
+    "RUN",
+    "SCHEMA",
+    "Commit",
+    "CommitChain",
+    "DataObject",
+    "Instance",
+    "Totals",
+    "batch_of",
+    "check_data",
+    "commit_name",
+    "compare_data",
+    "data_name",
+    "digest_ids",
+    "join_run",
+    "list_commits",
+    "parse_commit",
+    "parse_run",
+    "read_run",
+    "worker_folder",
+    "worker_number",
 ]
 
 
@@ -144,8 +162,12 @@ class CommitChain:
         self.totals, self._last_attempt = commit.totals, commit.attempt
 
     def commit(
-        self, batch: PackedBatch, data: memoryview | None, seconds: dict[str, float],
-        reconstruction_error: dict[str, float] | None = None, not_finite: NotFinite | None = None,
+        self,
+        batch: PackedBatch,
+        data: memoryview | None,
+        seconds: dict[str, float],
+        reconstruction_error: dict[str, float] | None = None,
+        not_finite: NotFinite | None = None,
     ) -> Commit:
         """Store `data` (None if nothing of the batch is stored), then the commit; move the cursor.
 
@@ -175,8 +197,11 @@ class CommitChain:
             not_finite=not_finite or {},
             seconds=seconds,
             totals=self.totals.plus(
-                (batch.num_tokens, batch.num_tokens_read), stored.size if stored else 0, seconds,
-                self._last_attempt != self.instance.attempt, not_finite or {},
+                (batch.num_tokens, batch.num_tokens_read),
+                stored.size if stored else 0,
+                seconds,
+                self._last_attempt != self.instance.attempt,
+                not_finite or {},
             ),
             **asdict(self.instance),
         )

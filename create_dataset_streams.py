@@ -67,11 +67,19 @@ def cli() -> None:
 @cli.command()
 @click.argument("streams")
 @click.option(
-    "--ids/--no-ids", default=True, show_default=True, envvar="EXTRACT_IDS", show_envvar=True,
+    "--ids/--no-ids",
+    default=True,
+    show_default=True,
+    envvar="EXTRACT_IDS",
+    show_envvar=True,
     help="Read all ids, too, and tell of those that are there twice?",
 )
 @click.option(
-    "--content/--no-content", default=True, show_default=True, envvar="EXTRACT_CONTENT", show_envvar=True,
+    "--content/--no-content",
+    default=True,
+    show_default=True,
+    envvar="EXTRACT_CONTENT",
+    show_envvar=True,
     help="Read the columns of local source files, too, and compare them with what was pinned?",
 )
 def check(streams: str, ids: bool, content: bool) -> None:

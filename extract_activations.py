@@ -43,6 +43,7 @@ ADVICE = {
     ConfigurationMismatch: "use the run's own flags, or a new --output",
 }
 
+
 @click.group(cls=DefaultGroup, default="run", default_if_no_args=False, context_settings={"max_content_width": 110})
 def cli() -> None:
     """Language model activations over millions of documents, exactly once, on machines that vanish."""
@@ -51,8 +52,12 @@ def cli() -> None:
 @cli.command()
 @with_flags(RunFlags)
 @click.option(
-    "--log-format", default="text", type=click.Choice(["text", "json"]), envvar="EXTRACT_LOG_FORMAT",
-    show_default=True, help="json is for Google Cloud Logging.",
+    "--log-format",
+    default="text",
+    type=click.Choice(["text", "json"]),
+    envvar="EXTRACT_LOG_FORMAT",
+    show_default=True,
+    help="json is for Google Cloud Logging.",
 )
 def run(flags: RunFlags, log_format: str) -> None:
     """Extract the activations of one stream into this worker's folder; continue where its commits end."""
@@ -151,8 +156,11 @@ def report(output: str, html: str, streams: str | None, tokenizer: str | None) -
 @click.option("--to", "layout", required=True, type=click.Choice(["npy", "openmoss", "saelens"]))
 @click.option("--folder", required=True, help="A new local folder.")
 @click.option("--hook-point", multiple=True, help="May be given more than once; by default all.")
-@click.option("--context-size", type=click.IntRange(1),
-              help="Tokens in a row: SAELens, 128 by default; OpenMOSS, rows of one record each, without it no rows.")
+@click.option(
+    "--context-size",
+    type=click.IntRange(1),
+    help="Tokens in a row: SAELens, 128 by default; OpenMOSS, rows of one record each, without it no rows.",
+)
 def export(output: str, layout: str, folder: str, hook_point: tuple[str, ...], context_size: int | None) -> None:
     """Write what is committed in the layout of another tool."""
     from extraction.read.exports import ExportOptions

@@ -88,8 +88,10 @@ def measure(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, di
             steps[name]()
             taken[name]["seconds"].append(time.perf_counter() - wall)
             taken[name]["cpu_seconds"].append(time.process_time() - cpu)
-    return {name: {kind: round(statistics.median(values), 4) for kind, values in kinds.items()}
-            for name, kinds in taken.items()}
+    return {
+        name: {kind: round(statistics.median(values), 4) for kind, values in kinds.items()}
+        for name, kinds in taken.items()
+    }
 
 
 @click.command()
@@ -107,7 +109,8 @@ def main(dtypes: str, rows: int, seq_len: int, rounds: int, as_json: bool, outpu
             found[dtype] = measure(steps_of(model, dtype, inputs), rounds)
             captured, bare = found[dtype]["captured"], found[dtype]["bare"]
             found[dtype]["captured_over_bare"] = {
-                kind.replace("seconds", "speed"): round(bare[kind] / captured[kind], 3) for kind in bare}
+                kind.replace("seconds", "speed"): round(bare[kind] / captured[kind], 3) for kind in bare
+            }
             note({dtype: found[dtype]})
     results = about("jax", "jaxlib") | {"layers": LAYERS, "rows": rows, "seq_len": seq_len, "rounds": rounds} | found
     text = "\n".join(f"{dtype}: {found[dtype]['captured_over_bare']}" for dtype in found)

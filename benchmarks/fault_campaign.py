@@ -147,7 +147,8 @@ def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     """A line for each object that is missing, has other bytes, or should not be there."""
     return [
         f"{name}: {'missing' if name not in found else 'unexpected' if name not in expected else 'other bytes'}"
-        for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
     ]
 
 
@@ -209,8 +210,20 @@ class Campaign:
         return json.loads(path.read_text())
 
     def arguments(self, backend: Backend, number: int) -> tuple[object, ...]:
-        return ("run", "--model", MODEL, "--streams", self.folder / "streams", "--output", backend.location,
-                "--worker-id", number, "--compile-cache", self.folder / "cache", *FLAGS)
+        return (
+            "run",
+            "--model",
+            MODEL,
+            "--streams",
+            self.folder / "streams",
+            "--output",
+            backend.location,
+            "--worker-id",
+            number,
+            "--compile-cache",
+            self.folder / "cache",
+            *FLAGS,
+        )
 
     def stop(self, *_: object) -> None:
         """A signal's handler: stop after the start that is going on. Raising here could end in the middle of a fork."""
@@ -328,8 +341,13 @@ class Campaign:
     def say(self, last: Round) -> None:
         kills = sum(r.kills for r in self.rounds)
         found = f"{last.kills} kills, {last.counts['batches']} batches, {len(last.problems)} problems"
-        print(f"round {last.number}, {last.backend}, {last.code}: {found}; {kills} kills in all",
-              *last.problems, sep="\n  ", file=sys.stderr, flush=True)
+        print(
+            f"round {last.number}, {last.backend}, {last.code}: {found}; {kills} kills in all",
+            *last.problems,
+            sep="\n  ",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def results(self) -> dict:
         """What the finished rounds add up to."""
@@ -354,8 +372,10 @@ class Campaign:
             "kills_by_phase": {kind: part(counts, "kill") for kind, counts in by_backend.items()},
             "starts": part(total, "start"),
             **{name: total[name] for name in ("resumes", "batches", "objects", "mismatches")},
-            "by_backend": {kind: {name: counts[name] for name in ("resumes", "batches", "objects", "mismatches")}
-                           for kind, counts in by_backend.items()},
+            "by_backend": {
+                kind: {name: counts[name] for name in ("resumes", "batches", "objects", "mismatches")}
+                for kind, counts in by_backend.items()
+            },
             "sigterms_by_exit_code": part(total, "SIGTERM"),
             "two_on_one_stream_by_exit_codes": part(total, "rivals"),
             "ends_without_signal_by_exit_code": part(total, "exit"),

@@ -117,6 +117,7 @@ def batch(batch_number: int, stream: int = 0) -> str:
 
 def edit(name: str, keys: str, value: object) -> Callable[[Path], None]:
     """Give a key of a JSON object another value; `a.b` is key b of the object under a. Raises KeyError without it."""
+
     def damage(run: Path) -> None:
         content = json.loads((run / name).read_text())
         *outer, last = keys.split(".")
@@ -127,11 +128,13 @@ def edit(name: str, keys: str, value: object) -> Callable[[Path], None]:
             raise KeyError(last)
         inner[last] = value
         (run / name).write_text(json.dumps(content))
+
     return damage  # fmt: skip
 
 
 def array(array_name: str, place: object, value: object) -> Callable[[Path], None]:
     """Change a batch file, and its commit as if it had been so from the beginning."""
+
     def damage(run: Path) -> None:
         data = bytearray((run / batch(1)).read_bytes())
         begin = 8 + int.from_bytes(data[:8], "little")
@@ -142,15 +145,18 @@ def array(array_name: str, place: object, value: object) -> Callable[[Path], Non
         (run / batch(1)).write_bytes(data)
         checksum = google_crc32c.value(bytes(data)).to_bytes(4, "big")
         edit(commit(1), "data.crc32c", base64.b64encode(checksum).decode())(run)
+
     return damage  # fmt: skip
 
 
 def write(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     """Replace a file by `change` of its bytes; one that is not there has none."""
+
     def damage(run: Path) -> None:
         old = (run / name).read_bytes() if (run / name).exists() else b""
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_bytes(change(old))
+
     return damage  # fmt: skip
 
 

@@ -92,7 +92,13 @@ def measure(model: Path, records: list[Record], shape: BatchShape, runs: int) ->
 @click.option("--seq-len", default=2048, show_default=True)
 @gives_results
 def main(
-    corpus: Path, model: Path, gguf: Path | None, runs: int, batch_size: int, seq_len: int, as_json: bool,
+    corpus: Path,
+    model: Path,
+    gguf: Path | None,
+    runs: int,
+    batch_size: int,
+    seq_len: int,
+    as_json: bool,
     output: Path | None,
 ) -> None:
     """Measure."""

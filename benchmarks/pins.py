@@ -83,7 +83,8 @@ def main(mib: int, as_json: bool, output: Path | None) -> None:
         held, trusted = (statistics.median(times[first::2]) for first in (0, 1))
         size = Path(source).stat().st_size / 1e6
         results = {
-            "file_MB": round(size, 1), "row_groups": len(manifest.files[0].content["text"]),
+            "file_MB": round(size, 1),
+            "row_groups": len(manifest.files[0].content["text"]),
             "read_MB_s": {"held": round(size / held, 1), "trusted": round(size / trusted, 1)},
             "held_over_trusted": round(trusted / held, 3),
             "create_s": {"footers": round(footers, 2), "with_content": round(made, 2)},

@@ -142,7 +142,9 @@ def opening(objects_of_worker: int) -> float:
     """Milliseconds to open a run of 1,000 workers in a bucket."""
     with FakeGcs() as bucket:
         os.environ["STORAGE_EMULATOR_HOST"] = bucket.address
-        checkpoint.join_run(open_storage("gs://bucket/run"), {"hook_points": [HOOK]}, {"fingerprint": "", "streams": ""})
+        checkpoint.join_run(
+            open_storage("gs://bucket/run"), {"hook_points": [HOOK]}, {"fingerprint": "", "streams": ""}
+        )
         for worker_id in range(1000):
             for batch in range(objects_of_worker):
                 bucket.land(f"run/{checkpoint.worker_folder(worker_id)}/batches/{batch:08d}.safetensors", b"", None)
@@ -157,8 +159,11 @@ def main(gib: float, as_json: bool, output: Path | None) -> None:
     """Measure."""
     num_bytes = int(gib * 2**30)
     results = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "command": "python benchmarks/reader.py",
-        "gib": gib, "width": WIDTH, "dtype": "bfloat16",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "command": "python benchmarks/reader.py",
+        "gib": gib,
+        "width": WIDTH,
+        "dtype": "bfloat16",
     }
     with tempfile.TemporaryDirectory() as name:
         make_run(name, num_bytes)
@@ -168,12 +173,12 @@ def main(gib: float, as_json: bool, output: Path | None) -> None:
                 "shuffled": round(measure(lambda: read_shuffled(name)) / 2**30, 2),
             },
             "disk_gib_per_s": from_disk(Path(name)),
-            "statistics_objects_per_s": round(measure(
-                lambda: ActivationReader(name).statistics() and len(list(ActivationReader(name).all_refs()))), 1),
+            "statistics_objects_per_s": round(
+                measure(lambda: ActivationReader(name).statistics() and len(list(ActivationReader(name).all_refs()))), 1
+            ),
         }
     results["bucket_gib_per_s"] = from_bucket(num_bytes)
-    results["opening_ms"] = {"1,000 workers, 1,000 objects": opening(1),
-                             "1,000 workers, 100,000 objects": opening(100)}
+    results["opening_ms"] = {"1,000 workers, 1,000 objects": opening(1), "1,000 workers, 100,000 objects": opening(100)}
     give(results, "\n".join(f"{name}: {found}" for name, found in results.items()), as_json, output)
 
 

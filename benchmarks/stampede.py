@@ -64,8 +64,11 @@ def run(server: FakeGcs, workers: int, idle_after: float, fleet: Fleet) -> dict:
     at_start = Counter(what.partition(" ")[0] for _, _, what, _ in server.history)
     for thread in threads:
         thread.join()
-    times = [time for stream in range(fleet.streams) for time in
-             [info.updated for info in fleet.storage.list(f"{checkpoint.worker_folder(stream)}/commits/")][-1:]]
+    times = [
+        time
+        for stream in range(fleet.streams)
+        for time in [info.updated for info in fleet.storage.list(f"{checkpoint.worker_folder(stream)}/commits/")][-1:]
+    ]
     committed = len(fleet.lengths) // RECORDS_PER_BATCH * fleet.streams
     computed = fleet.computed.total()
     last_commit = max(times) - time.time() + time.monotonic() - begin
@@ -95,8 +98,12 @@ def main(streams: int, workers: int, batches: int, as_json: bool, output: Path |
         storage.replace(checkpoint.RUN, json.dumps(details).encode())
         server.history.clear()
         results = {
-            "command": "python benchmarks/stampede.py", "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "streams": streams, "workers": workers, "batch_seconds": batch_seconds, "idle_after": idle_after,
+            "command": "python benchmarks/stampede.py",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "streams": streams,
+            "workers": workers,
+            "batch_seconds": batch_seconds,
+            "idle_after": idle_after,
         } | run(server, workers, idle_after, Fleet(storage, streams, batches, batch_seconds))
         assert read_status(OUTPUT).finished
     give(results, json.dumps(results, indent=2), as_json, output)

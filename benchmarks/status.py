@@ -36,8 +36,9 @@ RUN = "run/"
 
 def commit_of(worker_id: int, batch: int) -> Commit:
     seconds = {"step": 1.9, "upload": 0.7}
-    totals = Totals(TOKENS * (batch + 1), SIZE * (batch + 1), 1 + batch // 10, {"step": 1.9 * (batch + 1)},
-                    TOKENS * (batch + 1))
+    totals = Totals(
+        TOKENS * (batch + 1), SIZE * (batch + 1), 1 + batch // 10, {"step": 1.9 * (batch + 1)}, TOKENS * (batch + 1)
+    )
     return Commit(
         worker_id=worker_id, batch=batch,
         cursor_before=Cursor(RECORDS * batch, 0), cursor_after=Cursor(RECORDS * (batch + 1), 0),
@@ -120,8 +121,14 @@ def measure(shape: tuple[int, int, bool], repeats: int) -> dict:
     server.join()
     workers, commits, has_progress = shape
     assert found.total("batches") == workers * commits and found.states == {"running": workers}
-    return {"workers": workers, "commits": commits, "progress.json": has_progress,
-            "seconds": seconds, "cpu_seconds": processor, "requests": requests}
+    return {
+        "workers": workers,
+        "commits": commits,
+        "progress.json": has_progress,
+        "seconds": seconds,
+        "cpu_seconds": processor,
+        "requests": requests,
+    }
 
 
 @click.command()
@@ -136,8 +143,11 @@ def main(workers: int, commits: str, repeats: int, as_json: bool, output: Path |
     for shape in [(workers, length, True) for length in lengths] + [(workers, lengths[-1], False)]:
         runs.append(measure(shape, repeats))
         note(runs[-1])
-    results = {"command": "python benchmarks/status.py", "runs": runs,
-               "machine": f"{platform.machine()}, {os.cpu_count()} cores, server included"}
+    results = {
+        "command": "python benchmarks/status.py",
+        "runs": runs,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, server included",
+    }
     give(results, "\n".join(map(str, runs)), as_json, output)
 
 

@@ -68,9 +68,20 @@ def make_streams(folder: Path, size: Size) -> str:
 def make_run(folder: Path, streams: str, size: Size) -> None:
     """A finished run in a folder. Files are written plainly: syncing each would take longer than all the rest."""
     config = ExtractionConfig(
-        model="none", revision=None, weights_digest="-", tokenizer_digest="-", compute_dtype="float32", bos="never",
-        manifest_digest=load_manifest(streams).digest, hook_points=(HOOK,), store_dtype="bfloat16", max_records=None,
-        seq_len=size.seq_len, batch_size=1, steps_per_batch=1, long_documents="split",
+        model="none",
+        revision=None,
+        weights_digest="-",
+        tokenizer_digest="-",
+        compute_dtype="float32",
+        bos="never",
+        manifest_digest=load_manifest(streams).digest,
+        hook_points=(HOOK,),
+        store_dtype="bfloat16",
+        max_records=None,
+        seq_len=size.seq_len,
+        batch_size=1,
+        steps_per_batch=1,
+        long_documents="split",
     )
     details = {"fingerprint": config.fingerprint, "streams": streams}
     checkpoint.join_run(open_storage(str(folder)), config.to_json(), details)
@@ -105,12 +116,23 @@ def data_of(batch: PackedBatch, place: tuple[int, int], size: Size) -> memoryvie
 def commit_of(batch: PackedBatch, place: tuple[int, int], data: memoryview, run: tuple[str, Totals]) -> Commit:
     name = f"batches/{place[1]:08d}.safetensors"
     return Commit(
-        worker_id=place[0], batch=place[1], cursor_before=batch.cursor_before, cursor_after=batch.cursor_after,
-        data=DataObject(name, len(data), crc32c_base64(data), None), num_records=batch.num_records,
-        num_tokens=batch.num_tokens, num_tokens_read=batch.num_tokens_read,
-        end_of_stream=batch.end_of_stream, attempt="0" * 32, fingerprint=run[0],
-        record_ids_digest=checkpoint.digest_ids(batch.record_ids), host="machine", started="2026-01-01T00:00:00Z",
-        versions={"jax": "0"}, seconds={"step": 1.0, "upload": 0.5}, totals=run[1],
+        worker_id=place[0],
+        batch=place[1],
+        cursor_before=batch.cursor_before,
+        cursor_after=batch.cursor_after,
+        data=DataObject(name, len(data), crc32c_base64(data), None),
+        num_records=batch.num_records,
+        num_tokens=batch.num_tokens,
+        num_tokens_read=batch.num_tokens_read,
+        end_of_stream=batch.end_of_stream,
+        attempt="0" * 32,
+        fingerprint=run[0],
+        record_ids_digest=checkpoint.digest_ids(batch.record_ids),
+        host="machine",
+        started="2026-01-01T00:00:00Z",
+        versions={"jax": "0"},
+        seconds={"step": 1.0, "upload": 0.5},
+        totals=run[1],
     )
 
 
@@ -141,9 +163,12 @@ def measure(location: str, deep: bool, server: subprocess.Popen | None) -> dict[
         raise SystemExit(f"{location}: {found['problems'][:3]}")
     objects = 2 * found["num_batches"]
     return {
-        "objects": objects, "seconds": round(seconds, 2), "objects_per_second": round(objects / seconds),
+        "objects": objects,
+        "seconds": round(seconds, 2),
+        "objects_per_second": round(objects / seconds),
         "data_mib_per_second": round(found["num_bytes"] / seconds / (1 << 20), 1),
-        "client_cpu_s": round(usage.ru_utime + usage.ru_stime, 2), "peak_memory_mib": usage.ru_maxrss // 1024,
+        "client_cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
+        "peak_memory_mib": usage.ru_maxrss // 1024,
         "server_cpu_s": round(cpu_seconds(server.pid) - before, 2) if server else None,
     }
 
@@ -153,13 +178,22 @@ def measure(location: str, deep: bool, server: subprocess.Popen | None) -> dict[
 @gives_results
 def main(only: str | None, as_json: bool, output: Path | None) -> None:
     """Measure."""
-    results: dict[str, object] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                                  "python": platform.python_version(), "command": "python benchmarks/verify.py"}
+    results: dict[str, object] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "command": "python benchmarks/verify.py",
+    }
     with tempfile.TemporaryDirectory() as name:
         for label in [only] if only else SIZES:
             work, size = Path(name) / label, SIZES[label]
             make_run(work / "run", make_streams(work, size), size)
-            command = [sys.executable, "-m", "tests.helpers.fake_gcs", "--folder", as_bucket(work / "run", work / "bucket")]
+            command = [
+                sys.executable,
+                "-m",
+                "tests.helpers.fake_gcs",
+                "--folder",
+                as_bucket(work / "run", work / "bucket"),
+            ]
             server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
             try:
                 os.environ["STORAGE_EMULATOR_HOST"] = server.stdout.readline().strip()

@@ -100,7 +100,9 @@ def write_files(rows: list[dict[str, object]], folder: Path, num_files: int) -> 
 
 
 @click.command()
-@click.option("--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="A new or empty folder.")
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="A new or empty folder."
+)
 @click.option("--max-records", default=3000, show_default=True, type=click.IntRange(1))
 @click.option("--files", default=4, show_default=True, type=click.IntRange(1))
 def main(output: Path, max_records: int, files: int) -> None:

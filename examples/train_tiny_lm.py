@@ -26,7 +26,11 @@ END = "<|endoftext|>"
 
 def read_texts(folder: Path) -> tuple[list[str], list[str]]:
     """(training documents, held-out documents) of a folder."""
-    texts = [text for file in sorted(folder.glob("*.parquet")) for text in pq.read_table(file, columns=["text"])["text"].to_pylist()]
+    texts = [
+        text
+        for file in sorted(folder.glob("*.parquet"))
+        for text in pq.read_table(file, columns=["text"])["text"].to_pylist()
+    ]
     return [t for i, t in enumerate(texts) if i % 20], texts[::20]
 
 
@@ -39,7 +43,10 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        ),
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, model_max_length=1024)
 
@@ -80,8 +87,16 @@ def main(corpus: tuple[Path, ...], steps: int, output: Path) -> None:
     tokenizer = train_tokenizer([text for train, _ in texts.values() for text in train[:2000]])
     data = {name: [tokens_of(tokenizer, part) for part in parts] for name, parts in texts.items()}
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     model = LlamaForCausalLM(config)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
@@ -107,8 +122,10 @@ def main(corpus: tuple[Path, ...], steps: int, output: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(output, dtype=torch.float32)
     print(f"{steps} steps, {(time.time() - begin) / 60:.1f} minutes; nats per token on held-out documents, as stored:")
     for name, (train, held_out) in data.items():
-        print(f"  {name}: {held_out_loss(model, held_out):.2f} (unigram {unigram_loss(train, held_out):.2f}, "
-              f"uniform {math.log(VOCABULARY):.2f})")
+        print(
+            f"  {name}: {held_out_loss(model, held_out):.2f} (unigram {unigram_loss(train, held_out):.2f}, "
+            f"uniform {math.log(VOCABULARY):.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -93,8 +93,10 @@ def _list_commits(storage: Storage, worker_id: int, problems: list[str]) -> list
     for batch in sorted(found):
         if batch > expected:
             more = f" and the {batch - expected - 1:,} after it are" if batch - expected > 1 else " is"
-            problems.append(f"{checkpoint.commit_name(worker_id, expected)}{more} missing, but {found[batch].name} "
-                            "is there: restore it")
+            problems.append(
+                f"{checkpoint.commit_name(worker_id, expected)}{more} missing, but {found[batch].name} "
+                "is there: restore it"
+            )
         expected = batch + 1
     return [found[batch] for batch in sorted(found)]
 
@@ -239,8 +241,10 @@ class _Walk:
             ours = (self._totals.tokens + stored, self._totals.tokens_read + read, num_bytes)
             theirs = (commit.totals.tokens, commit.totals.tokens_read, commit.totals.bytes)
             if theirs != ours:
-                yield (f"its totals are {theirs[0]:,} rows of {theirs[1]:,} tokens and {theirs[2]:,} bytes, "
-                       f"those of its chain {ours[0]:,}, {ours[1]:,} and {ours[2]:,}")
+                yield (
+                    f"its totals are {theirs[0]:,} rows of {theirs[1]:,} tokens and {theirs[2]:,} bytes, "
+                    f"those of its chain {ours[0]:,}, {ours[1]:,} and {ours[2]:,}"
+                )
             if commit.totals.not_finite != added(self._totals.not_finite, commit.not_finite):
                 yield "its totals of not_finite are not those of its chain"
 

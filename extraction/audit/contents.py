@@ -69,8 +69,11 @@ def _check_layout(shard: Shard, commit: Commit, run: AuditedRun) -> Iterator[str
     """Arrays that are missing or have another shape or dtype; further ones are allowed."""
     n, r = commit.num_tokens, commit.num_records
     wanted = {
-        "tokens": ((n,), "int32"), "positions": ((n,), "int32"),
-        "record_index": ((r,), "int64"), "record_offsets": ((r + 1,), "int64"), "record_lengths": ((r,), "int64"),
+        "tokens": ((n,), "int32"),
+        "positions": ((n,), "int32"),
+        "record_index": ((r,), "int64"),
+        "record_offsets": ((r + 1,), "int64"),
+        "record_lengths": ((r,), "int64"),
     }
     if run.selection.pools:
         wanted["mean_over"] = ((n,), "int32")

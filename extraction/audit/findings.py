@@ -103,7 +103,8 @@ class RunAudit:
             lines += _shortened([f"wrong: {problem}" for problem in worker.problems], f"worker {worker.worker_id}")
         lines += [
             f"not finished: worker {worker.worker_id}, {worker.num_records:,} of {worker.expected_records:,} records"
-            for worker in self.workers if worker.worker_id in unfinished
+            for worker in self.workers
+            if worker.worker_id in unfinished
         ]
         lines += _shortened([f"not committed, ignored: {name}" for name in self.uncommitted], "the run")
         for hook_point, found in _table(self.non_finite).items():

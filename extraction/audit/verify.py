@@ -92,7 +92,8 @@ def _strays(storage: Storage, num_streams: int) -> tuple[str, ...]:
     own = {checkpoint.worker_folder(index) for index in range(num_streams)}
     return tuple(
         f"{folder}: there is no such stream, the manifest has {num_streams}, numbered from 0"
-        for folder in storage.folders() if _WORKER_FOLDER.fullmatch(folder) and folder not in own
+        for folder in storage.folders()
+        if _WORKER_FOLDER.fullmatch(folder) and folder not in own
     )
 
 

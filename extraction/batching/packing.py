@@ -268,7 +268,8 @@ def _pooled(batch: PackedBatch, taken: list[_Window], places: np.ndarray) -> Pac
     counts = [int(np.count_nonzero(_all_or(window.kept, window.length))) for window in taken]
     lasts = [
         row * seq_len + column + window.length - 1
-        for window, (row, column), count in zip(taken, places.tolist(), counts, strict=True) if count
+        for window, (row, column), count in zip(taken, places.tolist(), counts, strict=True)
+        if count
     ]
     slots, rows = np.array(lasts, np.int64), [min(count, 1) for count in counts]
     return replace(

@@ -38,5 +38,6 @@ def version_differences(stored: dict[str, str], own: dict[str, str]) -> list[str
     """A line for each compared name that differs: `jax: 0.10.1 in the run, 0.10.2 here`."""
     return [
         f"{name}: {stored.get(name, 'none')} in the run, {own.get(name, 'none')} here"
-        for name in COMPARED if stored.get(name) != own.get(name)
+        for name in COMPARED
+        if stored.get(name) != own.get(name)
     ]

@@ -96,22 +96,35 @@ _SCORE = "Only records whose `language_score` is at least this."
 _CACHE = "Folder that keeps what was read of remote files, so that an interrupted command goes on; '' for none."
 DATASET = Dataset(
     help="Streams that point into FineWeb's Parquet files (or any with a column of texts); nothing is copied.\n\n"
-         "`check` tells of ids that are there twice.",
+    "`check` tells of ids that are there twice.",
     source=f"Parquet files: {PLACES}",
     create=_from_flags,
     why_empty="a stream is made of whole Parquet row groups, and the source has {full} with records",
     flags=[
-        flag("--max-records", type=click.IntRange(1),
-             help="Only the first records of the source (of those that are not filtered out; skipped ones count)."),
-        flag("--max-tokens", type=click.IntRange(1),
-             help="Only as many of them as have this many tokens, by `token_count`."),
+        flag(
+            "--max-records",
+            type=click.IntRange(1),
+            help="Only the first records of the source (of those that are not filtered out; skipped ones count).",
+        ),
+        flag(
+            "--max-tokens",
+            type=click.IntRange(1),
+            help="Only as many of them as have this many tokens, by `token_count`.",
+        ),
         flag("--min-language-score", type=click.FloatRange(0, 1), help=_SCORE),
         flag("--dump", multiple=True, help="Only records of this `dump`; may be given several times."),
         flag("--text-column", default="text", show_default=True, help="The column that is the record's text."),
-        flag("--id-column", default="id", show_default=True,
-             help="The column that is its id: strings or whole numbers; '' for FILE#ROW."),
-        flag("--meta-columns", default="",
-             help="Columns, separated by commas, that go beside the activations as the record's meta."),
+        flag(
+            "--id-column",
+            default="id",
+            show_default=True,
+            help="The column that is its id: strings or whole numbers; '' for FILE#ROW.",
+        ),
+        flag(
+            "--meta-columns",
+            default="",
+            help="Columns, separated by commas, that go beside the activations as the record's meta.",
+        ),
         flag("--footer-cache", default="~/.cache/activation-extraction/footers", show_default=True, help=_CACHE),
         *SOURCE_FLAGS,
     ],

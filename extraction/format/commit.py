@@ -83,7 +83,11 @@ class Totals:
     not_finite: NotFinite = field(default_factory=dict)
 
     def plus(
-        self, tokens: tuple[int, int], num_bytes: int, seconds: dict[str, float], is_new_attempt: bool,
+        self,
+        tokens: tuple[int, int],
+        num_bytes: int,
+        seconds: dict[str, float],
+        is_new_attempt: bool,
         not_finite: NotFinite,
     ) -> "Totals":
         """With one more batch; `tokens` are those stored and those read."""
@@ -126,7 +130,13 @@ class Commit:
 
 
 _OPTIONAL = {
-    "num_tokens_read", "record_ids_digest", "reconstruction_error", "not_finite", "host", "started", "versions",
+    "num_tokens_read",
+    "record_ids_digest",
+    "reconstruction_error",
+    "not_finite",
+    "host",
+    "started",
+    "versions",
     "totals",
 }
 

@@ -72,7 +72,9 @@ def allocate(layout: Layout, metadata: Mapping[str, str]) -> Shard:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     if len(text) > _MAX_HEADER:
-        raise InvalidRequest(f"--steps-per-batch: the ids and metas of one object take {len(text):,} bytes; ask for fewer")
+        raise InvalidRequest(
+            f"--steps-per-batch: the ids and metas of one object take {len(text):,} bytes; ask for fewer"
+        )
     buffer = memoryview(np.zeros(8 + len(text) + offset, np.uint8)).cast("B")
     buffer[:8] = len(text).to_bytes(8, "little")
     buffer[8 : 8 + len(text)] = text
@@ -110,7 +112,11 @@ def entries_of(header: dict, length: int, name: str = "data object") -> dict[str
             if key == "__metadata__":
                 continue
             shape, (first, last) = tuple(value["shape"]), value["data_offsets"]
-            if any(type(n) is not int or n < 0 for n in (*shape, first, last)) or first != end or len(shape) > _MAX_AXES:
+            if (
+                any(type(n) is not int or n < 0 for n in (*shape, first, last))
+                or first != end
+                or len(shape) > _MAX_AXES
+            ):
                 raise ValueError(f"bad shape or offsets of {key!r}")
             entries[key] = Entry(_DTYPES[value["dtype"]], shape, first, last)
             # An axis of no length hides how long the others are, and NumPy makes no such array.

@@ -28,7 +28,11 @@ _MIN_BLOCK, _MAX_BLOCKS = 128, 16  # more than 16 blocks save little arithmetic 
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    rule: AttentionRule,
     windowed: jax.Array | None = None,
 ) -> jax.Array:
     """Attention in the form for the platform that the step is compiled for.
@@ -65,8 +69,14 @@ def attend_library(
     """jax's own attention, `cudnn` or `xla`; it has no softcap."""
     window = None if rule.window is None else (rule.window - 1, 0)
     return jax.nn.dot_product_attention(
-        q, k, v, mask=_same_segment(segment_ids, q.shape[1])[:, None], scale=rule.scale, is_causal=True,
-        local_window_size=window, implementation=implementation,
+        q,
+        k,
+        v,
+        mask=_same_segment(segment_ids, q.shape[1])[:, None],
+        scale=rule.scale,
+        is_causal=True,
+        local_window_size=window,
+        implementation=implementation,
     )
 
 

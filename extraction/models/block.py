@@ -66,7 +66,10 @@ class Block(nnx.Module):
     """Attention and mlp in turn. `before` makes the norms of what they read, `after` of what they add; None is none."""
 
     def __init__(
-        self, attention: nnx.Module, mlp: nnx.Module, before: Callable[[], nnx.Module] | None,
+        self,
+        attention: nnx.Module,
+        mlp: nnx.Module,
+        before: Callable[[], nnx.Module] | None,
         after: Callable[[], nnx.Module] | None = None,
     ):
         self.attention, self.mlp = attention, mlp
@@ -104,14 +107,19 @@ class ParallelBlock(Block):
 
 
 def parts(
-    config: ModelConfig, dtype: jnp.dtype, norm: type[nnx.Module], mlp: type[nnx.Module],
-    embedding: type[nnx.Module] = Embedding, norms: Container[str] = ("before",),
+    config: ModelConfig,
+    dtype: jnp.dtype,
+    norm: type[nnx.Module],
+    mlp: type[nnx.Module],
+    embedding: type[nnx.Module] = Embedding,
+    norms: Container[str] = ("before",),
 ) -> dict[str, Callable[[], nnx.Module]]:
     """What makes the parts of a model out of these. `norms` says where a block has them: `before`, `after` or both."""
     make_norm = partial(norm, config.width, config.norm_epsilon, dtype)
     block = partial(
         ParallelBlock if config.parallel else Block,
-        before=make_norm if "before" in norms else None, after=make_norm if "after" in norms else None,
+        before=make_norm if "before" in norms else None,
+        after=make_norm if "after" in norms else None,
     )
     return {
         "embedding": lambda: embedding(config, dtype),

@@ -78,7 +78,11 @@ class Compaction:
         computed = (_over(part, scale) for part in rows[1:])
         error = self._by_part(next(computed) - codes[1].astype(jnp.float32))
         return Compacted(
-            codes[0], *self._statistics(codes[2:5], real, scale), self._largest(_wide(codes[5], scale)), scale, error,
+            codes[0],
+            *self._statistics(codes[2:5], real, scale),
+            self._largest(_wide(codes[5], scale)),
+            scale,
+            error,
             self._by_part(next(computed)),
         )
 

@@ -35,14 +35,22 @@ def read_model_config(folder: Path) -> ModelConfig:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         view = ModelView(getattr(config, family.inside) if family.inside else config)
         found = replace(
-            family.read(view, path), family=written["model_type"], tied=bool(getattr(config, "tie_word_embeddings", False))
+            family.read(view, path),
+            family=written["model_type"],
+            tied=bool(getattr(config, "tie_word_embeddings", False)),
         )
         _refuse_left(path, view)
         if ignored := view.ignored(written[family.inside] if family.inside else written):
             say(f"{path}: ignored, since {view.model} of transformers does not read it: {', '.join(ignored)}")
         return _checked(found, path)
     except (
-        StrictDataclassError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError
+        StrictDataclassError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        OSError,
     ) as error:
         raise DamagedData(f"{path}: {' '.join(str(error).split())}") from error
 

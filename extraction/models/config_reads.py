@@ -16,9 +16,17 @@ _SHARED = ("masking_utils.py", "modeling_rope_utils.py")  # code that models sha
 _NOT_RUN = "_init_weights"  # makes the values that a file replaces
 # Attributes that the code reads and that change no hidden state of a forward pass over whole documents.
 _WITHOUT_EFFECT = {
-    "attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "resid_pdrop", "router_jitter_noise",  # training
-    "embedding_dropout", "residual_dropout",  # training
-    "_attn_implementation", "_experts_implementation", "reorder_and_upcast_attn",  # another way to the same values
+    "attention_dropout",
+    "attn_pdrop",
+    "embd_pdrop",
+    "hidden_dropout",
+    "resid_pdrop",
+    "router_jitter_noise",  # training
+    "embedding_dropout",
+    "residual_dropout",  # training
+    "_attn_implementation",
+    "_experts_implementation",
+    "reorder_and_upcast_attn",  # another way to the same values
     "max_position_embeddings",  # the longest input; where it shapes a rotation, `rope_parameters` has it too
     "pad_token_id",  # the row of the embedding that is not trained
 }

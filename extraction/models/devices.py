@@ -66,7 +66,9 @@ def device_errors() -> Iterator[None]:
         status, _, rest = " ".join(str(error).split()).partition(":")
         if status == "RESOURCE_EXHAUSTED":
             advice = "a smaller --batch-size or --seq-len needs less"
-            raise InvalidRequest(f"the step does not fit into the device's memory; {advice} ({rest.strip()[:200]})") from error
+            raise InvalidRequest(
+                f"the step does not fit into the device's memory; {advice} ({rest.strip()[:200]})"
+            ) from error
         if status in _PASSING:
             raise TryAgain(f"the device failed: {status}: {rest.strip()[:200]}") from error
         raise

@@ -72,7 +72,11 @@ def default_tiles(batch: int, length: int, heads: int, head_width: int) -> Tiles
 
 
 def fused_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, rule: AttentionRule,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array | None,
+    rule: AttentionRule,
     form: KernelForm = KernelForm(),
 ) -> jax.Array:
     """Attention in one kernel. Raises ValueError for a dtype, head width or grouping that it does not have."""

@@ -85,9 +85,7 @@ def _layers_of(part: str, text: str, num_layers: int) -> list[int]:
     if layer is None:
         raise wrong
     if not -num_layers <= layer < num_layers:
-        raise InvalidRequest(
-            f"--layers {text}: the model has layers 0 to {num_layers - 1}, there is no {part.strip()}"
-        )
+        raise InvalidRequest(f"--layers {text}: the model has layers 0 to {num_layers - 1}, there is no {part.strip()}")
     return [layer % num_layers]
 
 

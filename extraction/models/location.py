@@ -61,7 +61,9 @@ def locate_model(model: str, revision: str | None = None, weights: bool = True) 
     path = Path(model).expanduser()
     if is_url or path.is_dir():
         if revision is not None:
-            raise InvalidRequest(f"--revision {revision}: {model} is a folder, which has no revisions; leave the flag out")
+            raise InvalidRequest(
+                f"--revision {revision}: {model} is a folder, which has no revisions; leave the flag out"
+            )
         if is_url:
             return _from_bucket(model, weights)
         return _checked(ModelFolder(path, model, None), os.listdir(path), weights)

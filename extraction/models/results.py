@@ -40,7 +40,8 @@ class StepOutput:
             return [
                 Part(name, places, shard.index[2], np.asarray(shard.data)[0, : len(places)])
                 for name, found in self._arrays.items()
-                for shard in found.values.addressable_shards if shard.replica_id == 0
+                for shard in found.values.addressable_shards
+                if shard.replica_id == 0
                 for places in [self._places[shard.index[0].start or 0]]
             ]
 

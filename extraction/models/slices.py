@@ -18,8 +18,12 @@ import jax
 from ..core.errors import InvalidRequest
 
 # What libtpu would otherwise ask the metadata server of a TPU VM.
-_NOT_ON_A_TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-                 "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # where no TPU is opened, several processes may compile at once
+_NOT_ON_A_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}  # where no TPU is opened, several processes may compile at once
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,4 @@ def describe(wanted: Slice) -> Sequence[jax.Device]:
 
     for name, value in _NOT_ON_A_TPU.items():
         os.environ.setdefault(name, value)
-    return topologies.get_topology_desc(
-        platform="tpu", topology_name=wanted.topology, **wanted.settings
-    ).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=wanted.topology, **wanted.settings).devices

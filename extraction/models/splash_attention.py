@@ -43,15 +43,18 @@ def _attend_local(
     block = block_of(length)
     added = -length % block
     q, k, v = (
-        jnp.pad(part, ((0, 0), (0, added), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
-        for part in (q * rule.scale, k, v)
+        jnp.pad(part, ((0, 0), (0, added), (0, 0), (0, 0))).transpose(0, 2, 1, 3) for part in (q * rule.scale, k, v)
     )  # [B, H, T, Dh], [B, K, T, Dh], [B, K, T, Dh]
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, added)))
     shape = (length + added,) * 2
     mask = masks.CausalMask(shape) if rule.window is None else masks.LocalMask(shape, (rule.window - 1, 0), 0)
     attend = kernel.make_splash_mha(
-        masks.MultiHeadMask([mask] * heads), block_sizes=kernel.BlockSizes(block, block), head_shards=1, q_seq_shards=1,
-        attn_logits_soft_cap=rule.softcap, interpret=interpret,
+        masks.MultiHeadMask([mask] * heads),
+        block_sizes=kernel.BlockSizes(block, block),
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=rule.softcap,
+        interpret=interpret,
     )
     mixed = jax.vmap(attend)(q, k, v, kernel.SegmentIds(segment_ids, segment_ids))
     return mixed.transpose(0, 2, 1, 3)[:, :length]

@@ -56,7 +56,11 @@ class Step:
         self.options, self.weights_digest, self.widths = options, loaded.digest, widths
 
     def __call__(
-        self, tokens: np.ndarray, segment_ids: np.ndarray, positions: np.ndarray, slots: np.ndarray,
+        self,
+        tokens: np.ndarray,
+        segment_ids: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
         pooled: np.ndarray | None = None,
     ) -> StepOutput:
         """Dispatch one step; returns at once. With `pool` the `slots` are the last tokens of windows,
@@ -74,9 +78,7 @@ class Step:
             return StepOutput({name: start_transfer(arrays[name], counts.max()) for name in self.widths}, places)
 
 
-def load_step(
-    folder: ModelFolder, config: ModelConfig, options: StepOptions, compile_cache: str | None = None
-) -> Step:
+def load_step(folder: ModelFolder, config: ModelConfig, options: StepOptions, compile_cache: str | None = None) -> Step:
     """Compile the step while the weights that the hook points need are read.
 
     `compile_cache` is the folder of compiled steps, None for none. Raises InvalidRequest (options that do not fit the
@@ -118,9 +120,7 @@ def lower_step(
         return jax.jit(step, in_shardings=(where, *[rows] * len(inputs))).lower(params, *inputs)
 
 
-def weight_shapes(
-    config: ModelConfig, options: StepOptions
-) -> list[tuple[tuple[str, ...], jax.ShapeDtypeStruct]]:
+def weight_shapes(config: ModelConfig, options: StepOptions) -> list[tuple[tuple[str, ...], jax.ShapeDtypeStruct]]:
     """Path and whole shape of each parameter that a step needs; those of blocks have their layer axis first."""
     _, params = _abstract_model(config, CapturePlan.of(options.hook_points, config), options)
     return list(leaves_of(params))
@@ -176,8 +176,13 @@ def make_step(graphs: dict, plan: CapturePlan, options: StepOptions, layout: Lay
         return nnx.merge(graph, state)
 
     def step(
-        params: dict, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array,
-        slots: jax.Array, counts: jax.Array, *pooled: jax.Array,
+        params: dict,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        slots: jax.Array,
+        counts: jax.Array,
+        *pooled: jax.Array,
     ) -> dict[str, Compacted]:
         with jax.default_matmul_precision(precision):
             x, shared = part(params["embedding"], "embedding")(tokens, positions)
@@ -234,7 +239,8 @@ def _scan(block: Callable, layers: dict, x: jax.Array, what: tuple[CapturePlan, 
     (x, buffers), _ = jax.lax.scan(body, (x, buffers), (layers, plan.places()))
     found = {
         Capture(kind, layer): buffers[kind][place]
-        for kind, layers in plan.layers_of.items() for place, layer in enumerate(layers)
+        for kind, layers in plan.layers_of.items()
+        for place, layer in enumerate(layers)
     }
     return x, found
 

@@ -77,7 +77,9 @@ def _prefix(files: WeightFiles, model: TextModel) -> str:
     layer = model.short(next(iter(model.table["blocks"].values())).name.replace("{l}", "0"))
     found = {
         name.removesuffix(end)
-        for name in files.places for end in (model.embedding, layer) if name == end or name.endswith(f".{end}")
+        for name in files.places
+        for end in (model.embedding, layer)
+        if name == end or name.endswith(f".{end}")
     }
     if not found:
         raise DamagedData(
@@ -96,7 +98,9 @@ def _refuse_doubled(files: WeightFiles, prefixes: set[str], name: str) -> None:
     there = sorted(prefix + name for prefix in prefixes if prefix + name in files.places)
     if len(there) > 1:
         where = files.where(files.places[there[0]].file)
-        raise DamagedData(f"{where}: tensor {there[0]} is there twice, also as {there[1]}; leave one of them alone in it")
+        raise DamagedData(
+            f"{where}: tensor {there[0]} is there twice, also as {there[1]}; leave one of them alone in it"
+        )
 
 
 def _missing(files: WeightFiles, model: TextModel, prefix: str, name: str) -> str:

@@ -195,7 +195,8 @@ def _read_header(storage: Storage, file: str) -> list[Place]:
     try:
         entries = sorted(
             (*entry["data_offsets"], entry["dtype"], tuple(entry["shape"]), name)
-            for name, entry in header.items() if name != "__metadata__"
+            for name, entry in header.items()
+            if name != "__metadata__"
         )
         places = [
             Place(file, name, dtype, shape, 8 + size + start, end - start) for start, end, dtype, shape, name in entries

@@ -31,7 +31,11 @@ def how_to_convert(model: str, names: Collection[str], base: str | None) -> str 
     for file, kind in (("tf_model.h5", "tf"), ("flax_model.msgpack", "flax")):
         if file in names:
             return f'only {file} is here; with transformers 4 {first}{_LOAD}"{place}", from_{kind}=True){_SAVE}'
-    others = sorted(name for name in names if name.endswith((".pth", ".pt", ".ckpt")) or name.startswith("consolidated"))
+    others = sorted(
+        name for name in names if name.endswith((".pth", ".pt", ".ckpt")) or name.startswith("consolidated")
+    )
     if others:
-        return f"{others[0]} is not in the form that transformers reads; give the form of this model that is, from the hub"
+        return (
+            f"{others[0]} is not in the form that transformers reads; give the form of this model that is, from the hub"
+        )
     return None

@@ -132,8 +132,10 @@ def _pad(rows: list[tuple[RecordActivations, int]], size: int) -> Chunk:
         tokens[row, here], real[row, here] = record.tokens[part], True
         for name, values in record.activations.items():
             activations[name][row, here] = values[part]
-    meta = [{"stream": r.stream, "record": r.index, "record_id": r.id, "first_token": int(r.positions[first])}
-            for r, first in rows]
+    meta = [
+        {"stream": r.stream, "record": r.index, "record_id": r.id, "first_token": int(r.positions[first])}
+        for r, first in rows
+    ]
     return tokens, real, activations, meta
 
 

@@ -221,8 +221,9 @@ class ActivationReader:
         if len(places) > 1:
             which = ", ".join(f"{index} of stream {stream}" for stream, index in places)
             what = f"{self.storage.location}: {len(places)} records have the id {record_id!r}: {which}"
-            raise InvalidRequest(f"{what}; take the one you mean by stream and index: record_at({places[0][0]}, "
-                                 f"{places[0][1]})")
+            raise InvalidRequest(
+                f"{what}; take the one you mean by stream and index: record_at({places[0][0]}, {places[0][1]})"
+            )
         return self.record_at(*places[0], hook_points)
 
     def record_at(self, stream: int, index: int, hook_points: Sequence[str] | None = None) -> RecordActivations:
@@ -276,8 +277,14 @@ class ActivationReader:
         scales = [name + SCALE for name in names if stored.has(name + SCALE)]
         stored.fetch(["record_index", "record_offsets", "tokens", "positions", *more, *scales, *names])
         return Batch(
-            ref, {name: stored.activations(name) for name in names}, stored.array("tokens"), stored.array("positions"),
-            stored.array("record_index"), stored.array("record_offsets"), stored.record_ids, stored.record_meta,
+            ref,
+            {name: stored.activations(name) for name in names},
+            stored.array("tokens"),
+            stored.array("positions"),
+            stored.array("record_index"),
+            stored.array("record_offsets"),
+            stored.record_ids,
+            stored.record_meta,
             *map(stored.array, more),
         )
 
@@ -312,8 +319,14 @@ def _part(batch: Batch, at: int, record_id: str) -> RecordActivations:
     activations = {name: values[here] for name, values in batch.activations.items()}
     index = int(batch.record_index[at])
     return RecordActivations(
-        batch.ref.worker_id, index, record_id, activations, batch.tokens[here], batch.positions[here],
-        None if batch.mean_over is None else batch.mean_over[here], batch.record_meta[at],
+        batch.ref.worker_id,
+        index,
+        record_id,
+        activations,
+        batch.tokens[here],
+        batch.positions[here],
+        None if batch.mean_over is None else batch.mean_over[here],
+        batch.record_meta[at],
     )
 
 

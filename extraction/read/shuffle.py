@@ -77,7 +77,9 @@ class ShuffledReader(Generic[Values]):
 
     @overload
     def __init__(
-        self: "ShuffledReader[dict[str, np.ndarray]]", reader: ActivationReader, hook_points: Sequence[str],
+        self: "ShuffledReader[dict[str, np.ndarray]]",
+        reader: ActivationReader,
+        hook_points: Sequence[str],
         options: ShuffleOptions,
     ): ...
 

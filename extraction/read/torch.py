@@ -80,8 +80,10 @@ class TorchActivations(IterableDataset[TorchRows]):
             values = rows.activations
             yield {
                 "activations": {name: to_tensor(array) for name, array in values.items()}
-                if isinstance(values, dict) else to_tensor(values),
-                "tokens": to_tensor(rows.tokens), "record": to_tensor(rows.record),
+                if isinstance(values, dict)
+                else to_tensor(values),
+                "tokens": to_tensor(rows.tokens),
+                "record": to_tensor(rows.record),
                 "position": to_tensor(rows.position),
             }
 

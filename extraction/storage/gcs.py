@@ -83,8 +83,13 @@ class GcsStorage(Storage):
         # check comes after that and deletes what fails it, which a rival may have adopted by then: it stays off.
         blob.crc32c = checksum
         blob.upload_from_file(
-            _Reader(view), size=len(view), content_type="application/octet-stream", if_generation_match=0,
-            checksum=None, timeout=_TIMEOUT, retry=None,
+            _Reader(view),
+            size=len(view),
+            content_type="application/octet-stream",
+            if_generation_match=0,
+            checksum=None,
+            timeout=_TIMEOUT,
+            retry=None,
         )
         return self._info(blob) if blob.crc32c and blob.generation else self._stat(name)
 
@@ -154,7 +159,10 @@ class GcsStorage(Storage):
         buffer = bytearray(end - start)
 
         def fetch(at: int) -> None:
-            data, here = self.read(name, at, min(at + starts.step, end)), memoryview(buffer)[at - start :][: starts.step]
+            data, here = (
+                self.read(name, at, min(at + starts.step, end)),
+                memoryview(buffer)[at - start :][: starts.step],
+            )
             if len(data) != len(here):
                 raise DamagedData(f"{self._url(name)} ends before byte {end}")
             here[:] = data
@@ -175,17 +183,26 @@ class GcsStorage(Storage):
         """Up to 1,000 objects, and the token of the next page."""
         start_offset = self._prefix + start_after if start_after else None
         blobs = self._client.list_blobs(
-            self._bucket, prefix=self._prefix + prefix, start_offset=start_offset,
-            page_token=token, page_size=1000, fields="items(name,size,crc32c,generation,updated),nextPageToken",
-            timeout=_TIMEOUT, retry=None,
+            self._bucket,
+            prefix=self._prefix + prefix,
+            start_offset=start_offset,
+            page_token=token,
+            page_size=1000,
+            fields="items(name,size,crc32c,generation,updated),nextPageToken",
+            timeout=_TIMEOUT,
+            retry=None,
         )
         return [self._info(blob) for blob in next(blobs.pages, ())], blobs.next_page_token
 
     def folders(self) -> Sequence[str]:
         def attempt() -> Sequence[str]:
             blobs = self._client.list_blobs(
-                self._bucket, prefix=self._prefix, delimiter="/", fields="prefixes,nextPageToken",
-                timeout=_TIMEOUT, retry=None,
+                self._bucket,
+                prefix=self._prefix,
+                delimiter="/",
+                fields="prefixes,nextPageToken",
+                timeout=_TIMEOUT,
+                retry=None,
             )
             for _ in blobs.pages:
                 pass

@@ -193,7 +193,6 @@ class HubStorage(Storage):
             pause = min(pause * 2, 20.0)
 
 
-
 def _refusal(what: str, error: Exception, status: int | None) -> Exception:
     from huggingface_hub import errors
 

@@ -65,14 +65,17 @@ class Plan:
         lines = [
             f"{self.tpu}: {_count(self.chips, 'chip')}, mesh {self.mesh}, batch size {self.batch_size}",
             f"memory: {self.memory_bytes / gib:.2f} of {self.chip_memory_bytes / gib:.0f} GiB on each chip: "
-            + ("fits" if self.fits else "does not fit") + f" ({self.counts})",
+            + ("fits" if self.fits else "does not fit")
+            + f" ({self.counts})",
             f"a step, estimated: {times}; limited by {self.limited_by}",
             f"rate, estimated: {self.tokens_per_second:,.0f} real tokens/s for each worker",
             f"stored: {self.bytes_per_million_tokens / 1e9:.2f} GB for a million tokens",
         ]
         if self.tokens is not None:
-            lines.append(f"manifest, estimated: {self.tokens:,} tokens, {self.stored_bytes / 1e9:,.1f} GB, "
-                         f"{self.hours:.2f} hours with {_count(self.workers, 'worker')}")
+            lines.append(
+                f"manifest, estimated: {self.tokens:,} tokens, {self.stored_bytes / 1e9:,.1f} GB, "
+                f"{self.hours:.2f} hours with {_count(self.workers, 'worker')}"
+            )
         if self.price is not None:
             lines.append(f"price, estimated: {self.price:,.2f}")
         if self.workers_for_deadline is not None:

@@ -33,7 +33,9 @@ class IdComparison:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "records": self.records, "trained_with": self.trained_with, "record_prefix": self.prefix,
+            "records": self.records,
+            "trained_with": self.trained_with,
+            "record_prefix": self.prefix,
             "autotokenizer": self.autotokenizer,
         }
 

@@ -138,12 +138,22 @@ def _status(standing: Standing, num_records: int | None, now: float, stuck_after
     if state == "running" and num_records is not None and records and tokens:
         left = (num_records - records) * (tokens / records) / (rate_now or mean) if rate_now or mean else None
     return StreamStatus(
-        stream=standing.worker_id, state=state, message="; ".join(notes), num_records=num_records, records=records,
-        batches=standing.num_batches, tokens=tokens,
-        rows=last.totals.tokens if last else 0, bytes=last.totals.bytes if last else 0,
-        rate_now=rate_now, rate_mean=mean, seconds_left=left, age=age,
+        stream=standing.worker_id,
+        state=state,
+        message="; ".join(notes),
+        num_records=num_records,
+        records=records,
+        batches=standing.num_batches,
+        tokens=tokens,
+        rows=last.totals.tokens if last else 0,
+        bytes=last.totals.bytes if last else 0,
+        rate_now=rate_now,
+        rate_mean=mean,
+        seconds_left=left,
+        age=age,
         preemptions=max(last.totals.attempts - 1, 0) if last else 0,
-        stages=_stages(last.totals.seconds) if last else {}, host=last.host if last else "",
+        stages=_stages(last.totals.seconds) if last else {},
+        host=last.host if last else "",
         not_finite=not_finite,
     )
 
@@ -207,8 +217,20 @@ def format_bytes(count: float) -> str:
 
 
 WIDTH = 200  # of a table that goes elsewhere than to a terminal
-_COLUMNS = ("stream", "state", "records", "done", "tokens", "stored", "tok/s now", "mean", "left", "last commit",
-            "preempted", "time goes to")
+_COLUMNS = (
+    "stream",
+    "state",
+    "records",
+    "done",
+    "tokens",
+    "stored",
+    "tok/s now",
+    "mean",
+    "left",
+    "last commit",
+    "preempted",
+    "time goes to",
+)
 _LEAST_NEEDED = ("time goes to", "preempted", "stored", "mean", "last commit", "records", "left", "tokens")
 _ROOM_FOR_TEXT = 24  # characters, in which "time goes to" still reads well
 
@@ -237,8 +259,14 @@ def _table(status: RunStatus, most_rows: int, left_out: tuple[str, ...]) -> "Tab
 
     counts = ", ".join(f"{status.states[state]:,} {state}" for state in STATES if state in status.states)
     moment = datetime.fromtimestamp(status.time, UTC)
-    shown = Table(title=f"{status.output} at {moment:%Y-%m-%d %H:%M:%S} UTC: {counts}", title_justify="left",
-                  title_style="bold", header_style="dim", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = Table(
+        title=f"{status.output} at {moment:%Y-%m-%d %H:%M:%S} UTC: {counts}",
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     kept = [name not in left_out for name in _COLUMNS]
     for name in compress(_COLUMNS, kept):
         is_text = name in ("state", "time goes to")
@@ -250,10 +278,20 @@ def _table(status: RunStatus, most_rows: int, left_out: tuple[str, ...]) -> "Tab
         shown.add_row("...", f"and {len(ordered) - most_rows:,} more")
     shown.add_section()
     records, size = status.total("records"), status.total("num_records")
-    total = ("all", "finished" if status.finished else "", f"{records:,}",
-             _share(records, size if status.is_size_known else None), f"{status.total('tokens'):,}",
-             format_bytes(status.total("bytes")), f"{status.total('rate_now'):,.0f}", "",
-             format_seconds(status.seconds_left), "", f"{status.total('preemptions'):,}", "")
+    total = (
+        "all",
+        "finished" if status.finished else "",
+        f"{records:,}",
+        _share(records, size if status.is_size_known else None),
+        f"{status.total('tokens'):,}",
+        format_bytes(status.total("bytes")),
+        f"{status.total('rate_now'):,.0f}",
+        "",
+        format_seconds(status.seconds_left),
+        "",
+        f"{status.total('preemptions'):,}",
+        "",
+    )
     shown.add_row(*compress(total, kept), style="bold")
     if left_out:
         shown.caption_justify = "left"
@@ -262,8 +300,14 @@ def _table(status: RunStatus, most_rows: int, left_out: tuple[str, ...]) -> "Tab
 
 
 _BAR = 8  # characters
-_STYLES = {"failed": "red", "fenced": "red", "stuck": "yellow", "stopped": "yellow", "running": "green",
-           "finished": "dim"}
+_STYLES = {
+    "failed": "red",
+    "fenced": "red",
+    "stuck": "yellow",
+    "stopped": "yellow",
+    "running": "green",
+    "finished": "dim",
+}
 
 
 def _row(stream: StreamStatus) -> tuple[str, ...]:
@@ -272,11 +316,18 @@ def _row(stream: StreamStatus) -> tuple[str, ...]:
     largest = sorted(in_the_loop, key=lambda item: -item[1])[:2]
     why = stream.message or ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.005)
     return (
-        str(stream.stream), f"[{style}]{stream.state}[/{style}]" if style else stream.state, f"{stream.records:,}",
-        _share(stream.records, stream.num_records), f"{stream.tokens:,}", format_bytes(stream.bytes),
-        f"{stream.rate_now:,.0f}" if stream.rate_now else "", f"{stream.rate_mean:,.0f}" if stream.rate_mean else "",
-        format_seconds(stream.seconds_left), f"{format_seconds(stream.age)} ago" if stream.age is not None else "",
-        str(stream.preemptions), why.replace("[", "\\["),
+        str(stream.stream),
+        f"[{style}]{stream.state}[/{style}]" if style else stream.state,
+        f"{stream.records:,}",
+        _share(stream.records, stream.num_records),
+        f"{stream.tokens:,}",
+        format_bytes(stream.bytes),
+        f"{stream.rate_now:,.0f}" if stream.rate_now else "",
+        f"{stream.rate_mean:,.0f}" if stream.rate_mean else "",
+        format_seconds(stream.seconds_left),
+        f"{format_seconds(stream.age)} ago" if stream.age is not None else "",
+        str(stream.preemptions),
+        why.replace("[", "\\["),
     )
 
 
@@ -310,5 +361,9 @@ def watch_table(output: str, stuck_after: float, every: float, most_rows: int, c
     if not console.is_terminal:
         return watch(output, stuck_after, every, lambda status: console.print(table(status, most_rows, console.width)))
     with Live(console=console, auto_refresh=False) as live:
-        return watch(output, stuck_after, every,
-                     lambda status: live.update(table(status, most_rows, console.width), refresh=True))
+        return watch(
+            output,
+            stuck_after,
+            every,
+            lambda status: live.update(table(status, most_rows, console.width), refresh=True),
+        )

@@ -84,8 +84,10 @@ class StreamChooser:
                 return stream
             if not waiting:
                 waiting = True
-                say(f"waits for one of {len(self._free_at):,} streams to become free: others are at work on them, or "
-                    f"were within --idle-after {self._idle_after:g} s")
+                say(
+                    f"waits for one of {len(self._free_at):,} streams to become free: others are at work on them, or "
+                    f"were within --idle-after {self._idle_after:g} s"
+                )
             stop.wait(min(self._idle_after / 4, _LONGEST_WAIT) * self._random.uniform(0.5, 1.0))
         raise TryAgain("told to stop while waiting for a stream")
 

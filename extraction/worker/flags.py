@@ -12,7 +12,11 @@ from ..format.dtypes import STORE_DTYPES
 
 ANY_STREAM = "any"
 WORKER_ID_VARIABLES = (
-    "EXTRACT_WORKER_ID", "WORKER_ID", "TPU_WORKER_ID", "JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID",
+    "EXTRACT_WORKER_ID",
+    "WORKER_ID",
+    "TPU_WORKER_ID",
+    "JOB_COMPLETION_INDEX",
+    "SLURM_ARRAY_TASK_ID",
     "SKYPILOT_JOB_RANK",
 )
 AT_LEAST_1, AT_LEAST_0 = click.IntRange(1), click.IntRange(0)
@@ -37,16 +41,13 @@ class StepFlags:
     model: str = flag(help="Hub id, folder or gs:// folder of a Hugging Face model.")
     revision: str | None = flag(None, help="Branch, tag or commit of a hub model; pinned to a commit in run.json.")
     layers: str | None = flag(None, help="all, a list, ranges 0:24:2, negatives.")
-    hooks: str = flag(
-        "resid_post", help="Short names: resid_pre, attn_out, resid_mid, mlp_out, resid_post, z, post."
-    )
+    hooks: str = flag("resid_post", help="Short names: resid_pre, attn_out, resid_mid, mlp_out, resid_post, z, post.")
     hook_points: str | None = flag(None, help="Full names or globs, besides or instead of --layers.")
     seq_len: int = flag(2048, type=AT_LEAST_1, help="T, tokens in a row.")
-    batch_size: int | str = flag(
-        32, type=NumberOr("auto", 1), help="B, rows in a step; auto: by chips and memory."
-    )
+    batch_size: int | str = flag(32, type=NumberOr("auto", 1), help="B, rows in a step; auto: by chips and memory.")
     compute_dtype: str = flag(
-        "auto", type=click.Choice(["auto", "float32", "bfloat16"]),
+        "auto",
+        type=click.Choice(["auto", "float32", "bfloat16"]),
         help="auto is bfloat16 on TPU and GPU, float32 on CPU.",
     )
     store_dtype: str = flag(
@@ -70,15 +71,14 @@ class RunFlags(StepFlags):
         None, type=NumberOr(ANY_STREAM, 0), help="Stream to work on, by default the worker's number; or any."
     )
     idle_after: float = flag(
-        300.0, type=click.FloatRange(0),
+        300.0,
+        type=click.FloatRange(0),
         help="With --stream any: seconds without a commit after which another worker's stream may be taken.",
     )
     steps_per_batch: int | None = flag(
         None, type=AT_LEAST_1, help="Steps in one batch file; by default 128 MiB of them, or 30 s."
     )
-    bos: str = flag(
-        "auto", type=click.Choice(["auto", "always", "never"]), help="Begin each record with this token?"
-    )
+    bos: str = flag("auto", type=click.Choice(["auto", "always", "never"]), help="Begin each record with this token?")
     long_documents: str = flag(
         "split", type=click.Choice(["split", "truncate"]), help="Records longer than T: windows of T, or cut."
     )
@@ -89,14 +89,10 @@ class RunFlags(StepFlags):
     )
     drop_special: bool = flag(False, is_flag=True, help="Store no special tokens, and leave them out of means.")
     max_records: int | None = flag(None, type=AT_LEAST_0, help="Use only the first records of each stream.")
-    compile_cache: str = flag(
-        "~/.cache/activation-extraction/xla", help="Folder or gs:// prefix of compiled steps."
-    )
+    compile_cache: str = flag("~/.cache/activation-extraction/xla", help="Folder or gs:// prefix of compiled steps.")
     queue_mib: int = flag(512, type=AT_LEAST_1, help="Data that may wait for upload; then the device waits.")
     progress: bool = flag(True, name="--progress/--no-progress", help="Show progress.")
-    metrics_port: int | None = flag(
-        None, type=click.IntRange(0, 65535), help="Serve Prometheus metrics on this port."
-    )
+    metrics_port: int | None = flag(None, type=click.IntRange(0, 65535), help="Serve Prometheus metrics on this port.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +103,7 @@ class PlanFlags(StepFlags):
     streams: str | None = flag(None, help="For the time, size and price of a whole manifest.")
     positions: str = flag("all", help="As for run.")
     drop_special: bool = flag(False, is_flag=True, help="As for run.")
-    batch_size: int | str = flag(
-        "auto", type=NumberOr("auto", 1), help="B, rows in a step; auto: by chips and memory."
-    )
+    batch_size: int | str = flag("auto", type=NumberOr("auto", 1), help="B, rows in a step; auto: by chips and memory.")
     compute_dtype: str = flag("bfloat16", type=click.Choice(["float32", "bfloat16"]), help="On the chips.")
     efficiency: float = flag(
         0.5, type=click.FloatRange(0, 1, min_open=True), help="Share of the chip's published peak that is reached."
@@ -131,6 +125,4 @@ class ParityFlags(StepFlags):
     records: int = flag(24, type=AT_LEAST_1, help="How many records to compare on.")
     seq_len: int = flag(512, type=AT_LEAST_1, help="T; longer records are cut.")
     batch_size: int | str = flag(2, type=AT_LEAST_1, help="B, rows in a step.")
-    bos: str = flag(
-        "auto", type=click.Choice(["auto", "always", "never"]), help="Begin each record with this token?"
-    )
+    bos: str = flag("auto", type=click.Choice(["auto", "always", "never"]), help="Begin each record with this token?")

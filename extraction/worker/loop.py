@@ -211,7 +211,8 @@ def _sizes(values: np.ndarray) -> np.ndarray:
 def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
     n, r = batch.num_tokens, batch.num_records
     statistics = {
-        f"{name}{suffix}": array for name, width in layout.widths.items()
+        f"{name}{suffix}": array
+        for name, width in layout.widths.items()
         for suffix, array in statistics_layout(width).items()
     }
     scales = {f"{name}{SCALE}": ((n,), np.dtype(np.float32)) for name in layout.widths if has_scale(layout.dtype)}

@@ -63,8 +63,18 @@ def test_a_dataset(command, tmp_path):
     (tmp_path / "file.txt").write_text("zero\none\ntwo\nthree\n")
     assert "  lines    Streams of the lines of a file.\n" in command("create_dataset_streams.py", "--help")
     assert "EXTRACT_SKIP" in command("create_dataset_streams.py", "lines", "--help")
-    made = command("create_dataset_streams.py", "lines", "--skip", 1,
-                   "--source", "file.txt", "--num-streams", 2, "--output", "streams")
+    made = command(
+        "create_dataset_streams.py",
+        "lines",
+        "--skip",
+        1,
+        "--source",
+        "file.txt",
+        "--num-streams",
+        2,
+        "--output",
+        "streams",
+    )
     assert made == "streams/manifest.json: 2 streams, 3 records, 2 Parquet files\n"
     assert "disjoint, complete, unchanged, every id once" in command("create_dataset_streams.py", "check", "streams")
 
@@ -77,8 +87,17 @@ def starcoder(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("starcoder")
     config = transformers.Starcoder2Config(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=2048, max_position_embeddings=256, sliding_window=16, bos_token_id=0, eos_token_id=0)
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=2048,
+        max_position_embeddings=256,
+        sliding_window=16,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -112,8 +131,16 @@ def test_a_storage_that_holds_model_source_streams_and_output(command, grown, st
     corpus = write_corpus(tmp_path / "corpus", [text_of(i, 9 + i) for i in range(6)])
     (grown / "upload.py").write_text(UPLOAD)
     command("upload.py", "sqlite://store/model", starcoder, "sqlite://store/corpus", corpus)
-    made = command("create_dataset_streams.py", "fineweb", "--source", "sqlite://store/corpus", "--num-streams", 1,
-                   "--output", "sqlite://store/streams")
+    made = command(
+        "create_dataset_streams.py",
+        "fineweb",
+        "--source",
+        "sqlite://store/corpus",
+        "--num-streams",
+        1,
+        "--output",
+        "sqlite://store/streams",
+    )
     assert made == "sqlite://store/streams/manifest.json: 1 streams, 6 records, 1 Parquet files\n"
     run = ("--streams", "sqlite://store/streams", "--output", "sqlite://store/run", "--worker-id", 0, *SMALL)
     command("extract_activations.py", "--model", "sqlite://store/model", *run)

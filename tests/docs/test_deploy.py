@@ -49,8 +49,10 @@ def test_skypilot_takes_the_task():
     python = os.environ.get("SKYPILOT_PYTHON", sys.executable)
     if subprocess.run([python, "-c", "import sky"], capture_output=True).returncode:
         pytest.skip("the package skypilot is not installed, nor in the interpreter that SKYPILOT_PYTHON names")
-    code = (f"import sky; task = sky.Task.from_yaml({str(DEPLOY / 'skypilot.yaml')!r}); (r,) = task.resources\n"
-            "print(r.use_spot, *r.accelerators, r.job_recovery['recover_on_exit_codes'], task.run.split()[-1])")
+    code = (
+        f"import sky; task = sky.Task.from_yaml({str(DEPLOY / 'skypilot.yaml')!r}); (r,) = task.resources\n"
+        "print(r.use_spot, *r.accelerators, r.job_recovery['recover_on_exit_codes'], task.run.split()[-1])"
+    )
     result = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.splitlines()[-1:] == ["True tpu-v5litepod-8 [75] ./launch_worker.sh"], result.stderr
 
@@ -93,8 +95,12 @@ def machine(tmp_path):
         path.write_text(STUB.format(log=tmp_path / "calls"))
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     with FakeMetadata() as server:
-        environment = {"GCE_METADATA_HOST": server.host, "EXTRACTION_HOME": str(tmp_path / "home"),
-                       "SYSTEMD_UNITS": str(tmp_path / "units"), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+        environment = {
+            "GCE_METADATA_HOST": server.host,
+            "EXTRACTION_HOME": str(tmp_path / "home"),
+            "SYSTEMD_UNITS": str(tmp_path / "units"),
+            "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        }
 
         def boot():
             return subprocess.run([DEPLOY / "tpu_vm_startup.sh"], env=environment, capture_output=True, text=True)
@@ -104,8 +110,14 @@ def machine(tmp_path):
 
 def test_a_tpu_vm_starts_its_worker_at_every_boot(machine, tmp_path):
     server, boot = machine
-    server.attributes = {"repository": "https://example.org/x.git", "model": "a model", "streams": "gs://b/s",
-                         "output": "gs://b/o", "worker-id": "7", "settings": "EXTRACT_SEQ_LEN=1024 EXTRACT_BOS=never"}
+    server.attributes = {
+        "repository": "https://example.org/x.git",
+        "model": "a model",
+        "streams": "gs://b/s",
+        "output": "gs://b/o",
+        "worker-id": "7",
+        "settings": "EXTRACT_SEQ_LEN=1024 EXTRACT_BOS=never",
+    }
     for _ in range(2):
         result = boot()
         assert result.returncode == 0, result.stderr
@@ -129,7 +141,10 @@ def test_systemd_takes_the_unit(machine, tmp_path):
     assert boot().returncode == 0
     shutil.copy(ROOT / "launch_worker.sh", tmp_path / "home/project")
     unit = tmp_path / "units/extraction-worker.service"
-    for text, is_good in ((unit.read_text(), True), (unit.read_text().replace("Restart=on-failure", "Restart=x"), False)):
+    for text, is_good in (
+        (unit.read_text(), True),
+        (unit.read_text().replace("Restart=on-failure", "Restart=x"), False),
+    ):
         unit.write_text(text)
         result = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
         assert (result.stderr == "") == is_good, result.stderr
@@ -142,9 +157,13 @@ def test_a_tpu_vm_without_a_number_takes_free_streams(machine, tmp_path):
     assert "STREAM=any" in (tmp_path / "home/worker.env").read_text()
 
 
-@pytest.mark.parametrize("attributes, failures, code, words", [
-    ({}, (), 2, "repository is not set"), ({"repository": "x"}, (403,), 75, "does not tell repository"),
-])
+@pytest.mark.parametrize(
+    "attributes, failures, code, words",
+    [
+        ({}, (), 2, "repository is not set"),
+        ({"repository": "x"}, (403,), 75, "does not tell repository"),
+    ],
+)
 def test_a_tpu_vm_that_is_told_nothing_says_so(machine, attributes, failures, code, words):
     server, boot = machine
     server.attributes, server.failures = attributes, list(failures)
@@ -152,9 +171,15 @@ def test_a_tpu_vm_that_is_told_nothing_says_so(machine, attributes, failures, co
     assert (result.returncode, words in result.stderr) == (code, True), result.stderr
 
 
-@pytest.mark.parametrize("chips, code, told", [
-    ("4", 0, "1,1,1 2,2,1 0,1,2,3"), ("8", 0, "1,1,1 2,4,1 0,1,2,3,4,5,6,7"), (None, 0, ""), ("3", 2, None),
-])
+@pytest.mark.parametrize(
+    "chips, code, told",
+    [
+        ("4", 0, "1,1,1 2,2,1 0,1,2,3"),
+        ("8", 0, "1,1,1 2,4,1 0,1,2,3,4,5,6,7"),
+        (None, 0, ""),
+        ("3", 2, None),
+    ],
+)
 def test_a_host_of_a_slice_can_be_had_to_itself(tmp_path, chips, code, told):
     stub = tmp_path / "python"
     variables = "$TPU_PROCESS_BOUNDS $TPU_CHIPS_PER_PROCESS_BOUNDS $TPU_VISIBLE_DEVICES"
@@ -175,9 +200,18 @@ def test_slurm_requeues_a_worker_in_mid_stream(tmp_path):
         pytest.skip(reason)
     corpus = write_corpus(tmp_path / "corpus", [text_of(i, 60) for i in range(2000)])
     streams, output = make_streams(corpus, tmp_path / "streams", 2), tmp_path / "run"
-    settings = {"MODEL": str(MODEL), "STREAMS": str(streams), "OUTPUT": str(output), "PYTHON": sys.executable,
-                "LAYERS": "1", "JAX_PLATFORMS": "cpu", "EXTRACT_SEQ_LEN": "64", "EXTRACT_BATCH_SIZE": "2",
-                "EXTRACT_STEPS_PER_BATCH": "1", "PROJECT": str(ROOT)}
+    settings = {
+        "MODEL": str(MODEL),
+        "STREAMS": str(streams),
+        "OUTPUT": str(output),
+        "PYTHON": sys.executable,
+        "LAYERS": "1",
+        "JAX_PLATFORMS": "cpu",
+        "EXTRACT_SEQ_LEN": "64",
+        "EXTRACT_BATCH_SIZE": "2",
+        "EXTRACT_STEPS_PER_BATCH": "1",
+        "PROJECT": str(ROOT),
+    }
     storage = open_storage(str(output))
     with slurm.Cluster(tmp_path / "cluster") as cluster:
         script, log = DEPLOY / "slurm.sbatch", tmp_path / "worker-%a.log"

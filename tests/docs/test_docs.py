@@ -92,8 +92,10 @@ def test_links_and_files_exist(page):
 @pytest.mark.parametrize("command", ["run", "status"])
 def test_flags_that_the_pages_name_exist(command):
     shown = python("extract_activations.py", command, "--help").stdout
-    flags = {"run": ("--idle-after", "--metrics-port", "--log-format"),
-             "status": ("--watch", "--json", "--stuck-after")}
+    flags = {
+        "run": ("--idle-after", "--metrics-port", "--log-format"),
+        "status": ("--watch", "--json", "--stuck-after"),
+    }
     text = (DOCS / "operations.md").read_text()
     assert all(flag in shown and flag in text for flag in flags[command])
 
@@ -128,9 +130,16 @@ def test_the_table_of_families_says_what_is_absent(tmp_path):
 
 def test_the_example_of_hook_points_runs():
     assert run_examples("hook-points.md").splitlines() == [
-        "blocks.0.hook_resid_pre 128", "blocks.0.mlp.hook_post 384", "blocks.1.hook_attn_out 128",
-        "blocks.1.hook_mlp_out 128", "blocks.3.hook_resid_pre 128", "blocks.3.mlp.hook_post 384",
-        "ln_final.hook_normalized 128", "last [9]", "every:4 [0 4 8]", "0,5,-1 [0 5 9]",
+        "blocks.0.hook_resid_pre 128",
+        "blocks.0.mlp.hook_post 384",
+        "blocks.1.hook_attn_out 128",
+        "blocks.1.hook_mlp_out 128",
+        "blocks.3.hook_resid_pre 128",
+        "blocks.3.mlp.hook_post 384",
+        "ln_final.hook_normalized 128",
+        "last [9]",
+        "every:4 [0 4 8]",
+        "0,5,-1 [0 5 9]",
     ]
 
 
@@ -164,11 +173,15 @@ def test_the_figures_of_performance_are_those_that_were_measured(row):
         assert value >= float(limit[2]) if limit[1] == "least" else value <= float(limit[2])
 
 
-@pytest.mark.parametrize("name, title", [
-    ("throughput", "How fast is it next to what others do?"), ("capture", "What does capture cost?"),
-    ("storage", "How fast is a batch stored and committed?"),
-    ("pins", "What does it cost to compare a source with its manifest?"),
-])
+@pytest.mark.parametrize(
+    "name, title",
+    [
+        ("throughput", "How fast is it next to what others do?"),
+        ("capture", "What does capture cost?"),
+        ("storage", "How fast is a batch stored and committed?"),
+        ("pins", "What does it cost to compare a source with its manifest?"),
+    ],
+)
 def test_the_figures_of_a_benchmark_are_those_that_were_measured(name, title):
     section = (ROOT / "benchmarks/README.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
     cells = [cell.strip() for line in section.splitlines() if line.startswith("|") for cell in line.split("|")[2:-1]]

@@ -71,10 +71,15 @@ def test_imports_point_one_way(path):
     assert not own_imports(path) & above, f"{name} imports from its own level or one above"
 
 
-@pytest.mark.parametrize("package, users", [
-    ("jax", {"forward", "models", "plan"}), ("flax", {"forward", "models", "plan"}),
-    ("google", {"storage"}), ("torch", {"parity", "adapters"}),
-])
+@pytest.mark.parametrize(
+    "package, users",
+    [
+        ("jax", {"forward", "models", "plan"}),
+        ("flax", {"forward", "models", "plan"}),
+        ("google", {"storage"}),
+        ("torch", {"parity", "adapters"}),
+    ],
+)
 def test_only_these_import_it(package, users):
     for path in SOURCES:
         if package in {dotted.split(".")[0] for dotted in imports_of(path)}:

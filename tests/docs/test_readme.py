@@ -85,12 +85,22 @@ def test_every_command_that_makes_streams_runs(tmp_path, gcs):
     assert records == {"streams": 300, "fineweb": 20, "arc-agi": 167, "ai2-arc": 8, "imdb": 5, "c4": 6}
 
 
-@pytest.mark.parametrize("command", ["extract_activations.py run", "extract_activations.py verify",
-                                     "extract_activations.py plan", "extract_activations.py status",
-                                     "extract_activations.py report", "extract_activations.py export",
-                                     "create_dataset_streams.py fineweb", "create_dataset_streams.py arc-agi",
-                                     "create_dataset_streams.py ai2-arc", "create_dataset_streams.py text",
-                                     "create_dataset_streams.py check"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "extract_activations.py run",
+        "extract_activations.py verify",
+        "extract_activations.py plan",
+        "extract_activations.py status",
+        "extract_activations.py report",
+        "extract_activations.py export",
+        "create_dataset_streams.py fineweb",
+        "create_dataset_streams.py arc-agi",
+        "create_dataset_streams.py ai2-arc",
+        "create_dataset_streams.py text",
+        "create_dataset_streams.py check",
+    ],
+)
 def test_the_commands_explain_themselves(command):
     result = python(*command.split(), "--help")
     assert result.returncode == 0

@@ -80,9 +80,11 @@ def days_off(commit):
 def test_a_clock_ahead_behind_and_jumping_changes_nothing(undisturbed, tmp_path, clock):
     streams, expected = undisturbed
     output = tmp_path / "output"
-    for settings, ending in [({"CLOCK_OFFSET": str(DAY), "EXTRACT_KILL_AT": "before-commit:2"}, -signal.SIGKILL),
-                             ({"CLOCK_OFFSET": str(-DAY), "EXTRACT_KILL_AT": "before-commit:4"}, -signal.SIGKILL),
-                             ({"CLOCK_OFFSET": str(DAY), "CLOCK_JUMPS": "1"}, 0)]:
+    for settings, ending in [
+        ({"CLOCK_OFFSET": str(DAY), "EXTRACT_KILL_AT": "before-commit:2"}, -signal.SIGKILL),
+        ({"CLOCK_OFFSET": str(-DAY), "EXTRACT_KILL_AT": "before-commit:4"}, -signal.SIGKILL),
+        ({"CLOCK_OFFSET": str(DAY), "CLOCK_JUMPS": "1"}, 0),
+    ]:
         result = extract(streams, output, **clock, **settings)
         assert result.returncode == ending, result.stderr
     assert committed(open_storage(str(output))) == expected
@@ -97,7 +99,12 @@ def test_what_a_worker_stores_or_decides_asks_no_wall_clock():
     for path in [ROOT / "checkpoint.py", *sorted((ROOT / "extraction").rglob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and ast.unparse(node) in (
-                "time.time", "time.time_ns", "time.gmtime", "time.localtime", "datetime.now", "datetime.utcnow"
+                "time.time",
+                "time.time_ns",
+                "time.gmtime",
+                "time.localtime",
+                "datetime.now",
+                "datetime.utcnow",
             ):
                 asked.add(str(Path(os.path.relpath(path, ROOT))))
     assert asked <= {"extraction/format/commit.py", "extraction/core/logs.py", "extraction/storage/local.py"}, asked

@@ -30,19 +30,23 @@ def removed(data):
 # ---------------------------------------------------------------------------------------------- the store
 
 
-@pytest.mark.parametrize("name, change, message", [
-    (LAST_DATA, flipped, f"{LAST_DATA}: .* were committed; restore it"),
-    (LAST_DATA, lambda data: data[:-1], f"{LAST_DATA}: .* were committed; restore it"),
-    (LAST_DATA, removed, f"{LAST_DATA}: committed by batch 2, but it is not there"),
-    (LAST_COMMIT, lambda data: b"", f"{LAST_COMMIT}: not a readable commit"),
-    (LAST_COMMIT, lambda data: data[:100], f"{LAST_COMMIT}: not a readable commit"),
-    (LAST_COMMIT, lambda data: b"\x80 not JSON", f"{LAST_COMMIT}: not a readable commit"),
-    (LAST_COMMIT, edited(schema=2), f"{LAST_COMMIT}: commit of schema 2.*newer version"),
-    (LAST_COMMIT, edited(worker_id=7), f"{LAST_COMMIT}: it says worker 7"),
-    (LAST_COMMIT, edited(batch=1), f"{LAST_COMMIT}: "),
-    (MIDDLE_COMMIT, removed, f"{MIDDLE_COMMIT} is missing, but {LAST_COMMIT} is there: restore it"),
-    ("worker-00000/commits/00000003.json.bak", lambda data: b"{}", "00000003.json.bak: no commit has such a name"),
-], ids=lambda value: getattr(value, "__name__", value) if callable(value) else None)
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        (LAST_DATA, flipped, f"{LAST_DATA}: .* were committed; restore it"),
+        (LAST_DATA, lambda data: data[:-1], f"{LAST_DATA}: .* were committed; restore it"),
+        (LAST_DATA, removed, f"{LAST_DATA}: committed by batch 2, but it is not there"),
+        (LAST_COMMIT, lambda data: b"", f"{LAST_COMMIT}: not a readable commit"),
+        (LAST_COMMIT, lambda data: data[:100], f"{LAST_COMMIT}: not a readable commit"),
+        (LAST_COMMIT, lambda data: b"\x80 not JSON", f"{LAST_COMMIT}: not a readable commit"),
+        (LAST_COMMIT, edited(schema=2), f"{LAST_COMMIT}: commit of schema 2.*newer version"),
+        (LAST_COMMIT, edited(worker_id=7), f"{LAST_COMMIT}: it says worker 7"),
+        (LAST_COMMIT, edited(batch=1), f"{LAST_COMMIT}: "),
+        (MIDDLE_COMMIT, removed, f"{MIDDLE_COMMIT} is missing, but {LAST_COMMIT} is there: restore it"),
+        ("worker-00000/commits/00000003.json.bak", lambda data: b"{}", "00000003.json.bak: no commit has such a name"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value) if callable(value) else None,
+)
 def test_a_damaged_store_is_named_and_left_as_it_is(storage, tamper, name, change, message):
     chain = CommitChain.load(storage, 0, FINGERPRINT)
     for batch in batches_from(chain.cursor)[:3]:

@@ -22,10 +22,18 @@ def failing(code):
 
 
 @pytest.mark.parametrize("call", ["fsync", "mkdir", "link"])
-@pytest.mark.parametrize("code, error", [
-    (errno.ENOSPC, TryAgain), (errno.EDQUOT, TryAgain), (errno.EIO, TryAgain), (errno.ESTALE, TryAgain),
-    (errno.EROFS, PermissionDenied), (errno.EACCES, PermissionDenied), (errno.ENAMETOOLONG, InvalidRequest),
-])
+@pytest.mark.parametrize(
+    "code, error",
+    [
+        (errno.ENOSPC, TryAgain),
+        (errno.EDQUOT, TryAgain),
+        (errno.EIO, TryAgain),
+        (errno.ESTALE, TryAgain),
+        (errno.EROFS, PermissionDenied),
+        (errno.EACCES, PermissionDenied),
+        (errno.ENAMETOOLONG, InvalidRequest),
+    ],
+)
 def test_a_disk_that_fails_leaves_nothing_and_the_next_try_goes_through(tmp_path, monkeypatch, call, code, error):
     local = open_storage(str(tmp_path))
     with monkeypatch.context() as patch:
@@ -88,7 +96,8 @@ def synced(monkeypatch):
 def test_a_new_folder_is_durable_in_the_one_that_holds_it(tmp_path, synced):
     open_storage(str(tmp_path / "run")).create("worker/commits/0.json", SMALL)
     assert {str(tmp_path / part) for part in ("", "run", "run/worker", "run/worker/commits")} <= set(
-        path.rstrip("/") for path in synced)
+        path.rstrip("/") for path in synced
+    )
 
 
 def test_adopted_data_is_made_durable_before_it_counts(tmp_path, synced):

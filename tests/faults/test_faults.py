@@ -78,8 +78,9 @@ def test_a_large_upload_that_breaks_in_its_last_chunk_is_stored_once(gcs, action
     assert load().cursor == chain.cursor
 
 
-@pytest.mark.parametrize("operation, name", [("insert", DATA), ("insert", COMMITS), ("list", "*"), ("read", COMMITS),
-                                             ("get", DATA)])
+@pytest.mark.parametrize(
+    "operation, name", [("insert", DATA), ("insert", COMMITS), ("list", "*"), ("read", COMMITS), ("get", DATA)]
+)
 @pytest.mark.parametrize("action, settings", [("fail", {"status": 503}), ("fail", {"status": 429}), ("reset", {})])
 def test_a_storm_beyond_the_deadline_loses_nothing(gcs, calm, monkeypatch, operation, name, action, settings):
     chain = load()
@@ -103,8 +104,11 @@ def test_a_store_that_goes_away_at_any_request_loses_nothing(gcs, calm, monkeypa
     ends = 0
     for number in range(1000):
         location = f"gs://bucket/away-{number}"
-        told = [gcs.instruct("*", "away-*", "throttle", rate=1e12, count=number), gcs.instruct("*", "away-*", last),
-                gcs.instruct("*", "away-*", "fail", count=10_000)]
+        told = [
+            gcs.instruct("*", "away-*", "throttle", rate=1e12, count=number),
+            gcs.instruct("*", "away-*", last),
+            gcs.instruct("*", "away-*", "fail", count=10_000),
+        ]
         try:
             extract_all(load(location))
         except TryAgain:

@@ -44,8 +44,13 @@ def launch(tmp_path):
             self.stub.write_text(STUB.format(python=sys.executable, folder=tmp_path))
             self.stub.chmod(self.stub.stat().st_mode | stat.S_IXUSR)
             self.environment = {
-                "PATH": os.environ["PATH"], "PYTHON": str(self.stub), "MODEL": "a model", "STREAMS": "streams",
-                "OUTPUT": "output", "LAUNCH_FIRST_PAUSE": "0.01", "LAUNCH_LONGEST_PAUSE": "0.05",
+                "PATH": os.environ["PATH"],
+                "PYTHON": str(self.stub),
+                "MODEL": "a model",
+                "STREAMS": "streams",
+                "OUTPUT": "output",
+                "LAUNCH_FIRST_PAUSE": "0.01",
+                "LAUNCH_LONGEST_PAUSE": "0.05",
             }
 
         def start(self, codes, *arguments, script=SCRIPT, cwd=tmp_path, **environment):
@@ -71,14 +76,17 @@ def test_a_final_exit_code_is_its_own(launch, code):
     assert launch.starts() == ["run|--model|a model|--streams|streams|--output|output|--worker-id|3"]
 
 
-@pytest.mark.parametrize("codes, settings", [
-    ([75] * 12, {}),  # storage may be away for as long as it likes
-    (["kill", "term"] * 6, {"LAUNCH_QUICK": "0"}),  # so may machines
-    (["kill", "term", "commit kill", "kill"], {"LAUNCH_KILLS": "3"}),  # a commit starts the count anew
-    (["crash", "crash", "commit crash", "crash"], {"LAUNCH_FAILURES": "3"}),
-    # The budgets are apart.
-    (["crash", 75, "kill", 75, "crash", 75, "kill"], {"LAUNCH_FAILURES": "3", "LAUNCH_KILLS": "3"}),
-])
+@pytest.mark.parametrize(
+    "codes, settings",
+    [
+        ([75] * 12, {}),  # storage may be away for as long as it likes
+        (["kill", "term"] * 6, {"LAUNCH_QUICK": "0"}),  # so may machines
+        (["kill", "term", "commit kill", "kill"], {"LAUNCH_KILLS": "3"}),  # a commit starts the count anew
+        (["crash", "crash", "commit crash", "crash"], {"LAUNCH_FAILURES": "3"}),
+        # The budgets are apart.
+        (["crash", 75, "kill", 75, "crash", 75, "kill"], {"LAUNCH_FAILURES": "3", "LAUNCH_KILLS": "3"}),
+    ],
+)
 def test_it_starts_again_for_as_long_as_that_can_help(launch, codes, settings):
     code, stderr = launch([*codes, 0], "3", **settings)
     assert code == 0, stderr
@@ -86,11 +94,14 @@ def test_it_starts_again_for_as_long_as_that_can_help(launch, codes, settings):
     assert stderr.count("again in") == len(codes)
 
 
-@pytest.mark.parametrize("codes, code, message", [
-    (["kill"], 137, "killed 4 times in a row, soon after the start and without a new commit"),
-    (["term", 75], 143, "killed 4 times in a row"),
-    (["crash", 75], 139, "4 crashes in a row, the last by signal 11, without a new commit"),
-])
+@pytest.mark.parametrize(
+    "codes, code, message",
+    [
+        (["kill"], 137, "killed 4 times in a row, soon after the start and without a new commit"),
+        (["term", 75], 143, "killed 4 times in a row"),
+        (["crash", 75], 139, "4 crashes in a row, the last by signal 11, without a new commit"),
+    ],
+)
 def test_a_crash_loop_ends_with_what_to_look_at(launch, codes, code, message):
     ended, stderr = launch(codes * 10, "3", LAUNCH_KILLS="4", LAUNCH_FAILURES="4")
     assert ended == code
@@ -107,8 +118,9 @@ def test_pauses_grow_up_to_the_longest_and_start_anew_after_a_commit(launch):
         assert whole / 2 <= pause <= whole
 
 
-@pytest.mark.parametrize("name", ["WORKER_ID", "TPU_WORKER_ID", "JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID",
-                                  "SKYPILOT_JOB_RANK"])
+@pytest.mark.parametrize(
+    "name", ["WORKER_ID", "TPU_WORKER_ID", "JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID", "SKYPILOT_JOB_RANK"]
+)
 def test_the_worker_id_comes_from_the_scheduler(launch, name):
     assert launch([0], **{name: "7"})[0] == 0
     assert launch.starts()[0].endswith("--worker-id|7")
@@ -119,14 +131,17 @@ def test_further_arguments_and_settings_reach_the_worker(launch):
     assert launch.starts()[0].endswith("--worker-id|3|--layers|1,2|--hooks|z|--seq-len|8")
 
 
-@pytest.mark.parametrize("arguments, environment, message", [
-    ([], {}, "which worker"),
-    (["x"], {}, "'x' is not a number"),
-    (["1"], {"MODEL": None}, "MODEL is not set"),
-    (["1"], {"STREAMS": None}, "STREAMS is not set"),
-    (["1"], {"OUTPUT": None}, "OUTPUT is not set"),
-    (["1"], {"PYTHON": "/nowhere/python"}, "no interpreter"),
-])
+@pytest.mark.parametrize(
+    "arguments, environment, message",
+    [
+        ([], {}, "which worker"),
+        (["x"], {}, "'x' is not a number"),
+        (["1"], {"MODEL": None}, "MODEL is not set"),
+        (["1"], {"STREAMS": None}, "STREAMS is not set"),
+        (["1"], {"OUTPUT": None}, "OUTPUT is not set"),
+        (["1"], {"PYTHON": "/nowhere/python"}, "no interpreter"),
+    ],
+)
 def test_what_is_missing_is_said_before_python_starts(launch, arguments, environment, message):
     code, stderr = launch([0], *arguments, **environment)
     assert (code, launch.starts()) == (2, [])
@@ -153,7 +168,7 @@ def test_its_lines_are_json_where_the_workers_are(launch):
     code, stderr = launch(["kill", "crash", 65], "3", EXTRACT_LOG_FORMAT="json", LAUNCH_KILLS="2")
     entries = [json.loads(line) for line in stderr.splitlines()]
     assert (code, [entry["severity"] for entry in entries]) == (65, ["WARNING", "WARNING"])
-    code, stderr = launch([], "no \\ \"number\"", EXTRACT_LOG_FORMAT="json")
+    code, stderr = launch([], 'no \\ "number"', EXTRACT_LOG_FORMAT="json")
     entry = json.loads(stderr)
     assert (code, entry["severity"]) == (2, "ERROR")
     assert entry["message"] == "launch_worker: worker id 'no \\ \"number\"' is not a number"

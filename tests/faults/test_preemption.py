@@ -124,8 +124,14 @@ stop.wait(float(sys.argv[1]))
 
 def waiting(host, seconds=30):
     """A process that waits to be told, and ends with 0 if it is not."""
-    return subprocess.Popen([sys.executable, "-c", WAITING, str(seconds)], cwd=ROOT, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, env=os.environ | {"GCE_METADATA_HOST": host})
+    return subprocess.Popen(
+        [sys.executable, "-c", WAITING, str(seconds)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"GCE_METADATA_HOST": host},
+    )
 
 
 @pytest.mark.parametrize("failures", [(), (503,)])

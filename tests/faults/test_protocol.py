@@ -14,21 +14,35 @@ from tests.helpers.batches import batches_from, data_of, extract_all
 from tests.helpers.protocol_model import ALIVE, Model, State, Worker, WrongState
 
 
-@pytest.mark.parametrize("model", [
-    Model(), Model(same_bytes=False, max_delayed=1), Model(same_bytes=False, num_batches=1),
-    Model(same_bytes=False, num_starts=1), Model(num_workers=1, num_batches=3, num_starts=3, max_delayed=3),
-], ids=["two workers", "on other hardware", "one batch, more delays", "nobody is killed", "one worker, killed often"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        Model(),
+        Model(same_bytes=False, max_delayed=1),
+        Model(same_bytes=False, num_batches=1),
+        Model(same_bytes=False, num_starts=1),
+        Model(num_workers=1, num_batches=3, num_starts=3, max_delayed=3),
+    ],
+    ids=["two workers", "on other hardware", "one batch, more delays", "nobody is killed", "one worker, killed often"],
+)
 def test_every_interleaving_ends_in_a_correct_chain(model):
     assert model.explore() > 5_000  # states: hundreds would mean that something is not modelled
 
 
-@pytest.mark.parametrize("broken, what", [
-    (Model(create_only=False), "a commit was replaced"),
-    (Model(create_only=False, same_bytes=False), "a commit was replaced|names data that are not there or are others"),
-    (Model(data_before_commit=False), "names data that are not there"),
-    (Model(waits_for_its_commit=False), "the chain has a gap|done before the stream is"),
-    (Model(knows_its_own=False), "fenced by itself"),
-], ids=lambda value: None if isinstance(value, str) else "broken")
+@pytest.mark.parametrize(
+    "broken, what",
+    [
+        (Model(create_only=False), "a commit was replaced"),
+        (
+            Model(create_only=False, same_bytes=False),
+            "a commit was replaced|names data that are not there or are others",
+        ),
+        (Model(data_before_commit=False), "names data that are not there"),
+        (Model(waits_for_its_commit=False), "the chain has a gap|done before the stream is"),
+        (Model(knows_its_own=False), "fenced by itself"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "broken",
+)
 def test_the_model_notices_when_a_rule_is_broken(broken, what):
     with pytest.raises(WrongState, match=what) as caught:
         broken.explore()

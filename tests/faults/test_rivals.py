@@ -55,8 +55,11 @@ def test_create_get_and_list_are_enough_and_no_secret_leaves_the_worker(undistur
     streams, expected = undisturbed
     gcs.permissions = frozenset({"create", "get", "list"})
     (tmp_path / "credentials.json").write_text(json.dumps({"type": "authorized_user", "refresh_token": TOKEN}))
-    secrets = {"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "credentials.json"), "HF_TOKEN": TOKEN,
-               "CLOUDSDK_AUTH_ACCESS_TOKEN": TOKEN}
+    secrets = {
+        "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "credentials.json"),
+        "HF_TOKEN": TOKEN,
+        "CLOUDSDK_AUTH_ACCESS_TOKEN": TOKEN,
+    }
     killed = extract(streams, OUTPUT, EXTRACT_KILL_AT="before-commit:3", **secrets)
     again = extract(streams, OUTPUT, **secrets)
     assert (killed.returncode, again.returncode) == (-signal.SIGKILL, 0), again.stderr

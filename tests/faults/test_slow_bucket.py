@@ -64,7 +64,9 @@ def work(location):
 
 
 def test_memory_is_bounded_and_the_bucket_is_never_idle(tmp_path):
-    server = subprocess.Popen([sys.executable, "-m", "tests.helpers.fake_gcs"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.helpers.fake_gcs"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     try:
         address = server.stdout.readline().strip()
         slow = {"operation": "insert", "name": "*/batches/*", "action": "throttle", "rate": 60 * MIB, "count": 1000}

@@ -81,10 +81,15 @@ def test_overwriting_is_tried_once_so_that_commits_need_not_wait(gcs, bucket):
     bucket.create("x", SMALL)
 
 
-@pytest.mark.parametrize("missing, act", [
-    ("create", lambda bucket: bucket.create("new", SMALL)), ("get", lambda bucket: bucket.stat("x")),
-    ("get", lambda bucket: bucket.create("x", SMALL)), ("list", lambda bucket: list(bucket.list())),
-])
+@pytest.mark.parametrize(
+    "missing, act",
+    [
+        ("create", lambda bucket: bucket.create("new", SMALL)),
+        ("get", lambda bucket: bucket.stat("x")),
+        ("get", lambda bucket: bucket.create("x", SMALL)),
+        ("list", lambda bucket: list(bucket.list())),
+    ],
+)
 def test_the_permission_that_is_missing_is_the_one_that_is_named(gcs, bucket, missing, act):
     bucket.create("x", SMALL)
     gcs.permissions = PERMISSIONS - {missing, "delete"}
@@ -133,6 +138,7 @@ def test_arrow_hands_on_that_its_file_was_replaced(gcs, bucket):
 @pytest.fixture
 def token_server():
     """A token server that answers every request with `answer = (status, body)`."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -155,22 +161,33 @@ def token_server():
 def credentials(monkeypatch, tmp_path, token_server):
     """Credentials whose tokens come from `token_server`, in a file that holds a secret."""
     (tmp_path / "subject").write_text(SECRET)
-    (tmp_path / "credentials.json").write_text(json.dumps({
-        "type": "external_account", "audience": "//iam.googleapis.com/pool", "client_secret": SECRET, "client_id": "id",
-        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
-        "token_url": f"http://127.0.0.1:{token_server.server_address[1]}/token",
-        "credential_source": {"file": str(tmp_path / "subject")},
-    }))
+    (tmp_path / "credentials.json").write_text(
+        json.dumps(
+            {
+                "type": "external_account",
+                "audience": "//iam.googleapis.com/pool",
+                "client_secret": SECRET,
+                "client_id": "id",
+                "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+                "token_url": f"http://127.0.0.1:{token_server.server_address[1]}/token",
+                "credential_source": {"file": str(tmp_path / "subject")},
+            }
+        )
+    )
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("EXTRACT_RETRY_DEADLINE", "0.3")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "credentials.json"))
     return tmp_path / "credentials.json"
 
 
-@pytest.mark.parametrize("answer", [
-    (400, json.dumps({"error": "invalid_grant", "error_description": f"bad subject token {SECRET}"})),
-    (401, SECRET), (403, json.dumps({"unexpected": SECRET, "refresh_token": "1//0" + SECRET})),
-])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (400, json.dumps({"error": "invalid_grant", "error_description": f"bad subject token {SECRET}"})),
+        (401, SECRET),
+        (403, json.dumps({"unexpected": SECRET, "refresh_token": "1//0" + SECRET})),
+    ],
+)
 def test_a_token_that_is_refused_is_no_permission_and_is_not_told(credentials, token_server, answer):
     token_server.answer = answer
     with pytest.raises(PermissionDenied, match="gs://bucket") as caught:

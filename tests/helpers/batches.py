@@ -16,7 +16,8 @@ def batches_from(cursor: Cursor, lengths: tuple[int, ...] = LENGTHS) -> list[Pac
     """The batches of a stream of records with these lengths, from a cursor on."""
     records = (
         TokenizedRecord(i, f"record-{i}", np.arange(length, dtype=np.int32) + 100 * i)
-        for i, length in enumerate(lengths) if i >= cursor.record
+        for i, length in enumerate(lengths)
+        if i >= cursor.record
     )
     return list(pack_batches(records, cursor, SHAPE, "split"))
 

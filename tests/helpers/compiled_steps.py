@@ -118,12 +118,18 @@ class CompiledStep:
         """Shapes, sorted, that a weight matrix has and a float32 tensor."""
         paths = weight_shapes(self.config, self.options)
         matrices = {tuple(sorted(leaf.shape[1:])) for path, leaf in paths if path[-1] == "kernel"}
-        wide = {tuple(sorted(size for size in found.shape if size > 1)) for found in self.instructions
-                if found.dtype == "f32"}
+        wide = {
+            tuple(sorted(size for size in found.shape if size > 1))
+            for found in self.instructions
+            if found.dtype == "f32"
+        }
         return matrices & wide
 
     def moved(self) -> list[tuple[int, ...]]:
         """Shapes of the activations, the keys of one layer the smallest, that are copied or transposed in the loop."""
         smallest = self.tokens * self.config.num_kv_heads * self.config.head_width / self.devices
-        return [found.shape for found in self.instructions
-                if found.in_loop and found.operation in ("copy", "transpose") and math.prod(found.shape) >= smallest]
+        return [
+            found.shape
+            for found in self.instructions
+            if found.in_loop and found.operation in ("copy", "transpose") and math.prod(found.shape) >= smallest
+        ]

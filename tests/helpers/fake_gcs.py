@@ -69,9 +69,16 @@ class Object:
     def metadata(self) -> dict[str, str]:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self.updated)) + f".{int(self.updated % 1 * 1000):03d}Z"
         return {
-            "kind": "storage#object", "name": self.name, "generation": str(self.generation), "metageneration": "1",
-            "size": str(len(self.data)), "crc32c": self.crc32c, "updated": stamp, "timeCreated": stamp,
-            "md5Hash": base64.b64encode(hashlib.md5(self.data).digest()).decode(), "etag": str(self.generation),
+            "kind": "storage#object",
+            "name": self.name,
+            "generation": str(self.generation),
+            "metageneration": "1",
+            "size": str(len(self.data)),
+            "crc32c": self.crc32c,
+            "updated": stamp,
+            "timeCreated": stamp,
+            "md5Hash": base64.b64encode(hashlib.md5(self.data).digest()).decode(),
+            "etag": str(self.generation),
             "contentType": "application/octet-stream",
         }
 
@@ -163,14 +170,20 @@ class FakeGcs(ThreadingHTTPServer):
 
     def operations(self, *kinds: str) -> list[str]:
         """What was done successfully so far, as "operation name", in order."""
-        return [what for _, _, what, status in list(self.history)
-                if 200 <= status < 300 and (not kinds or what.split(" ")[0] in kinds)]
+        return [
+            what
+            for _, _, what, status in list(self.history)
+            if 200 <= status < 300 and (not kinds or what.split(" ")[0] in kinds)
+        ]
 
     def require(self, permission: str) -> None:
         if permission not in self.permissions:
-            raise Refused(403, f"worker@project.iam.gserviceaccount.com does not have storage.objects.{permission} "
-                               f"access to the Google Cloud Storage object. Permission 'storage.objects.{permission}' "
-                               "denied on resource (or it may not exist).")
+            raise Refused(
+                403,
+                f"worker@project.iam.gserviceaccount.com does not have storage.objects.{permission} "
+                f"access to the Google Cloud Storage object. Permission 'storage.objects.{permission}' "
+                "denied on resource (or it may not exist).",
+            )
 
     def find(self, name: str, generation: str | None = None) -> Object:
         self.require("get")

@@ -69,7 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, json.dumps({"id": hub.model, "sha": COMMIT, "siblings": files}).encode(), {})
         elif path == f"/api/models/{hub.model}/tree/{COMMIT}":
             files = [
-                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in hub.folder.iterdir()
+                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40}
+                for f in hub.folder.iterdir()
             ]
             self._send(200, json.dumps(files).encode(), {})
         elif path.startswith(f"/{hub.model}/resolve/{COMMIT}/") and (hub.folder / path.rpartition("/")[2]).is_file():

@@ -54,10 +54,17 @@ sae = SparseAutoEncoder(SAEConfig(d_model=widths[hook], expansion_factor=8, hook
 Initializer(InitializerConfig()).initialize_parameters(sae)
 stream = [batch | {hook: batch[hook].float()} for batch in batches(flat, ActivationFactoryTarget.ACTIVATIONS_1D)] * 10
 sae.set_dataset_average_activation_norm({hook: float(stream[0][hook].norm(dim=1).mean())})
-trainer = Trainer(TrainerConfig(
-    lr=0.01, lr_warm_up_steps=1, l1_coefficient=1e-4, total_training_tokens=16 * len(stream), n_checkpoints=0,
-    exp_result_path=f"{result}-training", skip_metrics_calculation=True,
-))
+trainer = Trainer(
+    TrainerConfig(
+        lr=0.01,
+        lr_warm_up_steps=1,
+        l1_coefficient=1e-4,
+        total_training_tokens=16 * len(stream),
+        n_checkpoints=0,
+        exp_result_path=f"{result}-training",
+        skip_metrics_calculation=True,
+    )
+)
 
 
 @torch.no_grad()

@@ -7,15 +7,28 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 TEXTS = [
-    "", " ", "Steps:\n\n1. Do", "    1,", "def f(x):\n    if x > 10:\n\t\treturn x ** 2  # don't\n\n\n",
-    "a  b   c    d", "In 1984, 1,234.5 people (3.7%) said: \"I'll see 100000 of them\"!", "naïve cafe\u0301 ﬁ Å ½",
-    "你好，世界。 привет שלום", "👩‍👩‍👧 🇫🇷 x", "\u00a0\u3000 \u200b", "<s> </s> <|endoftext|> <bos> [INST]",
-    " leading and trailing ", "▁a ▁▁b", "x" * 99,
+    "",
+    " ",
+    "Steps:\n\n1. Do",
+    "    1,",
+    "def f(x):\n    if x > 10:\n\t\treturn x ** 2  # don't\n\n\n",
+    "a  b   c    d",
+    'In 1984, 1,234.5 people (3.7%) said: "I\'ll see 100000 of them"!',
+    "naïve cafe\u0301 ﬁ Å ½",
+    "你好，世界。 привет שלום",
+    "👩‍👩‍👧 🇫🇷 x",
+    "\u00a0\u3000 \u200b",
+    "<s> </s> <|endoftext|> <bos> [INST]",
+    " leading and trailing ",
+    "▁a ▁▁b",
+    "x" * 99,
 ]
 _WORDS = (" the quick brown fox:\n\n1. jumps\n    over 12 lazy dogs,  I'll see;\n\treturn x ** 2\n" * 3, *TEXTS)
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-          r"\s+(?!\S)|\s+")
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 

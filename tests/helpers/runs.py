@@ -55,7 +55,9 @@ def make_run(
 ) -> None:
     """A run with a worker for each list of record lengths; each worker stops after some batches, at the end if None."""
     configuration = {
-        "hook_points": list(WIDTHS), "positions": str(selector.selection), "seq_len": SHAPE.seq_len,
+        "hook_points": list(WIDTHS),
+        "positions": str(selector.selection),
+        "seq_len": SHAPE.seq_len,
     }
     checkpoint.join_run(storage, configuration, {"fingerprint": FINGERPRINT, "streams": "/nowhere"})
     for worker_id, lengths in enumerate(streams):
@@ -68,9 +70,14 @@ def extract(
     """Commit the batches of one worker from where its chain stands."""
     layout = Layout(chain.worker_id, WIDTHS, DTYPE)
     records = (
-        TokenizedRecord(index, record_id(chain.worker_id, index), tokens_of(chain.worker_id, index, length),
-                        json.dumps(meta_of(index)) if meta_of(index) else None)
-        for index, length in enumerate(lengths) if index >= chain.cursor.record
+        TokenizedRecord(
+            index,
+            record_id(chain.worker_id, index),
+            tokens_of(chain.worker_id, index, length),
+            json.dumps(meta_of(index)) if meta_of(index) else None,
+        )
+        for index, length in enumerate(lengths)
+        if index >= chain.cursor.record
     )
     for number, batch in enumerate(pack_batches(records, chain.cursor, SHAPE, "split", selector)):
         if number == stop_after:

@@ -26,16 +26,34 @@ folder, run, hook, size, width = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.
 
 
 def loss_of(sae: StandardTrainingSAE, values: torch.Tensor):
-    return sae.training_forward_pass(TrainStepInput(
-        sae_in=values, coefficients={"l1": 1e-4}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False,
-    ))
+    return sae.training_forward_pass(
+        TrainStepInput(
+            sae_in=values,
+            coefficients={"l1": 1e-4},
+            dead_neuron_mask=None,
+            n_training_steps=0,
+            is_logging_step=False,
+        )
+    )
 
 
 def train_on_export() -> list[float]:
     store = ActivationsStore(
-        model=None, dataset=None, streaming=False, hook_name=hook, hook_head_index=None, context_size=size, d_in=width,
-        n_batches_in_buffer=4, total_training_tokens=1000, store_batch_size_prompts=2, train_batch_size_tokens=8,
-        prepend_bos=False, normalize_activations="none", device=torch.device("cpu"), dtype="float32",
+        model=None,
+        dataset=None,
+        streaming=False,
+        hook_name=hook,
+        hook_head_index=None,
+        context_size=size,
+        d_in=width,
+        n_batches_in_buffer=4,
+        total_training_tokens=1000,
+        store_batch_size_prompts=2,
+        train_batch_size_tokens=8,
+        prepend_bos=False,
+        normalize_activations="none",
+        device=torch.device("cpu"),
+        dtype="float32",
         cached_activations_path=folder,
     )
     sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=width, d_sae=32, l1_coefficient=1e-4))

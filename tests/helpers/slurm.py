@@ -50,7 +50,8 @@ class Cluster:
     def __init__(self, folder: Path):
         self.folder, self.processes = folder, []
         self.environment = os.environ | {
-            "SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin",
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": f"{os.environ['PATH']}:/usr/sbin",
         }
 
     def __enter__(self) -> "Cluster":

@@ -40,10 +40,20 @@ def make_streams(folder: Path, num_streams: int = NUM_WORKERS) -> str:
 
 def configure(streams: str, **changes: object) -> ExtractionConfig:
     settings = {
-        "model": "none", "revision": None, "weights_digest": "-", "tokenizer_digest": "-", "compute_dtype": "float32",
-        "manifest_digest": load_manifest(streams).digest, "hook_points": tuple(HOOKS), "store_dtype": "float32",
-        "seq_len": SHAPE.seq_len, "batch_size": SHAPE.rows, "steps_per_batch": SHAPE.steps, "bos": "never",
-        "long_documents": "split", "max_records": None,
+        "model": "none",
+        "revision": None,
+        "weights_digest": "-",
+        "tokenizer_digest": "-",
+        "compute_dtype": "float32",
+        "manifest_digest": load_manifest(streams).digest,
+        "hook_points": tuple(HOOKS),
+        "store_dtype": "float32",
+        "seq_len": SHAPE.seq_len,
+        "batch_size": SHAPE.rows,
+        "steps_per_batch": SHAPE.steps,
+        "bos": "never",
+        "long_documents": "split",
+        "max_records": None,
     }
     return ExtractionConfig(**settings | changes)
 
@@ -51,10 +61,15 @@ def configure(streams: str, **changes: object) -> ExtractionConfig:
 def join(storage: Storage, streams: str, **changes: object) -> ExtractionConfig:
     """Write `run.json`, as the first worker does."""
     config = configure(streams, **changes)
-    checkpoint.join_run(storage, config.to_json(), {
-        "fingerprint": config.fingerprint, "streams": streams,
-        "special_tokens": {"ids": {str(number): number for number in SPECIAL_IDS}},
-    })
+    checkpoint.join_run(
+        storage,
+        config.to_json(),
+        {
+            "fingerprint": config.fingerprint,
+            "streams": streams,
+            "special_tokens": {"ids": {str(number): number for number in SPECIAL_IDS}},
+        },
+    )
     return config
 
 

@@ -19,10 +19,23 @@ from extraction.batching.token_selection import Selection, Selector
 from extraction.format.records import Cursor, TokenizedRecord
 from extraction.format.safetensors import decode
 
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "vocab_size": 97, "max_position_embeddings": 256}
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 64}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 97,
+    "max_position_embeddings": 256,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 GPT2 = partial(transformers.GPT2Config, n_embd=32, n_layer=3, n_head=4, n_positions=256, vocab_size=97)
@@ -34,46 +47,84 @@ QWEN3_MOE = partial(transformers.Qwen3MoeConfig, **EXPERTS, moe_intermediate_siz
 CONFIGS = {
     "llama": partial(transformers.LlamaConfig, **SIZES),
     "llama-biases-tied-llama3": partial(
-        transformers.LlamaConfig, **SIZES, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
-        hidden_act="gelu", rope_parameters=LLAMA3),
+        transformers.LlamaConfig,
+        **SIZES,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+        hidden_act="gelu",
+        rope_parameters=LLAMA3,
+    ),
     "llama-one-kv-head-linear": partial(
-        transformers.LlamaConfig, **(SIZES | {"num_key_value_heads": 1}), rms_norm_eps=1e-2, rope_parameters=LINEAR),
+        transformers.LlamaConfig, **(SIZES | {"num_key_value_heads": 1}), rms_norm_eps=1e-2, rope_parameters=LINEAR
+    ),
     "mistral": partial(transformers.MistralConfig, **SIZES, sliding_window=16),
     "ministral": partial(transformers.MinistralConfig, **SIZES, **WINDOWS, head_dim=8),
     "qwen2": partial(transformers.Qwen2Config, **SIZES),
     "qwen2-window-above": partial(
-        transformers.Qwen2Config, **SIZES, use_sliding_window=True, sliding_window=16, max_window_layers=1),
+        transformers.Qwen2Config, **SIZES, use_sliding_window=True, sliding_window=16, max_window_layers=1
+    ),
     "qwen3": partial(transformers.Qwen3Config, **SIZES, head_dim=16),
     "qwen3-yarn-tied-window": partial(
-        transformers.Qwen3Config, **SIZES, head_dim=16, attention_bias=True, tie_word_embeddings=True,
-        rope_parameters=YARN | {"attention_factor": 1.5, "beta_fast": 16}, use_sliding_window=True, **WINDOWS),
+        transformers.Qwen3Config,
+        **SIZES,
+        head_dim=16,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters=YARN | {"attention_factor": 1.5, "beta_fast": 16},
+        use_sliding_window=True,
+        **WINDOWS,
+    ),
     "gemma2": partial(transformers.Gemma2Config, **GEMMA, attn_logit_softcapping=2.0),
     "gemma2-uncapped-untied": partial(
-        transformers.Gemma2Config, **GEMMA, attn_logit_softcapping=None, tie_word_embeddings=False),
-    "gemma3_text": partial(transformers.Gemma3TextConfig, **GEMMA, rope_parameters={
-        "full_attention": LINEAR | {"rope_theta": 1e6},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}),
+        transformers.Gemma2Config, **GEMMA, attn_logit_softcapping=None, tie_word_embeddings=False
+    ),
+    "gemma3_text": partial(
+        transformers.Gemma3TextConfig,
+        **GEMMA,
+        rope_parameters={
+            "full_attention": LINEAR | {"rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
     "gemma3": partial(
-        transformers.Gemma3Config, text_config=GEMMA, mm_tokens_per_image=4, vision_config={
-            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "image_size": 28, "patch_size": 14}),
+        transformers.Gemma3Config,
+        text_config=GEMMA,
+        mm_tokens_per_image=4,
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+    ),
     "gpt2": GPT2,
     "gpt2-narrow": partial(GPT2, n_inner=24, activation_function="relu"),
     "gpt_neox": NEOX,
     "gpt_neox-in-turn-linear": partial(
-        NEOX, use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True, hidden_act="gelu_fast",
-        rope_parameters=LINEAR | {"partial_rotary_factor": 0.5}),
+        NEOX,
+        use_parallel_residual=False,
+        attention_bias=False,
+        tie_word_embeddings=True,
+        hidden_act="gelu_fast",
+        rope_parameters=LINEAR | {"partial_rotary_factor": 0.5},
+    ),
     "olmo2": partial(transformers.Olmo2Config, **SIZES, eos_token_id=1),
     "olmo2-biases": partial(
-        transformers.Olmo2Config, **SIZES, eos_token_id=1, attention_bias=True, rope_parameters=LLAMA3),
+        transformers.Olmo2Config, **SIZES, eos_token_id=1, attention_bias=True, rope_parameters=LLAMA3
+    ),
     "mixtral": partial(transformers.MixtralConfig, **EXPERTS),
     "mixtral-window": partial(transformers.MixtralConfig, **EXPERTS, sliding_window=16, head_dim=16),
     "qwen3_moe": QWEN3_MOE,
     "qwen3_moe-normalized-window": partial(
-        QWEN3_MOE, norm_topk_prob=True, use_sliding_window=True, sliding_window=16, rope_parameters=YARN),
+        QWEN3_MOE, norm_topk_prob=True, use_sliding_window=True, sliding_window=16, rope_parameters=YARN
+    ),
 }
 LENGTHS = (5, 40, 1, 17, 150, 33, 8)
 ALL = tuple(all_hook_points(3))
+
 
 def make_model(
     name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **saving: object

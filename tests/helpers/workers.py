@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/tiny-lm"
-WORDS = "the activations of a language model are read by those who train probes on them and want every token once".split()
+WORDS = (
+    "the activations of a language model are read by those who train probes on them and want every token once".split()
+)
 SMALL = ("--layers", "1", "--seq-len", "32", "--batch-size", "2", "--steps-per-batch", "1", "--no-progress")
 
 
@@ -26,8 +28,13 @@ def write_corpus(folder: Path, texts: list[str], row_group_size: int = 4, name: 
     folder.mkdir(parents=True, exist_ok=True)
     n = len(texts)
     columns = {name: [""] * n for name in ("dump", "url", "date", "file_path")}
-    columns |= {"text": texts, "id": [f"<urn:doc:{i}>" for i in range(n)], "language": ["en"] * n,
-                "language_score": [0.9] * n, "token_count": [len(text.split()) for text in texts]}
+    columns |= {
+        "text": texts,
+        "id": [f"<urn:doc:{i}>" for i in range(n)],
+        "language": ["en"] * n,
+        "language_score": [0.9] * n,
+        "token_count": [len(text.split()) for text in texts],
+    }
     pq.write_table(pa.table(columns), folder / name, row_group_size=row_group_size)
     return folder
 
@@ -35,14 +42,26 @@ def write_corpus(folder: Path, texts: list[str], row_group_size: int = 4, name: 
 def python(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
     """Run one of the project's commands to its end."""
     return subprocess.run(
-        [sys.executable, ROOT / script, *map(str, arguments)], capture_output=True, text=True, timeout=200,
+        [sys.executable, ROOT / script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
     )
 
 
 def make_streams(source: Path, output: object, num_streams: int = 1, **environment: str) -> object:
-    result = python("create_dataset_streams.py", "fineweb", "--source", source, "--num-streams", num_streams,
-                    "--output", output, **environment)
+    result = python(
+        "create_dataset_streams.py",
+        "fineweb",
+        "--source",
+        source,
+        "--num-streams",
+        num_streams,
+        "--output",
+        output,
+        **environment,
+    )
     assert result.returncode == 0, result.stderr
     return output
 
@@ -87,7 +106,15 @@ def committed(storage: object, worker_id: int = 0) -> list[tuple]:
     for name in checkpoint.list_commits(storage, worker_id):
         commit = json.loads(storage.read(name))
         data = commit["data"] and storage.read(f"{checkpoint.worker_folder(worker_id)}/{commit['data']['name']}")
-        keys = ("batch", "cursor_before", "cursor_after", "num_records", "num_tokens", "num_tokens_read",
-                "end_of_stream", "fingerprint")
+        keys = (
+            "batch",
+            "cursor_before",
+            "cursor_after",
+            "num_records",
+            "num_tokens",
+            "num_tokens_read",
+            "end_of_stream",
+            "fingerprint",
+        )
         seen.append((*(json.dumps(commit[key]) for key in keys), data and hashlib.sha256(data).hexdigest()))
     return seen

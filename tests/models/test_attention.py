@@ -18,10 +18,19 @@ from extraction.models.tiling import block_of, multiplied_pairs
 from tests.helpers.attention_reference import exact_attention, relative_error
 
 SPLASH = partial(attend_splash, interpret=True)
-FORMS = {"plain": attend, "blocks": attend_blocks, "splash": SPLASH,
-         "library": partial(attend_library, implementation="xla")}
-RULES = {"causal": AttentionRule(0.3), "window": AttentionRule(0.3, window=40), "of one": AttentionRule(0.3, window=1),
-         "softcap": AttentionRule(0.3, softcap=2.0), "both": AttentionRule(0.3, window=100, softcap=2.0)}
+FORMS = {
+    "plain": attend,
+    "blocks": attend_blocks,
+    "splash": SPLASH,
+    "library": partial(attend_library, implementation="xla"),
+}
+RULES = {
+    "causal": AttentionRule(0.3),
+    "window": AttentionRule(0.3, window=40),
+    "of one": AttentionRule(0.3, window=1),
+    "softcap": AttentionRule(0.3, softcap=2.0),
+    "both": AttentionRule(0.3, window=100, softcap=2.0),
+}
 
 
 def drawn(length, heads=4, kv_heads=2, head_width=16, dtype=jnp.float32):
@@ -77,8 +86,9 @@ for kv_heads, mesh in ((4, (2, 2)), (2, (1, 4)), (1, (1, 4))):
         check(SPLASH, drawn(150, heads=8, kv_heads=kv_heads), RULES["causal"])
 """
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment,
-                            capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
 
 
@@ -115,9 +125,15 @@ def test_the_platform_chooses():
     check(attention, drawn(150), rule)
 
 
-@pytest.mark.parametrize("change, has", [
-    ({}, True), ({"head_width": 256}, False), ({"head_width": 12}, False), ({"dtype": jnp.float32}, False),
-])
+@pytest.mark.parametrize(
+    "change, has",
+    [
+        ({}, True),
+        ({"head_width": 256}, False),
+        ({"head_width": 12}, False),
+        ({"dtype": jnp.float32}, False),
+    ],
+)
 def test_what_cudnn_has(change, has):
     q = drawn(8, **({"dtype": jnp.float16, "head_width": 128} | change))[0]
     assert cudnn_has(q, AttentionRule(1.0, window=4)) == has

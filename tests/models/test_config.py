@@ -14,15 +14,34 @@ from extraction.format.run_config import (
 from extraction.core.errors import InvalidRequest
 
 CONFIG = ExtractionConfig(
-    model="m", revision=None, weights_digest="w", tokenizer_digest="t", manifest_digest="f", hook_points=("a",),
-    compute_dtype="float32", store_dtype="bfloat16", seq_len=8, batch_size=2, steps_per_batch=1, bos="auto",
-    long_documents="split", max_records=None,
+    model="m",
+    revision=None,
+    weights_digest="w",
+    tokenizer_digest="t",
+    manifest_digest="f",
+    hook_points=("a",),
+    compute_dtype="float32",
+    store_dtype="bfloat16",
+    seq_len=8,
+    batch_size=2,
+    steps_per_batch=1,
+    bos="auto",
+    long_documents="split",
+    max_records=None,
 )
 
 
-@pytest.mark.parametrize("text, layers", [
-    ("all", [0, 1, 2, 3, 4, 5]), ("0,3", [0, 3]), ("0:6:2", [0, 2, 4]), ("-1", [5]), ("3:", [3, 4, 5]), ("5,0,-1", [0, 5]),
-])
+@pytest.mark.parametrize(
+    "text, layers",
+    [
+        ("all", [0, 1, 2, 3, 4, 5]),
+        ("0,3", [0, 3]),
+        ("0:6:2", [0, 2, 4]),
+        ("-1", [5]),
+        ("3:", [3, 4, 5]),
+        ("5,0,-1", [0, 5]),
+    ],
+)
 def test_layers(text, layers):
     assert parse_layers(text, 6) == layers
 
@@ -35,12 +54,17 @@ def test_layers_that_are_none(text):
 
 def test_hook_points_come_in_depth_order():
     assert resolve_hook_points("1,0", "resid_post,z", "ln_final.*", 2, {}) == (
-        "blocks.0.attn.hook_z", "blocks.0.hook_resid_post", "blocks.1.attn.hook_z", "blocks.1.hook_resid_post",
+        "blocks.0.attn.hook_z",
+        "blocks.0.hook_resid_post",
+        "blocks.1.attn.hook_z",
+        "blocks.1.hook_resid_post",
         "ln_final.hook_normalized",
     )
 
 
-@pytest.mark.parametrize("layers, hooks, names", [("0", "resid", None), (None, "resid_post", "blocks.9.*"), (None, "z", None)])
+@pytest.mark.parametrize(
+    "layers, hooks, names", [("0", "resid", None), (None, "resid_post", "blocks.9.*"), (None, "z", None)]
+)
 def test_hook_points_that_are_none(layers, hooks, names):
     with pytest.raises(InvalidRequest):
         resolve_hook_points(layers, hooks, names, 2, {})
@@ -51,15 +75,20 @@ ABSENT = {"hook_resid_mid": "both are added at once"}
 
 def test_a_glob_passes_over_hook_points_that_the_model_does_not_have():
     assert resolve_hook_points(None, "", "blocks.1.hook_resid_*", 2, ABSENT) == (
-        "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post")
+        "blocks.1.hook_resid_pre",
+        "blocks.1.hook_resid_post",
+    )
 
 
-@pytest.mark.parametrize("layers, hooks, names, message", [
-    ("all", "resid_post,resid_mid", None, "--hooks resid_mid: no such hook point: both are added at once"),
-    (None, "", "blocks.0.hook_resid_mid", "--hook-points blocks.0.hook_resid_mid: .* both are added at once"),
-    (None, "", "blocks.*.hook_resid_mid", "both are added at once"),
-    (None, "", "blocks.2.hook_resid_pre", "no such hook point: the model has 2 layers"),
-])
+@pytest.mark.parametrize(
+    "layers, hooks, names, message",
+    [
+        ("all", "resid_post,resid_mid", None, "--hooks resid_mid: no such hook point: both are added at once"),
+        (None, "", "blocks.0.hook_resid_mid", "--hook-points blocks.0.hook_resid_mid: .* both are added at once"),
+        (None, "", "blocks.*.hook_resid_mid", "both are added at once"),
+        (None, "", "blocks.2.hook_resid_pre", "no such hook point: the model has 2 layers"),
+    ],
+)
 def test_what_the_model_does_not_have_is_refused_with_the_reason(layers, hooks, names, message):
     with pytest.raises(InvalidRequest, match=message):
         resolve_hook_points(layers, hooks, names, 2, ABSENT)
@@ -85,9 +114,17 @@ def test_the_fingerprint_is_the_same_in_every_process():
     assert CONFIG.fingerprint == "sha256:cc4aa2789bc22ac25079f2b1c61b1cc22fd8f19cb741ea6bd6c968ea341fa74a"
 
 
-@pytest.mark.parametrize("step_mib, step_flops, dtype, steps", [
-    (1, 1.0, "float32", 128), (50, 1.0, "bfloat16", 2), (128, 1.0, "bfloat16", 1), (1000, 1.0, "bfloat16", 1),
-    (1, 5e11, "float32", 3), (1, 5e14, "bfloat16", 3), (1, 1e20, "float32", 1),
-])
+@pytest.mark.parametrize(
+    "step_mib, step_flops, dtype, steps",
+    [
+        (1, 1.0, "float32", 128),
+        (50, 1.0, "bfloat16", 2),
+        (128, 1.0, "bfloat16", 1),
+        (1000, 1.0, "bfloat16", 1),
+        (1, 5e11, "float32", 3),
+        (1, 5e14, "bfloat16", 3),
+        (1, 1e20, "float32", 1),
+    ],
+)
 def test_a_batch_is_64_to_128_mib_where_steps_allow_it_and_at_most_30_s(step_mib, step_flops, dtype, steps):
     assert default_steps_per_batch(step_mib << 20, step_flops, dtype) == steps

@@ -24,12 +24,17 @@ def test_the_devices_are_named(tmp_path):
     assert result.stdout == "2 x cpu\n", result.stderr
 
 
-@pytest.mark.parametrize("platforms, message", [
-    ("", "libtpu is installed, but no TPU could be opened"),
-    ("tpu", "jax cannot open its devices: Unable to initialize backend 'tpu'"),
-])
+@pytest.mark.parametrize(
+    "platforms, message",
+    [
+        ("", "libtpu is installed, but no TPU could be opened"),
+        ("tpu", "jax cannot open its devices: Unable to initialize backend 'tpu'"),
+    ],
+)
 def test_a_host_without_its_accelerator_does_not_fall_back_to_the_cpu(tmp_path, platforms, message):
-    (tmp_path / "libtpu.py").write_text("def get_library_path(): return '/nowhere/libtpu.so'\nconfigure_library_path = print\n")
+    (tmp_path / "libtpu.py").write_text(
+        "def get_library_path(): return '/nowhere/libtpu.so'\nconfigure_library_path = print\n"
+    )
     result = opened(tmp_path, JAX_PLATFORMS=platforms)
     assert f"TryAgain: {message}" in result.stderr
 

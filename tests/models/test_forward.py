@@ -136,10 +136,15 @@ def test_a_long_sum_does_not_drift():
     np.testing.assert_allclose(total, rows.sum(0, dtype=np.float64), rtol=1e-5)
 
 
-@pytest.mark.parametrize("hook, layers", [
-    ("blocks.0.hook_resid_pre", 0), ("blocks.2.hook_resid_pre", 2), ("blocks.1.hook_resid_mid", 2),
-    ("ln_final.hook_normalized", 3),
-])
+@pytest.mark.parametrize(
+    "hook, layers",
+    [
+        ("blocks.0.hook_resid_pre", 0),
+        ("blocks.2.hook_resid_pre", 2),
+        ("blocks.1.hook_resid_mid", 2),
+        ("ln_final.hook_normalized", 3),
+    ],
+)
 def test_no_layer_above_the_deepest_hook_point_runs(models, hook, layers):
     assert CapturePlan.of((hook,), read_model_config(models("llama").folder)).num_layers == layers
 
@@ -171,8 +176,10 @@ def test_bfloat16_compute_stays_near(models, name):
 def test_the_program_does_not_grow_with_depth(models, name):
     config = read_model_config(models(name).folder)
     programs = [
-        lower_step(replace(config, num_layers=layers, windowed=config.windowed[:2] * (layers // 2)),
-                   ForwardOptions((f"blocks.{layers - 1}.hook_resid_post",), SHAPE))
+        lower_step(
+            replace(config, num_layers=layers, windowed=config.windowed[:2] * (layers // 2)),
+            ForwardOptions((f"blocks.{layers - 1}.hook_resid_post",), SHAPE),
+        )
         for layers in (2, 12)
     ]
     few, many = (program.as_text().count("\n") for program in programs)
@@ -182,8 +189,12 @@ def test_the_program_does_not_grow_with_depth(models, name):
 def test_memory_does_not_grow_with_layers_that_are_not_captured(models):
     config = read_model_config(models("llama").folder)
     shallow, deep = (
-        lower_step(replace(config, num_layers=layers), ForwardOptions((*TWO, f"blocks.{layers - 1}.hook_resid_mid"), SHAPE))
-        .compile().memory_analysis().temp_size_in_bytes
+        lower_step(
+            replace(config, num_layers=layers), ForwardOptions((*TWO, f"blocks.{layers - 1}.hook_resid_mid"), SHAPE)
+        )
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
         for layers in (3, 24)
     )
     assert deep < shallow + SHAPE.rows * SHAPE.seq_len * 32 * 4  # less than one captured layer more

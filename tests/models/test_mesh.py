@@ -73,8 +73,14 @@ def on_meshes(models):
     cases = [(name, mesh, list(models(name).reference)) for name, mesh in CASES]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     arguments = [folder, str(ROWS), json.dumps(cases), json.dumps([SCALED, DTYPES])]
-    result = subprocess.run([sys.executable, "-c", CODE, *arguments], env=environment,
-                            cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", CODE, *arguments],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     found = {case: np.load(folder / f"{case[0]} {case[1]}.npz") for case in CASES}
     return found | {"means": np.load(folder / "means.npz")}
@@ -153,9 +159,14 @@ def test_every_parameter_of_every_family_has_its_place(tmp_path, name):
         assert ("model" in spec) == (has_heads and (kernel or first)), path
 
 
-@pytest.mark.parametrize("text, mesh", [
-    ("data=4,model=2", MeshShape(4, 2)), ("model=2", MeshShape(1, 2)), (" data = 8 ", MeshShape(8, 1)),
-])
+@pytest.mark.parametrize(
+    "text, mesh",
+    [
+        ("data=4,model=2", MeshShape(4, 2)),
+        ("model=2", MeshShape(1, 2)),
+        (" data = 8 ", MeshShape(8, 1)),
+    ],
+)
 def test_a_mesh_is_read_as_it_is_written(text, mesh):
     assert MeshShape.parse(text) == mesh == MeshShape.parse(str(mesh))
 
@@ -166,10 +177,14 @@ def test_what_is_no_mesh_is_refused(text):
         MeshShape.parse(text)
 
 
-@pytest.mark.parametrize("mesh, message", [
-    ("data=2", "needs 2 devices, this host has 1"), ("data=3", "--batch-size 8 cannot be shared by data=3"),
-    ("model=3", "4 heads cannot be shared by model=3"),
-])
+@pytest.mark.parametrize(
+    "mesh, message",
+    [
+        ("data=2", "needs 2 devices, this host has 1"),
+        ("data=3", "--batch-size 8 cannot be shared by data=3"),
+        ("model=3", "4 heads cannot be shared by model=3"),
+    ],
+)
 def test_a_mesh_that_does_not_fit_is_refused_by_name(models, mesh, message):
     folder = models("llama").folder
     shape = MeshShape.parse(mesh)
@@ -188,15 +203,18 @@ def test_key_value_heads_are_shared_or_doubled_or_refused(models):
 GIB = 1 << 30
 
 
-@pytest.mark.parametrize("rows, weights, row, devices, memory, expected", [
-    (32, 2 * GIB, GIB // 64, 1, 16 * GIB, MeshShape(1, 1)),
-    (32, 2 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(8, 1)),
-    (32, 15 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(4, 2)),
-    (32, 50 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(2, 4)),
-    (6, 2 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(6, 1)),
-    (1, 2 * GIB, GIB // 64, 4, 16 * GIB, MeshShape(1, 1)),
-    (32, 500 * GIB, GIB, 8, None, MeshShape(8, 1)),
-])
+@pytest.mark.parametrize(
+    "rows, weights, row, devices, memory, expected",
+    [
+        (32, 2 * GIB, GIB // 64, 1, 16 * GIB, MeshShape(1, 1)),
+        (32, 2 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(8, 1)),
+        (32, 15 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(4, 2)),
+        (32, 50 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(2, 4)),
+        (6, 2 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(6, 1)),
+        (1, 2 * GIB, GIB // 64, 4, 16 * GIB, MeshShape(1, 1)),
+        (32, 500 * GIB, GIB, 8, None, MeshShape(8, 1)),
+    ],
+)
 def test_weights_are_shared_by_as_few_devices_as_can_hold_them(models, rows, weights, row, devices, memory, expected):
     config = read_model_config(models("llama").folder)
     assert choose_mesh(config, Demand(rows, weights, row), devices, memory) == expected

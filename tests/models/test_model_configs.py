@@ -77,20 +77,41 @@ def test_a_refused_model_ends_the_command_with_2(tmp_path):
     assert result.returncode == 2 and "config.json: model type 'phi3' is not supported" in result.stderr
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("Llama-3.1-8B", {"rope": Rope(5e5, "llama3", 8.0, 1.0, 4.0, 8192), "window": None, "num_kv_heads": 8}),
-    ("Mistral-7B-v0.1", {"window": 4096, "windowed": (True,) * 32, "head_width": 128}),
-    ("Qwen2.5-7B", {"window": None, "qkv_bias": True, "output_bias": False}),
-    ("Qwen3-30B-A3B", {"window": None, "qk_norm": "head", "mlp_width": 768}),
-    ("gemma-2-9b", {"window": 4096, "windowed": (True, False) * 21, "softcap": 50.0, "attention_scale": 1 / 16}),
-    ("gemma-3-1b-pt", {"window": 512, "windowed": ((True,) * 5 + (False,)) * 4 + (True, True), "rope": Rope(1e6),
-                       "window_rope": Rope(1e4), "softcap": None}),
-    ("gemma-3-4b-pt", {"family": "gemma3", "rope": Rope(1e6, "linear", 8.0), "window_rope": Rope(1e4), "window": 1024,
-                       "windowed": ((True,) * 5 + (False,)) * 5 + (True,) * 4, "num_heads": 8, "vocab_size": 262208}),
-    ("pythia-160m", {"parallel": True, "rope": Rope(1e4, fraction=0.25), "qkv_bias": True}),
-    ("OLMo-2-1124-7B", {"qk_norm": "width", "norm_epsilon": 1e-6}),
-    ("Mixtral-8x7B-v0.1", {"window": None, "mlp_width": 14336}),
-])
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("Llama-3.1-8B", {"rope": Rope(5e5, "llama3", 8.0, 1.0, 4.0, 8192), "window": None, "num_kv_heads": 8}),
+        ("Mistral-7B-v0.1", {"window": 4096, "windowed": (True,) * 32, "head_width": 128}),
+        ("Qwen2.5-7B", {"window": None, "qkv_bias": True, "output_bias": False}),
+        ("Qwen3-30B-A3B", {"window": None, "qk_norm": "head", "mlp_width": 768}),
+        ("gemma-2-9b", {"window": 4096, "windowed": (True, False) * 21, "softcap": 50.0, "attention_scale": 1 / 16}),
+        (
+            "gemma-3-1b-pt",
+            {
+                "window": 512,
+                "windowed": ((True,) * 5 + (False,)) * 4 + (True, True),
+                "rope": Rope(1e6),
+                "window_rope": Rope(1e4),
+                "softcap": None,
+            },
+        ),
+        (
+            "gemma-3-4b-pt",
+            {
+                "family": "gemma3",
+                "rope": Rope(1e6, "linear", 8.0),
+                "window_rope": Rope(1e4),
+                "window": 1024,
+                "windowed": ((True,) * 5 + (False,)) * 5 + (True,) * 4,
+                "num_heads": 8,
+                "vocab_size": 262208,
+            },
+        ),
+        ("pythia-160m", {"parallel": True, "rope": Rope(1e4, fraction=0.25), "qkv_bias": True}),
+        ("OLMo-2-1124-7B", {"qk_norm": "width", "norm_epsilon": 1e-6}),
+        ("Mixtral-8x7B-v0.1", {"window": None, "mlp_width": 14336}),
+    ],
+)
 def test_what_the_forward_pass_needs_is_read_from_it(config_of, name, expected):
     config = config_of(name)
     assert {field: getattr(config, field) for field in expected} == expected

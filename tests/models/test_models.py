@@ -39,16 +39,34 @@ from tests.helpers.tiny_models import (
 LLAMA = {"model_type": "llama", **SIZES}
 # As transformers 4 saved a model whose file had `rotary_pct` and `rotary_emb_base`.
 RESAVED_NEOX = {
-    "model_type": "gpt_neox", "hidden_size": 768, "num_attention_heads": 12, "rotary_pct": 0.25,
-    "rotary_emb_base": 10000, "partial_rotary_factor": 0.25, "rope_theta": 10000, "rope_scaling": None,
+    "model_type": "gpt_neox",
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+    "rotary_pct": 0.25,
+    "rotary_emb_base": 10000,
+    "partial_rotary_factor": 0.25,
+    "rope_theta": 10000,
+    "rope_scaling": None,
 }
 # What people and tools leave in a file, and what no model reads.
 UNREAD = {
-    "_model_name_or_path": "Q4_1.gguf", "auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
-    "custom_pipelines": {"text": {"impl": "own.Pipeline", "pt": ["AutoModel"]}}, "max_length": 20, "model_max_length": 9,
-    "name": "mine", "problem_type": "regression", "quantization_config": None, "rope_interleaved": True,
-    "some_new_attribute": 3, "temperature": 0.6, "tokenizer_class": "LlamaTokenizer", "torchscript": True,
-    "unsloth_fixed": True, "_attn_implementation": "eager", "partial_rotary_factor": 0.5, "sliding_window": 16,
+    "_model_name_or_path": "Q4_1.gguf",
+    "auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
+    "custom_pipelines": {"text": {"impl": "own.Pipeline", "pt": ["AutoModel"]}},
+    "max_length": 20,
+    "model_max_length": 9,
+    "name": "mine",
+    "problem_type": "regression",
+    "quantization_config": None,
+    "rope_interleaved": True,
+    "some_new_attribute": 3,
+    "temperature": 0.6,
+    "tokenizer_class": "LlamaTokenizer",
+    "torchscript": True,
+    "unsloth_fixed": True,
+    "_attn_implementation": "eager",
+    "partial_rotary_factor": 0.5,
+    "sliding_window": 16,
 }
 
 
@@ -81,9 +99,13 @@ def test_every_hook_point_of_packed_documents_is_that_of_the_reference_alone(mod
         assert error(ours[hook], model.reference[hook]) < 1e-5, hook
 
 
-@pytest.mark.parametrize("name, saving", [
-    ("qwen2", {"dtype": torch.bfloat16, "max_shard_size": "8KB"}), ("gpt2", {"dtype": torch.float16}),
-])
+@pytest.mark.parametrize(
+    "name, saving",
+    [
+        ("qwen2", {"dtype": torch.bfloat16, "max_shard_size": "8KB"}),
+        ("gpt2", {"dtype": torch.float16}),
+    ],
+)
 def test_weights_of_half_width_and_in_shards(tmp_path, name, saving):
     model = TinyModel(name, tmp_path, **saving)
     assert (tmp_path / "model.safetensors.index.json").exists() == ("max_shard_size" in saving)
@@ -93,15 +115,26 @@ def test_weights_of_half_width_and_in_shards(tmp_path, name, saving):
         assert error(ours[hook], model.reference[hook]) < 1e-5, hook
 
 
-@pytest.mark.parametrize("parameters, rope", [
-    ({"rope_type": "default", "rope_theta": 1e6}, Rope(1e6)),
-    (LINEAR, Rope(1e4, "linear", 4.0)),
-    (LLAMA3, Rope(1e4, "llama3", 8.0, 1.0, 4.0, 64)),
-    (YARN, Rope(1e4, "yarn", 4.0, original_max_positions=64, attention_factor=0.1 * np.log(4.0) + 1)),
-    (YARN | {"truncate": False, "mscale": 0.7, "mscale_all_dim": 1.0},
-     Rope(1e4, "yarn", 4.0, original_max_positions=64, truncate=False,
-          attention_factor=(0.07 * np.log(4.0) + 1) / (0.1 * np.log(4.0) + 1))),
-])
+@pytest.mark.parametrize(
+    "parameters, rope",
+    [
+        ({"rope_type": "default", "rope_theta": 1e6}, Rope(1e6)),
+        (LINEAR, Rope(1e4, "linear", 4.0)),
+        (LLAMA3, Rope(1e4, "llama3", 8.0, 1.0, 4.0, 64)),
+        (YARN, Rope(1e4, "yarn", 4.0, original_max_positions=64, attention_factor=0.1 * np.log(4.0) + 1)),
+        (
+            YARN | {"truncate": False, "mscale": 0.7, "mscale_all_dim": 1.0},
+            Rope(
+                1e4,
+                "yarn",
+                4.0,
+                original_max_positions=64,
+                truncate=False,
+                attention_factor=(0.07 * np.log(4.0) + 1) / (0.1 * np.log(4.0) + 1),
+            ),
+        ),
+    ],
+)
 def test_rotations_are_those_of_the_reference_at_far_positions(parameters, rope):
     """A frequency one place off would be a visible angle at position 100,000."""
     config = transformers.LlamaConfig(hidden_size=128, num_attention_heads=2, rope_parameters=parameters)
@@ -112,47 +145,70 @@ def test_rotations_are_those_of_the_reference_at_far_positions(parameters, rope)
     assert np.abs(1e5 * (rope_frequencies(64, rope).astype(np.float64) - theirs)).max() < 1e-3
 
 
-@pytest.mark.parametrize("attributes, expected", [
-    (LLAMA | UNREAD, {"rope": Rope(1e4), "window": None}),
-    (RESAVED_NEOX, {"rope": Rope(1e4, fraction=0.25)}),
-    (RESAVED_NEOX | {"partial_rotary_factor": 0.5}, {"rope": Rope(1e4, fraction=0.25)}),
-    (LLAMA | {"hidden_act": "swish"}, {"activation": "silu"}),
-    (LLAMA | {"model_type": "mistral", "attention_bias": True}, {"qkv_bias": False, "output_bias": False}),
-    (LLAMA | {"model_type": "qwen3_moe", "qkv_bias": True, "use_qk_norm": False}, {"qkv_bias": False, "qk_norm": "head"}),
-    (LLAMA | {"model_type": "mistral", "sliding_window": 9, "layer_types": WINDOWS["layer_types"]},
-     {"family": "mistral", "window": 9, "windowed": (True, False, True)}),
-    (LLAMA | {"rope_parameters": YARN | {"attn_factor": 2.0, "turns": 3}},
-     {"rope": Rope(1e4, "yarn", 4.0, original_max_positions=64, attention_factor=0.1 * np.log(4.0) + 1)}),
-    (LLAMA | {"tie_word_embeddings": True}, {"tied": True}), (LLAMA, {"tied": False}),
-    ({"model_type": "gpt2"}, {"tied": True}), ({"model_type": "gemma2"}, {"tied": True}),
-    (LLAMA | {"rope_theta": 5e5, "rope_scaling": None}, {"rope": Rope(5e5)}),
-    (LLAMA | {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}, {"rope": Rope(5e5, "linear", 4.0)}),
-    (LLAMA | {"rope_theta": 5e5, "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"}},
-     {"rope": Rope(5e5, "llama3", 8.0, 1.0, 4.0, 64)}),
-])
+@pytest.mark.parametrize(
+    "attributes, expected",
+    [
+        (LLAMA | UNREAD, {"rope": Rope(1e4), "window": None}),
+        (RESAVED_NEOX, {"rope": Rope(1e4, fraction=0.25)}),
+        (RESAVED_NEOX | {"partial_rotary_factor": 0.5}, {"rope": Rope(1e4, fraction=0.25)}),
+        (LLAMA | {"hidden_act": "swish"}, {"activation": "silu"}),
+        (LLAMA | {"model_type": "mistral", "attention_bias": True}, {"qkv_bias": False, "output_bias": False}),
+        (
+            LLAMA | {"model_type": "qwen3_moe", "qkv_bias": True, "use_qk_norm": False},
+            {"qkv_bias": False, "qk_norm": "head"},
+        ),
+        (
+            LLAMA | {"model_type": "mistral", "sliding_window": 9, "layer_types": WINDOWS["layer_types"]},
+            {"family": "mistral", "window": 9, "windowed": (True, False, True)},
+        ),
+        (
+            LLAMA | {"rope_parameters": YARN | {"attn_factor": 2.0, "turns": 3}},
+            {"rope": Rope(1e4, "yarn", 4.0, original_max_positions=64, attention_factor=0.1 * np.log(4.0) + 1)},
+        ),
+        (LLAMA | {"tie_word_embeddings": True}, {"tied": True}),
+        (LLAMA, {"tied": False}),
+        ({"model_type": "gpt2"}, {"tied": True}),
+        ({"model_type": "gemma2"}, {"tied": True}),
+        (LLAMA | {"rope_theta": 5e5, "rope_scaling": None}, {"rope": Rope(5e5)}),
+        (
+            LLAMA | {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}},
+            {"rope": Rope(5e5, "linear", 4.0)},
+        ),
+        (
+            LLAMA | {"rope_theta": 5e5, "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"}},
+            {"rope": Rope(5e5, "llama3", 8.0, 1.0, 4.0, 64)},
+        ),
+    ],
+)
 def test_configurations_as_they_are_found(configured, attributes, expected):
     config = configured(attributes)
     assert {name: getattr(config, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"model_type": "mamba2"}, "mamba2.* supported are llama, mistral, ministral, qwen2, "),
-    ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config: .* \(fp8\), .* not quantised, or .*dequantize"),
-    ({"quantization_config": {"load_in_4bit": True}}, r"of a kind that it does not name"),
-    ({"per_layer_config": {"1": {"intermediate_size": 8}}}, "per_layer_config"),
-    ({"is_causal": False}, "is_causal = false is not handled for llama; LlamaModel of transformers reads it"),
-    ({"hidden_act": "xielu"}, "xielu"),
-    ({"rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}}, "RoPE parameters partial_rotary_factor"),
-    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE type 'dynamic'"),
-    ({"model_type": "qwen2", "layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "chunked"),
-    ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
-    ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0 is not handled"),
-    ({"model_type": "gpt_neox", "head_dim": 16}, "head_dim = 16 is not handled for gpt_neox"),
-    ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = true"),
-    ({"model_type": "gpt2", "scale_attn_weights": False}, "scale_attn_weights = false"),
-    ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "layer 1 has no experts"),
-    ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "layer 0 has no experts"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "mamba2"}, "mamba2.* supported are llama, mistral, ministral, qwen2, "),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            r"quantization_config: .* \(fp8\), .* not quantised, or .*dequantize",
+        ),
+        ({"quantization_config": {"load_in_4bit": True}}, r"of a kind that it does not name"),
+        ({"per_layer_config": {"1": {"intermediate_size": 8}}}, "per_layer_config"),
+        ({"is_causal": False}, "is_causal = false is not handled for llama; LlamaModel of transformers reads it"),
+        ({"hidden_act": "xielu"}, "xielu"),
+        ({"rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}}, "RoPE parameters partial_rotary_factor"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE type 'dynamic'"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "chunked"),
+        ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0 is not handled"),
+        ({"model_type": "gpt_neox", "head_dim": 16}, "head_dim = 16 is not handled for gpt_neox"),
+        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = true"),
+        ({"model_type": "gpt2", "scale_attn_weights": False}, "scale_attn_weights = false"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "layer 1 has no experts"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "layer 0 has no experts"),
+    ],
+)
 def test_what_is_not_handled_is_refused_by_name(configured, change, message):
     with pytest.raises(InvalidRequest, match=message):
         configured(LLAMA | change)
@@ -164,22 +220,37 @@ def test_what_is_not_handled_is_refused_inside_a_configuration_too(configured):
 
 
 def test_keys_that_the_reference_does_not_know_are_named_once(configured, capsys):
-    configured(LLAMA | UNREAD | {"rope_theta": 1e4, "torch_dtype": "bfloat16", "bos_token_id": 1, "attention_dropout": 0.1})
+    configured(
+        LLAMA | UNREAD | {"rope_theta": 1e4, "torch_dtype": "bfloat16", "bos_token_id": 1, "attention_dropout": 0.1}
+    )
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(
         "config.json: ignored, since LlamaModel of transformers does not read it: _model_name_or_path, auto_map, "
         "custom_pipelines, model_max_length, name, quantization_config, rope_interleaved, sliding_window, "
-        "some_new_attribute, tokenizer_class, torchscript, unsloth_fixed")
+        "some_new_attribute, tokenizer_class, torchscript, unsloth_fixed"
+    )
 
 
-@pytest.mark.parametrize("attributes", [
-    '{"model_type": "lla', "[]", "{}", '{"model_type": ["llama"]}', LLAMA | {"hidden_size": "wide"},
-    LLAMA | {"num_attention_heads": 0}, LLAMA | {"num_key_value_heads": 3}, LLAMA | {"num_hidden_layers": 0},
-    LLAMA | {"model_type": "mistral", "sliding_window": 0}, LLAMA | {"model_type": "mixtral", "num_experts_per_tok": 9},
-    LLAMA | {"model_type": "qwen3_moe", "decoder_sparse_step": 0},
-    LLAMA | {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3},
-    LLAMA | {"rope_scaling": {"rope_type": "linear"}}, LLAMA | {"head_dim": 7}, {"model_type": "gemma3"},
-])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        '{"model_type": "lla',
+        "[]",
+        "{}",
+        '{"model_type": ["llama"]}',
+        LLAMA | {"hidden_size": "wide"},
+        LLAMA | {"num_attention_heads": 0},
+        LLAMA | {"num_key_value_heads": 3},
+        LLAMA | {"num_hidden_layers": 0},
+        LLAMA | {"model_type": "mistral", "sliding_window": 0},
+        LLAMA | {"model_type": "mixtral", "num_experts_per_tok": 9},
+        LLAMA | {"model_type": "qwen3_moe", "decoder_sparse_step": 0},
+        LLAMA | {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3},
+        LLAMA | {"rope_scaling": {"rope_type": "linear"}},
+        LLAMA | {"head_dim": 7},
+        {"model_type": "gemma3"},
+    ],
+)
 def test_a_broken_configuration_is_damaged_data(configured, attributes):
     with pytest.raises(DamagedData, match=r"config\.json"):
         configured(attributes)
@@ -193,8 +264,14 @@ def test_a_folder_without_a_configuration(tmp_path):
 def test_hook_points_are_named_in_depth_order():
     names = all_hook_points(2)
     assert names[:8] == [
-        "blocks.0.hook_resid_pre", "blocks.0.attn.hook_z", "blocks.0.hook_attn_out", "blocks.0.hook_resid_mid",
-        "blocks.0.mlp.hook_post", "blocks.0.hook_mlp_out", "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre",
+        "blocks.0.hook_resid_pre",
+        "blocks.0.attn.hook_z",
+        "blocks.0.hook_attn_out",
+        "blocks.0.hook_resid_mid",
+        "blocks.0.mlp.hook_post",
+        "blocks.0.hook_mlp_out",
+        "blocks.0.hook_resid_post",
+        "blocks.1.hook_resid_pre",
     ]
     assert len(names) == 15 and names[-1] == "ln_final.hook_normalized"
 
@@ -263,11 +340,18 @@ def test_a_folder_is_its_own_location(tmp_path):
     assert locate_model(str(tmp_path)) == ModelFolder(tmp_path, str(tmp_path), None)
 
 
-@pytest.mark.parametrize("model, revision, message", [
-    ("/no/such/folder", None, "no such folder"), ("./models", None, "no such folder"), ("a/b/c", None, "no such folder"),
-    ("s3://bucket/model", None, "gs://bucket/folder or a hub id"), ("hf://lab/model", None, "or a hub id"),
-    ("gs://bucket/model", "main", "has no revisions"), (".", "main", "--revision main"),
-])
+@pytest.mark.parametrize(
+    "model, revision, message",
+    [
+        ("/no/such/folder", None, "no such folder"),
+        ("./models", None, "no such folder"),
+        ("a/b/c", None, "no such folder"),
+        ("s3://bucket/model", None, "gs://bucket/folder or a hub id"),
+        ("hf://lab/model", None, "or a hub id"),
+        ("gs://bucket/model", "main", "has no revisions"),
+        (".", "main", "--revision main"),
+    ],
+)
 def test_what_is_no_location_is_refused(model, revision, message):
     with pytest.raises(InvalidRequest, match=message):
         locate_model(model, revision)

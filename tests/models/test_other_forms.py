@@ -34,8 +34,10 @@ def model(models, tmp_path):
 
 def adapter_in(folder, base="lab/base"):
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
-    save_file({"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 2)},
-              folder / "adapter_model.safetensors")
+    save_file(
+        {"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 2)},
+        folder / "adapter_model.safetensors",
+    )
 
 
 def test_the_command_for_pytorch_model_bin_makes_a_model_that_is_taken(models, model, tmp_path):
@@ -48,13 +50,20 @@ def test_the_command_for_pytorch_model_bin_makes_a_model_that_is_taken(models, m
     assert error(ours[LAST[0]], models("llama").reference[LAST[0]]) < 1e-5
 
 
-@pytest.mark.parametrize("file, message", [
-    ("pytorch_model-00001-of-00002.bin", "only pytorch_model.bin is here"),
-    ("tiny.Q4_1.gguf", r'only GGUF is here; convert it: .*gguf_file="tiny\.Q4_1\.gguf", quantization_config=G\(dequantize=True\)\)\.save_pretrained\("converted"\)'),
-    ("tf_model.h5", r"only tf_model\.h5 is here; with transformers 4 .*from_tf=True"),
-    ("flax_model.msgpack", "only .*from_flax=True"), ("consolidated.00.pth", r"consolidated\.00\.pth is not in the form"),
-    ("consolidated.safetensors", r"consolidated\.safetensors is not in the form"),
-])
+@pytest.mark.parametrize(
+    "file, message",
+    [
+        ("pytorch_model-00001-of-00002.bin", "only pytorch_model.bin is here"),
+        (
+            "tiny.Q4_1.gguf",
+            r'only GGUF is here; convert it: .*gguf_file="tiny\.Q4_1\.gguf", quantization_config=G\(dequantize=True\)\)\.save_pretrained\("converted"\)',
+        ),
+        ("tf_model.h5", r"only tf_model\.h5 is here; with transformers 4 .*from_tf=True"),
+        ("flax_model.msgpack", "only .*from_flax=True"),
+        ("consolidated.00.pth", r"consolidated\.00\.pth is not in the form"),
+        ("consolidated.safetensors", r"consolidated\.safetensors is not in the form"),
+    ],
+)
 def test_each_form_has_a_way_out(model, file, message):
     (model / file).touch()
     with pytest.raises(InvalidRequest, match=rf"--model {model}: {message}"):
@@ -95,16 +104,24 @@ def test_in_a_bucket(model, gcs, monkeypatch, tmp_path):
         locate_model("gs://bucket/gguf")
 
 
-@pytest.mark.parametrize("file, message", [
-    ("pytorch_model.bin", "only pytorch_model.bin is here"), ("adapter_model.bin", "only a LoRA adapter of lab/base"),
-])
+@pytest.mark.parametrize(
+    "file, message",
+    [
+        ("pytorch_model.bin", "only pytorch_model.bin is here"),
+        ("adapter_model.bin", "only a LoRA adapter of lab/base"),
+    ],
+)
 def test_on_the_hub_nothing_large_is_downloaded(model, tmp_path, file, message):
     """In a process of its own, since the hub's client reads its settings when it is imported."""
     adapter_in(model) if "adapter" in file else None
     (model / file).write_bytes(b"large")
     code = "import sys; from extraction.models.location import locate_model; locate_model('lab/tiny')"
     with FakeHub(model) as hub:
-        where = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        where = os.environ | {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
         result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=where, capture_output=True, text=True)
     assert f"InvalidRequest: --model lab/tiny: {message}" in result.stderr
     assert not any(path.endswith(".bin") for path in hub.asked)

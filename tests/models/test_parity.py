@@ -78,13 +78,16 @@ def test_distances_are_over_all_documents_and_name_the_worst_token():
         distance.add("c", np.float32([[1, 1], [np.nan, 1]]), np.ones((2, 2), np.float32))
 
 
-@pytest.mark.parametrize("flags, error, message", [
-    ((), InvalidRequest, "give --streams or --text"),
-    (("--text", "/nowhere"), InvalidRequest, "--text /nowhere: cannot be read"),
-    (("--text", "/dev/null"), InvalidRequest, "no tokens to compare"),
-    (("--text", "/dev/null", "--layers", "9"), InvalidRequest, "--layers 9"),
-    (("--text", "/dev/null", "--mesh", "4"), InvalidRequest, "--mesh 4"),
-])
+@pytest.mark.parametrize(
+    "flags, error, message",
+    [
+        ((), InvalidRequest, "give --streams or --text"),
+        (("--text", "/nowhere"), InvalidRequest, "--text /nowhere: cannot be read"),
+        (("--text", "/dev/null"), InvalidRequest, "no tokens to compare"),
+        (("--text", "/dev/null", "--layers", "9"), InvalidRequest, "--layers 9"),
+        (("--text", "/dev/null", "--mesh", "4"), InvalidRequest, "--mesh 4"),
+    ],
+)
 def test_what_cannot_be_measured(flags, error, message):
     with pytest.raises(error, match=message):
         parity(*flags)
@@ -107,10 +110,17 @@ def test_a_model_in_a_bucket_has_to_be_copied_first(gcs, monkeypatch, tmp_path):
 
 def test_without_torch_it_says_what_to_install():
     code = "import sys; sys.modules['torch'] = None; import extract_activations; extract_activations.main()"
-    result = subprocess.run([sys.executable, "-c", code, "parity", "--model", MODEL, "--text", "README.md"], cwd=ROOT,
-                            capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code, "parity", "--model", MODEL, "--text", "README.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (result.returncode, result.stderr.splitlines()[0]) == (
-        2, "error: parity compares with torch, which is not installed here: pip install torch")
+        2,
+        "error: parity compares with torch, which is not installed here: pip install torch",
+    )
 
 
 # --------------------------------------------------------------------------------------------------- token ids
@@ -135,8 +145,10 @@ def test_ids_that_autotokenizer_would_give_otherwise_are_told_of(renamed, text):
     assert (other["class"], other["differing"], other["example"]["record"]) == ("GPT2Tokenizer", 2, "paragraph 2")
     assert other["example"]["trained_with"] != other["example"]["autotokenizer"]
     said = parity(*flags).stdout.splitlines()[2:]
-    assert said[0] == ("token ids: 2 of 4 records have other ids with AutoTokenizer (GPT2Tokenizer); the model was "
-                       "trained with those of tokenizer.json, which are used here")
+    assert said[0] == (
+        "token ids: 2 of 4 records have other ids with AutoTokenizer (GPT2Tokenizer); the model was "
+        "trained with those of tokenizer.json, which are used here"
+    )
     assert said[1].startswith("  paragraph 2, token ") and len(said) == 2
 
 
@@ -144,7 +156,8 @@ def test_a_beginning_that_autotokenizer_leaves_out_is_told_of(renamed, text):
     result = parity("--model", renamed, "--text", text, "--hook-points", "ln_final.*", "--bos", "always")
     assert result.stdout.splitlines()[2:] == [
         "token ids: those of tokenizer.json, with AutoTokenizer (GPT2Tokenizer) the same",
-        "records begin with the ids [0] here, with [] there"]
+        "records begin with the ids [0] here, with [] there",
+    ]
 
 
 def test_an_error_in_our_ids_is_no_small_distance():

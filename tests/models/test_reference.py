@@ -12,27 +12,64 @@ from extraction.models.config_file import read_model_config
 from extraction.models.families import FAMILIES
 from tests.helpers.known_models import ACCEPTED, FOLDER
 
-SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 31, "max_position_embeddings": 64, "pad_token_id": 0,
-         "bos_token_id": 1, "eos_token_id": 2}
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "vocab_size": 31,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4, "moe_intermediate_size": 8}
 WINDOWS = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 OF_A_FAMILY = {
-    "mistral": {"sliding_window": 6}, "ministral": WINDOWS, "qwen2": WINDOWS | {"use_sliding_window": True},
-    "qwen3": WINDOWS | {"use_sliding_window": True}, "gemma2": WINDOWS, "gemma3_text": WINDOWS,
-    "mixtral": EXPERTS | {"sliding_window": 6}, "qwen3_moe": EXPERTS | {"sliding_window": 6, "use_sliding_window": True},
+    "mistral": {"sliding_window": 6},
+    "ministral": WINDOWS,
+    "qwen2": WINDOWS | {"use_sliding_window": True},
+    "qwen3": WINDOWS | {"use_sliding_window": True},
+    "gemma2": WINDOWS,
+    "gemma3_text": WINDOWS,
+    "mixtral": EXPERTS | {"sliding_window": 6},
+    "qwen3_moe": EXPERTS | {"sliding_window": 6, "use_sliding_window": True},
     "gpt2": {"n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 64, "vocab_size": 31},
     "gpt_neox": {key: value for key, value in SIZES.items() if key not in ("head_dim", "num_key_value_heads")},
 }
 # Keys that tools and people write, beside those of the configurations' classes and of the stored files.
 WRITTEN = {
-    "is_causal": False, "name": "x", "partial_rotary_factor": 0.5, "head_dim": 4, "rope_interleaved": True, "clip_qkv": 0.1,
-    "rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 50.0, "sliding_window": 3, "attention_bias": True,
-    "layer_types": ["full_attention", "sliding_attention"], "use_qk_norm": False, "rotary_pct": 0.5, "mlp_bias": True,
-    "use_bidirectional_attention": True, "final_logit_softcapping": 1.0, "attn_logit_softcapping": 0.1, "tokenizer_class": "X",
-    "embedding_multiplier": 3.0, "logits_scaling": 3.0, "residual_multiplier": 3.0, "attention_multiplier": 3.0,
-    "per_layer_config": {"1": {"rms_norm_eps": 0.5, "layer_norm_epsilon": 0.5}}, "temperature": 0.5, "max_length": 7,
-    "auto_map": {"AutoModel": "own.Model"}, "torchscript": True, "problem_type": "regression", "model_max_length": 5,
+    "is_causal": False,
+    "name": "x",
+    "partial_rotary_factor": 0.5,
+    "head_dim": 4,
+    "rope_interleaved": True,
+    "clip_qkv": 0.1,
+    "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    "rope_theta": 50.0,
+    "sliding_window": 3,
+    "attention_bias": True,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "use_qk_norm": False,
+    "rotary_pct": 0.5,
+    "mlp_bias": True,
+    "use_bidirectional_attention": True,
+    "final_logit_softcapping": 1.0,
+    "attn_logit_softcapping": 0.1,
+    "tokenizer_class": "X",
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 3.0,
+    "residual_multiplier": 3.0,
+    "attention_multiplier": 3.0,
+    "per_layer_config": {"1": {"rms_norm_eps": 0.5, "layer_norm_epsilon": 0.5}},
+    "temperature": 0.5,
+    "max_length": 7,
+    "auto_map": {"AutoModel": "own.Model"},
+    "torchscript": True,
+    "problem_type": "regression",
+    "model_max_length": 5,
 }
 WITHOUT_MODEL = {"model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "quantization_config"}
 

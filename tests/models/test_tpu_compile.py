@@ -82,8 +82,14 @@ def test_rows_are_written_as_they_are_stored_and_never_wider(dtype):
     """Scales, errors, norms and maxima are made as rows are read. Between devices go the scales, in one exchange."""
     step = CompiledStep.of(Case("Qwen2.5-0.5B", "v5litepod-4", (2, 2), 8, 2048, dtype))
     own = step.tokens * step.config.width // step.devices
-    wide = [found.shape for found in step.instructions if not found.in_loop and found.dtype == "f32"
-            and found.operation in ("fusion", "copy", "convert") and math.prod(found.shape) >= own]
+    wide = [
+        found.shape
+        for found in step.instructions
+        if not found.in_loop
+        and found.dtype == "f32"
+        and found.operation in ("fusion", "copy", "convert")
+        and math.prod(found.shape) >= own
+    ]
     assert wide == []
     sums = re.findall(r"= .* all-reduce(?:-start)?\(", step.program.as_text())
     assert len(sums) == 3  # two in each block, and the scales

@@ -78,8 +78,11 @@ def test_old_rotary_buffers_are_known(model):
 def test_the_buffers_and_the_head_of_old_gpt_neox_files_are_known(models, tmp_path):
     """With `embed_out` for the head, and masks, which are no biases, in each layer."""
     folder = shutil.copytree(models("gpt_neox").folder, tmp_path / "model")
-    mask = {"attention.bias": np.ones((1, 1, 4, 4), np.float32), "attention.masked_bias": np.float32(-1e9),
-            "attention.rotary_emb.inv_freq": np.ones(1, np.float32)}
+    mask = {
+        "attention.bias": np.ones((1, 1, 4, 4), np.float32),
+        "attention.masked_bias": np.float32(-1e9),
+        "attention.rotary_emb.inv_freq": np.ones(1, np.float32),
+    }
     buffers = {f"gpt_neox.layers.{layer}.{name}": np.array(value) for layer in range(3) for name, value in mask.items()}
     assert "embed_out.weight" in load_file(folder / "model.safetensors")
     rewrite(folder, lambda t: t.update(buffers))
@@ -90,12 +93,18 @@ def test_the_buffers_and_the_head_of_old_gpt_neox_files_are_known(models, tmp_pa
 EXPERT = "model.layers.1.mlp.experts.{}.up_proj.weight"
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda t: t.pop(EXPERT.format(4)), r"experts\.4\.up_proj\.weight is missing"),
-    (lambda t: t.update({EXPERT.format(5): t[EXPERT.format(4)]}), r"experts\.5\.up_proj\.weight is unknown"),
-    (lambda t: t.update({EXPERT.format(4): t[EXPERT.format(4)][1:]}), r"experts\.4\.up_proj\.weight has shape"),
-    (lambda t: t.update({"model.layers.0.mlp.shared_expert_gate.weight": t["model.norm.weight"]}), "gate.weight is unknown"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop(EXPERT.format(4)), r"experts\.4\.up_proj\.weight is missing"),
+        (lambda t: t.update({EXPERT.format(5): t[EXPERT.format(4)]}), r"experts\.5\.up_proj\.weight is unknown"),
+        (lambda t: t.update({EXPERT.format(4): t[EXPERT.format(4)][1:]}), r"experts\.4\.up_proj\.weight has shape"),
+        (
+            lambda t: t.update({"model.layers.0.mlp.shared_expert_gate.weight": t["model.norm.weight"]}),
+            "gate.weight is unknown",
+        ),
+    ],
+)
 def test_there_are_as_many_experts_as_the_configuration_says(models, tmp_path, change, message):
     folder = shutil.copytree(models("qwen3_moe").folder, tmp_path / "model")
     rewrite(folder, change)
@@ -120,25 +129,47 @@ def test_the_digest_covers_bytes_shape_and_dtype(model):
     assert len({before, half, brain, other}) == 4
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda t: t.pop(UP), f"model: tensor {UP} is missing"),
-    (lambda t: t.update({"model.layers.1.extra": t[UP]}), r"model\.safetensors: tensor model\.layers\.1\.extra is unknown"),
-    (lambda t: t.update({"model.norm.bias": t["model.norm.weight"]}), r"model\.norm\.bias is unknown"),
-    (lambda t: t.pop("model.norm.weight"), r"model\.norm\.weight is missing .*; save or download the model again"),
-    (lambda t: t.update({"model.layers.1.self_attn.q_proj.bias": t["model.norm.weight"]}), r"q_proj\.bias is unknown"),
-    (lambda t: t.update({UP: t[UP][:-1]}), rf"model\.safetensors: tensor {UP} has shape"),
-    (lambda t: t.update({UP: np.ascontiguousarray(t[UP].T)}), f"{UP} has shape"),
-    (lambda t: t.update({UP: t[UP].astype(np.int8)}), f"{UP} is I8"),
-    (lambda t: t.update({"norm.weight": t["model.norm.weight"]}), r"tensor model\.norm\.weight is there twice, also as norm"),
-    (lambda t: t.pop("model.embed_tokens.weight"),
-     r"model\.embed_tokens\.weight is missing .*; lm_head\.weight is there, but .* another matrix \(tie_word_embeddings\)"),
-    (lambda t: t.clear() or t.update({"bert.pooler.weight": np.ones(2, np.float32)}),
-     r"no tensor is called model\.embed_tokens\.weight.* \(there are bert\.pooler\.weight, .* not of one model"),
-    (lambda t: t.update({f"draft.{name}": tensor for name, tensor in t.items()}),
-     r"more than once, with draft\.model\.layers\.0\.\S+ and model\.layers\.0\.\S+; leave one"),
-    (lambda t: t.update({f"{UP[:-7]}.base_layer.weight": t.pop(UP), f"{UP[:-7]}.lora_A.default.weight": t["lm_head.weight"]}),
-     r"up_proj\.base_layer\.weight is unknown"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop(UP), f"model: tensor {UP} is missing"),
+        (
+            lambda t: t.update({"model.layers.1.extra": t[UP]}),
+            r"model\.safetensors: tensor model\.layers\.1\.extra is unknown",
+        ),
+        (lambda t: t.update({"model.norm.bias": t["model.norm.weight"]}), r"model\.norm\.bias is unknown"),
+        (lambda t: t.pop("model.norm.weight"), r"model\.norm\.weight is missing .*; save or download the model again"),
+        (
+            lambda t: t.update({"model.layers.1.self_attn.q_proj.bias": t["model.norm.weight"]}),
+            r"q_proj\.bias is unknown",
+        ),
+        (lambda t: t.update({UP: t[UP][:-1]}), rf"model\.safetensors: tensor {UP} has shape"),
+        (lambda t: t.update({UP: np.ascontiguousarray(t[UP].T)}), f"{UP} has shape"),
+        (lambda t: t.update({UP: t[UP].astype(np.int8)}), f"{UP} is I8"),
+        (
+            lambda t: t.update({"norm.weight": t["model.norm.weight"]}),
+            r"tensor model\.norm\.weight is there twice, also as norm",
+        ),
+        (
+            lambda t: t.pop("model.embed_tokens.weight"),
+            r"model\.embed_tokens\.weight is missing .*; lm_head\.weight is there, but .* another matrix \(tie_word_embeddings\)",
+        ),
+        (
+            lambda t: t.clear() or t.update({"bert.pooler.weight": np.ones(2, np.float32)}),
+            r"no tensor is called model\.embed_tokens\.weight.* \(there are bert\.pooler\.weight, .* not of one model",
+        ),
+        (
+            lambda t: t.update({f"draft.{name}": tensor for name, tensor in t.items()}),
+            r"more than once, with draft\.model\.layers\.0\.\S+ and model\.layers\.0\.\S+; leave one",
+        ),
+        (
+            lambda t: t.update(
+                {f"{UP[:-7]}.base_layer.weight": t.pop(UP), f"{UP[:-7]}.lora_A.default.weight": t["lm_head.weight"]}
+            ),
+            r"up_proj\.base_layer\.weight is unknown",
+        ),
+    ],
+)
 def test_tensors_that_do_not_fit_are_named(model, change, message):
     rewrite(model, change)
     with pytest.raises(DamagedData, match=message):
@@ -150,29 +181,43 @@ FIRST = "model.embed_tokens.weight"
 
 def renamed(prefix, own="model."):
     """Gives every tensor of the text model this prefix in place of its own."""
-    return lambda t: [t.update({prefix + name.removeprefix(own): t.pop(name)}) for name in list(t) if name.startswith(own)]
+    return lambda t: [
+        t.update({prefix + name.removeprefix(own): t.pop(name)}) for name in list(t) if name.startswith(own)
+    ]
 
 
-@pytest.mark.parametrize("change", [
-    renamed(""), renamed("transformer."), renamed("model.language_model."), renamed("language_model.model."),
-    renamed("base_model.model.model."), renamed("_orig_mod.model."), renamed("module.model."),
-    lambda t: t.update({"score.weight": t["lm_head.weight"][:1]}),
-    lambda t: t.update({"v_head.summary.weight": t[UP], "v_head.summary.bias": t["model.norm.weight"]}),
-    lambda t: t.update({"classifier.weight": t.pop("lm_head.weight").astype(np.int8)}),
-    lambda t: t.update({name.replace("layers.1", "layers.3"): t[name] for name in list(t) if "layers.1." in name}),
-    lambda t: t.update({"model.layers.3.embed_tokens.weight": t[FIRST], "model.layers.3.eh_proj.weight": t[UP]}),
-    lambda t: t.update({f"model.mtp.layers.0.{name[15:]}": t[name] for name in list(t) if "layers.0." in name}),
-    lambda t: t.update({"vision_tower.encoder.layers.0.self_attn.q_proj.weight": t[UP]}),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        renamed(""),
+        renamed("transformer."),
+        renamed("model.language_model."),
+        renamed("language_model.model."),
+        renamed("base_model.model.model."),
+        renamed("_orig_mod.model."),
+        renamed("module.model."),
+        lambda t: t.update({"score.weight": t["lm_head.weight"][:1]}),
+        lambda t: t.update({"v_head.summary.weight": t[UP], "v_head.summary.bias": t["model.norm.weight"]}),
+        lambda t: t.update({"classifier.weight": t.pop("lm_head.weight").astype(np.int8)}),
+        lambda t: t.update({name.replace("layers.1", "layers.3"): t[name] for name in list(t) if "layers.1." in name}),
+        lambda t: t.update({"model.layers.3.embed_tokens.weight": t[FIRST], "model.layers.3.eh_proj.weight": t[UP]}),
+        lambda t: t.update({f"model.mtp.layers.0.{name[15:]}": t[name] for name in list(t) if "layers.0." in name}),
+        lambda t: t.update({"vision_tower.encoder.layers.0.self_attn.q_proj.weight": t[UP]}),
+    ],
+)
 def test_other_prefixes_heads_layers_and_towers_change_nothing(model, change):
     before = load(model, LAST).weights_digest
     rewrite(model, change)
     assert load(model, LAST).weights_digest == before
 
 
-@pytest.mark.parametrize("change", [
-    lambda t: t.pop("model.layers.2.mlp.up_proj.weight"), lambda t: t.update({"model.layers.2.extra": t[UP]}),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.pop("model.layers.2.mlp.up_proj.weight"),
+        lambda t: t.update({"model.layers.2.extra": t[UP]}),
+    ],
+)
 def test_a_layer_that_does_not_run_is_not_looked_at(model, change):
     before = load(model, ("blocks.1.hook_resid_post",)).weights_digest
     rewrite(model, change)
@@ -192,7 +237,10 @@ def test_a_tied_model_that_was_saved_with_its_head_alone_is_whole(models, tmp_pa
     if name == "gpt_neox-in-turn-linear":  # as transformers 4 called it
         kept["embed_out.weight"] = kept.pop("lm_head.weight", None) or kept.pop("gpt_neox.embed_in.weight")
         save_file(kept, folder / "model.safetensors")
-    assert len(stored.keys() - kept.keys()) == 1 and kept.keys() - stored.keys() <= {"lm_head.weight", "embed_out.weight"}
+    assert len(stored.keys() - kept.keys()) == 1 and kept.keys() - stored.keys() <= {
+        "lm_head.weight",
+        "embed_out.weight",
+    }
     ours, _ = run(load(folder, LAST), documents())
     assert error(ours[LAST[0]], models(name).reference[LAST[0]]) < 1e-5
 
@@ -200,7 +248,9 @@ def test_a_tied_model_that_was_saved_with_its_head_alone_is_whole(models, tmp_pa
 def test_a_tied_model_with_neither_name_says_both(models, tmp_path):
     folder = shutil.copytree(models("gemma2").folder, tmp_path / "model")
     rewrite(folder, lambda t: t.pop(FIRST))
-    with pytest.raises(DamagedData, match=r"embed_tokens\.weight is missing .* and so is the head .* \(lm_head\.weight\)"):
+    with pytest.raises(
+        DamagedData, match=r"embed_tokens\.weight is missing .* and so is the head .* \(lm_head\.weight\)"
+    ):
         load(folder, LAST)
 
 
@@ -231,11 +281,19 @@ def test_a_damaged_file_is_named(model, damage):
         load(model, LAST)
 
 
-@pytest.mark.parametrize("index, message", [
-    ('{"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}', "model-00002-of-00002.safetensors"),
-    ('{"weight_map": {"model.norm.weight": "../model.safetensors"}}', "outside its folder"),
-    ('{"weight_map": ', "not an index"), ("[]", "not an index"), ('{"weight_map": {"a": 3}}', "not an index"),
-])
+@pytest.mark.parametrize(
+    "index, message",
+    [
+        (
+            '{"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}',
+            "model-00002-of-00002.safetensors",
+        ),
+        ('{"weight_map": {"model.norm.weight": "../model.safetensors"}}', "outside its folder"),
+        ('{"weight_map": ', "not an index"),
+        ("[]", "not an index"),
+        ('{"weight_map": {"a": 3}}', "not an index"),
+    ],
+)
 def test_a_damaged_index_is_named(model, index, message):
     (model / "model.safetensors").unlink()
     (model / "model.safetensors.index.json").write_text(index)
@@ -250,8 +308,6 @@ def test_no_weights_at_all(model):
         load(model, LAST)
 
 
-
-
 def test_the_host_holds_the_largest_tensor_and_a_margin(tmp_path, monkeypatch):
     monkeypatch.setattr(tensors, "PART_BYTES", 1 << 18)
     monkeypatch.setattr(tensors, "NUM_READERS", 2)
@@ -261,7 +317,10 @@ def test_the_host_holds_the_largest_tensor_and_a_margin(tmp_path, monkeypatch):
     seen = []
     with WeightFiles(ModelFolder(tmp_path, "", None)) as files:
         tracemalloc.start()
-        files.feed({name: files.places[name] for name in list(sizes)[::-1]}, lambda name, tensor: seen.append((name, tensor.shape, set(tensor[[0, -1]]))))
+        files.feed(
+            {name: files.places[name] for name in list(sizes)[::-1]},
+            lambda name, tensor: seen.append((name, tensor.shape, set(tensor[[0, -1]]))),
+        )
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert seen == [(name, stored[name].shape, {stored[name][0]}) for name in list(sizes)[::-1]]
@@ -332,5 +391,7 @@ def test_a_model_that_is_not_in_the_bucket_or_not_whole(in_bucket, gcs):
         digest_in_bucket(place)
     gcs.instructions.clear()
     del gcs.objects["models/tiny/part-1.safetensors"]
-    with pytest.raises(DamagedData, match=r"gs://bucket/models/tiny/part-1\.safetensors: named by the index, but not there"):
+    with pytest.raises(
+        DamagedData, match=r"gs://bucket/models/tiny/part-1\.safetensors: named by the index, but not there"
+    ):
         digest_in_bucket(place)

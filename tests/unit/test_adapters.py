@@ -124,12 +124,19 @@ def test_ranks_of_a_jax_job_make_global_arrays(output):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu",
-                                "PYTHONPATH": str(ROOT)}
-    commands = [[sys.executable, ROOT / "tests/helpers/jax_ranks.py", output, HOOK, *map(str, (rank, 2, port))]
-                for rank in range(2)]
-    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-               for command in commands]
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
+    commands = [
+        [sys.executable, ROOT / "tests/helpers/jax_ranks.py", output, HOOK, *map(str, (rank, 2, port))]
+        for rank in range(2)
+    ]
+    started = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
     try:
         ended = [process.communicate(timeout=120) for process in started]
     finally:

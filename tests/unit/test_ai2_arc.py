@@ -65,8 +65,9 @@ def test_from_the_hub_at_a_commit(tmp_path, monkeypatch):
     write_rows(tmp_path / "set/ARC-Challenge/test-00000.parquet", [NUMBERED])
     with FakeHub(tmp_path, datasets={"allenai/ai2_arc": tmp_path / "set"}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        published = ai2_arc.create(open_storage(str(tmp_path / "x")),
-        "hf://datasets/allenai/ai2_arc/ARC-*/test-*.parquet", 2)
+        published = ai2_arc.create(
+            open_storage(str(tmp_path / "x")), "hf://datasets/allenai/ai2_arc/ARC-*/test-*.parquet", 2
+        )
         assert published.manifest.revision == COMMIT and published.manifest.num_records == 2
         assert len(records_of(tmp_path, "hf://datasets/allenai/ai2_arc/ARC-Easy")) == 1
 

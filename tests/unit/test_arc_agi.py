@@ -79,8 +79,9 @@ def test_the_text_of_a_prompt():
 def test_templates_and_encodings_are_chosen_by_name(tmp_path):
     source = write_json(tmp_path / "t.json", TASK)
     (record, _) = records_of(tmp_path, source, prompt=PromptOptions(encoding="minimal", template="instructed"))
-    assert record.text.startswith("Each example turns") and record.text.endswith("Input:\n123\n456\nOutput:\n0\n\n"
-        "Input:\n7\nOutput:\n8\n9\n\nInput:\n31\nOutput:\n")
+    assert record.text.startswith("Each example turns") and record.text.endswith(
+        "Input:\n123\n456\nOutput:\n0\n\nInput:\n7\nOutput:\n8\n9\n\nInput:\n31\nOutput:\n"
+    )
     options = dict(load_manifest(str(tmp_path / "out")).options)
     assert options.pop("source_files")["count"] == 1
     assert options == {"grid_encoding": "minimal", "template": "instructed", "spans": ["test-input"]}

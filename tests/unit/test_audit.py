@@ -134,16 +134,29 @@ def test_the_json_has_stable_keys(store):
     store.put("worker-00000/batches/torn.safetensors", b"")
     value = json.loads(json.dumps(store.audit(deep=True).to_json()))
     counts = ["num_records", "num_tokens", "num_tokens_read", "num_batches", "num_bytes", "expected_records"]
-    assert list(value) == ["schema", "output", "deep", "verdict", "problems", "unfinished", "uncommitted", *counts,
-                           "not_finite", "workers"]
+    assert list(value) == [
+        "schema",
+        "output",
+        "deep",
+        "verdict",
+        "problems",
+        "unfinished",
+        "uncommitted",
+        *counts,
+        "not_finite",
+        "workers",
+    ]
     assert list(value["workers"][0]) == ["worker_id", "finished", "problems", "uncommitted", *counts, "not_finite"]
     assert value["workers"][0]["uncommitted"] == value["uncommitted"] == ["worker-00000/batches/torn.safetensors"]
     assert store.audit().to_json()["not_finite"] is None
 
 
 def test_the_figures_are_those_of_the_commits(store):
-    commits = [checkpoint.parse_commit(store.storage.read(name), name)
-               for worker in range(NUM_WORKERS) for name in checkpoint.list_commits(store.storage, worker)]
+    commits = [
+        checkpoint.parse_commit(store.storage.read(name), name)
+        for worker in range(NUM_WORKERS)
+        for name in checkpoint.list_commits(store.storage, worker)
+    ]
     totals = store.audit().totals()
     assert totals["num_batches"] == len(commits)
     assert totals["num_tokens"] == sum(commit.num_tokens for commit in commits) == 2 * 69
@@ -229,14 +242,17 @@ def test_a_lost_run_description_is_damage(store):
         store.audit()
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda data: b"", "not a readable run description"),
-    (lambda data: edited(data, schema=2), "schema 2"),
-    (lambda data: edited(data, fingerprint="sha256:0"), "its fingerprint is not that of its configuration"),
-    (lambda data: edited(data, configuration__seq_len=9), "its fingerprint is not that of its configuration"),
-    (lambda data: edited(data, configuration={}), "run description"),
-    (lambda data: edited(data, streams=3), "streams cannot be"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda data: b"", "not a readable run description"),
+        (lambda data: edited(data, schema=2), "schema 2"),
+        (lambda data: edited(data, fingerprint="sha256:0"), "its fingerprint is not that of its configuration"),
+        (lambda data: edited(data, configuration__seq_len=9), "its fingerprint is not that of its configuration"),
+        (lambda data: edited(data, configuration={}), "run description"),
+        (lambda data: edited(data, streams=3), "streams cannot be"),
+    ],
+)
 def test_a_damaged_run_description_is_named(store, change, message):
     store.change("run.json", change)
     with pytest.raises(DamagedData, match=f"run.json: .*{message}"):

@@ -35,27 +35,32 @@ from tests.helpers.stream_runs import (
 HOOK = "blocks.0.hook_resid_post"
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda a: a["tokens"].__setitem__(0, -1), "it holds a token below 0"),
-    (lambda a: a["positions"].__setitem__(3, 5), "its positions do not count from 0 in each record"),
-    (lambda a: a["positions"].__imod__(8), "its positions do not count from 0 in each record"),
-    (lambda a: a["record_index"].__setitem__(0, 7), "its record_index does not count from 2"),
-    (lambda a: a["record_offsets"].__setitem__(1, 99), "its record_offsets do not rise"),
-    (lambda a: a["record_offsets"].__setitem__(0, 1), "its record_offsets do not rise"),
-    (lambda a: a["record_offsets"].__setitem__(1, 0), "its record_offsets are not those of its record_lengths"),
-    (lambda a: a["record_lengths"].__setitem__(0, 0), "its record_lengths do not sum up to the 12 tokens"),
-    (lambda a: a["record_lengths"].__setitem__(0, -1), "its record_lengths do not sum up to the 12 tokens"),
-    (lambda a: a["record_lengths"].__setitem__(slice(2), [0, 12]), "record 2 does not go on at token 8"),
-    (lambda a: a[HOOK].__setitem__((2, 3), 1e6), f"{HOOK}.sum\\[3\\] is"),
-    (lambda a: a[f"{HOOK}.sum_of_squares"].__setitem__(1, 0.5), f"{HOOK}.sum_of_squares\\[1\\] is 0.5"),
-    (lambda a: a[f"{HOOK}.sum"].__setitem__(1, np.nan), f"{HOOK}.sum\\[1\\] is nan"),
-    (lambda a: a[f"{HOOK}.norm_counts"].__iadd__(1), f"{HOOK}.norm_counts are of 2,060 norms, its rows have 12"),
-    (lambda a: a[f"{HOOK}.norm_counts"].__setitem__(slice(None), np.roll(a[f"{HOOK}.norm_counts"], 1)),
-     f"{HOOK}.norm_counts are not those of its rows"),
-    (lambda a: a[f"{HOOK}.max"].__imul__(2), f"{HOOK}.max is .*, the largest of its values"),
-    (lambda a: a[f"{HOOK}.max_at"].__setitem__(0, 12), f"{HOOK}.max_at is \\[12, .*no place in \\[12, 4\\]"),
-    (lambda a: a[f"{HOOK}.max_at"].__setitem__(1, 1), f"{HOOK}.max_at is .*, where 0 stands"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda a: a["tokens"].__setitem__(0, -1), "it holds a token below 0"),
+        (lambda a: a["positions"].__setitem__(3, 5), "its positions do not count from 0 in each record"),
+        (lambda a: a["positions"].__imod__(8), "its positions do not count from 0 in each record"),
+        (lambda a: a["record_index"].__setitem__(0, 7), "its record_index does not count from 2"),
+        (lambda a: a["record_offsets"].__setitem__(1, 99), "its record_offsets do not rise"),
+        (lambda a: a["record_offsets"].__setitem__(0, 1), "its record_offsets do not rise"),
+        (lambda a: a["record_offsets"].__setitem__(1, 0), "its record_offsets are not those of its record_lengths"),
+        (lambda a: a["record_lengths"].__setitem__(0, 0), "its record_lengths do not sum up to the 12 tokens"),
+        (lambda a: a["record_lengths"].__setitem__(0, -1), "its record_lengths do not sum up to the 12 tokens"),
+        (lambda a: a["record_lengths"].__setitem__(slice(2), [0, 12]), "record 2 does not go on at token 8"),
+        (lambda a: a[HOOK].__setitem__((2, 3), 1e6), f"{HOOK}.sum\\[3\\] is"),
+        (lambda a: a[f"{HOOK}.sum_of_squares"].__setitem__(1, 0.5), f"{HOOK}.sum_of_squares\\[1\\] is 0.5"),
+        (lambda a: a[f"{HOOK}.sum"].__setitem__(1, np.nan), f"{HOOK}.sum\\[1\\] is nan"),
+        (lambda a: a[f"{HOOK}.norm_counts"].__iadd__(1), f"{HOOK}.norm_counts are of 2,060 norms, its rows have 12"),
+        (
+            lambda a: a[f"{HOOK}.norm_counts"].__setitem__(slice(None), np.roll(a[f"{HOOK}.norm_counts"], 1)),
+            f"{HOOK}.norm_counts are not those of its rows",
+        ),
+        (lambda a: a[f"{HOOK}.max"].__imul__(2), f"{HOOK}.max is .*, the largest of its values"),
+        (lambda a: a[f"{HOOK}.max_at"].__setitem__(0, 12), f"{HOOK}.max_at is \\[12, .*no place in \\[12, 4\\]"),
+        (lambda a: a[f"{HOOK}.max_at"].__setitem__(1, 1), f"{HOOK}.max_at is .*, where 0 stands"),
+    ],
+)
 def test_deep_finds_what_was_committed_wrong(store, change, message):
     store.change_data(change)
     assert store.problems() == []
@@ -70,11 +75,14 @@ def recommit(store, shard):
     store.edit(COMMIT, data__crc32c=crc32c_base64(shard.data), data__size=len(shard.data), totals__bytes=total + grown)
 
 
-@pytest.mark.parametrize("worker_id, number, dtype, message", [
-    (0, 5, np.float32, "its header says batch '5', not 1"),
-    (1, 1, np.float32, "its header says worker_id '1', not 0"),
-    (0, 1, np.float16, f"{HOOK} is float16\\[12, 4\\], its commit and run.json say float32\\[12, 4\\]"),
-])
+@pytest.mark.parametrize(
+    "worker_id, number, dtype, message",
+    [
+        (0, 5, np.float32, "its header says batch '5', not 1"),
+        (1, 1, np.float32, "its header says worker_id '1', not 0"),
+        (0, 1, np.float16, f"{HOOK} is float16\\[12, 4\\], its commit and run.json say float32\\[12, 4\\]"),
+    ],
+)
 def test_deep_finds_an_object_of_another_place(store, worker_id, number, dtype, message):
     batch = batches_of(store.streams, 0, Cursor(2, 8))[0]
     recommit(store, shard_of(batch, worker_id, number, dtype))
@@ -98,8 +106,11 @@ def test_deep_finds_a_record_that_does_not_end_at_the_cursor(store):
 def test_deep_finds_a_record_that_was_not_cut(empty):
     for worker in range(NUM_WORKERS):
         extract(empty.storage, empty.streams, worker, long_documents="truncate")
-    empty.change_data(lambda arrays: arrays["record_lengths"].__setitem__(
-        slice(None), [arrays["record_lengths"].sum(), *[0] * (len(arrays["record_lengths"]) - 1)]))
+    empty.change_data(
+        lambda arrays: arrays["record_lengths"].__setitem__(
+            slice(None), [arrays["record_lengths"].sum(), *[0] * (len(arrays["record_lengths"]) - 1)]
+        )
+    )
     assert_found(empty.problems(deep=True), f"{DATA}: a record has more than 8 tokens")
 
 
@@ -157,16 +168,19 @@ def test_values_that_are_not_finite_are_counted_and_no_damage_if_the_commit_coun
     assert audit.workers[1].to_json(deep=True)["not_finite"] == {}
 
 
-@pytest.mark.parametrize("values, place, message", [
-    ({}, (0, 0), None),
-    ({}, (12, 0), r"is \[12, 0\], which is no place in \[12, 4\]"),
-    ({}, (0, -1), r"is \[0, -1\], which is no place in"),
-    ({}, (3, 0), r"is \[3, 0\], and 0 stands at \[0, 0\] before"),
-    ({(0, 0): np.nan}, (0, 0), None),
-    ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (2, 1), None),
-    ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (2, 3), r"is \[2, 3\], and 7 stands at \[2, 1\] before"),
-    ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (5, 0), r"is \[5, 0\], and 7 stands at \[2, 1\] before"),
-])
+@pytest.mark.parametrize(
+    "values, place, message",
+    [
+        ({}, (0, 0), None),
+        ({}, (12, 0), r"is \[12, 0\], which is no place in \[12, 4\]"),
+        ({}, (0, -1), r"is \[0, -1\], which is no place in"),
+        ({}, (3, 0), r"is \[3, 0\], and 0 stands at \[0, 0\] before"),
+        ({(0, 0): np.nan}, (0, 0), None),
+        ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (2, 1), None),
+        ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (2, 3), r"is \[2, 3\], and 7 stands at \[2, 1\] before"),
+        ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (5, 0), r"is \[5, 0\], and 7 stands at \[2, 1\] before"),
+    ],
+)
 @pytest.mark.parametrize("block", [1 << 18, 4])
 def test_deep_wants_the_first_place_of_the_maximum_of_zeros_too(store, monkeypatch, block, values, place, message):
     def change(arrays):
@@ -185,15 +199,21 @@ def test_deep_wants_the_first_place_of_the_maximum_of_zeros_too(store, monkeypat
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
-@pytest.mark.parametrize("change, message", [
-    (lambda a: a[f"{HOOK}.scale"].__imul__(-1), r"scale\[\d+\] is -.*, and the largest code"),
-    (lambda a: a[f"{HOOK}.scale"].__setitem__(4, a[f"{HOOK}.scale"][4] * 1.05), r"sum\[\d\] is"),
-    (lambda a: a[f"{HOOK}.scale"].__setitem__(4, a[f"{HOOK}.scale"][4] * 1.05), "norm_counts are not those of its rows"),
-    (lambda a: a[f"{HOOK}.scale"].__setitem__(4, np.nan), r"scale\[4\] is nan, and the largest code of the row"),
-    (lambda a: a[f"{HOOK}.scale"].__setitem__(4, np.inf), r"scale\[4\] is inf"),
-    (lambda a: a[f"{HOOK}.scale"].__setitem__(4, 0), r"scale\[4\] is 0, and the largest code of the row"),
-    (lambda a: a[HOOK].__setitem__(4, 0), r"scale\[4\] is .*, and the largest code of the row 0"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda a: a[f"{HOOK}.scale"].__imul__(-1), r"scale\[\d+\] is -.*, and the largest code"),
+        (lambda a: a[f"{HOOK}.scale"].__setitem__(4, a[f"{HOOK}.scale"][4] * 1.05), r"sum\[\d\] is"),
+        (
+            lambda a: a[f"{HOOK}.scale"].__setitem__(4, a[f"{HOOK}.scale"][4] * 1.05),
+            "norm_counts are not those of its rows",
+        ),
+        (lambda a: a[f"{HOOK}.scale"].__setitem__(4, np.nan), r"scale\[4\] is nan, and the largest code of the row"),
+        (lambda a: a[f"{HOOK}.scale"].__setitem__(4, np.inf), r"scale\[4\] is inf"),
+        (lambda a: a[f"{HOOK}.scale"].__setitem__(4, 0), r"scale\[4\] is 0, and the largest code of the row"),
+        (lambda a: a[HOOK].__setitem__(4, 0), r"scale\[4\] is .*, and the largest code of the row 0"),
+    ],
+)
 def test_deep_finds_a_scale_that_is_not_that_of_its_row(tmp_path, run_streams, dtype, change, message):
     store = Store(open_storage(str(tmp_path)), None, run_streams)
     for worker in range(NUM_WORKERS):

@@ -37,8 +37,9 @@ def test_runs_that_store_a_part_are_proven(tmp_path, run_streams, positions, dro
     audit = audit_run(str(tmp_path), deep=True)
     assert (audit.problems, audit.verdict) == ([], "proven")
     stored, read = (audit.totals()[name] for name in ("num_tokens", "num_tokens_read"))
-    assert read == 2 * sum(length if long_documents == "split" else min(length, 8) for length in
-                           (5, 3, 20, 0, 8, 1, 7, 7, 2, 16))
+    assert read == 2 * sum(
+        length if long_documents == "split" else min(length, 8) for length in (5, 3, 20, 0, 8, 1, 7, 7, 2, 16)
+    )
     assert (stored == read) == (positions == "all" and not drop_special)
     assert (f"{stored:,} rows of {read:,} tokens" in audit.to_text()) == (stored != read)
 
@@ -114,8 +115,10 @@ def without_data(storage, number):
     for name in names:
         data = storage.read(name)
         totals = json.loads(data)["totals"]
-        left = {"totals__tokens": totals["tokens"] - first["num_tokens"],
-                "totals__bytes": totals["bytes"] - first["data"]["size"]}
+        left = {
+            "totals__tokens": totals["tokens"] - first["num_tokens"],
+            "totals__bytes": totals["bytes"] - first["data"]["size"],
+        }
         gone = {"data": None, "num_tokens": 0} if name == names[0] else {}
         Path(storage.location, name).write_bytes(edited(data, **left, **gone))
 
@@ -161,7 +164,10 @@ def may_be_empty(before, after, read, positions):
 
 
 @given(
-    st.sampled_from([0, 4, 8]), st.integers(0, 3), st.sampled_from([0, 4, 8]), st.integers(0, 12),
+    st.sampled_from([0, 4, 8]),
+    st.integers(0, 3),
+    st.sampled_from([0, 4, 8]),
+    st.integers(0, 12),
     st.sampled_from(["all", "last", "every:1", "every:3", "every:7", "0", "2,-3", "-1,9", "-2", "-5", "5", "3,8"]),
 )
 @example(8, 3, 0, 3, "3,8")
@@ -192,10 +198,15 @@ def test_the_tokens_of_a_commit_are_as_many_as_its_cursors_allow(before, after, 
     assert [problem.startswith(f"counts {read} tokens, which cannot be from") for problem in problems] == [True] * wrong
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"positions": "every:0"}, "--positions every:0: give all, last"), ({"positions": 3}, "positions or drop_special"),
-    ({"drop_special": 1}, "positions or drop_special"), ({"seq_len": "two"}, "not a readable run description"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"positions": "every:0"}, "--positions every:0: give all, last"),
+        ({"positions": 3}, "positions or drop_special"),
+        ({"drop_special": 1}, "positions or drop_special"),
+        ({"seq_len": "two"}, "not a readable run description"),
+    ],
+)
 def test_a_description_that_cannot_be_is_named(run_streams, changes, message):
     config = configure(run_streams)
     object.__setattr__(config, "__dict__", config.__dict__ | changes)

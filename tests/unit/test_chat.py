@@ -31,11 +31,14 @@ def setting(folder, template):
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {"chat_template": template}))
 
 
-@pytest.mark.parametrize("write", [
-    lambda folder: setting(folder, TEMPLATE),
-    lambda folder: setting(folder, [{"name": name, "template": template} for name, template in NAMED.items()]),
-    lambda folder: (setting(folder, OTHER), (folder / "chat_template.jinja").write_text(TEMPLATE)),
-])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: setting(folder, TEMPLATE),
+        lambda folder: setting(folder, [{"name": name, "template": template} for name, template in NAMED.items()]),
+        lambda folder: (setting(folder, OTHER), (folder / "chat_template.jinja").write_text(TEMPLATE)),
+    ],
+)
 def test_a_conversation_is_written_as_transformers_does(folder, write):
     write(folder)
     theirs = AutoTokenizer.from_pretrained(folder)

@@ -50,7 +50,10 @@ def assert_wrong(result, *said):
 def test_what_is_whole_is_proven(corpus, tmp_path):
     result = check(tmp_path / "out")
     assert result.exit_code == 0
-    assert result.stdout == f"{tmp_path}/out: 2 streams, 16 records: disjoint, complete, unchanged by content (3 files), every id once\n"
+    assert (
+        result.stdout
+        == f"{tmp_path}/out: 2 streams, 16 records: disjoint, complete, unchanged by content (3 files), every id once\n"
+    )
 
 
 def test_streams_of_our_own_are_proven_in_a_bucket_too(storage):
@@ -63,8 +66,9 @@ def test_a_part_of_a_hub_dataset_is_proven(tmp_path, monkeypatch):
     with FakeHub(tmp_path, datasets={"lab/web": tmp_path / "web"}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         for name, options in (("whole", {}), ("part", {"max_tokens": 40})):
-            fineweb.create(open_storage(str(tmp_path / name)),
-            "hf://datasets/lab/web/data", 2, FinewebOptions(**options))
+            fineweb.create(
+                open_storage(str(tmp_path / name)), "hf://datasets/lab/web/data", 2, FinewebOptions(**options)
+            )
             assert check(tmp_path / name).exit_code == 0
         write_corpus(tmp_path / "web/data", [*FILES, [1]])
         assert_wrong(check(tmp_path / "whole"), "/data/003.parquet is in the source, but in no stream")

@@ -168,13 +168,16 @@ def test_joining_a_run_names_each_field_that_differs(storage):
         checkpoint.join_run(storage, {"seq_len": 2048, "bos": "auto"}, {"fingerprint": "sha256:b"})
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"", "not a readable commit"),
-    (b'{"schema": 1, "worker_id"', "not a readable commit"),
-    (b"[1, 2]", "not a readable commit"),
-    (b'{"schema": 2}', "schema 2"),
-    (b'{"schema": 1, "worker_id": 0}', "not a readable commit"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "not a readable commit"),
+        (b'{"schema": 1, "worker_id"', "not a readable commit"),
+        (b"[1, 2]", "not a readable commit"),
+        (b'{"schema": 2}', "schema 2"),
+        (b'{"schema": 1, "worker_id": 0}', "not a readable commit"),
+    ],
+)
 def test_an_unreadable_last_commit_stops_the_worker_and_is_named(storage, content, message):
     commit_next(load(storage))
     storage.create("worker-00000/commits/00000001.json", content)
@@ -185,12 +188,23 @@ def test_an_unreadable_last_commit_stops_the_worker_and_is_named(storage, conten
 def test_a_commit_with_no_more_than_the_keys_of_the_format_is_read():
     """The example of the design: what this version adds to it has values of its own where it is absent."""
     example = {
-        "schema": 1, "worker_id": 3, "batch": 41,
-        "cursor_before": {"record": 1200, "token_offset": 0}, "cursor_after": {"record": 1236, "token_offset": 2048},
-        "data": {"name": "batches/00000041.safetensors", "size": 117440512, "crc32c": "AAAAAA==",
-                 "generation": 1763937000000000},
-        "num_records": 37, "num_tokens": 65110, "end_of_stream": False,
-        "attempt": "5f0c", "fingerprint": "sha256:0", "seconds": {"step": 1.91, "upload": 0.74},
+        "schema": 1,
+        "worker_id": 3,
+        "batch": 41,
+        "cursor_before": {"record": 1200, "token_offset": 0},
+        "cursor_after": {"record": 1236, "token_offset": 2048},
+        "data": {
+            "name": "batches/00000041.safetensors",
+            "size": 117440512,
+            "crc32c": "AAAAAA==",
+            "generation": 1763937000000000,
+        },
+        "num_records": 37,
+        "num_tokens": 65110,
+        "end_of_stream": False,
+        "attempt": "5f0c",
+        "fingerprint": "sha256:0",
+        "seconds": {"step": 1.91, "upload": 0.74},
     }
     commit = checkpoint.parse_commit(json.dumps(example).encode(), "commit")
     assert (commit.cursor_after, commit.data.size, commit.host) == (Cursor(1236, 2048), 117440512, "unknown")

@@ -106,7 +106,13 @@ def test_prompts_are_asked_for_by_flags(tasks, tmp_path):
     assert warnings[0] == "warning: a/0/0: its test input alone takes more than 20 tokens: left out"
     assert warnings[-2] == "warning: 16 records were left out; a larger --seq-len takes more"
     options = load_manifest(str(tmp_path / "out")).options
-    assert {"seed": 7, "permute_background": True, "predictions_per_task": 2, "left_out": 16, "seq_len": 20}.items() <= options.items()
+    assert {
+        "seed": 7,
+        "permute_background": True,
+        "predictions_per_task": 2,
+        "left_out": 16,
+        "seq_len": 20,
+    }.items() <= options.items()
     assert_refused(create("arc-agi", tasks, 1, tmp_path / "x", "--grid-encoding", "tiny"), 2, "--grid-encoding 'tiny'")
     assert_refused(create("arc-agi", tasks, 1, tmp_path / "x", "--seq-len", 9), 2, "--seq-len needs --model")
 

@@ -155,10 +155,16 @@ def test_a_damaged_stream_stops_no_other(output, tmp_path):
     assert [n for n in range(len(STREAMS)) if read_standing(output, n).finished] == [0, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("error, state", [
-    (Fenced("lost"), "fenced"), (Stopped("told"), "stopped"),
-    (DamagedData("bad"), "failed"), (KeyError("x"), "failed"), (TryAgain("later"), None),
-])
+@pytest.mark.parametrize(
+    "error, state",
+    [
+        (Fenced("lost"), "fenced"),
+        (Stopped("told"), "stopped"),
+        (DamagedData("bad"), "failed"),
+        (KeyError("x"), "failed"),
+        (TryAgain("later"), None),
+    ],
+)
 def test_how_an_attempt_ended_is_noted(output, error, state):
     instance = checkpoint.Instance()
     with pytest.raises(type(error)), noted_ending(output, 7, instance):
@@ -183,9 +189,15 @@ def test_a_commit_after_an_ending_outdates_it(output):
     assert read_standing(output, 0).ending is None
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"[]", b'{"state": "x", "message": "", "attempt": "", "host": ""}', b'{"state": 1}',
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b'{"state": "x", "message": "", "attempt": "", "host": ""}',
+        b'{"state": 1}',
+    ],
+)
 def test_a_note_that_cannot_be_read_says_so(data):
     assert parse_ending(data) == Ending("failed", "(the note of its ending cannot be read)", "", "")
 
@@ -228,8 +240,14 @@ def test_the_end_of_a_chain_of_any_length_is_found(tmp_path, length):
 def test_a_real_worker_from_the_shell_does_all_streams_with_one_compiled_step(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", [text_of(i, 9) for i in range(12)])
     streams = make_streams(corpus, tmp_path / "streams", 3)
-    settings = {"STREAM": "any", "MODEL": str(MODEL), "STREAMS": str(streams), "JAX_PLATFORMS": "cpu",
-                "OUTPUT": str(tmp_path / "run"), "PYTHON": sys.executable}
+    settings = {
+        "STREAM": "any",
+        "MODEL": str(MODEL),
+        "STREAMS": str(streams),
+        "JAX_PLATFORMS": "cpu",
+        "OUTPUT": str(tmp_path / "run"),
+        "PYTHON": sys.executable,
+    }
     command = [ROOT / "launch_worker.sh", *SMALL]
     result = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

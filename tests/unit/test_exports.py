@@ -134,7 +134,15 @@ def test_saes_of_saelens_train_on_it_and_on_the_run(output, tmp_path):
     if subprocess.run([interpreter, "-c", "import sae_lens"], capture_output=True).returncode:
         pytest.skip("the package sae-lens is not installed, nor in the interpreter that SAELENS_PYTHON names")
     export(output, "saelens", str(tmp_path / "out"), ExportOptions((HOOK,), context_size=8))
-    command = [interpreter, ROOT / "tests/helpers/sae_training.py", tmp_path / "out", output, HOOK, "8", str(WIDTHS[HOOK])]
+    command = [
+        interpreter,
+        ROOT / "tests/helpers/sae_training.py",
+        tmp_path / "out",
+        output,
+        HOOK,
+        "8",
+        str(WIDTHS[HOOK]),
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     for line in result.stdout.splitlines()[-2:]:
@@ -155,8 +163,9 @@ def test_what_cannot_be_exported_is_said(output, tmp_path):
 
 
 def test_the_command_writes_it(output, tmp_path):
-    result = python("extract_activations.py", "export", output, "--to", "npy", "--folder", tmp_path / "out",
-                    "--hook-point", OTHER)
+    result = python(
+        "extract_activations.py", "export", output, "--to", "npy", "--folder", tmp_path / "out", "--hook-point", OTHER
+    )
     assert result.returncode == 0, result.stderr
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {f"{OTHER}.npy", "tokens.npy", "record.npy", "position.npy"}

@@ -86,7 +86,9 @@ def test_the_sums_are_those_of_the_stored_values(finished):
     for shard in objects_of(finished[1], 1):
         values = shard.arrays["blocks.1.hook_resid_post"].astype(np.float64)
         np.testing.assert_allclose(shard.arrays["blocks.1.hook_resid_post.sum"], values.sum(0), rtol=1e-4, atol=1e-3)
-        np.testing.assert_allclose(shard.arrays["blocks.1.hook_resid_post.sum_of_squares"], (values**2).sum(0), rtol=1e-4)
+        np.testing.assert_allclose(
+            shard.arrays["blocks.1.hook_resid_post.sum_of_squares"], (values**2).sum(0), rtol=1e-4
+        )
 
 
 def test_verify_proves_a_finished_run(finished):
@@ -109,10 +111,16 @@ def test_verify_says_in_progress_while_a_stream_is_unfinished(copy_of):
     assert "not finished: worker 1" in result.stdout
 
 
-@pytest.mark.parametrize("name, damage", [
-    ("commits/00000001.json is missing", lambda commits, batches: commits[1].unlink()),
-    ("batches/00000001.safetensors: ", lambda commits, batches: batches[1].write_bytes(batches[1].read_bytes()[:-1] + b"!")),
-])
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        ("commits/00000001.json is missing", lambda commits, batches: commits[1].unlink()),
+        (
+            "batches/00000001.safetensors: ",
+            lambda commits, batches: batches[1].write_bytes(batches[1].read_bytes()[:-1] + b"!"),
+        ),
+    ],
+)
 def test_verify_names_what_is_wrong(copy_of, name, damage):
     folder = copy_of[1] / "worker-00000"
     damage(*(sorted((folder / kind).iterdir()) for kind in ("commits", "batches")))
@@ -121,18 +129,21 @@ def test_verify_names_what_is_wrong(copy_of, name, damage):
     assert f"wrong: worker-00000/{name}" in result.stdout
 
 
-@pytest.mark.parametrize("flags, words", [
-    (("--layers", "99"), ["--layers", "99"]),
-    (("--layers", "x"), ["--layers", "'x'"]),
-    (("--hooks", "nothing"), ["--hooks", "nothing"]),
-    (("--worker-id", "7"), ["2"]),
-    (("--model", "/nowhere/model"), ["/nowhere/model"]),
-    (("--streams", "/nowhere/streams"), ["/nowhere/streams"]),
-    (("--seq-len", "0"), ["--seq-len"]),
-    (("--seq-len", "2000000000"), ["--seq-len", "slots"]),
-    (("--store-dtype", "int3"), ["--store-dtype"]),
-    (("--bos", "perhaps"), ["--bos"]),
-])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--layers", "99"), ["--layers", "99"]),
+        (("--layers", "x"), ["--layers", "'x'"]),
+        (("--hooks", "nothing"), ["--hooks", "nothing"]),
+        (("--worker-id", "7"), ["2"]),
+        (("--model", "/nowhere/model"), ["/nowhere/model"]),
+        (("--streams", "/nowhere/streams"), ["/nowhere/streams"]),
+        (("--seq-len", "0"), ["--seq-len"]),
+        (("--seq-len", "2000000000"), ["--seq-len", "slots"]),
+        (("--store-dtype", "int3"), ["--store-dtype"]),
+        (("--bos", "perhaps"), ["--bos"]),
+    ],
+)
 def test_a_wrong_flag_is_one_line_and_exit_2(finished, flags, words):
     result = extract(*finished, 0, *flags)
     assert result.returncode == 2, result.stderr
@@ -157,18 +168,22 @@ def edit_config(**changes):
     def edit(model):
         path = model / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
     return edit
 
 
-@pytest.mark.parametrize("change, code, words", [
-    (edit_config(model_type="mamba"), 2, ["mamba", "llama"]),
-    (edit_config(model_type="not-a-model"), 2, ["not-a-model"]),
-    (lambda model: (model / "model.safetensors").unlink(), 2, ["safetensors"]),
-    (lambda model: (model / "tokenizer.json").unlink(), 2, ["tokenizer.json"]),
-    (lambda model: (model / "config.json").write_text("{"), 65, ["config.json"]),
-    (lambda model: (model / "model.safetensors").write_bytes(b"torso"), 65, ["model.safetensors"]),
-    (edit_config(hidden_act="gelu_new_and_improved"), 2, ["gelu_new_and_improved"]),
-])
+@pytest.mark.parametrize(
+    "change, code, words",
+    [
+        (edit_config(model_type="mamba"), 2, ["mamba", "llama"]),
+        (edit_config(model_type="not-a-model"), 2, ["not-a-model"]),
+        (lambda model: (model / "model.safetensors").unlink(), 2, ["safetensors"]),
+        (lambda model: (model / "tokenizer.json").unlink(), 2, ["tokenizer.json"]),
+        (lambda model: (model / "config.json").write_text("{"), 65, ["config.json"]),
+        (lambda model: (model / "model.safetensors").write_bytes(b"torso"), 65, ["model.safetensors"]),
+        (edit_config(hidden_act="gelu_new_and_improved"), 2, ["gelu_new_and_improved"]),
+    ],
+)
 def test_a_wrong_model_is_one_line(finished, tmp_path, change, code, words):
     result = extract(*finished, 0, "--model", changed_model(tmp_path, change))
     assert_one_line(result, code, *words)
@@ -176,7 +191,9 @@ def test_a_wrong_model_is_one_line(finished, tmp_path, change, code, words):
 
 @pytest.mark.parametrize("num_words", [0, 100_000])
 def test_odd_records_go_through(tmp_path, num_words):
-    streams = make_streams(write_corpus(tmp_path / "corpus", ["one", text_of(3, num_words), "two"]), tmp_path / "streams")
+    streams = make_streams(
+        write_corpus(tmp_path / "corpus", ["one", text_of(3, num_words), "two"]), tmp_path / "streams"
+    )
     more = ("--batch-size", "8", "--seq-len", "512")
     result = extract(streams, tmp_path / "output", 0, *more)
     assert result.returncode == 0, result.stderr
@@ -196,8 +213,11 @@ def test_invalid_utf8_stops_with_65_and_keeps_what_was_committed(gcs, tmp_path):
     path = corpus / "corpus.parquet"
     import pyarrow as pa
     import pyarrow.parquet as pq
+
     table = pq.read_table(path)
-    broken = pa.array([t.encode() if i != 10 else b"\xff\xfe" for i, t in enumerate(table["text"].to_pylist())], pa.binary())
+    broken = pa.array(
+        [t.encode() if i != 10 else b"\xff\xfe" for i, t in enumerate(table["text"].to_pylist())], pa.binary()
+    )
     table = table.set_column(table.schema.get_field_index("text"), "text", broken.view(pa.string()))
     pq.write_table(table, path, row_group_size=4)
     open_storage("gs://bucket/web").create("corpus.parquet", path.read_bytes())
@@ -235,8 +255,19 @@ def test_a_full_disk_is_try_again_and_loses_nothing(finished, tmp_path):
 
 
 def test_flags_are_read_from_the_environment(finished, tmp_path):
-    result = python("extract_activations.py", "--model", MODEL, "--streams", finished[0], "--output", tmp_path / "o",
-                    EXTRACT_LAYERS="0", EXTRACT_SEQ_LEN="16", EXTRACT_BATCH_SIZE="2", TPU_WORKER_ID="1")
+    result = python(
+        "extract_activations.py",
+        "--model",
+        MODEL,
+        "--streams",
+        finished[0],
+        "--output",
+        tmp_path / "o",
+        EXTRACT_LAYERS="0",
+        EXTRACT_SEQ_LEN="16",
+        EXTRACT_BATCH_SIZE="2",
+        TPU_WORKER_ID="1",
+    )
     assert result.returncode == 0, result.stderr
     configuration = json.loads((tmp_path / "o/run.json").read_text())["configuration"]
     assert (configuration["seq_len"], configuration["hook_points"]) == (16, ["blocks.0.hook_resid_post"])
@@ -244,9 +275,11 @@ def test_flags_are_read_from_the_environment(finished, tmp_path):
 
 
 def test_help_needs_no_heavy_import():
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['x', 'run', '--help']; import extract_activations\n"
-            "try: extract_activations.cli()\nexcept SystemExit: pass\n"
-            "assert not {'jax', 'transformers', 'pyarrow', 'google.cloud'} & set(sys.modules)")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['x', 'run', '--help']; import extract_activations\n"
+        "try: extract_activations.cli()\nexcept SystemExit: pass\n"
+        "assert not {'jax', 'transformers', 'pyarrow', 'google.cloud'} & set(sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).returncode == 0
 
 

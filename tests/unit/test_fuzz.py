@@ -33,19 +33,61 @@ from tests.helpers.stream_runs import COMMIT, DATA, batches_of, configure, shard
 PER_BYTE, BASE = 64, 1 << 20
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 FUZZ = settings(
-    max_examples=EXAMPLES or 150, derandomize=not EXAMPLES, database=None, deadline=None,
+    max_examples=EXAMPLES or 150,
+    derandomize=not EXAMPLES,
+    database=None,
+    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 SLOW = settings(FUZZ, max_examples=EXAMPLES // 10 or 60)
 
 # As JSON text, since some of it no JSON writer would write.
 NASTY = [
-    "null", "true", "false", "0", "-1", "1", "1.0", "-0.0", "1e999", "-1e999", "NaN", "Infinity", "-Infinity",
-    "9" * 19, "9" * 400, "1" + "0" * 5000, str(2**63), str(2**31), "1e400", "[]", "{}", "[[]]", '[""]', '""', '"ä"',
-    '"\\ud800"', '"\\u0000"', '"\\u001b[2J"', '"../../x"', '"/etc/passwd"', '"a\\\\b"', '"gs://other/x"', '"\\u202e"',
-    '{"a": 1, "a": 2}', "[" * 3000 + "]" * 3000, '{"a":' * 3000 + "1" + "}" * 3000, "[1, 2, 3, 4]", '"float32"',
-    '"I64"', "[0, 0]", "[0, 18446744073709551616]", "[1, 0, 9223372036854775807]", str([1] * 100),
-    '{"record": 1, "token_offset": 0}', '"x" ',
+    "null",
+    "true",
+    "false",
+    "0",
+    "-1",
+    "1",
+    "1.0",
+    "-0.0",
+    "1e999",
+    "-1e999",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "9" * 19,
+    "9" * 400,
+    "1" + "0" * 5000,
+    str(2**63),
+    str(2**31),
+    "1e400",
+    "[]",
+    "{}",
+    "[[]]",
+    '[""]',
+    '""',
+    '"ä"',
+    '"\\ud800"',
+    '"\\u0000"',
+    '"\\u001b[2J"',
+    '"../../x"',
+    '"/etc/passwd"',
+    '"a\\\\b"',
+    '"gs://other/x"',
+    '"\\u202e"',
+    '{"a": 1, "a": 2}',
+    "[" * 3000 + "]" * 3000,
+    '{"a":' * 3000 + "1" + "}" * 3000,
+    "[1, 2, 3, 4]",
+    '"float32"',
+    '"I64"',
+    "[0, 0]",
+    "[0, 18446744073709551616]",
+    "[1, 0, 9223372036854775807]",
+    str([1] * 100),
+    '{"record": 1, "token_offset": 0}',
+    '"x" ',
 ]
 
 
@@ -56,8 +98,11 @@ def valid(run_streams, finished_run):
         manifest = file.read()
     ending = {"schema": 1, "state": "failed", "message": "text", "attempt": "0a", "host": "machine"}
     return {
-        "commit": finished_run[COMMIT], "run": finished_run["run.json"], "data object": finished_run[DATA],
-        "manifest": manifest, "progress": b'{"batch": 120, "records": 4, "host": "machine"}',
+        "commit": finished_run[COMMIT],
+        "run": finished_run["run.json"],
+        "data object": finished_run[DATA],
+        "manifest": manifest,
+        "progress": b'{"batch": 120, "records": 4, "host": "machine"}',
         "ending": json.dumps(ending).encode(),
     }
 
@@ -219,11 +264,20 @@ def test_the_valid_files_are_valid(valid, kind, parse):
     assert assert_answers(parse, valid[kind]) is not None
 
 
-@pytest.mark.parametrize("text", [
-    "[" * 400_000, '{"a":' * 200_000, "[" + "[]," * 200_000 + "[]]", "[" + "{}," * 200_000 + "{}]",
-    "[" + "0.5," * 200_000 + "1]", '{"a": [' + '"\\u00e4",' * 100_000 + '""]}',
-    json.dumps({str(n): n for n in range(50_000)}), '"' + "\\ud83d\\ude00" * 50_000 + '"',
-], ids=range(8))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 400_000,
+        '{"a":' * 200_000,
+        "[" + "[]," * 200_000 + "[]]",
+        "[" + "{}," * 200_000 + "{}]",
+        "[" + "0.5," * 200_000 + "1]",
+        '{"a": [' + '"\\u00e4",' * 100_000 + '""]}',
+        json.dumps({str(n): n for n in range(50_000)}),
+        '"' + "\\ud83d\\ude00" * 50_000 + '"',
+    ],
+    ids=range(8),
+)
 def test_large_json_stays_within_the_bound(text):
     data, value = text.encode(), None
     tracemalloc.start()
@@ -235,10 +289,23 @@ def test_large_json_stays_within_the_bound(text):
     assert value is None or value == json.loads(text)
 
 
-@pytest.mark.parametrize("text", [
-    b'{"a": 1, "a": 2}', b"NaN", b"[Infinity]", b'"\\ud800"', b'"\\udc00\\ud800"', b"\xff", b'"\xed\xa0\x80"', b"{", b"",
-    "{}".encode("utf-16"), b"[" * 100_000 + b"]" * 100_000, b"1" * 5000,
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a": 1, "a": 2}',
+        b"NaN",
+        b"[Infinity]",
+        b'"\\ud800"',
+        b'"\\udc00\\ud800"',
+        b"\xff",
+        b'"\xed\xa0\x80"',
+        b"{",
+        b"",
+        "{}".encode("utf-16"),
+        b"[" * 100_000 + b"]" * 100_000,
+        b"1" * 5000,
+    ],
+)
 def test_what_is_not_strict_json_is_refused(text):
     with pytest.raises(ValueError):
         loads(text)
@@ -290,8 +357,17 @@ def folder(tmp_path_factory, finished_run):
 def meaning(commit):
     """What a commit says, without what tells of its making."""
     value = json.loads(commit)
-    keys = ("worker_id", "batch", "cursor_before", "cursor_after", "num_records", "num_tokens", "end_of_stream",
-            "fingerprint", "record_ids_digest")
+    keys = (
+        "worker_id",
+        "batch",
+        "cursor_before",
+        "cursor_after",
+        "num_records",
+        "num_tokens",
+        "end_of_stream",
+        "fingerprint",
+        "record_ids_digest",
+    )
     return [value[key] for key in keys] + [value["data"][key] for key in ("name", "size", "crc32c")]
 
 

@@ -49,15 +49,21 @@ def test_a_worker_takes_its_model_from_the_hub_and_later_from_the_cache(hub, tmp
     offline = python("extract_activations.py", *flags, "--output", tmp_path / "second", **where, HF_HUB_OFFLINE="1")
     assert offline.returncode == 0, offline.stderr
     files = [f"worker-00000/batches/{n:08d}.safetensors" for n in range(1)]
-    assert [(tmp_path / "second" / f).read_bytes() for f in files] == [(tmp_path / "first" / f).read_bytes() for f in files]
+    assert [(tmp_path / "second" / f).read_bytes() for f in files] == [
+        (tmp_path / "first" / f).read_bytes() for f in files
+    ]
 
 
-@pytest.mark.parametrize("model, revision, refuse, expected", [
-    ("lab/other", None, None, "InvalidRequest: --model lab/other"), ("lab/tiny", "v9", None, "InvalidRequest: --revision v9"),
-    ("lab/tiny", None, (403, "GatedRepo"), "PermissionDenied: --model lab/tiny: access must be granted"),
-    ("lab/tiny", None, (403, ""), "PermissionDenied: --model lab/tiny: the hub refuses"),
-    ("lab/tiny", None, (503, ""), "TryAgain: --model lab/tiny: no such folder here, and the hub does not answer"),
-])
+@pytest.mark.parametrize(
+    "model, revision, refuse, expected",
+    [
+        ("lab/other", None, None, "InvalidRequest: --model lab/other"),
+        ("lab/tiny", "v9", None, "InvalidRequest: --revision v9"),
+        ("lab/tiny", None, (403, "GatedRepo"), "PermissionDenied: --model lab/tiny: access must be granted"),
+        ("lab/tiny", None, (403, ""), "PermissionDenied: --model lab/tiny: the hub refuses"),
+        ("lab/tiny", None, (503, ""), "TryAgain: --model lab/tiny: no such folder here, and the hub does not answer"),
+    ],
+)
 def test_what_the_hub_refuses_becomes_the_error_that_says_what_to_do(hub, tmp_path, model, revision, refuse, expected):
     """In a process of its own, since the hub's client reads its settings when it is imported."""
     hub.refuse = refuse
@@ -69,8 +75,14 @@ try:
 except ExtractionError as error:
     print(f"{{type(error).__name__}}: {{error}}")
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment(hub, tmp_path),
-                            capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | environment(hub, tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert result.stdout.startswith(expected), result.stdout + result.stderr
 
 

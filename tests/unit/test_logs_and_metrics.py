@@ -37,8 +37,18 @@ def test_a_line_for_people(capsys, severity, text):
 
 
 def test_an_error_at_the_command_line_is_a_json_line_too():
-    result = python("extract_activations.py", "run", "--model", MODEL, "--streams", "/nowhere", "--output", "/nowhere",
-                    "--log-format", "json")
+    result = python(
+        "extract_activations.py",
+        "run",
+        "--model",
+        MODEL,
+        "--streams",
+        "/nowhere",
+        "--output",
+        "/nowhere",
+        "--log-format",
+        "json",
+    )
     found = json.loads(result.stderr)
     assert (result.returncode, found["severity"]) == (2, "ERROR")
     assert "--worker-id is missing" in found["message"]

@@ -17,7 +17,8 @@ def records_of(lengths, first=0):
     """Records whose tokens are all different: record i holds 1000 * (i + 1), 1000 * (i + 1) + 1, ..."""
     return [
         TokenizedRecord(i, f"id-{i}", np.arange(length, dtype=np.int32) + 1000 * (i + 1))
-        for i, length in enumerate(lengths) if i >= first
+        for i, length in enumerate(lengths)
+        if i >= first
     ]
 
 
@@ -33,7 +34,9 @@ def tokens_of(batch):
 def test_every_token_is_stored_once_and_in_record_order(lengths, shape, mode):
     batches = batches_of(lengths, shape, mode)
     kept = lengths if mode == "split" else [min(length, shape.seq_len) for length in lengths]
-    expected = [token for record, length in zip(records_of(lengths), kept, strict=True) for token in record.tokens[:length]]
+    expected = [
+        token for record, length in zip(records_of(lengths), kept, strict=True) for token in record.tokens[:length]
+    ]
     assert np.concatenate([tokens_of(batch) for batch in batches]).tolist() == expected
     assert all(np.count_nonzero(batch.segment_ids) == batch.num_tokens for batch in batches)
 
@@ -62,7 +65,9 @@ def test_a_batch_depends_on_the_cursor_alone(lengths, shape, mode, data):
 @given(lengths_of_records, shapes)
 def test_segments_are_whole_sequences_with_positions_from_zero(lengths, shape):
     for batch in batches_of(lengths, shape):
-        rows = zip(*(a.reshape(-1, shape.seq_len) for a in (batch.tokens, batch.segment_ids, batch.positions)), strict=True)
+        rows = zip(
+            *(a.reshape(-1, shape.seq_len) for a in (batch.tokens, batch.segment_ids, batch.positions)), strict=True
+        )
         for tokens, segments, positions in rows:
             for segment in set(segments[segments > 0].tolist()):
                 inside = np.flatnonzero(segments == segment)
@@ -91,7 +96,9 @@ def test_the_prefix_is_the_longest_that_packs(lengths, rows):
 def test_places_do_not_overlap(lengths, rows):
     places = pack(lengths, rows, 16)
     used = np.zeros((rows, 16), int)
-    for length, (row, column) in zip(lengths if places is not None else [], places if places is not None else [], strict=True):
+    for length, (row, column) in zip(
+        lengths if places is not None else [], places if places is not None else [], strict=True
+    ):
         assert column + length <= 16
         used[row, column : column + length] += 1
     assert used.max(initial=0) <= 1

@@ -17,16 +17,32 @@ from tests.helpers.workers import MODEL, make_streams, python, text_of, write_co
 
 # Of examples/tiny-lm: 4 layers of width 128.
 OPTIONS = PlanOptions(
-    model=str(MODEL), revision=None, streams=None, layers="1,3", hooks="resid_post", hook_points=None, positions="all",
-    drop_special=False, seq_len=512,
-    batch_size=8, compute_dtype="bfloat16", store_dtype="bfloat16", mesh=None, tpu="v5litepod-4", efficiency=0.5,
-    to_host=8.0, upload=1.0, price=None, deadline=None,
+    model=str(MODEL),
+    revision=None,
+    streams=None,
+    layers="1,3",
+    hooks="resid_post",
+    hook_points=None,
+    positions="all",
+    drop_special=False,
+    seq_len=512,
+    batch_size=8,
+    compute_dtype="bfloat16",
+    store_dtype="bfloat16",
+    mesh=None,
+    tpu="v5litepod-4",
+    efficiency=0.5,
+    to_host=8.0,
+    upload=1.0,
+    price=None,
+    deadline=None,
 )
 
 
 @pytest.fixture(autouse=True)
 def no_libtpu(monkeypatch):
     found = importlib.util.find_spec
+
     def hidden(name, *rest):
         return None if name == "libtpu" else found(name, *rest)
 
@@ -91,9 +107,14 @@ def test_what_is_stored_is_what_positions_store(streams):
         make_plan(replace(OPTIONS, positions="answer", streams=str(streams)))
 
 
-@pytest.mark.parametrize("tpu, seq_len, rows", [
-    ("v5litepod-1", 2048, 16), ("v5litepod-8", 2048, 128), ("v6e-4", 65536, 4),
-])
+@pytest.mark.parametrize(
+    "tpu, seq_len, rows",
+    [
+        ("v5litepod-1", 2048, 16),
+        ("v5litepod-8", 2048, 128),
+        ("v6e-4", 65536, 4),
+    ],
+)
 def test_the_batch_size_is_chosen_by_chips(tpu, seq_len, rows):
     plan = make_plan(replace(OPTIONS, tpu=tpu, seq_len=seq_len, batch_size=None))
     assert plan.batch_size == rows
@@ -104,10 +125,15 @@ def test_what_does_not_fit_is_said():
     assert not plan.fits and "does not fit" in plan.to_text()
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"tpu": "v5"}, "known are v4-8"), ({"mesh": "data=3"}, "--batch-size 8"), ({"layers": "9"}, "--layers 9"),
-    ({"batch_size": 1 << 20}, "smaller --batch-size"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"tpu": "v5"}, "known are v4-8"),
+        ({"mesh": "data=3"}, "--batch-size 8"),
+        ({"layers": "9"}, "--layers 9"),
+        ({"batch_size": 1 << 20}, "smaller --batch-size"),
+    ],
+)
 def test_what_cannot_be(change, message):
     with pytest.raises(InvalidRequest, match=message):
         make_plan(replace(OPTIONS, **change))
@@ -122,9 +148,15 @@ def test_the_command(streams):
     assert python("extract_activations.py", "plan", "--tpu", "v9", "--model", MODEL, "--layers", 1).returncode == 2
 
 
-@pytest.mark.parametrize("given, sizes", [
-    ((3, 5), (3, 5)), (("auto", 5), (7, 5)), ((3, None), (3, 9)), (("auto", None), (7, 9)),
-])
+@pytest.mark.parametrize(
+    "given, sizes",
+    [
+        ((3, 5), (3, 5)),
+        (("auto", 5), (7, 5)),
+        ((3, None), (3, 9)),
+        (("auto", None), (7, 9)),
+    ],
+)
 def test_what_is_left_open_is_as_the_run_has_it(tmp_path, given, sizes):
     output = open_storage(str(tmp_path))
     run = {"schema": 1, "fingerprint": "f", "configuration": {"batch_size": 7, "steps_per_batch": 9}}
@@ -142,8 +174,16 @@ def test_the_start_that_begins_a_run_chooses(tmp_path):
 
 def sizes_of(given, output, share=1.0):
     options = RunOptions(**{field.name: None for field in fields(RunOptions)})
-    options = replace(options, batch_size=given[0], steps_per_batch=given[1], seq_len=128, compute_dtype="float32",
-                      store_dtype="bfloat16", positions="all" if share == 1.0 else "every:4", drop_special=False)
+    options = replace(
+        options,
+        batch_size=given[0],
+        steps_per_batch=given[1],
+        seq_len=128,
+        compute_dtype="float32",
+        store_dtype="bfloat16",
+        positions="all" if share == 1.0 else "every:4",
+        drop_special=False,
+    )
     hooks = ("blocks.1.hook_resid_post", "blocks.3.hook_resid_post")
     chosen = with_sizes(options, read_model_config(MODEL), hooks, (output, lambda: Sample(1, 100, 100 * share)))
     return chosen.batch_size, chosen.steps_per_batch

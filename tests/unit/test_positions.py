@@ -25,10 +25,14 @@ def records_of(token_lists, first=0):
     """Each token is one character wide; the answer of record i is characters [i, 2 i + 1)."""
     return [
         TokenizedRecord(
-            i, f"id-{i}", np.array(tokens, np.int32), f'{{"spans": {{"answer": [{i}, {2 * i + 1}]}}}}',
+            i,
+            f"id-{i}",
+            np.array(tokens, np.int32),
+            f'{{"spans": {{"answer": [{i}, {2 * i + 1}]}}}}',
             np.stack([np.arange(len(tokens)), np.arange(len(tokens)) + 1], 1).astype(np.int64).reshape(-1, 2),
         )
-        for i, tokens in enumerate(token_lists) if i >= first
+        for i, tokens in enumerate(token_lists)
+        if i >= first
     ]
 
 
@@ -113,18 +117,41 @@ def test_one_meaning_has_one_text(text, drop_special):
     assert Selection.parse(str(selection), drop_special) == selection
 
 
-@pytest.mark.parametrize("text, canonical", [
-    (" all ", "all"), ("every:7", "every:7"), ("every: 7", "every:7"), ("5, 0,-1,5", "0,5,-1"), ("-1", "-1"),
-    ("-3,-1,2", "2,-3,-1"), ("test-input", "test-input"),
-])
+@pytest.mark.parametrize(
+    "text, canonical",
+    [
+        (" all ", "all"),
+        ("every:7", "every:7"),
+        ("every: 7", "every:7"),
+        ("5, 0,-1,5", "0,5,-1"),
+        ("-1", "-1"),
+        ("-3,-1,2", "2,-3,-1"),
+        ("test-input", "test-input"),
+    ],
+)
 def test_how_it_is_written(text, canonical):
     assert str(Selection.parse(text)) == canonical
 
 
-@pytest.mark.parametrize("text", [
-    "", "first", "every", "every:", "every:0", "every:-2", "every:2,3", "0,", "1.5", "0-5", "99999999999",
-    "every:99999999999", "all,last", "mean:2",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "first",
+        "every",
+        "every:",
+        "every:0",
+        "every:-2",
+        "every:2,3",
+        "0,",
+        "1.5",
+        "0-5",
+        "99999999999",
+        "every:99999999999",
+        "all,last",
+        "mean:2",
+    ],
+)
 def test_what_means_nothing_is_refused_with_what_may_stand_there(text):
     with pytest.raises(InvalidRequest, match=r"--positions .*all, last, mean, every:K"):
         Selection.parse(text)

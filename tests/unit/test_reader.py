@@ -146,8 +146,10 @@ def test_statistics_read_no_rows_but_those_with_a_maximum(gcs, monkeypatch):
     got = []
     view = open_storage("gs://bucket/run").__class__.view
     monkeypatch.setattr(objects, "_HEAD", 1024)
-    monkeypatch.setattr("extraction.storage.gcs.GcsStorage.view",
-                        lambda self, name, start, end: got.append((name, start, end)) or view(self, name, start, end))
+    monkeypatch.setattr(
+        "extraction.storage.gcs.GcsStorage.view",
+        lambda self, name, start, end: got.append((name, start, end)) or view(self, name, start, end),
+    )
     reader = ActivationReader("gs://bucket/run")
     reader.statistics()
     refs = {ref.name: ref for ref in reader.all_refs()}
@@ -235,16 +237,23 @@ def test_readers_of_one_run_do_not_disturb_each_other(output):
     assert [one for one, _ in pairs] == list(reader.all_refs())
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda run: (run / "worker-00001/commits/00000001.json").unlink(), "00000001.json is missing"),
-    (lambda run: (run / "worker-00001/commits/00000001.json").write_text("{}"), "not a readable commit"),
-    (lambda run: edit(run / "worker-00001/commits/00000001.json", fingerprint="sha256:x"), "of another run"),
-    (lambda run: edit(run / "worker-00001/commits/00000001.json", cursor_before={"record": 1, "token_offset": 0}),
-     "begins at"),
-    (lambda run: cut(run / "worker-00001/batches/00000001.safetensors", 5), "ends before byte"),
-    (lambda run: cut(run / "worker-00001/batches/00000001.safetensors", 100_000), "cut off"),
-    (lambda run: (run / "worker-00001/batches/00000001.safetensors").unlink(), "00000001.safetensors is not there"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda run: (run / "worker-00001/commits/00000001.json").unlink(), "00000001.json is missing"),
+        (lambda run: (run / "worker-00001/commits/00000001.json").write_text("{}"), "not a readable commit"),
+        (lambda run: edit(run / "worker-00001/commits/00000001.json", fingerprint="sha256:x"), "of another run"),
+        (
+            lambda run: edit(
+                run / "worker-00001/commits/00000001.json", cursor_before={"record": 1, "token_offset": 0}
+            ),
+            "begins at",
+        ),
+        (lambda run: cut(run / "worker-00001/batches/00000001.safetensors", 5), "ends before byte"),
+        (lambda run: cut(run / "worker-00001/batches/00000001.safetensors", 100_000), "cut off"),
+        (lambda run: (run / "worker-00001/batches/00000001.safetensors").unlink(), "00000001.safetensors is not there"),
+    ],
+)
 def test_damage_is_named(tmp_path, damage, message):
     make_run(open_storage(str(tmp_path)), STREAMS)
     damage(tmp_path)
@@ -335,7 +344,9 @@ def test_all_hook_points_of_a_token_can_be_had_together(output):
 
 
 def test_reading_imports_neither_jax_nor_torch():
-    code = ("import sys, extraction.read.reader, extraction.shuffle\n"
-            "assert not {'jax', 'torch', 'flax', 'transformers', 'pyarrow', 'datasets'} & set(sys.modules)")
+    code = (
+        "import sys, extraction.read.reader, extraction.shuffle\n"
+        "assert not {'jax', 'torch', 'flax', 'transformers', 'pyarrow', 'datasets'} & set(sys.modules)"
+    )
     folder = checkpoint.__file__.rpartition("/")[0]
     assert subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True).returncode == 0

@@ -48,7 +48,9 @@ def places(texts):
 
 
 def triples(record, position):
-    return [(*pair, place) for pair, place in zip(np.asarray(record).tolist(), np.asarray(position).tolist(), strict=True)]
+    return [
+        (*pair, place) for pair, place in zip(np.asarray(record).tolist(), np.asarray(position).tolist(), strict=True)
+    ]
 
 
 def test_the_reader_gives_each_token_its_place_in_the_record(output, places):
@@ -74,7 +76,9 @@ def test_shuffled_rows_torch_and_datasets_have_it_too(output, places):
 
 def test_exports_have_it_too(output, places, tmp_path):
     for layout, more in (("npy", ()), ("openmoss", ("--context-size", "100"))):
-        result = python("extract_activations.py", "export", output, "--to", layout, "--folder", tmp_path / layout, *more)
+        result = python(
+            "extract_activations.py", "export", output, "--to", layout, "--folder", tmp_path / layout, *more
+        )
         assert result.returncode == 0, result.stderr
     arrays = [np.load(tmp_path / f"npy/{name}.npy") for name in ("record", "position")]
     assert triples(*arrays) == places
@@ -87,8 +91,17 @@ def test_rows_of_a_part_are_exported_with_the_position_of_their_first_token(text
     streams = make_streams(write_corpus(tmp_path / "corpus", texts[1:2]), tmp_path / "streams")
     flags = ("--seq-len", "256", "--bos", "never", "--positions", "every:100")
     assert extract(streams, tmp_path / "run", 0, *flags).returncode == 0
-    python("extract_activations.py", "export", tmp_path / "run", "--to", "openmoss", "--folder", tmp_path / "out",
-           "--context-size", "5")
+    python(
+        "extract_activations.py",
+        "export",
+        tmp_path / "run",
+        "--to",
+        "openmoss",
+        "--folder",
+        tmp_path / "out",
+        "--context-size",
+        "5",
+    )
     (meta,) = (tmp_path / "out" / HOOK).glob("*.meta.json")
     assert [row["first_token"] for row in json.loads(meta.read_text())] == [0, 500, 1000, 1500]
 
@@ -106,8 +119,12 @@ def test_a_run_whose_positions_count_in_the_window_is_refused(output, texts, tmp
     run["configuration"]["data_schema"] = 2
     (old / "run.json").write_text(json.dumps(run))
     said = f"{old}/run.json is of data schema 2, this version reads and writes {DATA_SCHEMA}: "
-    for arguments in (("status", old), ("verify", old), ("report", old, "--html", tmp_path / "x.html"),
-                      ("export", old, "--to", "npy", "--folder", tmp_path / "out")):
+    for arguments in (
+        ("status", old),
+        ("verify", old),
+        ("report", old, "--html", tmp_path / "x.html"),
+        ("export", old, "--to", "npy", "--folder", tmp_path / "out"),
+    ):
         result = python("extract_activations.py", *arguments)
         assert (result.returncode, result.stderr.count("\n"), said in result.stderr) == (78, 2, True), result.stderr
     with pytest.raises(ConfigurationMismatch, match="data schema 2"):

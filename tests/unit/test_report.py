@@ -74,12 +74,15 @@ def test_where_a_part_is_stored_lengths_and_pace_are_of_all_tokens(tmp_path, rul
     assert f"<b>{facts.num_rows}</b><span>rows stored" in render(facts)
 
 
-@pytest.mark.parametrize("rule, streams, known", [
-    ("0", [[100], [3, 50, 2]], [2, 3, 50, 100]),  # the rest of a long record has no rows
-    ("200", [[250, 40]], [40, 250]),
-    ("5000", [[40, 0, 0], [5, 3], [20]], [20]),  # in one batch without rows the ends of several
-    ("5000", [[5, 3, 4]], []),
-])
+@pytest.mark.parametrize(
+    "rule, streams, known",
+    [
+        ("0", [[100], [3, 50, 2]], [2, 3, 50, 100]),  # the rest of a long record has no rows
+        ("200", [[250, 40]], [40, 250]),
+        ("5000", [[40, 0, 0], [5, 3], [20]], [20]),  # in one batch without rows the ends of several
+        ("5000", [[5, 3, 4]], []),
+    ],
+)
 def test_lengths_are_known_where_batches_without_rows_tell_them(tmp_path, rule, streams, known):
     make_run(open_storage(str(tmp_path)), streams, selector=Selector(Selection.parse(rule)))
     facts = gather(str(tmp_path))
@@ -106,12 +109,17 @@ def test_norms_of_next_to_nothing_and_of_infinities_are_drawn(tmp_path, monkeypa
 
 def test_a_hook_point_of_nothing_but_nan_is_shown_as_such(tmp_path, monkeypatch):
     real = runs.activations_of
-    monkeypatch.setattr(runs, "activations_of",
-                        lambda tokens, width: real(tokens, width) * (np.nan if width == WIDTHS[HOOK] else 1))
+    monkeypatch.setattr(
+        runs, "activations_of", lambda tokens, width: real(tokens, width) * (np.nan if width == WIDTHS[HOOK] else 1)
+    )
     make_run(open_storage(str(tmp_path)), STREAMS[:1])
     page = render(gather(str(tmp_path)))
     picture = page.partition("<h2>Norms</h2>")[2].partition("</section>")[0]
-    assert picture.count("<svg") == 1 and '="nan"' not in page and '<div class="number rms" data-label="r.m.s.">nan<' in page
+    assert (
+        picture.count("<svg") == 1
+        and '="nan"' not in page
+        and '<div class="number rms" data-label="r.m.s.">nan<' in page
+    )
 
 
 def test_an_outstanding_token_is_named_by_record_position_and_coordinate(output):
@@ -200,8 +208,16 @@ def test_a_browser_shows_it_without_a_word_or_a_request(output, tmp_path, width)
     server.asked = []
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
-        command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
-                   f"--user-data-dir={tmp_path}/profile", f"http://127.0.0.1:{server.server_port}/frame.html"]
+        command = [
+            browser,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            "--dump-dom",
+            f"--user-data-dir={tmp_path}/profile",
+            f"http://127.0.0.1:{server.server_port}/frame.html",
+        ]
         result = subprocess.run(command, capture_output=True, text=True, timeout=100)
     finally:
         server.shutdown()

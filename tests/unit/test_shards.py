@@ -34,7 +34,9 @@ def test_decode_gives_back_what_was_filled_in():
     ours = filled_shard()
     theirs = decode(bytes(ours.data))
     assert theirs.metadata == ours.metadata
-    assert {name: a.tolist() for name, a in theirs.arrays.items()} == {name: a.tolist() for name, a in ours.arrays.items()}
+    assert {name: a.tolist() for name, a in theirs.arrays.items()} == {
+        name: a.tolist() for name, a in ours.arrays.items()
+    }
 
 
 def test_the_same_content_is_the_same_bytes():

@@ -54,7 +54,13 @@ def output(tmp_path):
 def test_every_state_is_told(output):
     found = read_status(output)
     assert [stream.state for stream in found.streams] == [
-        "running", "finished", "failed", "fenced", "stuck", "starting", "waiting",
+        "running",
+        "finished",
+        "failed",
+        "fenced",
+        "stuck",
+        "starting",
+        "waiting",
     ]
     assert found.streams[2].message == "a bad file"
     assert found.streams[4].message == "nothing for 1 h 6 min"
@@ -114,7 +120,9 @@ def test_requests_do_not_grow_with_the_chains(gcs):
     read_status("gs://bucket/run")
     of_stream = [[what.split()[0] for _, _, what, _ in gcs.history if f"worker-0000{n}" in what] for n in range(3)]
     assert [sorted(operations) for operations in of_stream] == [
-        ["get", "list", "read", "read"], ["get", "list", "read", "read"], ["get"] * 8 + ["list", "read", "read"],
+        ["get", "list", "read", "read"],
+        ["get", "list", "read", "read"],
+        ["get"] * 8 + ["list", "read", "read"],
     ]
 
 
@@ -198,9 +206,16 @@ def test_those_in_trouble_come_first_and_the_rest_is_counted(output):
     assert cells[1][3] == "and 4 more"
 
 
-@pytest.mark.parametrize("seconds, text", [
-    (None, ""), (4, "4 s"), (64, "1 min 4 s"), (3700, "1 h 1 min"), (2e5, "2 d 7 h"),
-])
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (None, ""),
+        (4, "4 s"),
+        (64, "1 min 4 s"),
+        (3700, "1 h 1 min"),
+        (2e5, "2 d 7 h"),
+    ],
+)
 def test_times_are_written_for_people(seconds, text):
     assert format_seconds(seconds) == text
 

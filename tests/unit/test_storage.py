@@ -148,8 +148,12 @@ def test_an_upload_survives_one_fault_and_is_stored_once(gcs, bucket, operation,
 def test_passing_errors_are_tried_again(gcs, bucket, status, operation):
     gcs.land("run/x", SMALL, None)
     gcs.instruct(operation, "*", "fail", status=status, count=2)
-    acts = {"insert": lambda: bucket.create("y", SMALL), "get": lambda: bucket.stat("x"),
-            "read": lambda: bucket.read("x"), "list": lambda: list(bucket.list())}
+    acts = {
+        "insert": lambda: bucket.create("y", SMALL),
+        "get": lambda: bucket.stat("x"),
+        "read": lambda: bucket.read("x"),
+        "list": lambda: list(bucket.list()),
+    }
     acts[operation]()
     assert gcs.instructions[0].count == 0
 
@@ -162,12 +166,19 @@ def test_a_storm_beyond_the_deadline_is_try_again_with_nothing_stored(gcs, monke
     assert gcs.objects == {}
 
 
-@pytest.mark.parametrize("status, said", [
-    (401, "gs://bucket: there are no Google credentials that can be used"), (403, "storage.objects.{} on gs://bucket"),
-])
+@pytest.mark.parametrize(
+    "status, said",
+    [
+        (401, "gs://bucket: there are no Google credentials that can be used"),
+        (403, "storage.objects.{} on gs://bucket"),
+    ],
+)
 def test_a_refusal_names_the_permission_and_the_bucket(gcs, bucket, status, said):
-    for operation, permission, act in (("insert", "create", lambda: bucket.create("x", SMALL)),
-                                       ("read", "get", lambda: bucket.read("x")), ("list", "list", lambda: list(bucket.list()))):
+    for operation, permission, act in (
+        ("insert", "create", lambda: bucket.create("x", SMALL)),
+        ("read", "get", lambda: bucket.read("x")),
+        ("list", "list", lambda: list(bucket.list())),
+    ):
         gcs.instructions.clear()
         gcs.instruct(operation, "*", "fail", status=status, count=10)  # the client tries a 401 again with a new token
         with pytest.raises(PermissionDenied, match=said.format(permission)):
@@ -276,6 +287,7 @@ def test_a_view_is_the_bytes_of_the_object(storage):
 
 def test_a_view_of_a_file_is_in_memory_before_it_is_used(tmp_path):
     """Page faults alone would fetch it in the small steps of the disk's read-ahead."""
+
     def is_there(at):
         try:
             return os.preadv(file, [bytearray(1)], at, os.RWF_NOWAIT) == 1
@@ -291,7 +303,6 @@ def test_a_view_of_a_file_is_in_memory_before_it_is_used(tmp_path):
     storage.view("x", 1 << 20, 7 << 20)
     assert all(map(is_there, range(1 << 20, 7 << 20, 4096)))
     os.close(file)
-
 
 
 def test_now_is_the_clock_of_the_timestamps(storage):

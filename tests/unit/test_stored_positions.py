@@ -52,8 +52,11 @@ def test_rows_are_those_of_a_run_with_all_tokens(streams, whole, tmp_path, rule)
     for name, record in whole.items():
         length = len(record.tokens)
         places = Selection.parse(rule).named(0, length, length)
-        for ours, theirs in ((found[name].tokens, record.tokens), (found[name].positions, record.positions),
-                             (found[name].activations[HOOK], record.activations[HOOK])):
+        for ours, theirs in (
+            (found[name].tokens, record.tokens),
+            (found[name].positions, record.positions),
+            (found[name].activations[HOOK], record.activations[HOOK]),
+        ):
             np.testing.assert_array_equal(ours, theirs[places])
 
 
@@ -102,8 +105,10 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(streams, tmp_path, rule)
 # ---------------------------------------------------------------------------------------------- spans
 
 TASKS = {
-    name: {"train": [{"input": [[1, 2]] * n, "output": [[n] * 9] * n}],
-           "test": [{"input": [[n, 3]] * 2, "output": [[5, n]] * n}]}
+    name: {
+        "train": [{"input": [[1, 2]] * n, "output": [[n] * 9] * n}],
+        "test": [{"input": [[n, 3]] * 2, "output": [[5, n]] * n}],
+    }
     for name, n in (("a", 1), ("b", 2), ("c", 6))
 } | {"0": {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[4, 4]]}]}}
 
@@ -118,10 +123,16 @@ def prompts(tmp_path_factory):
     return str(folder / "streams")
 
 
-@pytest.mark.parametrize("span, expected", [
-    ("answer", {"a": "1x2\n1 51", "b": "2x2\n1 52\n2 52", "c": "6x2\n" + "\n".join(f"{n} 56" for n in range(1, 7))}),
-    ("test-input", {"a": "2x2\n1 13\n2 13", "b": "2x2\n1 23\n2 23", "c": "2x2\n1 63\n2 63", "0": "1x2\n1 44"}),
-])
+@pytest.mark.parametrize(
+    "span, expected",
+    [
+        (
+            "answer",
+            {"a": "1x2\n1 51", "b": "2x2\n1 52\n2 52", "c": "6x2\n" + "\n".join(f"{n} 56" for n in range(1, 7))},
+        ),
+        ("test-input", {"a": "2x2\n1 13\n2 13", "b": "2x2\n1 23\n2 23", "c": "2x2\n1 63\n2 63", "0": "1x2\n1 44"}),
+    ],
+)
 def test_the_tokens_of_a_span_are_its_text(prompts, tmp_path, span, expected):
     """Each character of these is a token of the tiny model."""
     from transformers import AutoTokenizer

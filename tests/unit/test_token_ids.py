@@ -61,11 +61,14 @@ def by_hand(merges, *before):
 
 
 @pytest.mark.parametrize("named", ["GPT2Tokenizer", "Qwen2Tokenizer", "PreTrainedTokenizerFast"])
-@pytest.mark.parametrize("text, pieces", [
-    ("Steps:\n\n1. Do", ["Steps", ":", "ĊĊ", "1", ".", "ĠDo"]),
-    ("    1,", ["ĠĠĠĠ", "1", ","]),
-    ("a 12", ["a", "Ġ", "1", "2"]),
-])
+@pytest.mark.parametrize(
+    "text, pieces",
+    [
+        ("Steps:\n\n1. Do", ["Steps", ":", "ĊĊ", "1", ".", "ĠDo"]),
+        ("    1,", ["ĠĠĠĠ", "1", ","]),
+        ("a 12", ["a", "Ġ", "1", "2"]),
+    ],
+)
 def test_digits_are_split_before_blanks_as_smollm2_has_it(tmp_path, named, text, pieces):
     """Where digits are split first, blanks before one are together; GPT-2's own pattern leaves the last one out."""
     merges = ["Ċ Ċ", "Ġ Ġ", "ĠĠ ĠĠ", "D o", "Ġ Do", "S t", "e p", "ep s", "St eps", "1 2"]
@@ -77,9 +80,11 @@ def test_no_class_of_transformers_is_asked(tmp_path, built):
     """So that neither its version nor a package such as mistral-common beside it can change an id."""
     folder = save(tmp_path, built["mistral"], tokenizer_class="LlamaTokenizerFast", bos_token="<s>")
     (folder / "config.json").write_text('{"model_type": "mistral"}')
-    code = ("import sys; sys.modules['transformers'] = None; from extraction.format.records import Record;"
-            "from extraction.batching.tokenizer import RecordTokenizer as T; from pathlib import Path;"
-            f"print(next(T(Path({str(folder)!r})).tokenize([Record(0, '', 'the fox')])).tokens.tolist())")
+    code = (
+        "import sys; sys.modules['transformers'] = None; from extraction.format.records import Record;"
+        "from extraction.batching.tokenizer import RecordTokenizer as T; from pathlib import Path;"
+        f"print(next(T(Path({str(folder)!r})).tokenize([Record(0, '', 'the fox')])).tokens.tolist())"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == [1, *built["mistral"].encode("the fox", add_special_tokens=False).ids]
@@ -90,8 +95,10 @@ def test_flags_of_added_tokens_are_kept(tmp_path):
     tokenizer = by_hand(["o n", "on e"])
     state = json.loads(tokenizer.to_str())
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
-    state["added_tokens"] = [flags | {"id": 258, "content": "<m>", "lstrip": True, "special": True},
-                             flags | {"id": 259, "content": "al", "single_word": True}]
+    state["added_tokens"] = [
+        flags | {"id": 258, "content": "<m>", "lstrip": True, "special": True},
+        flags | {"id": 259, "content": "al", "single_word": True},
+    ]
     folder = save(tmp_path, Tokenizer.from_str(json.dumps(state)))
     assert pieces_of(folder, "al  <m> alone") == ["al", "<m>", "Ġ", "a", "l", "one"]
     assert RecordTokenizer(folder).special_ids == (258,)
@@ -127,45 +134,53 @@ def bare(processor=None):
 NAMED = {"bos_token": "<s>", "eos_token": {"__type": "AddedToken", "content": "</s>"}}
 
 
-@pytest.mark.parametrize("processor, settings, prefix, said", [
-    (None, {}, [], False),
-    (None, NAMED, [], False),
-    (template("<s> $A"), NAMED, [0], False),
-    (template("<s> $A </s>"), NAMED, [0], False),
-    (template("<s> $A"), {}, [0], False),
-    (template("<s> $A"), NAMED | {"add_bos_token": True}, [0], False),
-    (template("<s> $A"), NAMED | {"add_bos_token": None}, [0], False),
-    (template("<s> $A"), NAMED | {"add_bos_token": False}, [], True),
-    (None, NAMED | {"add_bos_token": True}, [0], True),
-    (None, NAMED | {"add_bos_token": False}, [], False),
-    (None, {"add_bos_token": True}, [], False),
-    (template("[CLS] $A"), NAMED | {"add_bos_token": False}, [2], False),
-    (template("[CLS] <s> $A"), NAMED | {"add_bos_token": False}, [2], True),
-    (processors.Sequence([processors.ByteLevel(), template("<s> $A")]), NAMED, [0], False),
-    (processors.RobertaProcessing(("</s>", 1), ("<s>", 0)), NAMED, [0], False),
-])
+@pytest.mark.parametrize(
+    "processor, settings, prefix, said",
+    [
+        (None, {}, [], False),
+        (None, NAMED, [], False),
+        (template("<s> $A"), NAMED, [0], False),
+        (template("<s> $A </s>"), NAMED, [0], False),
+        (template("<s> $A"), {}, [0], False),
+        (template("<s> $A"), NAMED | {"add_bos_token": True}, [0], False),
+        (template("<s> $A"), NAMED | {"add_bos_token": None}, [0], False),
+        (template("<s> $A"), NAMED | {"add_bos_token": False}, [], True),
+        (None, NAMED | {"add_bos_token": True}, [0], True),
+        (None, NAMED | {"add_bos_token": False}, [], False),
+        (None, {"add_bos_token": True}, [], False),
+        (template("[CLS] $A"), NAMED | {"add_bos_token": False}, [2], False),
+        (template("[CLS] <s> $A"), NAMED | {"add_bos_token": False}, [2], True),
+        (processors.Sequence([processors.ByteLevel(), template("<s> $A")]), NAMED, [0], False),
+        (processors.RobertaProcessing(("</s>", 1), ("<s>", 0)), NAMED, [0], False),
+    ],
+)
 @pytest.mark.parametrize("named", ["LlamaTokenizerFast", "PreTrainedTokenizerFast"])
 def test_what_begins_a_record(tmp_path, capsys, named, processor, settings, prefix, said):
     folder = save(tmp_path, bare(processor), tokenizer_class=named, **settings)
     tokenizer = RecordTokenizer(folder)
     assert [r.tokens.tolist() for r in tokenizer.tokenize([Record(0, "", "a"), Record(1, "", "")])] == [
-        [*prefix, 3], prefix]
+        [*prefix, 3],
+        prefix,
+    ]
     assert tokenizer.special_tokens() == {"ids": {"<s>": 0, "</s>": 1, "[CLS]": 2}, "record_prefix": prefix}
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == said and all("add_bos_token" in line for line in lines)
     assert ids_of(folder)[0] == []
 
 
-@pytest.mark.parametrize("files, begin", [
-    ({}, None),
-    ({"tokenizer_config.json": {"bos_token": "<s>"}, "special_tokens_map.json": {"bos_token": "[CLS]"}}, 0),
-    ({"special_tokens_map.json": {"bos_token": {"content": "[CLS]", "lstrip": False}}}, 2),
-    ({"config.json": {"bos_token_id": 1}}, 1),  # GPT-2's tokenizer_config.json names no token
-    ({"config.json": {"text_config": {"bos_token_id": 1}}}, 1),
-    ({"config.json": {"bos_token_id": 3}}, None),  # a default of transformers, which is a word here
-    ({"config.json": {"bos_token_id": 1}, "tokenizer_config.json": {"bos_token": None}}, None),  # as Qwen2 has it
-    ({"tokenizer_config.json": {"bos_token": "<begin>"}}, None),
-])
+@pytest.mark.parametrize(
+    "files, begin",
+    [
+        ({}, None),
+        ({"tokenizer_config.json": {"bos_token": "<s>"}, "special_tokens_map.json": {"bos_token": "[CLS]"}}, 0),
+        ({"special_tokens_map.json": {"bos_token": {"content": "[CLS]", "lstrip": False}}}, 2),
+        ({"config.json": {"bos_token_id": 1}}, 1),  # GPT-2's tokenizer_config.json names no token
+        ({"config.json": {"text_config": {"bos_token_id": 1}}}, 1),
+        ({"config.json": {"bos_token_id": 3}}, None),  # a default of transformers, which is a word here
+        ({"config.json": {"bos_token_id": 1}, "tokenizer_config.json": {"bos_token": None}}, None),  # as Qwen2 has it
+        ({"tokenizer_config.json": {"bos_token": "<begin>"}}, None),
+    ],
+)
 def test_where_the_beginning_of_text_token_is_named(tmp_path, files, begin):
     folder = save(tmp_path, bare())
     for name, content in files.items():
@@ -178,8 +193,11 @@ def test_where_the_beginning_of_text_token_is_named(tmp_path, files, begin):
 
 
 def test_named_tokens_are_special_and_those_that_tokenizer_json_has_not_are_told_of_once(tmp_path, capsys):
-    extra = {"added_tokens_decoder": {"0": {"content": "<s>"}, "9": {"content": "<x>"}, "4": {"content": "a"}},
-             "additional_special_tokens": ["b", "<x>"], "pad_token": "<pad>"}
+    extra = {
+        "added_tokens_decoder": {"0": {"content": "<s>"}, "9": {"content": "<x>"}, "4": {"content": "a"}},
+        "additional_special_tokens": ["b", "<x>"],
+        "pad_token": "<pad>",
+    }
     folder = save(tmp_path, bare(), **extra)
     (folder / "added_tokens.json").write_text('{"<y>": 10, "</s>": 1}')
     tokenizer = RecordTokenizer(folder)
@@ -193,14 +211,17 @@ def test_named_tokens_are_special_and_those_that_tokenizer_json_has_not_are_told
 # ----------------------------------------------------------------------------------------------------- the digest
 
 
-@pytest.mark.parametrize("change, changes", [
-    (lambda state, config: state.update(normalizer={"type": "NFC"}), True),
-    (lambda state, config: state["pre_tokenizer"].update(type="Whitespace"), True),
-    (lambda state, config: config.update(add_bos_token=True), True),
-    (lambda state, config: config.update(bos_token="[CLS]"), True),
-    (lambda state, config: config.update(mask_token="a"), True),  # one more id that --drop-special leaves out
-    (lambda state, config: config.update(tokenizer_class="GPT2Tokenizer", chat_template="x"), False),
-])
+@pytest.mark.parametrize(
+    "change, changes",
+    [
+        (lambda state, config: state.update(normalizer={"type": "NFC"}), True),
+        (lambda state, config: state["pre_tokenizer"].update(type="Whitespace"), True),
+        (lambda state, config: config.update(add_bos_token=True), True),
+        (lambda state, config: config.update(bos_token="[CLS]"), True),
+        (lambda state, config: config.update(mask_token="a"), True),  # one more id that --drop-special leaves out
+        (lambda state, config: config.update(tokenizer_class="GPT2Tokenizer", chat_template="x"), False),
+    ],
+)
 def test_the_digest_changes_with_what_decides_ids_and_with_nothing_else(tmp_path, change, changes):
     state, config = json.loads(bare().to_str()), dict(NAMED)
     before = save(tmp_path / "before", bare(), **config)
@@ -244,10 +265,17 @@ def test_a_tokenizer_that_knows_nothing_of_the_records_ends_the_start_with_one_l
     assert not list((tmp_path / "out").rglob("*.safetensors")) and not list((tmp_path / "out").rglob("commits/*"))
 
 
-@pytest.mark.parametrize("texts, refused", [
-    ([], False), (["", " \n"], False), (["", "ha", "ha ha", "zzz"], False), (["x"] * 255 + ["zzz"], False),
-    (["x"] * 256 + ["zzz"], True), (["", "x"], True),
-])
+@pytest.mark.parametrize(
+    "texts, refused",
+    [
+        ([], False),
+        (["", " \n"], False),
+        (["", "ha", "ha ha", "zzz"], False),
+        (["x"] * 255 + ["zzz"], False),
+        (["x"] * 256 + ["zzz"], True),
+        (["", "x"], True),
+    ],
+)
 def test_only_texts_count_and_the_first_256_of_them(tmp_path, texts, refused):
     tokenizer, records = RecordTokenizer(save_words(tmp_path / "model")), [Record(0, "", text) for text in texts]
     if refused:
@@ -279,8 +307,13 @@ def train_sentencepiece(folder, **options):
     folder.mkdir(parents=True)
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([line for text in TEXTS * 4 for line in text.split("\n") if line]), model_writer=written,
-        vocab_size=400, character_coverage=0.99, hard_vocab_limit=False, minloglevel=2, **options,
+        sentence_iterator=iter([line for text in TEXTS * 4 for line in text.split("\n") if line]),
+        model_writer=written,
+        vocab_size=400,
+        character_coverage=0.99,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
     )
     (folder / "tokenizer.model").write_bytes(written.getvalue())
     return folder

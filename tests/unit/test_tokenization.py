@@ -135,12 +135,26 @@ def without(name):
     return lambda folder: (folder / name).unlink()
 
 
-@pytest.mark.parametrize("change, bos, error, message", [
-    (without("tokenizer.json"), "auto", InvalidRequest, r"no tokenizer\.json here"),
-    (lambda folder: (folder / "tokenizer.json").write_text("{"), "auto", DamagedData, "the tokenizer cannot be read"),
-    (lambda folder: (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}'),
-     "always", InvalidRequest, "--bos always: this tokenizer has no beginning-of-text token"),
-])
+@pytest.mark.parametrize(
+    "change, bos, error, message",
+    [
+        (without("tokenizer.json"), "auto", InvalidRequest, r"no tokenizer\.json here"),
+        (
+            lambda folder: (folder / "tokenizer.json").write_text("{"),
+            "auto",
+            DamagedData,
+            "the tokenizer cannot be read",
+        ),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text(
+                '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+            ),
+            "always",
+            InvalidRequest,
+            "--bos always: this tokenizer has no beginning-of-text token",
+        ),
+    ],
+)
 def test_what_is_no_tokenizer_is_refused(folder, tmp_path, change, bos, error, message):
     copy = shutil.copytree(folder, tmp_path / "copy")
     change(copy)

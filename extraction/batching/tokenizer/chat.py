@@ -14,9 +14,7 @@ def find_template(files: TokenizerFiles) -> str | None:
     """
     if (files.folder / "chat_template.jinja").exists():
         return (files.folder / "chat_template.jinja").read_text("utf-8")
-    found = files.settings.get("chat_template") or read_json(files.folder / "chat_template.json").get(
-        "chat_template"
-    )
+    found = files.settings.get("chat_template") or read_json(files.folder / "chat_template.json").get("chat_template")
     if not isinstance(found, list):
         return found or None
     by_name = {one["name"]: one["template"] for one in found}

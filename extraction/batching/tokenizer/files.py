@@ -78,7 +78,7 @@ def _advice(folder: Path) -> str:
             return (
                 f"{folder}: no tokenizer.json here, and {found} alone cannot tell how text is split; take the "
                 "tokenizer.json that belongs to the model, or let the class that it was trained with write one: "
-                "python -c \"from transformers import AutoTokenizer as A; "
+                'python -c "from transformers import AutoTokenizer as A; '
                 f"A.from_pretrained('{folder}').save_pretrained('{folder}')\""
             )
     return f"{folder}: no tokenizer.json here; --model needs the tokenizer beside the weights"

@@ -38,7 +38,10 @@ def find_special_tokens(files: TokenizerFiles, tokenizer: Any) -> SpecialTokens:
     strange = {token for token, number in named.items() if number is None}
     strange |= {token for token, number in files.added if tokenizer.token_to_id(token) != number}
     return SpecialTokens(
-        begin, None if unknown is None else tokenizer.token_to_id(unknown), prefix, ids,
+        begin,
+        None if unknown is None else tokenizer.token_to_id(unknown),
+        prefix,
+        ids,
         tuple(said + _strangers(files, sorted(strange))),
     )
 

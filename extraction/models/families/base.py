@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 # Where each hook point is in Llama of transformers: the module's name, and whether its input or its output.
 LLAMA_PLACES = {
-    "hook_resid_pre": ("model.layers.{l}", "in"), "attn.hook_z": ("model.layers.{l}.self_attn.o_proj", "in"),
+    "hook_resid_pre": ("model.layers.{l}", "in"),
+    "attn.hook_z": ("model.layers.{l}.self_attn.o_proj", "in"),
     "hook_attn_out": ("model.layers.{l}.self_attn.o_proj", "out"),
     "hook_resid_mid": ("model.layers.{l}.post_attention_layernorm", "in"),
-    "mlp.hook_post": ("model.layers.{l}.mlp.down_proj", "in"), "hook_mlp_out": ("model.layers.{l}.mlp", "out"),
-    "hook_resid_post": ("model.layers.{l}", "out"), "ln_final.hook_normalized": ("model.norm", "out"),
+    "mlp.hook_post": ("model.layers.{l}.mlp.down_proj", "in"),
+    "hook_mlp_out": ("model.layers.{l}.mlp", "out"),
+    "hook_resid_post": ("model.layers.{l}", "out"),
+    "ln_final.hook_normalized": ("model.norm", "out"),
 }
 # Rotary frequencies, which the layers of older checkpoints carry along.
 _BUFFERS = r"rotary_emb\.inv_freq$"

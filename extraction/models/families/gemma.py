@@ -34,15 +34,22 @@ def _gemma3(config: ModelView, path: Path) -> ModelConfig:
     """Layers with the window have their own rotation."""
     kinds = config.rope_parameters
     return _gemma(
-        config, path, qk_norm="head", rope=rope(kinds["full_attention"], config, path),
+        config,
+        path,
+        qk_norm="head",
+        rope=rope(kinds["full_attention"], config, path),
         window_rope=rope(kinds["sliding_attention"], config, path),
     )
 
 
 def _gemma(config: ModelView, path: Path, **more: Any) -> ModelConfig:
     return decoder(
-        config, path, activation=activation(config.hidden_activation, path),
-        attention_scale=config.query_pre_attn_scalar**-0.5, **window_by_layer(config, path), **more,
+        config,
+        path,
+        activation=activation(config.hidden_activation, path),
+        attention_scale=config.query_pre_attn_scalar**-0.5,
+        **window_by_layer(config, path),
+        **more,
     )
 
 
@@ -56,10 +63,14 @@ def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
 def _weight_table(config: ModelConfig) -> "Table":
     from .. import tables
 
-    norms = tables.norms({
-        "norm_attention": "input_layernorm", "norm_attention_out": "post_attention_layernorm",
-        "norm_mlp": "pre_feedforward_layernorm", "norm_mlp_out": "post_feedforward_layernorm",
-    })
+    norms = tables.norms(
+        {
+            "norm_attention": "input_layernorm",
+            "norm_attention_out": "post_attention_layernorm",
+            "norm_mlp": "pre_feedforward_layernorm",
+            "norm_mlp_out": "post_feedforward_layernorm",
+        }
+    )
     return tables.model(tables.attention(config) | tables.gated_mlp(config) | norms)
 
 

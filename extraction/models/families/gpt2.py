@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from ..weights import Table
 
 _PLACES = {
-    "hook_resid_pre": ("transformer.h.{l}", "in"), "attn.hook_z": ("transformer.h.{l}.attn.c_proj", "in"),
-    "hook_attn_out": ("transformer.h.{l}.attn.c_proj", "out"), "hook_resid_mid": ("transformer.h.{l}.ln_2", "in"),
-    "mlp.hook_post": ("transformer.h.{l}.mlp.c_proj", "in"), "hook_mlp_out": ("transformer.h.{l}.mlp", "out"),
-    "hook_resid_post": ("transformer.h.{l}", "out"), "ln_final.hook_normalized": ("transformer.ln_f", "out"),
+    "hook_resid_pre": ("transformer.h.{l}", "in"),
+    "attn.hook_z": ("transformer.h.{l}.attn.c_proj", "in"),
+    "hook_attn_out": ("transformer.h.{l}.attn.c_proj", "out"),
+    "hook_resid_mid": ("transformer.h.{l}.ln_2", "in"),
+    "mlp.hook_post": ("transformer.h.{l}.mlp.c_proj", "in"),
+    "hook_mlp_out": ("transformer.h.{l}.mlp", "out"),
+    "hook_resid_post": ("transformer.h.{l}", "out"),
+    "ln_final.hook_normalized": ("transformer.ln_f", "out"),
 }
 
 
@@ -85,5 +89,10 @@ def _third(index: int, head_width: int, tensor: "jax.Array") -> "jax.Array":
 
 
 GPT2 = Family(
-    _read, _parts, _weight_table, prefix="transformer.", buffers=r"\.attn\.(bias|masked_bias)$", places=_PLACES,
+    _read,
+    _parts,
+    _weight_table,
+    prefix="transformer.",
+    buffers=r"\.attn\.(bias|masked_bias)$",
+    places=_PLACES,
 )

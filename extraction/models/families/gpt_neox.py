@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 # Masks, which are no biases, and frequencies, which older checkpoints carry along.
 _BUFFERS = r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$"
 _PLACES = {
-    "hook_resid_pre": ("gpt_neox.layers.{l}", "in"), "attn.hook_z": ("gpt_neox.layers.{l}.attention.dense", "in"),
+    "hook_resid_pre": ("gpt_neox.layers.{l}", "in"),
+    "attn.hook_z": ("gpt_neox.layers.{l}.attention.dense", "in"),
     "hook_attn_out": ("gpt_neox.layers.{l}.attention.dense", "out"),
     "hook_resid_mid": ("gpt_neox.layers.{l}.post_attention_layernorm", "in"),
     "mlp.hook_post": ("gpt_neox.layers.{l}.mlp.dense_4h_to_h", "in"),
-    "hook_mlp_out": ("gpt_neox.layers.{l}.mlp", "out"), "hook_resid_post": ("gpt_neox.layers.{l}", "out"),
+    "hook_mlp_out": ("gpt_neox.layers.{l}.mlp", "out"),
+    "hook_resid_post": ("gpt_neox.layers.{l}", "out"),
     "ln_final.hook_normalized": ("gpt_neox.final_layer_norm", "out"),
 }
 
@@ -36,8 +38,13 @@ def _read(config: ModelView, path: Path) -> ModelConfig:
     parameters = config.rope_parameters
     fraction = float(parameters.get("partial_rotary_factor", 1.0))
     return decoder(
-        config, path, head_width=config.hidden_size // config.num_attention_heads, norm_epsilon=config.layer_norm_eps,
-        mlp_bias=True, parallel=bool(config.use_parallel_residual), rope=rope(parameters, config, path, fraction),
+        config,
+        path,
+        head_width=config.hidden_size // config.num_attention_heads,
+        norm_epsilon=config.layer_norm_eps,
+        mlp_bias=True,
+        parallel=bool(config.use_parallel_residual),
+        rope=rope(parameters, config, path, fraction),
     )
 
 

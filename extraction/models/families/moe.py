@@ -19,6 +19,7 @@ from .reading import decoder, window_everywhere
 if TYPE_CHECKING:
     from ..weights import Table
 
+
 def _mixtral(config: ModelView, path: Path) -> ModelConfig:
     experts = Experts(config.num_local_experts, config.num_experts_per_tok, True)
     return decoder(config, path, experts=_checked(experts, path), **window_everywhere(config))
@@ -32,7 +33,11 @@ def _qwen3_moe(config: ModelView, path: Path) -> ModelConfig:
         raise InvalidRequest(f"{path}: layer {dense[0]} has no experts; a model whose layers differ so is not handled")
     experts = Experts(config.num_experts, config.num_experts_per_tok, bool(config.norm_topk_prob))
     return decoder(
-        config, path, qk_norm="head", mlp_width=config.moe_intermediate_size, experts=_checked(experts, path),
+        config,
+        path,
+        qk_norm="head",
+        mlp_width=config.moe_intermediate_size,
+        experts=_checked(experts, path),
         **window_everywhere(config),
     )
 

@@ -37,9 +37,12 @@ def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
 def _weight_table(config: ModelConfig) -> "Table":
     from .. import tables
 
-    norms = tables.norms({
-        "norm_attention_out": "post_attention_layernorm", "norm_mlp_out": "post_feedforward_layernorm",
-    })
+    norms = tables.norms(
+        {
+            "norm_attention_out": "post_attention_layernorm",
+            "norm_mlp_out": "post_feedforward_layernorm",
+        }
+    )
     return tables.model(tables.attention(config) | tables.gated_mlp(config) | norms)
 
 

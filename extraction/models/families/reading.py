@@ -14,7 +14,9 @@ from ..config_reads import ModelView
 
 # The names that configurations have for an activation -> the one that it has here.
 ACTIVATIONS = {name: name for name in ("silu", "gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu")} | {
-    "swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_pytorch_tanh",
+    "swish": "silu",
+    "gelu_python": "gelu",
+    "gelu_python_tanh": "gelu_pytorch_tanh",
 }
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 

@@ -117,7 +117,8 @@ def marks(axes: Axes, at: Sequence[tuple[float, str]]) -> str:
     bottom = HEIGHT - BOTTOM
     return "".join(
         f'<line class="mark" x1="{axes.across(x):.1f}" x2="{axes.across(x):.1f}" y1="{bottom - 12}" y2="{bottom}">'
-        f"<title>{escape(title)}</title></line>" for x, title in at
+        f"<title>{escape(title)}</title></line>"
+        for x, title in at
     )
 
 

@@ -135,10 +135,16 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
     commits = [commit for facts, _, _ in chains for commit in facts]
     lasts = [last for _, last, _ in chains if last is not None]
     return ReportFacts(
-        output=output, run=reader.run, commits=tuple(commits), num_bytes=sum(last.totals.bytes for last in lasts),
-        num_records=sum(last.cursor_after.record for last in lasts), record_lengths=np.array(lengths, np.int64),
-        hooks=tuple(hooks), sampled_tokens=sum(min(stored.ref.num_tokens, SAMPLED_ROWS) for stored in sample),
-        verdict=verdict, proof=proof,
+        output=output,
+        run=reader.run,
+        commits=tuple(commits),
+        num_bytes=sum(last.totals.bytes for last in lasts),
+        num_records=sum(last.cursor_after.record for last in lasts),
+        record_lengths=np.array(lengths, np.int64),
+        hooks=tuple(hooks),
+        sampled_tokens=sum(min(stored.ref.num_tokens, SAMPLED_ROWS) for stored in sample),
+        verdict=verdict,
+        proof=proof,
         not_finite=reduce(added, (last.totals.not_finite for last in lasts), {}),
     )
 
@@ -195,10 +201,12 @@ def _read_hook(name: str, sample: list[StoredBatch], of_all: Statistics, seq_len
     all_norms, all_positions = np.concatenate(norms), np.concatenate(positions)
     quantile = of_all.norms.get_quantile_value  # None where no norm was counted
     quantiles = tuple(math.nan if (value := quantile(part)) is None else value for part in (*QUANTILES, 1.0))
-    by_position = np.array([
-        np.median(all_norms[all_positions == place]) if (all_positions == place).any() else np.nan
-        for place in range(POSITIONS)
-    ])
+    by_position = np.array(
+        [
+            np.median(all_norms[all_positions == place]) if (all_positions == place).any() else np.nan
+            for place in range(POSITIONS)
+        ]
+    )
     best.sort(key=lambda found: -found[0])
     outstanding = [_outstanding(*found, median=quantiles[2]) for found in best[:OUTSTANDING]]
     outstanding = _with_largest(outstanding, of_all.largest, quantiles[2])
@@ -210,7 +218,11 @@ def _read_hook(name: str, sample: list[StoredBatch], of_all: Statistics, seq_len
 def _with_largest(outstanding: list[Outstanding], largest: Largest, median: float) -> list[Outstanding]:
     """The list with the token that has the largest coordinate of all, in the sample or not."""
     found = Outstanding(
-        largest.token, largest.position, largest.record_id, _times(largest.norm, median), largest.coordinate,
+        largest.token,
+        largest.position,
+        largest.record_id,
+        _times(largest.norm, median),
+        largest.coordinate,
         largest.value,
     )
     others = [other for other in outstanding if (other.record_id, other.position) != (found.record_id, found.position)]

@@ -47,7 +47,9 @@ def by_layer(facts: ReportFacts) -> str:
         color = f"c{number % _COLORS}"
         content += charts.band(axes, [(layer, max(hook.quantiles[1], 1e-9), hook.quantiles[3]) for layer, hook in pairs],
                                color)  # fmt: skip
-        content += charts.path(axes, [(layer, hook.largest) for layer, hook in pairs], f"{color} far", f"{name}: largest")
+        content += charts.path(
+            axes, [(layer, hook.largest) for layer, hook in pairs], f"{color} far", f"{name}: largest"
+        )
         content += charts.path(axes, [(layer, hook.median) for layer, hook in pairs], color, f"{name}: median")
     note = "Lines: the median norm of a token. Bands: the middle half. Dots: the largest. The scale is logarithmic."
     legend = charts.legend([name for name in kinds])
@@ -128,7 +130,8 @@ def outstanding(facts: ReportFacts, words: Words | None) -> str:
     note = "Tokens far above the median weigh most in a squared error; leave them out or scale them when training. "
     note += f"Those of a sample of {facts.sampled_tokens:,}, and of all tokens the one with the largest coordinate. "
     note += (
-        f"Of those above 5×, as far as listed, {first} of {len(strong)} begin a window." if strong
+        f"Of those above 5×, as far as listed, {first} of {len(strong)} begin a window."
+        if strong
         else "None of them is above 5× the median."
     )
     table = f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'

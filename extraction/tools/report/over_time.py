@@ -43,7 +43,9 @@ def _interruptions(facts: ReportFacts, clock: _Clock) -> list[tuple[float, str]]
 def progress(facts: ReportFacts) -> str:
     """Committed tokens over time."""
     if len(facts.commits) < 2:
-        return section("Progress", "One batch is committed so far." if facts.commits else "Nothing is committed yet.", "")
+        return section(
+            "Progress", "One batch is committed so far." if facts.commits else "Nothing is committed yet.", ""
+        )
     clock, ordered = _Clock(facts), sorted(facts.commits, key=lambda commit: commit.time)
     total = np.cumsum([commit.tokens for commit in ordered])
     keep = np.unique(np.linspace(0, len(ordered) - 1, 300).astype(int))

@@ -31,7 +31,7 @@ def render(facts: ReportFacts, words: Words | None = None) -> str:
         _lengths(facts), _padding(facts), _stages(facts), _proof(facts), _configuration(config.to_json()),
     ]  # fmt: skip
     badge = f'<span class="badge {facts.verdict.replace(" ", "-")}">{escape(facts.verdict)}</span>'
-    about = f'<p>{escape(", ".join(_kinds(facts)))}<br>{escape(facts.output)}</p>'
+    about = f"<p>{escape(', '.join(_kinds(facts)))}<br>{escape(facts.output)}</p>"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -66,7 +66,7 @@ def _not_finite(facts: ReportFacts) -> str:
     if not facts.not_finite:
         return ""
     cells = "".join(
-        f'<tr><td><code>{escape(name)}</code></td>'
+        f"<tr><td><code>{escape(name)}</code></td>"
         f'<td class="number">{counts["nan"]:,}</td><td class="number">{counts["inf"]:,}</td></tr>'
         for name, counts in facts.not_finite.items()
     )
@@ -118,7 +118,8 @@ def _padding(facts: ReportFacts) -> str:
 def _configuration(configuration: dict) -> str:
     rows = "".join(
         f'<tr><th>{escape(name)}</th><td class="long"><code>{escape(_plain(value))}</code></td></tr>'
-        for name, value in sorted(configuration.items()) if value is not None
+        for name, value in sorted(configuration.items())
+        if value is not None
     )
     table = f'<div class="scroll"><table>{rows}</table></div>'
     return section("Configuration", "All that decides the bytes.", table, wide=True)

@@ -18,7 +18,7 @@ from ..core.errors import InvalidRequest, ObjectNotFound, PermissionDenied, TryA
 from ..storage import BACKENDS, ObjectInfo, Storage, backend_of, open_storage
 from .unsupported_weights import how_to_convert
 
-_SMALL_FILES = ["*.json", "*.model", "merges.txt", "vocab.txt"]
+_SMALL_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 _FILES = [*_SMALL_FILES, "*.safetensors"]
 _NOT_READ = ["*/*", "consolidated*.safetensors"]  # other forms of the weights, such as Mistral's and Meta's own
 _CACHE = "~/.cache/activation-extraction/models"

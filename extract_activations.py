@@ -27,6 +27,7 @@ from extraction.core.errors import (
     DamagedData,
     ExtractionError,
     Fenced,
+    InvalidRequest,
     NoCredentials,
     TryAgain,
 )
@@ -203,6 +204,9 @@ def main() -> None:
         advice = next((f"\n  {text}" for kind, text in ADVICE.items() if isinstance(error, kind)), "")
         say(f"{error}{advice}", "ERROR")
         code = error.exit_code
+    except ModuleNotFoundError as error:
+        say(f"the package {error.name} is missing: this command needs pip install '.[worker]'", "ERROR")
+        code = InvalidRequest.exit_code
     except Exception:
         if not is_json():
             raise

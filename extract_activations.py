@@ -205,6 +205,8 @@ def main() -> None:
         say(f"{error}{advice}", "ERROR")
         code = error.exit_code
     except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] in ("extraction", "checkpoint"):
+            raise
         say(f"the package {error.name} is missing: this command needs pip install '.[worker]'", "ERROR")
         code = InvalidRequest.exit_code
     except Exception:

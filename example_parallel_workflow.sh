@@ -17,7 +17,7 @@ python=.venv/bin/python
 say "1. environment: .venv"
 if [ ! -x "$python" ]; then "${BASE_PYTHON:-python3.11}" -m venv .venv; fi
 if ! cmp -s pyproject.toml .venv/installed-from; then
-    "$python" -m pip install --quiet --editable '.[arc]'
+    "$python" -m pip install --quiet --editable '.[worker,arc]'
     cp pyproject.toml .venv/installed-from
 fi
 

@@ -22,10 +22,10 @@ from checkpoint import Commit
 
 from ..core.errors import DamagedData
 from ..core.strict_json import loads
-from ..format.dtypes import dtype_named
+from ..format.dtypes import LARGEST_CODE, dtype_named
 from ..format.not_finite import KINDS, counted
-from ..format.run_config import LARGEST_CODE
-from ..format.safetensors import SCHEMA, Shard, decode
+from ..format.run_config import FORMAT
+from ..format.safetensors import Shard, decode
 from ..format.statistics import COUNTS, MAX, MAX_AT, SCALE, SUMS, norm_counts, statistics_layout, unscaled
 from ..storage import ObjectInfo, crc32c_base64
 from .facts import AuditedRun
@@ -37,7 +37,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found in one data object; see `WorkerAudit` for the meaning of the fields."""
+    """What was found in one data object; see `StreamAudit` for the meaning of the fields."""
 
     problems: tuple[str, ...]
     widths: dict[str, int] = field(default_factory=dict)
@@ -67,7 +67,7 @@ def check_contents(data: bytes, commit: Commit, run: AuditedRun) -> Contents:
 
 def _check_layout(shard: Shard, commit: Commit, run: AuditedRun) -> Iterator[str]:
     """Arrays that are missing or have another shape or dtype; further ones are allowed."""
-    n, r = commit.num_tokens, commit.num_records
+    n, r = commit.num_rows, commit.num_records
     wanted = {
         "tokens": ((n,), "int32"),
         "positions": ((n,), "int32"),
@@ -92,7 +92,7 @@ def _check_layout(shard: Shard, commit: Commit, run: AuditedRun) -> Iterator[str
 
 
 def _check_header(shard: Shard, commit: Commit) -> Iterator[str]:
-    for key, value in (("schema", SCHEMA), ("worker_id", commit.worker_id), ("batch", commit.batch)):
+    for key, value in (("format", FORMAT), ("stream", commit.stream), ("batch", commit.batch)):
         if shard.metadata.get(key) != str(value):
             yield f"its header says {key} {shard.metadata.get(key)!r}, not {value}"
     try:

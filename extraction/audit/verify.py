@@ -1,6 +1,6 @@
 """The proof of exactly once: commits, data objects and the manifest in, what is wrong out.
 
-In: where a run and its streams lie. Out: a `RunAudit`, with a `WorkerAudit` for each stream (`findings`).
+In: where a run and its streams lie. Out: a `RunAudit`, with a `StreamAudit` for each stream (`findings`).
 
 What is proven without `deep`, from metadata and the id column of the streams (`chain`): each chain has no gap; each
 cursor begins where the one before ended, from (0, 0) on; each data object is there with the committed size and crc32c;
@@ -28,12 +28,12 @@ from ..core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, Ob
 from ..format.run_config import RunDescription
 from ..storage import Storage, open_storage
 from ..streams.stream import load_manifest, open_stream
-from .chain import Expected, Reading, audit_worker
+from .chain import Expected, Reading, audit_stream
 from .facts import AuditedRun
-from .findings import RunAudit, WorkerAudit
+from .findings import RunAudit, StreamAudit
 from .meter import Meter
 
-__all__ = ["RunAudit", "WorkerAudit", "audit_run"]
+__all__ = ["RunAudit", "StreamAudit", "audit_run"]
 
 WORKERS_AT_ONCE = 4
 THREADS = 32
@@ -55,10 +55,10 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, visib
     if manifest.digest != run.config.manifest_digest:
         raise ConfigurationMismatch(f"{location}/manifest.json is not the manifest that {output} was made from")
 
-    def audit(index: int) -> WorkerAudit:
+    def audit(index: int) -> StreamAudit:
         source = open_stream(manifest, location, index)
         total = run.config.limit(source.num_records)
-        return audit_worker(reading, index, run, Expected(total, source.read_ids))
+        return audit_stream(reading, index, run, Expected(total, source.read_ids))
 
     with (
         Meter(output, visible) as meter,
@@ -67,12 +67,12 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, visib
     ):
         reading = Reading(storage, pool, deep, meter.expect, meter.advance)
         try:
-            workers = tuple(walks.map(audit, range(manifest.num_streams)))
+            audits = tuple(walks.map(audit, range(manifest.num_streams)))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    _compare_widths(workers)
-    return RunAudit(output, deep, workers, _strays(storage, manifest.num_streams))
+    _compare_widths(audits)
+    return RunAudit(output, deep, audits, _strays(storage, manifest.num_streams))
 
 
 def _read_run(storage: Storage) -> RunDescription:
@@ -97,11 +97,11 @@ def _strays(storage: Storage, num_streams: int) -> tuple[str, ...]:
     )
 
 
-def _compare_widths(workers: Sequence[WorkerAudit]) -> None:
+def _compare_widths(audits: Sequence[StreamAudit]) -> None:
     """Note down the workers whose hook points are not as wide as those of the workers before them."""
     known: dict[str, int] = {}
-    for worker in workers:
-        for kind, width in worker.widths.items():
+    for audit in audits:
+        for kind, width in audit.widths.items():
             if known.setdefault(kind, width) != width:
-                folder = checkpoint.worker_folder(worker.worker_id)
-                worker.problems.append(f"{folder}: its {kind} is {width} wide, that of other workers {known[kind]}")
+                folder = checkpoint.worker_folder(audit.stream)
+                audit.problems.append(f"{folder}: its {kind} is {width} wide, that of other streams {known[kind]}")

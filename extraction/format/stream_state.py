@@ -34,7 +34,7 @@ class Standing:
     `damage` says why the last commit cannot be read.
     """
 
-    worker_id: int
+    stream: int
     last: Commit | None = None
     begun: float | None = None
     commit_times: tuple[float, ...] = ()
@@ -62,9 +62,9 @@ class Standing:
         return max(self.commit_times[-1:] + ((self.started,) if self.started is not None else ()), default=0.0)
 
 
-def read_standing(storage: Storage, worker_id: int) -> Standing:
+def read_standing(storage: Storage, stream: int) -> Standing:
     """Where a worker stands. Storage errors pass through."""
-    folder = checkpoint.worker_folder(worker_id)
+    folder = checkpoint.worker_folder(stream)
     objects, begun = _list_end(storage, folder)
     commits = _under(objects, f"{folder}/commits/")
     started = max((info.updated for info in _under(objects, f"{folder}/{STARTS}")), default=None)
@@ -79,7 +79,7 @@ def read_standing(storage: Storage, worker_id: int) -> Standing:
     ending = None
     if ended is not None and ended.updated >= max(times[-1:] + ((started or 0.0),)):
         ending = parse_ending(storage.read(ended.name))
-    return Standing(worker_id, last, begun, times, started, ending, damage, ended.updated if ending else None)
+    return Standing(stream, last, begun, times, started, ending, damage, ended.updated if ending else None)
 
 
 def _under(objects: list[ObjectInfo], prefix: str) -> list[ObjectInfo]:

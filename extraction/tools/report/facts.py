@@ -125,7 +125,7 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
     """Read what the report shows. Raises what the reader raises."""
     reader = ActivationReader(output)
     with ThreadPoolExecutor(16) as pool:
-        chains = [_read_chain(reader, worker_id, pool) for worker_id in reader.workers]
+        chains = [_read_chain(reader, stream, pool) for stream in reader.streams]
     lengths = [length for _, _, known in chains for length in known]
     headers = reader.headers(reader.hook_points)
     statistics = statistics_of(_with_lengths(headers, lengths), reader.hook_points)
@@ -142,7 +142,7 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
         num_records=sum(last.cursor_after.record for last in lasts),
         record_lengths=np.array(lengths, np.int64),
         hooks=tuple(hooks),
-        sampled_tokens=sum(min(stored.ref.num_tokens, SAMPLED_ROWS) for stored in sample),
+        sampled_tokens=sum(min(stored.ref.num_rows, SAMPLED_ROWS) for stored in sample),
         verdict=verdict,
         proof=proof,
         not_finite=reduce(added, (last.totals.not_finite for last in lasts), {}),
@@ -164,21 +164,21 @@ def _lengths_without_rows(commit: Commit) -> list[int]:
     that have no tokens in it; else nothing."""
     before, after = commit.cursor_before, commit.cursor_after
     num_ended = after.record - before.record
-    tokens = commit.num_tokens_read - after.token_offset
+    tokens = commit.num_tokens - after.token_offset
     if num_ended < 1 or (num_ended > 1 and tokens):
         return []
     return [before.token_offset + tokens, *[0] * (num_ended - 1)]
 
 
 def _read_chain(
-    reader: ActivationReader, worker_id: int, pool: ThreadPoolExecutor
+    reader: ActivationReader, stream: int, pool: ThreadPoolExecutor
 ) -> tuple[list[CommitFact], Commit | None, list[int]]:
     """The commits of a stream, the last of them, and the lengths that those without data tell."""
-    folder = f"{checkpoint.worker_folder(worker_id)}/commits/"
+    folder = f"{checkpoint.worker_folder(stream)}/commits/"
     infos = list(reader.storage.list(folder))
     parsed = pool.map(lambda info: checkpoint.parse_commit(reader.storage.read(info.name), info.name), infos)
     commits = list(parsed)
-    facts = [CommitFact(worker_id, info.updated, commit.attempt, commit.num_tokens_read, commit.num_tokens,
+    facts = [CommitFact(stream, info.updated, commit.attempt, commit.num_tokens, commit.num_rows,
                         commit.seconds)
              for info, commit in zip(infos, commits, strict=True)]  # fmt: skip
     lengths = [length for commit in commits if commit.data is None for length in _lengths_without_rows(commit)]

@@ -32,50 +32,24 @@ Cost: one listing and two reads to resume; two create requests for each batch.
 import time
 from dataclasses import asdict
 
-from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists, ObjectNotFound
+from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists
 from extraction.core.fault_points import kill_point
+from extraction.format.chain import check_data, check_place, list_commits
 from extraction.format.commit import (
-    MAX_COMMIT,
     BatchToCommit,
     Commit,
     DataObject,
     Instance,
     Totals,
-    batch_of,
     commit_name,
-    data_name,
     digest_ids,
     parse_commit,
     worker_folder,
-    worker_number,
 )
 from extraction.format.not_finite import NotFinite
 from extraction.format.records import Cursor
-from extraction.format.run_config import RUN, RunDescription, differences, parse_run
+from extraction.format.run_config import RUN, RunDescription, differences, read_run
 from extraction.storage import ObjectInfo, Storage
-
-__all__ = [
-    "MAX_COMMIT",
-    "RUN",
-    "Commit",
-    "CommitChain",
-    "DataObject",
-    "Instance",
-    "Totals",
-    "batch_of",
-    "check_data",
-    "commit_name",
-    "compare_data",
-    "data_name",
-    "digest_ids",
-    "join_run",
-    "list_commits",
-    "parse_commit",
-    "parse_run",
-    "read_run",
-    "worker_folder",
-    "worker_number",
-]
 
 
 def join_run(storage: Storage, own: RunDescription) -> RunDescription:
@@ -95,34 +69,6 @@ def join_run(storage: Storage, own: RunDescription) -> RunDescription:
             raise ConfigurationMismatch(f"{storage.location}/{RUN} has another run config: {lines}") from None
     kill_point("after-run")
     return run
-
-
-def read_run(storage: Storage) -> RunDescription:
-    """Return the content of `run.json`. Raises ObjectNotFound, DamagedData, or ConfigurationMismatch (another format)."""
-    return parse_run(storage.read(RUN), f"{storage.location}/{RUN}")
-
-
-def list_commits(storage: Storage, stream: int) -> list[str]:
-    """Names of a worker's commits in order. Raises DamagedData if one is missing in the middle or does not belong."""
-    folder = f"{worker_folder(stream)}/commits/"
-    numbers = set()
-    for info in storage.list(folder):
-        batch = batch_of(info.name)
-        if batch is None or info.name != commit_name(stream, batch):
-            raise DamagedData(f"{info.name}: no commit has such a name; move it out of the folder")
-        numbers.add(batch)
-    for number in range(max(numbers, default=-1)):
-        if number not in numbers:
-            _find_missing(storage, commit_name(stream, number), commit_name(stream, max(numbers)))
-    return [commit_name(stream, number) for number in range(max(numbers, default=-1) + 1)]
-
-
-def _find_missing(storage: Storage, missing: str, later: str) -> None:
-    """A folder that is listed while a worker commits may show a commit without the one before it: look for that."""
-    try:
-        storage.stat(missing)
-    except ObjectNotFound:
-        raise DamagedData(f"{missing} is missing, but {later} is there: restore it") from None
 
 
 class CommitChain:
@@ -146,8 +92,7 @@ class CommitChain:
         return chain
 
     def _check(self, commit: Commit, name: str, batch: int) -> None:
-        if (commit.stream, commit.batch) != (self.stream, batch):
-            raise DamagedData(f"{name}: it says stream {commit.stream}, batch {commit.batch}")
+        check_place(commit, name, self.stream, batch)
         if commit.fingerprint != self.fingerprint:
             raise ConfigurationMismatch(
                 f"{name}: committed with fingerprint {commit.fingerprint}, this start has {self.fingerprint}"
@@ -242,25 +187,3 @@ class CommitChain:
                 winner.attempt,
             )
         return winner
-
-
-def check_data(storage: Storage, commit: Commit) -> ObjectInfo:
-    """Compare a committed data object with what the store has. Raises DamagedData naming the object."""
-    try:
-        info = storage.stat(data_name(commit))
-    except ObjectNotFound:
-        info = None
-    return compare_data(commit, info)
-
-
-def compare_data(commit: Commit, info: ObjectInfo | None) -> ObjectInfo:
-    """As `check_data`, with what is known of the object; None if it is not there."""
-    name = data_name(commit)
-    if info is None:
-        raise DamagedData(f"{name}: committed by batch {commit.batch}, but it is not there; restore it")
-    if not info.holds(commit.data.size, commit.data.crc32c):
-        raise DamagedData(
-            f"{name}: {info.size} bytes with crc32c {info.crc32c}, but {commit.data.size} bytes with "
-            f"{commit.data.crc32c} were committed; restore it"
-        )
-    return info

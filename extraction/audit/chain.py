@@ -10,16 +10,25 @@ besides, since nothing else knows its checksum. With `deep` each data object is 
 `AHEAD` commits, a line for each problem, and with `deep` as many data objects as the pool has threads.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
-import checkpoint
-from checkpoint import Commit, Totals
-
 from ..core.errors import DamagedData, ObjectNotFound
+from ..core.threads import in_order
+from ..format.chain import check_data, compare_data, list_folder
+from ..format.commit import (
+    MAX_COMMIT,
+    Commit,
+    Totals,
+    batch_of,
+    commit_name,
+    data_name,
+    digest_ids,
+    parse_commit,
+    worker_folder,
+)
 from ..format.not_finite import added
 from ..format.records import Cursor
 from ..storage import ObjectInfo, Storage
@@ -65,14 +74,14 @@ def audit_stream(reading: Reading, stream: int, run: AuditedRun, expected: Expec
     """Check one worker against its stream. Storage errors pass through; damage is listed, not raised."""
     audit = StreamAudit(stream, expected.num_records)
     commits = _list_commits(reading.storage, stream, audit.problems)
-    stored = {info.name: info for info in reading.storage.list(f"{checkpoint.worker_folder(stream)}/batches/")}
+    stored = {info.name: info for info in reading.storage.list(f"{worker_folder(stream)}/batches/")}
     uncommitted = dict.fromkeys(stored)
     reading.expect(len(commits))
     walk = _Walk(audit, run, expected)
-    for seen in _in_order(reading.pool, lambda info: _look(reading, info, stored, run), commits):
+    for seen in in_order(reading.pool, lambda info: _look(reading, info, stored, run), commits, AHEAD):
         walk.step(seen)
         if seen.commit and seen.commit.data:
-            uncommitted.pop(checkpoint.data_name(seen.commit), None)
+            uncommitted.pop(data_name(seen.commit), None)
         reading.advance(1)
     walk.end()
     audit.uncommitted += uncommitted
@@ -80,70 +89,47 @@ def audit_stream(reading: Reading, stream: int, run: AuditedRun, expected: Expec
 
 
 def _list_commits(storage: Storage, stream: int, problems: list[str]) -> list[ObjectInfo]:
-    """The commits there are, in order; what is missing between them or has another name goes into `problems`."""
-    folder = f"{checkpoint.worker_folder(stream)}/commits/"
-    found, strays = _by_batch(storage.list(folder))
+    """Return the commits in order; gaps between them and other names go into `problems`."""
+    found, strays = list_folder(storage, stream)
     last = max(found, default=-1)
     if len(found) <= last:
-        found |= {batch: info for batch, info in _by_batch(storage.list(folder))[0].items() if batch < last}
+        found |= {batch: info for batch, info in list_folder(storage, stream).commits.items() if batch < last}
     problems += [f"{name}: no commit has such a name; move it out of the folder" for name in strays]
     expected = 0
     for batch in sorted(found):
         if batch > expected:
             more = f" and the {batch - expected - 1:,} after it are" if batch - expected > 1 else " is"
             problems.append(
-                f"{checkpoint.commit_name(stream, expected)}{more} missing, but {found[batch].name} "
-                "is there: restore it"
+                f"{commit_name(stream, expected)}{more} missing, but {found[batch].name} is there: restore it"
             )
         expected = batch + 1
     return [found[batch] for batch in sorted(found)]
 
 
-def _by_batch(infos: Iterable[ObjectInfo]) -> tuple[dict[int, ObjectInfo], list[str]]:
-    found, strays = {}, []
-    for info in infos:
-        batch = checkpoint.batch_of(info.name)
-        if batch is None or info.name.count("/") != 2:
-            strays.append(info.name)
-        else:
-            found[batch] = info
-    return found, strays
-
-
-def _in_order(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> Iterator:
-    """The function's results in the order of the items, at most `AHEAD` of them in work or waiting."""
-    rest = iter(items)
-    waiting = deque(pool.submit(function, item) for item in islice(rest, AHEAD))
-    while waiting:
-        result = waiting.popleft().result()
-        waiting.extend(pool.submit(function, item) for item in islice(rest, 1))
-        yield result
-
-
 def _look(reading: Reading, info: ObjectInfo, stored: dict[str, ObjectInfo], run: AuditedRun) -> _Seen:
     """Read a commit, and hold its data object against it."""
     try:
-        if info.size > checkpoint.MAX_COMMIT:
+        if info.size > MAX_COMMIT:
             raise DamagedData(f"{info.name}: not a readable commit ({info.size:,} bytes are too many)")
-        commit = checkpoint.parse_commit(reading.storage.read(info.name), info.name)
+        commit = parse_commit(reading.storage.read(info.name), info.name)
     except DamagedData as error:
         return _Seen(info.name, None, (str(error),))
     except ObjectNotFound:
         return _Seen(info.name, None, (f"{info.name}: it was listed, and then it was not there; restore it",))
-    if commit.data is None or info.name != checkpoint.commit_name(commit.stream, commit.batch):
+    if commit.data is None or info.name != commit_name(commit.stream, commit.batch):
         return _Seen(info.name, commit)
     try:
-        return _look_at_data(reading, commit, stored.get(checkpoint.data_name(commit)), run)
+        return _look_at_data(reading, commit, stored.get(data_name(commit)), run)
     except (DamagedData, ObjectNotFound) as error:
         return _Seen(info.name, commit, (str(error),))
 
 
 def _look_at_data(reading: Reading, commit: Commit, data: ObjectInfo | None, run: AuditedRun) -> _Seen:
-    name = checkpoint.commit_name(commit.stream, commit.batch)
+    name = commit_name(commit.stream, commit.batch)
     if data is None or data.crc32c:
-        checkpoint.compare_data(commit, data)
+        compare_data(commit, data)
     elif not reading.deep:
-        checkpoint.check_data(reading.storage, commit)
+        check_data(reading.storage, commit)
     if not reading.deep:
         return _Seen(name, commit)
     contents = check_contents(reading.storage.read(data.name), commit, run)
@@ -164,7 +150,7 @@ class _Walk:
     def step(self, seen: _Seen) -> None:
         audit, commit = self._audit, seen.commit
         audit.problems += seen.problems
-        batch = checkpoint.batch_of(seen.name)
+        batch = batch_of(seen.name)
         if batch != self._batch:
             self._cursor = self._totals = None
         self._batch = batch + 1
@@ -189,7 +175,7 @@ class _Walk:
     def end(self) -> None:
         audit, total = self._audit, self._expected.num_records
         if self._cursor and (self._cursor > Cursor(total, 0) or (audit.finished and self._cursor != Cursor(total, 0))):
-            folder = checkpoint.worker_folder(audit.stream)
+            folder = worker_folder(audit.stream)
             audit.problems.append(f"{folder}: ends at {self._cursor}, its stream has {total} records")
 
     def _check_identity(self, commit: Commit, batch: int) -> Iterator[str]:
@@ -244,7 +230,7 @@ class _Walk:
                 self._ids = None
                 yield f"its record ids, and those after it, cannot be compared with the stream: {error}"
             else:
-                if checkpoint.digest_ids(ids) != commit.record_ids_digest:
+                if digest_ids(ids) != commit.record_ids_digest:
                     yield f"its record ids are not those of records {first} and on of the stream"
 
     def _check_widths(self, seen: _Seen) -> None:
@@ -252,7 +238,7 @@ class _Walk:
             known = self._audit.widths.setdefault(width_kind(hook_point), width)
             if width != known:
                 what = f"{hook_point} is {width} wide, and such are {known} wide elsewhere"
-                self._audit.problems.append(f"{checkpoint.data_name(seen.commit)}: {what}")
+                self._audit.problems.append(f"{data_name(seen.commit)}: {what}")
 
 
 def width_kind(hook_point: str) -> str:

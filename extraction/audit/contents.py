@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-import checkpoint
-from checkpoint import Commit
-
 from ..core.errors import DamagedData
 from ..core.strict_json import loads
+from ..format.chain import compare_data
+from ..format.commit import Commit, data_name, digest_ids
 from ..format.dtypes import LARGEST_CODE, dtype_named
 from ..format.not_finite import KINDS, counted
 from ..format.run_config import FORMAT
@@ -46,9 +45,9 @@ class Contents:
 
 def check_contents(data: bytes, commit: Commit, run: AuditedRun) -> Contents:
     """Check the data object of a commit that has one. Damage is listed, not raised."""
-    name = checkpoint.data_name(commit)
+    name = data_name(commit)
     try:
-        checkpoint.compare_data(commit, ObjectInfo(name, len(data), crc32c_base64(data)))
+        compare_data(commit, ObjectInfo(name, len(data), crc32c_base64(data)))
         shard = decode(data, name)
     except DamagedData as error:
         return Contents((str(error),))
@@ -100,7 +99,7 @@ def _check_header(shard: Shard, commit: Commit) -> Iterator[str]:
     except (KeyError, ValueError):
         yield "the record_ids of its header are not a JSON list of strings"
     else:
-        if len(ids) != commit.num_records or checkpoint.digest_ids(ids) != commit.record_ids_digest:
+        if len(ids) != commit.num_records or digest_ids(ids) != commit.record_ids_digest:
             yield "the record ids of its header are not those of its commit"
 
 

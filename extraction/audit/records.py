@@ -22,9 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from checkpoint import Commit
-
 from ..batching.token_selection import Selection
+from ..format.commit import Commit
 from .facts import AuditedRun
 
 Arrays = Mapping[str, np.ndarray]

@@ -22,10 +22,9 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import checkpoint
-
-from ..core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, ObjectNotFound
-from ..format.run_config import RunDescription
+from ..core.errors import ConfigurationMismatch, DamagedData, ObjectNotFound
+from ..format.commit import worker_folder
+from ..format.run_config import RUN, RunDescription, no_run, read_run
 from ..storage import Storage, open_storage
 from ..streams.stream import load_manifest, open_stream
 from .chain import Expected, Reading, audit_stream
@@ -49,7 +48,7 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, visib
     """
     storage = open_storage(output)
     described = _read_run(storage)
-    run = AuditedRun.of(described, f"{output}/{checkpoint.RUN}")
+    run = AuditedRun.of(described, f"{output}/{RUN}")
     location = streams or described.streams
     manifest = load_manifest(location)
     if manifest.digest != run.config.manifest_digest:
@@ -77,19 +76,19 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, visib
 
 def _read_run(storage: Storage) -> RunDescription:
     try:
-        return checkpoint.read_run(storage)
+        return read_run(storage)
     except ObjectNotFound:
         folders = [folder for folder in storage.folders() if _WORKER_FOLDER.fullmatch(folder)]
     # A start that failed before it had joined a run leaves a note in its folder, and no more.
     stored = next((info.name for folder in folders for info in storage.list(f"{folder}/commits/")), None)
     if stored:
-        raise DamagedData(f"{storage}/{checkpoint.RUN} is missing, but {stored} is there: restore it")
-    raise InvalidRequest(f"{storage} holds no run: there is no {checkpoint.RUN}; give the --output of a run")
+        raise DamagedData(f"{storage}/{RUN} is missing, but {stored} is there: restore it")
+    raise no_run(storage)
 
 
 def _strays(storage: Storage, num_streams: int) -> tuple[str, ...]:
     """A line for each worker's folder that belongs to no stream."""
-    own = {checkpoint.worker_folder(index) for index in range(num_streams)}
+    own = {worker_folder(index) for index in range(num_streams)}
     return tuple(
         f"{folder}: there is no such stream, the manifest has {num_streams}, numbered from 0"
         for folder in storage.folders()
@@ -103,5 +102,5 @@ def _compare_widths(audits: Sequence[StreamAudit]) -> None:
     for audit in audits:
         for kind, width in audit.widths.items():
             if known.setdefault(kind, width) != width:
-                folder = checkpoint.worker_folder(audit.stream)
+                folder = worker_folder(audit.stream)
                 audit.problems.append(f"{folder}: its {kind} is {width} wide, that of other streams {known[kind]}")

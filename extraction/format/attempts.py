@@ -11,14 +11,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-import checkpoint
-from checkpoint import Instance
-
 from ..core.errors import ExtractionError, Fenced, Stopped, TryAgain
 from ..core.logs import say
 from ..core.strict_json import loads
-from .run_config import FORMAT
 from ..storage import ObjectInfo, Storage
+from .commit import Instance, worker_folder
+from .run_config import FORMAT
 
 STARTS, ENDED = "starts/", "ended/"
 _STATES = ("fenced", "failed", "stopped")
@@ -36,7 +34,7 @@ class Ending:
 
 def note_start(storage: Storage, stream: int, instance: Instance) -> None:
     """Leave word that this attempt works on the stream from now on, by the store's clock."""
-    _note(storage, f"{checkpoint.worker_folder(stream)}/{STARTS}{instance.attempt}.json", {"host": instance.host})
+    _note(storage, f"{worker_folder(stream)}/{STARTS}{instance.attempt}.json", {"host": instance.host})
 
 
 @contextlib.contextmanager
@@ -68,7 +66,7 @@ def no_rival_to_itself(instance: Instance) -> Iterator[None]:
 
 def list_starts(storage: Storage, stream: int) -> list[ObjectInfo]:
     """The notes of all attempts that took on the stream."""
-    return list(storage.list(f"{checkpoint.worker_folder(stream)}/{STARTS}"))
+    return list(storage.list(f"{worker_folder(stream)}/{STARTS}"))
 
 
 @contextlib.contextmanager
@@ -82,7 +80,7 @@ def noted_ending(storage: Storage, stream: int, instance: Instance) -> Iterator[
         state = "fenced" if isinstance(error, Fenced) else "stopped" if isinstance(error, Stopped) else "failed"
         message = str(error) if isinstance(error, ExtractionError) else f"{type(error).__name__}: {error}"
         ending = Ending(state, message[:2000], instance.attempt, instance.host)
-        name = f"{checkpoint.worker_folder(stream)}/{ENDED}{instance.attempt}.json"
+        name = f"{worker_folder(stream)}/{ENDED}{instance.attempt}.json"
         _note(storage, name, asdict(ending), known=type(error))
         raise
 

@@ -13,13 +13,11 @@ more for each doubling of the commits that it does not know of.
 import math
 from dataclasses import dataclass
 
-import checkpoint
-from checkpoint import Commit
-
 from ..core.errors import DamagedData, ObjectNotFound
 from ..core.strict_json import loads
 from ..storage import ObjectInfo, Storage
 from .attempts import ENDED, STARTS, Ending, parse_ending
+from .commit import Commit, parse_commit, worker_folder
 
 _TAIL = 20  # commits that are looked at before the one that is known to be there
 
@@ -64,14 +62,14 @@ class Standing:
 
 def read_standing(storage: Storage, stream: int) -> Standing:
     """Where a worker stands. Storage errors pass through."""
-    folder = checkpoint.worker_folder(stream)
+    folder = worker_folder(stream)
     objects, begun = _list_end(storage, folder)
     commits = _under(objects, f"{folder}/commits/")
     started = max((info.updated for info in _under(objects, f"{folder}/{STARTS}")), default=None)
     last, damage = None, None
     if commits:
         try:
-            last = checkpoint.parse_commit(storage.read(commits[-1].name), commits[-1].name)
+            last = parse_commit(storage.read(commits[-1].name), commits[-1].name)
         except DamagedData as error:
             damage = str(error)
     times = tuple(info.updated for info in commits)

@@ -15,20 +15,21 @@ parallel ranges, one batch ahead of its use.
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-import checkpoint
-
-from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound
+from ..core.errors import InvalidRequest, ObjectNotFound
+from ..core.threads import in_order
 from ..format.batch_file import BatchRef, StoredBatch
-from ..format.commit import Commit
+from ..format.chain import StoredCommit, walk
+from ..format.commit import Commit, data_name, worker_number
 from ..format.records import Cursor
+from ..format.run_config import read_existing_run
 from ..format.statistics import SCALE
 from ..storage import open_storage
 from .statistics import Statistics, names_of_statistics, statistics_of
@@ -37,8 +38,6 @@ _THREADS = 16
 _READ_AHEAD = 1
 
 Values = TypeVar("Values", np.ndarray, dict[str, np.ndarray])
-_Item = TypeVar("_Item")
-_Loaded = TypeVar("_Loaded")
 
 
 class Rows(NamedTuple, Generic[Values]):
@@ -108,13 +107,10 @@ class ActivationReader:
 
     def __init__(self, output: str):
         self.storage = open_storage(output)
-        try:
-            self.run = checkpoint.read_run(self.storage)
-        except ObjectNotFound:
-            raise InvalidRequest(f"{output} holds no {checkpoint.RUN}: not the output of a run") from None
+        self.run = read_existing_run(self.storage)
         self.hook_points: tuple[str, ...] = tuple(self.run.config.hook_points)
         self.streams = tuple(
-            number for folder in self.storage.folders() if (number := checkpoint.worker_number(folder)) is not None
+            number for folder in self.storage.folders() if (number := worker_number(folder)) is not None
         )
         self._refs: dict[int, tuple[BatchRef, ...]] = {}
         self._lasts: dict[int, Commit | None] = {}
@@ -129,27 +125,26 @@ class ActivationReader:
     def all_refs(self, streams: Iterable[int] | None = None) -> Iterator[BatchRef]:
         """The batches of these streams, of all by default. Their commits are read ahead, over the ends of streams."""
         wanted = self.streams if streams is None else self._known(streams)
-        known = {stream: self._refs[stream] for stream in wanted if stream in self._refs}
+        unread = [stream for stream in dict.fromkeys(wanted) if stream not in self._refs]
+        commits = walk(self.storage, unread, self.run.fingerprint, self._pool)
+        for stream in wanted:
+            if stream in unread:
+                unread.remove(stream)
+                yield from self._read_refs(stream, commits)
+            else:
+                yield from self._refs[stream]
+
+    def _read_refs(self, stream: int, commits: Iterator[StoredCommit | None]) -> Iterator[BatchRef]:
+        """Yield the batches of the stream whose commits come next, and keep them."""
         found: list[BatchRef] = []
         last: Commit | None = None
-        number, cursor = 0, Cursor(0, 0)
-        for stream, name, commit in self._ahead(self._steps(wanted, known), self._take_step, _THREADS):
-            if commit is None:
-                yield from known.get(stream, ())
-                if stream not in known:
-                    self._refs[stream], self._lasts[stream] = tuple(found), last
-                found, number, cursor, last = [], 0, Cursor(0, 0), None
-                continue
-            if (commit.stream, commit.batch, commit.fingerprint) != (stream, number, self.run.fingerprint):
-                raise DamagedData(f"{name}: says stream {commit.stream}, batch {commit.batch} of another run")
-            if commit.cursor_before != cursor:
-                raise DamagedData(f"{name}: begins at {commit.cursor_before}, the batch before it ended at {cursor}")
-            number, cursor, last = number + 1, commit.cursor_after, commit
-            if commit.data is not None:
-                data = f"{checkpoint.worker_folder(stream)}/{commit.data.name}"
-                size, tokens, before = commit.data.size, commit.num_rows, commit.cursor_before
-                found.append(BatchRef(stream, commit.batch, data, size, tokens, before, cursor))
+        while (stored := next(commits)) is not None:
+            last = stored.commit
+            if last.data is not None:
+                place = (stream, last.batch, data_name(last), last.data.size, last.num_rows)
+                found.append(BatchRef(*place, last.cursor_before, last.cursor_after))
                 yield found[-1]
+        self._refs[stream], self._lasts[stream] = tuple(found), last
 
     def _known(self, streams: Iterable[int]) -> tuple[int, ...]:
         """These streams. Raises InvalidRequest for one that the run does not have."""
@@ -160,19 +155,6 @@ class ActivationReader:
                 raise InvalidRequest(f"{self.storage.location} has no stream {number}; it has {there}")
         return wanted
 
-    def _steps(self, streams: Sequence[int], known: Collection[int]) -> Iterator[tuple[int, str | None]]:
-        """(worker, name of a commit) for the commits of those that are not known, (worker, None) at the end of each."""
-        unread = [stream for stream in streams if stream not in known]
-        listed = self._ahead(unread, lambda stream: checkpoint.list_commits(self.storage, stream), _THREADS)
-        for stream in streams:
-            if stream not in known:
-                yield from ((stream, name) for name in next(listed))
-            yield stream, None
-
-    def _take_step(self, step: tuple[int, str | None]) -> tuple[int, str | None, Commit | None]:
-        stream, name = step
-        return stream, name, None if name is None else checkpoint.parse_commit(self.storage.read(name), name)
-
     def num_rows(self) -> int:
         """Return how many rows are committed; reads every commit that was not read yet."""
         return sum(ref.num_rows for ref in self.all_refs())
@@ -181,16 +163,6 @@ class ActivationReader:
         """Return how many tokens are committed, stored or not; reads every commit that was not read yet."""
         deque(self.all_refs(), maxlen=0)
         return sum(last.totals.tokens for last in self._lasts.values() if last)
-
-    def _ahead(self, items: Iterable[_Item], load: Callable[[_Item], _Loaded], depth: int) -> Iterator[_Loaded]:
-        """`load(item)` of each item in order, up to `depth` of them being loaded while one is used."""
-        waiting: deque[Future[_Loaded]] = deque()
-        for item in items:
-            waiting.append(self._pool.submit(load, item))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
     # ------------------------------------------------------------------------------------------ reading
 
@@ -272,10 +244,10 @@ class ActivationReader:
                 stored.fetch(names_of_statistics(hook_points))
             return stored
 
-        return self._ahead(self.all_refs(), load, _THREADS)
+        return in_order(self._pool, load, self.all_refs(), _THREADS)
 
     def _load_batches(self, refs: Iterable[BatchRef], names: Sequence[str]) -> Iterator[Batch]:
-        return self._ahead(refs, lambda ref: self._load(ref, names), _READ_AHEAD)
+        return in_order(self._pool, lambda ref: self._load(ref, names), refs, _READ_AHEAD)
 
     def _load(self, ref: BatchRef, names: Sequence[str]) -> Batch:
         stored = StoredBatch(self.storage, ref)

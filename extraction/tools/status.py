@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from itertools import compress
 from typing import TYPE_CHECKING
 
-import checkpoint
-
-from ..core.errors import InvalidRequest, ObjectNotFound, TryAgain
+from ..core.errors import TryAgain
+from ..format.commit import worker_number
 from ..format.not_finite import NotFinite, described
+from ..format.run_config import read_existing_run
 from ..format.stream_state import Standing, read_standing
 from ..storage import open_storage
 
@@ -108,12 +108,8 @@ def read_status(output: str, stuck_after: float = STUCK_AFTER) -> RunStatus:
     """Look at every stream. Raises InvalidRequest where there is no run, DamagedData about `run.json`, and what storage
     raises."""
     storage = open_storage(output)
-    try:
-        run, now = checkpoint.read_run(storage), storage.now()
-    except ObjectNotFound:
-        what = f"{output} holds no run: there is no {checkpoint.RUN}; give the --output of a run"
-        raise InvalidRequest(what) from None
-    begun = [number for folder in storage.folders() if (number := checkpoint.worker_number(folder)) is not None]
+    run, now = read_existing_run(storage), storage.now()
+    begun = [number for folder in storage.folders() if (number := worker_number(folder)) is not None]
     sizes = dict(enumerate(run.records_per_stream))
     with ThreadPoolExecutor(THREADS) as pool:
         standings = list(pool.map(lambda number: read_standing(storage, number), begun))

@@ -4,9 +4,8 @@ In: commits. Out: `http://HOST:PORT/metrics` in Prometheus' text format, by the 
 thread that waits for requests.
 """
 
-from checkpoint import Commit
-
 from ..core.errors import InvalidRequest
+from ..format.commit import Commit
 from ..format.not_finite import total
 
 

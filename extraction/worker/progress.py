@@ -12,11 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-import checkpoint
-from checkpoint import Commit
-
 from ..core.errors import ExtractionError, PermissionDenied
 from ..core.logs import say
+from ..format.commit import Commit, commit_name, worker_folder
 from ..storage import Storage
 
 LINE_EVERY = 30.0
@@ -68,7 +66,7 @@ class Progress:
             return
         self._told_launcher = True
         try:
-            Path(path).write_text(f"{checkpoint.commit_name(commit.stream, commit.batch)}\n")
+            Path(path).write_text(f"{commit_name(commit.stream, commit.batch)}\n")
         except OSError as error:
             say(f"LAUNCH_COMMIT_FILE {path} is not written: {error}", "WARNING")
 
@@ -80,10 +78,10 @@ class Progress:
         return f"{commit.cursor_after.record:,} of {self._total:,} records"
 
     def _write_file(self, commit: Commit, rate: float) -> None:
-        name = f"{checkpoint.worker_folder(self._stream)}/progress.json"
+        name = f"{worker_folder(self._stream)}/progress.json"
         try:
             if self._begun is None:
-                self._begun = self._storage.stat(checkpoint.commit_name(self._stream, 0)).updated
+                self._begun = self._storage.stat(commit_name(self._stream, 0)).updated
             content = {
                 "batch": commit.batch,
                 "begun": self._begun,

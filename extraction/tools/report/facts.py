@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 
 import numpy as np
 
-import checkpoint
-from checkpoint import Commit
-
 from ...core.errors import ExtractionError
 from ...format.batch_file import StoredBatch
+from ...format.chain import AHEAD, StoredCommit, walk
+from ...format.commit import Commit
 from ...format.not_finite import NotFinite, added
 from ...format.run_config import RunDescription
 from ...read.reader import ActivationReader
@@ -43,6 +43,12 @@ class CommitFact:
     tokens: int
     rows: int
     seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, stored: StoredCommit) -> "CommitFact":
+        """Return the facts of a commit."""
+        commit, updated = stored.commit, stored.info.updated or 0.0
+        return cls(commit.stream, updated, commit.attempt, commit.num_tokens, commit.num_rows, commit.seconds)
 
 
 @dataclass(frozen=True)
@@ -124,20 +130,20 @@ class ReportFacts:
 def gather(output: str, streams: str | None = None) -> ReportFacts:
     """Read what the report shows. Raises what the reader raises."""
     reader = ActivationReader(output)
-    with ThreadPoolExecutor(16) as pool:
-        chains = [_read_chain(reader, stream, pool) for stream in reader.streams]
-    lengths = [length for _, _, known in chains for length in known]
+    with ThreadPoolExecutor(AHEAD) as pool:
+        walked = list(walk(reader.storage, reader.streams, reader.run.fingerprint, pool))
+    stored_commits = [stored for stored in walked if stored is not None]
+    lasts = [last.commit for last, end in pairwise(walked) if last is not None and end is None]
+    lengths = [length for stored in stored_commits for length in _lengths_without_rows(stored.commit)]
     headers = reader.headers(reader.hook_points)
     statistics = statistics_of(_with_lengths(headers, lengths), reader.hook_points)
     sample = _choose(reader)
     hooks = [_read_hook(name, sample, found, reader.run.config.seq_len) for name, found in statistics.items()]
     verdict, proof = _prove(output, streams)
-    commits = [commit for facts, _, _ in chains for commit in facts]
-    lasts = [last for _, last, _ in chains if last is not None]
     return ReportFacts(
         output=output,
         run=reader.run,
-        commits=tuple(commits),
+        commits=tuple(map(CommitFact.of, stored_commits)),
         num_bytes=sum(last.totals.bytes for last in lasts),
         num_records=sum(last.cursor_after.record for last in lasts),
         record_lengths=np.array(lengths, np.int64),
@@ -165,24 +171,9 @@ def _lengths_without_rows(commit: Commit) -> list[int]:
     before, after = commit.cursor_before, commit.cursor_after
     num_ended = after.record - before.record
     tokens = commit.num_tokens - after.token_offset
-    if num_ended < 1 or (num_ended > 1 and tokens):
+    if commit.data is not None or num_ended < 1 or (num_ended > 1 and tokens):
         return []
     return [before.token_offset + tokens, *[0] * (num_ended - 1)]
-
-
-def _read_chain(
-    reader: ActivationReader, stream: int, pool: ThreadPoolExecutor
-) -> tuple[list[CommitFact], Commit | None, list[int]]:
-    """The commits of a stream, the last of them, and the lengths that those without data tell."""
-    folder = f"{checkpoint.worker_folder(stream)}/commits/"
-    infos = list(reader.storage.list(folder))
-    parsed = pool.map(lambda info: checkpoint.parse_commit(reader.storage.read(info.name), info.name), infos)
-    commits = list(parsed)
-    facts = [CommitFact(stream, info.updated, commit.attempt, commit.num_tokens, commit.num_rows,
-                        commit.seconds)
-             for info, commit in zip(infos, commits, strict=True)]  # fmt: skip
-    lengths = [length for commit in commits if commit.data is None for length in _lengths_without_rows(commit)]
-    return facts, commits[-1] if commits else None, lengths
 
 
 def _choose(reader: ActivationReader) -> list[StoredBatch]:

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.datasets.arc_agi.dataset import ArcOptions, augmentation_of, create, original_of
-from extraction.datasets.arc_agi.tasks import find_tasks
 from extraction.datasets.arc_agi.grids import check_grid, parse_encoder
 from extraction.datasets.arc_agi.prompts import Prompter, PromptOptions
-from extraction.streams.build.sources import Choice
-from extraction.core.errors import DamagedData, InvalidRequest
+from extraction.datasets.arc_agi.tasks import find_tasks
 from extraction.storage import open_storage
+from extraction.streams.build.sources import Choice
 from extraction.streams.stream import load_manifest, open_stream
 from tests.helpers.workers import MODEL
 

@@ -126,10 +126,10 @@ class ActivationReader:
         """The batches of these streams, of all by default. Their commits are read ahead, over the ends of streams."""
         wanted = self.streams if streams is None else self._known(streams)
         unread = [stream for stream in dict.fromkeys(wanted) if stream not in self._refs]
-        commits = walk(self.storage, unread, self.run.fingerprint, self._pool)
+        commits, pending = walk(self.storage, unread, self.run.fingerprint, self._pool), set(unread)
         for stream in wanted:
-            if stream in unread:
-                unread.remove(stream)
+            if stream in pending:
+                pending.remove(stream)
                 yield from self._read_refs(stream, commits)
             else:
                 yield from self._refs[stream]

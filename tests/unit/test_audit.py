@@ -13,9 +13,9 @@ import checkpoint
 from extraction.audit.verify import audit_run
 from extraction.batching.packing import pack_batches
 from extraction.core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, PermissionDenied
-from extraction.format.attempts import noted_ending
 from extraction.format.records import Cursor
 from extraction.storage import crc32c_base64, open_storage
+from extraction.worker.attempts import noted_ending
 from tests.helpers.batches import SHAPE
 from tests.helpers.stream_runs import (
     COMMIT,
@@ -54,9 +54,9 @@ def test_a_finished_run_is_proven(store, deep):
     (lambda s: [s.remove(COMMIT), s.remove(COMMIT.replace("01.", "02."))],
      f"{COMMIT} and the 1 after it are missing, but worker-00000/commits/00000003.json is there"),
     (lambda s: s.put(COMMIT + ".bak", b"{}"), f"{COMMIT}.bak: no commit has such a name"),
-    (lambda s: s.put(COMMIT, s.storage.read(COMMIT.replace("01.", "00."))), f"{COMMIT}: says worker 0, batch 0"),
+    (lambda s: s.put(COMMIT, s.storage.read(COMMIT.replace("01.", "00."))), f"{COMMIT}: says stream 0, batch 0"),
     (lambda s: s.put(COMMIT, s.storage.read(COMMIT.replace("r-00000", "r-00001"))),
-     f"{COMMIT}: says worker 1, batch 1"),
+     f"{COMMIT}: says stream 1, batch 1"),
     (lambda s: s.edit(COMMIT, fingerprint="sha256:other"), f"{COMMIT}: is of another run: .*sha256:other"),
     (lambda s: s.edit(COMMIT, cursor_before={"record": 0, "token_offset": 0}),
      f"{COMMIT}: begins at record 0 token 0, the batch before it ended at record 2 token 8: .* there twice"),
@@ -196,7 +196,7 @@ def test_an_output_of_something_else_holds_no_run(empty):
 
 
 def test_the_note_of_a_start_that_failed_before_it_joined_is_no_run(empty):
-    with pytest.raises(InvalidRequest), noted_ending(empty.storage, 0, checkpoint.Instance()):
+    with pytest.raises(InvalidRequest), noted_ending(empty.storage, 0, checkpoint.Attempt()):
         raise InvalidRequest("--layers 99")
     assert empty.storage.folders() == ["worker-00000"]
     with pytest.raises(InvalidRequest, match="holds no run"):

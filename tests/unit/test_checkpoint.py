@@ -117,7 +117,7 @@ def test_uncommitted_data_with_other_bytes_is_left_alone(storage):
     storage.create("worker-00000/batches/00000000.safetensors", b"of a forgotten attempt")
     chain = load(storage)
     name = commit_next(chain).data.name
-    assert name == f"batches/00000000-{chain.instance.attempt}.safetensors"
+    assert name == f"batches/00000000-{chain.attempt.id}.safetensors"
     assert storage.read("worker-00000/batches/00000000.safetensors") == b"of a forgotten attempt"
     assert load(storage).cursor == chain.cursor
 
@@ -125,7 +125,7 @@ def test_uncommitted_data_with_other_bytes_is_left_alone(storage):
 def test_of_two_workers_on_one_stream_the_second_is_fenced(storage):
     winner, loser = load(storage), load(storage)
     commit_next(winner)
-    with pytest.raises(Fenced, match=winner.instance.attempt):
+    with pytest.raises(Fenced, match=winner.attempt.id):
         commit_next(loser)
     assert loser.cursor == Cursor(0, 0)
     assert load(storage).cursor == winner.cursor

@@ -22,7 +22,7 @@ from extraction.audit.verify import audit_run
 from extraction.batching.token_selection import Selection, Selector
 from extraction.core.errors import ExtractionError
 from extraction.core.strict_json import loads
-from extraction.format.attempts import parse_ending
+from extraction.format.stream_state import parse_ending
 from extraction.format.records import Cursor
 from extraction.format.safetensors import decode, decode_header, entries_of
 from extraction.format.stream_state import parse_progress

@@ -14,22 +14,17 @@ from hypothesis import strategies as st
 from extraction.audit.facts import AuditedRun
 from extraction.audit.records import check_cover, check_records
 from extraction.audit.verify import audit_run
-from extraction.batching.packing import BatchShape, pack_batches
+from extraction.batching.packing import pack_batches
 from extraction.batching.token_selection import Selection, Selector
 from extraction.core.errors import DamagedData
 from extraction.format.records import Cursor, TokenizedRecord
-from extraction.format.run_config import RunConfig, parse_run
+from extraction.format.run_config import parse_run
 from extraction.storage import open_storage
+from tests.helpers.runs import CONFIG, SHAPE
 from tests.helpers.stream_runs import NUM_WORKERS, configure, describe, edited, extract
 
 RULES = ("last", "mean", "every:3", "every:8", "0,5,-1", "-3,-12,2")
 EXACT = ("all", "last", "every:2", "every:3", "0,1", "3,-1")
-SHAPE = BatchShape(1, 2, 8)
-CONFIG = RunConfig(
-    model="none", revision=None, weights_digest="-", tokenizer_digest="-", manifest_digest="-", hook_points=(),
-    compute_dtype="float32", store_dtype="float32", seq_len=SHAPE.seq_len, batch_size=SHAPE.rows,
-    steps_per_batch=SHAPE.steps, bos="never", long_documents="split", max_records=None,
-)  # fmt: skip
 FACTS = AuditedRun(CONFIG, CONFIG.fingerprint, Selection())
 
 
@@ -147,7 +142,8 @@ def test_a_commit_that_lost_its_data_is_found_where_cursors_tell(tmp_path, run_s
 
 
 def cover(before, after, read, positions="all", rows=0, truncates=False):
-    facts = replace(FACTS, selection=Selection.parse(positions), truncates=truncates)
+    config = replace(CONFIG, long_documents="truncate" if truncates else "split")
+    facts = replace(FACTS, config=config, selection=Selection.parse(positions))
     commit = SimpleNamespace(
         cursor_before=Cursor(*before), cursor_after=Cursor(*after), num_tokens=rows, num_tokens_read=read
     )

@@ -152,7 +152,7 @@ def opening(objects_of_worker: int) -> float:
         for worker_id in range(1000):
             for batch in range(objects_of_worker):
                 bucket.land(f"run/{checkpoint.worker_folder(worker_id)}/batches/{batch:08d}.safetensors", b"", None)
-        rate = measure(lambda: len(ActivationReader("gs://bucket/run").workers), ROUNDS)
+        rate = measure(lambda: len(ActivationReader("gs://bucket/run").streams), ROUNDS)
         return round(1000 / (rate / 1000), 1)
 
 

@@ -36,17 +36,17 @@ TOKENS, SIZE, RECORDS, EVERY = 65_000, 117_440_512, 40, 30.0
 RUN = "run/"
 
 
-def commit_of(worker_id: int, batch: int) -> Commit:
+def commit_of(stream: int, batch: int) -> Commit:
     seconds = {"step": 1.9, "upload": 0.7}
     totals = Totals(
-        TOKENS * (batch + 1), SIZE * (batch + 1), 1 + batch // 10, {"step": 1.9 * (batch + 1)}, TOKENS * (batch + 1)
+        TOKENS * (batch + 1), TOKENS * (batch + 1), SIZE * (batch + 1), 1 + batch // 10, {"step": 1.9 * (batch + 1)}
     )
     return Commit(
-        worker_id=worker_id, batch=batch,
+        stream=stream, batch=batch,
         cursor_before=Cursor(RECORDS * batch, 0), cursor_after=Cursor(RECORDS * (batch + 1), 0),
         data=DataObject(f"batches/{batch:08d}.safetensors", SIZE, "AAAAAA==", 1),
-        num_records=RECORDS, num_tokens=TOKENS, num_tokens_read=TOKENS, end_of_stream=False, attempt="0" * 32, fingerprint=CONFIG.fingerprint,
-        record_ids_digest="sha256:0", host="host", started="2026-01-01T00:00:00Z",
+        num_records=RECORDS, num_rows=TOKENS, num_tokens=TOKENS, end_of_stream=False, attempt="0" * 32, fingerprint=CONFIG.fingerprint,
+        record_ids_digest="sha256:0", reconstruction_error={}, not_finite={}, host="host", started="2026-01-01T00:00:00Z",
         versions={"jax": "0", "project": "sha256:0"}, seconds=seconds, totals=totals,
     )  # fmt: skip
 

@@ -90,7 +90,7 @@ def make_run(folder: Path, streams: str, size: Size) -> None:
         totals = Totals()
         for number, batch in enumerate(batches_of(worker, size)):
             data = data_of(batch, (worker, number), size)
-            totals = totals.plus((batch.num_tokens, batch.num_tokens_read), len(data), {}, number == 0, {})
+            totals = totals.plus(batch, len(data), {}, number == 0, {})
             commit = commit_of(batch, (worker, number), data, (config.fingerprint, totals))
             (folder / checkpoint.data_name(commit)).write_bytes(data)
             (folder / checkpoint.commit_name(worker, number)).write_bytes(commit.to_bytes())
@@ -106,8 +106,8 @@ def data_of(batch: PackedBatch, place: tuple[int, int], size: Size) -> memoryvie
     layout = Layout(place[0], {HOOK: size.width}, np.dtype("bfloat16"))
     shard = BatchInFlight(batch, place[1], layout).shard
     shard.arrays[HOOK][:] = 1
-    shard.arrays[f"{HOOK}.sum"][:] = shard.arrays[f"{HOOK}.sum_of_squares"][:] = batch.num_tokens
-    shard.arrays[f"{HOOK}.norm_counts"][:] = norm_counts(np.full(batch.num_tokens, size.width**0.5))
+    shard.arrays[f"{HOOK}.sum"][:] = shard.arrays[f"{HOOK}.sum_of_squares"][:] = batch.num_rows
+    shard.arrays[f"{HOOK}.norm_counts"][:] = norm_counts(np.full(batch.num_rows, size.width**0.5))
     shard.arrays[f"{HOOK}.max"][:] = 1
     return shard.data
 
@@ -115,18 +115,20 @@ def data_of(batch: PackedBatch, place: tuple[int, int], size: Size) -> memoryvie
 def commit_of(batch: PackedBatch, place: tuple[int, int], data: memoryview, run: tuple[str, Totals]) -> Commit:
     name = f"batches/{place[1]:08d}.safetensors"
     return Commit(
-        worker_id=place[0],
+        stream=place[0],
         batch=place[1],
         cursor_before=batch.cursor_before,
         cursor_after=batch.cursor_after,
         data=DataObject(name, len(data), crc32c_base64(data), None),
         num_records=batch.num_records,
+        num_rows=batch.num_rows,
         num_tokens=batch.num_tokens,
-        num_tokens_read=batch.num_tokens_read,
         end_of_stream=batch.end_of_stream,
         attempt="0" * 32,
         fingerprint=run[0],
         record_ids_digest=checkpoint.digest_ids(batch.record_ids),
+        reconstruction_error={},
+        not_finite={},
         host="machine",
         started="2026-01-01T00:00:00Z",
         versions={"jax": "0"},

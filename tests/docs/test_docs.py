@@ -72,7 +72,7 @@ def test_the_table_of_a_data_object_has_its_arrays(output, tmp_path, monkeypatch
     named = {key.replace("<hook point>", hook) for key in keys_of_table("array") for hook in WIDTHS}
     assert named == shard.arrays.keys() | pooled.arrays.keys()
     assert list(shard.arrays)[:2] == ["record_index", "record_offsets"]
-    assert {"schema", "worker_id", "batch", "record_ids"} <= shard.metadata.keys()
+    assert {"format", "stream", "batch", "record_ids"} <= shard.metadata.keys()
 
 
 def test_run_json_has_what_the_page_says(output):

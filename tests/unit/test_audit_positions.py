@@ -37,7 +37,7 @@ def test_runs_that_store_a_part_are_proven(tmp_path, run_streams, positions, dro
         extract(storage, run_streams, worker, long_documents=long_documents, **changes)
     audit = audit_run(str(tmp_path), deep=True)
     assert (audit.problems, audit.verdict) == ([], "proven")
-    stored, read = (audit.totals()[name] for name in ("num_tokens", "num_tokens_read"))
+    stored, read = (audit.totals()[name] for name in ("num_rows", "num_tokens"))
     assert read == 2 * sum(
         length if long_documents == "split" else min(length, 8) for length in (5, 3, 20, 0, 8, 1, 7, 7, 2, 16)
     )
@@ -49,11 +49,11 @@ def test_a_batch_of_which_nothing_is_stored_has_no_data_object(tmp_path, run_str
     storage = open_storage(str(tmp_path))
     extract(storage, run_streams, 0, positions="15")
     commits = [json.loads(storage.read(info.name)) for info in storage.list("worker-00000/commits/")]
-    assert [commit["data"] is None for commit in commits] == [commit["num_tokens"] == 0 for commit in commits]
-    assert [commit["num_tokens"] for commit in commits].count(0) > 1
-    assert len(list(storage.list("worker-00000/batches/"))) == sum(commit["num_tokens"] for commit in commits) == 2
+    assert [commit["data"] is None for commit in commits] == [commit["num_rows"] == 0 for commit in commits]
+    assert [commit["num_rows"] for commit in commits].count(0) > 1
+    assert len(list(storage.list("worker-00000/batches/"))) == sum(commit["num_rows"] for commit in commits) == 2
     audit = audit_run(str(tmp_path), deep=True)
-    assert (audit.problems, audit.workers[0].finished) == ([], True)
+    assert (audit.problems, audit.streams[0].finished) == ([], True)
 
 
 def stored_by(lengths, selector, long_documents="split"):
@@ -69,7 +69,7 @@ def stored_by(lengths, selector, long_documents="split"):
 
 def problems_of(arrays, batch, positions, drop_special=False, special_ids=()):
     facts = replace(FACTS, selection=Selection.parse(positions, drop_special), special_ids=special_ids)
-    names = ("cursor_before", "cursor_after", "num_records", "num_tokens", "num_tokens_read")
+    names = ("cursor_before", "cursor_after", "num_records", "num_rows", "num_tokens")
     return list(check_records(arrays, SimpleNamespace(**{name: getattr(batch, name) for name in names}), facts))
 
 
@@ -88,16 +88,16 @@ def test_rows_are_taken_for_those_of_a_rule_if_and_only_if_they_are(lengths, rul
 def test_a_row_too_few_or_elsewhere_is_found_where_lengths_tell(lengths, rule, drop_special, data):
     for arrays, batch in stored_by(lengths, Selector(Selection.parse(rule, drop_special), (3, 7))):
         assert problems_of(arrays, batch, rule, drop_special, (3, 7)) == []
-        if batch.num_tokens:
-            row = data.draw(st.integers(0, batch.num_tokens - 1))
+        if batch.num_rows:
+            row = data.draw(st.integers(0, batch.num_rows - 1))
             moved = arrays["positions"].copy()
             moved[row] = 40  # no record has such a position
             assert problems_of(arrays | {"positions": moved}, batch, rule, drop_special, (3, 7))
             if rule == "mean":
-                over = arrays["mean_over"] + 8 * (np.arange(batch.num_tokens) == row)
+                over = arrays["mean_over"] + 8 * (np.arange(batch.num_rows) == row)
                 assert problems_of(arrays | {"mean_over": over}, batch, rule, drop_special, (3, 7))
             elif drop_special:
-                tokens = np.where(np.arange(batch.num_tokens) == row, 7, arrays["tokens"])
+                tokens = np.where(np.arange(batch.num_rows) == row, 7, arrays["tokens"])
                 assert problems_of(arrays | {"tokens": tokens}, batch, rule, True, (3, 7))
 
 
@@ -117,10 +117,10 @@ def without_data(storage, number):
         data = storage.read(name)
         totals = json.loads(data)["totals"]
         left = {
-            "totals__tokens": totals["tokens"] - first["num_tokens"],
+            "totals__rows": totals["rows"] - first["num_rows"],
             "totals__bytes": totals["bytes"] - first["data"]["size"],
         }
-        gone = {"data": None, "num_tokens": 0} if name == names[0] else {}
+        gone = {"data": None, "num_rows": 0} if name == names[0] else {}
         Path(storage.location, name).write_bytes(edited(data, **left, **gone))
 
 
@@ -144,9 +144,7 @@ def test_a_commit_that_lost_its_data_is_found_where_cursors_tell(tmp_path, run_s
 def cover(before, after, read, positions="all", rows=0, truncates=False):
     config = replace(CONFIG, long_documents="truncate" if truncates else "split")
     facts = replace(FACTS, config=config, selection=Selection.parse(positions))
-    commit = SimpleNamespace(
-        cursor_before=Cursor(*before), cursor_after=Cursor(*after), num_tokens=rows, num_tokens_read=read
-    )
+    commit = SimpleNamespace(cursor_before=Cursor(*before), cursor_after=Cursor(*after), num_rows=rows, num_tokens=read)
     return list(check_cover(commit, facts))
 
 

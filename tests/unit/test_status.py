@@ -144,7 +144,7 @@ def test_the_pace_of_now_is_that_of_the_commits_that_were_looked_at(tmp_path):
 
 
 def test_commits_within_the_second_that_the_clock_tells_have_a_pace_too():
-    last = SimpleNamespace(totals=SimpleNamespace(tokens_read=1000))
+    last = SimpleNamespace(totals=SimpleNamespace(tokens=1000))
     standing = SimpleNamespace(commit_times=(99.9, 100.2, 100.7), last=last, num_batches=10)
     assert _rate_now(standing, now=100.0) == pytest.approx(100 * 2 / 0.8)
 

@@ -174,7 +174,7 @@ HOOK = "blocks.0.hook_resid_post"
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "nothing": lambda run: None,
     "run.json missing": remove("run.json"), "run.json empty": write("run.json", lambda data: b""),
-    "run.json format": edit("run.json", "format", 99), "run.json seq_len": edit("run.json", "configuration.seq_len", 9),
+    "run.json format": edit("run.json", "format", 99), "run.json seq_len": edit("run.json", "config.seq_len", 9),
     "run.json fingerprint": edit("run.json", "fingerprint", "sha256:0"),
     "run.json streams": edit("run.json", "streams", 3), "run.json elsewhere": edit("run.json", "streams", "/nowhere"),
     "batch flipped": write(batch(1), lambda data: data[:-1] + bytes([data[-1] ^ 1])),

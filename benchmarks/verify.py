@@ -33,7 +33,7 @@ from checkpoint import Commit, DataObject, Totals  # noqa: E402
 from extraction.batching.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
 from extraction.datasets import fineweb  # noqa: E402
 from extraction.format.records import Cursor, TokenizedRecord  # noqa: E402
-from extraction.format.run_config import ExtractionConfig  # noqa: E402
+from extraction.format.run_config import RunConfig, RunDescription  # noqa: E402
 from extraction.format.statistics import norm_counts  # noqa: E402
 from extraction.storage import crc32c_base64, open_storage  # noqa: E402
 from extraction.streams.stream import load_manifest  # noqa: E402
@@ -67,7 +67,7 @@ def make_streams(folder: Path, size: Size) -> str:
 
 def make_run(folder: Path, streams: str, size: Size) -> None:
     """A finished run in a folder. Files are written plainly: syncing each would take longer than all the rest."""
-    config = ExtractionConfig(
+    config = RunConfig(
         model="none",
         revision=None,
         weights_digest="-",
@@ -83,8 +83,7 @@ def make_run(folder: Path, streams: str, size: Size) -> None:
         steps_per_batch=1,
         long_documents="split",
     )
-    details = {"fingerprint": config.fingerprint, "streams": streams}
-    checkpoint.join_run(open_storage(str(folder)), config.to_json(), details)
+    checkpoint.join_run(open_storage(str(folder)), RunDescription(config, streams))
     for worker in range(size.workers):
         for kind in ("batches", "commits"):
             (folder / checkpoint.worker_folder(worker) / kind).mkdir(parents=True)

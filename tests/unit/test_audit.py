@@ -14,6 +14,7 @@ from extraction.audit.verify import audit_run
 from extraction.batching.packing import pack_batches
 from extraction.core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, PermissionDenied
 from extraction.format.records import Cursor
+from extraction.format.run_config import FORMAT
 from extraction.storage import crc32c_base64, open_storage
 from extraction.worker.attempts import noted_ending
 from tests.helpers.batches import SHAPE
@@ -213,16 +214,22 @@ def test_a_lost_run_description_is_damage(store):
     "change, message",
     [
         (lambda data: b"", "not a readable run description"),
-        (lambda data: edited(data, format=2), "format 2"),
-        (lambda data: edited(data, fingerprint="sha256:0"), "its fingerprint is not that of its configuration"),
-        (lambda data: edited(data, configuration__seq_len=9), "its fingerprint is not that of its configuration"),
-        (lambda data: edited(data, configuration={}), "run description"),
-        (lambda data: edited(data, streams=3), "streams cannot be"),
+        (lambda data: edited(data, fingerprint="sha256:0"), "its fingerprint is not that of its config"),
+        (lambda data: edited(data, config__seq_len=9), "its fingerprint is not that of its config"),
+        (lambda data: edited(data, config={}), "run description"),
+        (lambda data: edited(data, streams=3), "streams or versions have the wrong type"),
     ],
 )
 def test_a_damaged_run_description_is_named(store, change, message):
     store.change("run.json", change)
     with pytest.raises(DamagedData, match=f"run.json: .*{message}"):
+        store.audit()
+
+
+@pytest.mark.parametrize("change", [{"format": FORMAT + 1}, {"format": 2}])
+def test_a_run_of_another_format_is_refused(store, change):
+    store.edit("run.json", **change)
+    with pytest.raises(ConfigurationMismatch, match=f"run.json: format {change['format']}, this version reads and"):
         store.audit()
 
 

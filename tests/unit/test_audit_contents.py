@@ -11,7 +11,7 @@ import pytest
 
 from checkpoint import CommitChain
 from extraction.audit.contents import _check_values
-from extraction.audit.facts import RunFacts
+from extraction.audit.facts import AuditedRun
 from extraction.audit.verify import audit_run
 from extraction.format.records import Cursor
 from extraction.format.safetensors import allocate, decode
@@ -26,6 +26,8 @@ from tests.helpers.stream_runs import (
     Store,
     assert_found,
     batches_of,
+    configure,
+    describe,
     extract,
     join,
     make_streams,
@@ -253,8 +255,10 @@ def test_every_byte_of_a_data_object_counts(tmp_path, run_streams):
 
 def test_sums_over_many_rows_hold_to_their_rounding(tmp_path):
     """float32 sums of a step, as the device makes them, are within the bound; ten times the bound is not."""
-    run = RunFacts("", "", "", None, (HOOK,), "float32", 2048, 4, 8192, False)
-    batch = batches_of(make_streams(tmp_path), 0, Cursor(0, 0))[0]
+    streams = make_streams(tmp_path)
+    sizes = {"seq_len": 2048, "batch_size": 4, "steps_per_batch": 1}
+    run = AuditedRun.of(describe(configure(streams, hook_points=(HOOK,), **sizes), streams), "run.json")
+    batch = batches_of(streams, 0, Cursor(0, 0))[0]
     shard = shard_of(batch, 0, 0)
     values = np.random.default_rng(0).standard_normal((8192, 4)).astype(np.float32)
     shard.arrays[HOOK] = values.copy()

@@ -11,20 +11,21 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from extraction.audit.facts import RunFacts
+from extraction.audit.facts import AuditedRun
 from extraction.audit.records import check_cover, check_records
 from extraction.audit.verify import audit_run
-from extraction.batching.packing import BatchShape, pack_batches
+from extraction.batching.packing import pack_batches
 from extraction.batching.token_selection import Selection, Selector
 from extraction.core.errors import DamagedData
 from extraction.format.records import Cursor, TokenizedRecord
+from extraction.format.run_config import parse_run
 from extraction.storage import open_storage
-from tests.helpers.stream_runs import NUM_WORKERS, configure, edited, extract
+from tests.helpers.runs import CONFIG, SHAPE
+from tests.helpers.stream_runs import NUM_WORKERS, configure, describe, edited, extract
 
 RULES = ("last", "mean", "every:3", "every:8", "0,5,-1", "-3,-12,2")
 EXACT = ("all", "last", "every:2", "every:3", "0,1", "3,-1")
-SHAPE = BatchShape(1, 2, 8)
-FACTS = RunFacts("", "", "", None, (), "float32", SHAPE.seq_len, SHAPE.rows, SHAPE.num_slots, False)
+FACTS = AuditedRun(CONFIG, CONFIG.fingerprint, Selection())
 
 
 @pytest.mark.parametrize("drop_special", [False, True])
@@ -141,7 +142,8 @@ def test_a_commit_that_lost_its_data_is_found_where_cursors_tell(tmp_path, run_s
 
 
 def cover(before, after, read, positions="all", rows=0, truncates=False):
-    facts = replace(FACTS, selection=Selection.parse(positions), truncates=truncates)
+    config = replace(CONFIG, long_documents="truncate" if truncates else "split")
+    facts = replace(FACTS, config=config, selection=Selection.parse(positions))
     commit = SimpleNamespace(cursor_before=Cursor(*before), cursor_after=Cursor(*after), num_rows=rows, num_tokens=read)
     return list(check_cover(commit, facts))
 
@@ -200,14 +202,14 @@ def test_the_tokens_of_a_commit_are_as_many_as_its_cursors_allow(before, after, 
     "changes, message",
     [
         ({"positions": "every:0"}, "--positions every:0: give all, last"),
-        ({"positions": 3}, "positions or drop_special"),
-        ({"drop_special": 1}, "positions or drop_special"),
+        ({"positions": 3}, "positions is not a string"),
+        ({"drop_special": 1}, "long_documents or drop_special"),
         ({"seq_len": "two"}, "not a readable run description"),
     ],
 )
 def test_a_description_that_cannot_be_is_named(run_streams, changes, message):
     config = configure(run_streams)
     object.__setattr__(config, "__dict__", config.__dict__ | changes)
-    run = {"configuration": config.to_json(), "fingerprint": config.fingerprint, "streams": run_streams}
+    data = describe(config, run_streams).to_bytes()
     with pytest.raises(DamagedData, match=message):
-        RunFacts.of(run, "run.json")
+        AuditedRun.of(parse_run(data, "run.json"), "run.json")

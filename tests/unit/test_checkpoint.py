@@ -5,15 +5,19 @@ real processes are in test_kill_points.py.
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 
 import checkpoint
 from checkpoint import CommitChain
 from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced
+from extraction.core.versions import software_versions, version_differences
 from extraction.format.records import Cursor
+from extraction.format.run_config import RunDescription
 from extraction.storage import open_storage
 from tests.helpers.batches import LENGTHS, batches_from, data_of, extract_all
+from tests.helpers.runs import CONFIG
 
 FINGERPRINT = "sha256:of-the-configuration"
 NUM_BATCHES = len(batches_from(Cursor(0, 0)))
@@ -162,10 +166,13 @@ def test_another_configuration_stops_the_worker(storage):
 
 
 def test_joining_a_run_names_each_field_that_differs(storage):
-    checkpoint.join_run(storage, {"seq_len": 1024, "bos": "auto"}, {"fingerprint": "sha256:a"})
-    checkpoint.join_run(storage, {"seq_len": 1024, "bos": "auto"}, {"fingerprint": "sha256:a", "streams": "elsewhere"})
-    with pytest.raises(ConfigurationMismatch, match="seq_len: 1024 in the run, 2048 now"):
-        checkpoint.join_run(storage, {"seq_len": 2048, "bos": "auto"}, {"fingerprint": "sha256:b"})
+    first = RunDescription(CONFIG, "somewhere")
+    checkpoint.join_run(storage, first)
+    assert checkpoint.join_run(storage, RunDescription(CONFIG, "elsewhere")) == first
+    with pytest.raises(
+        ConfigurationMismatch, match='seq_len: 8 in the run, 2048 now; bos: "never" in the run, "auto" now'
+    ):
+        checkpoint.join_run(storage, RunDescription(replace(CONFIG, seq_len=2048, bos="auto"), "somewhere"))
 
 
 @pytest.mark.parametrize(
@@ -274,15 +281,13 @@ def test_the_last_commit_sums_up_the_whole_chain(storage):
 
 
 def test_each_commit_and_the_run_say_which_software_it_was(storage):
-    run = checkpoint.join_run(storage, {}, {"fingerprint": FINGERPRINT})
+    run = checkpoint.join_run(storage, RunDescription(CONFIG, "somewhere", versions=software_versions()))
     commit = commit_next(load(storage))
-    assert run["versions"] == commit.versions == checkpoint.read_run(storage)["versions"]
+    assert run.versions == commit.versions == checkpoint.read_run(storage).versions
     assert {"project", "jax", "jaxlib", "flax"} <= commit.versions.keys()
 
 
 def test_other_software_is_named():
-    from extraction.core.versions import software_versions, version_differences
-
     assert version_differences(software_versions(), software_versions()) == []
     (line,) = version_differences(software_versions() | {"jax": "0.1"}, software_versions())
     assert line.startswith("jax: 0.1 in the run, ")

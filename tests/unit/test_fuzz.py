@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import checkpoint
 from extraction.audit.contents import check_contents
-from extraction.audit.facts import RunFacts
+from extraction.audit.facts import AuditedRun
 from extraction.audit.verify import audit_run
 from extraction.batching.token_selection import Selection, Selector
 from extraction.core.errors import ExtractionError
@@ -28,7 +28,7 @@ from extraction.format.safetensors import decode, decode_header, entries_of
 from extraction.format.stream_state import parse_progress
 from extraction.storage import crc32c_base64
 from extraction.streams.manifest import parse_manifest
-from tests.helpers.stream_runs import COMMIT, DATA, batches_of, configure, shard_of
+from tests.helpers.stream_runs import COMMIT, DATA, batches_of, configure, describe, shard_of
 
 PER_BYTE, BASE = 64, 1 << 20
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
@@ -108,7 +108,7 @@ def valid(run_streams, finished_run):
 
 
 def parse_run(data):
-    return RunFacts.of(checkpoint.parse_run(data, "name"), "name")
+    return AuditedRun.of(checkpoint.parse_run(data, "name"), "name")
 
 
 def parse_header(data):
@@ -323,10 +323,10 @@ def test_what_is_strict_json_is_read(text):
 def placed(request, run_streams):
     """A data object, how many rows it has, and the facts of its run."""
     config = configure(run_streams, positions=request.param)
-    run = {"configuration": config.to_json(), "fingerprint": config.fingerprint, "streams": run_streams}
+    run = AuditedRun.of(describe(config, run_streams), "run.json")
     selector = Selector(Selection.parse(request.param))
     batch = batches_of(run_streams, 0, Cursor(2, 8), selector=selector)[0]
-    return bytes(shard_of(batch, 0, 1).data), batch.num_rows, RunFacts.of(run, "run.json")
+    return bytes(shard_of(batch, 0, 1).data), batch.num_rows, run
 
 
 @SLOW

@@ -12,7 +12,7 @@ import checkpoint
 from extraction.batching.packing import BatchShape
 from extraction.core.errors import DamagedData, InvalidRequest, ObjectNotFound
 from extraction.format import batch_file as objects
-from extraction.format.safetensors import dtype_named
+from extraction.format.dtypes import dtype_named
 from extraction.read.reader import ActivationReader
 from extraction.read.shuffle import ShuffledReader, ShuffleOptions
 from extraction.storage import gcs as gcs_storage

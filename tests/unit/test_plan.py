@@ -148,7 +148,7 @@ def test_the_start_that_begins_a_run_chooses(tmp_path, streams):
     output = open_storage(str(tmp_path))
     assert sizes_of(("auto", None), output, streams) == (32, 64)  # 4096 tokens on a CPU; 2 MiB in a step
     assert sizes_of((64, None), output, streams) == (64, 32)
-    assert sizes_of((64, None), output, streams, positions="every:2") == (64, 64)
+    assert sizes_of((64, None), output, streams, positions="every:2") == (64, 63)  # a bit more than half
     assert sizes_of((64, None), output, streams, positions="every:64") == (64, 107)  # 30 s of arithmetic
 
 

@@ -13,9 +13,10 @@ import checkpoint
 from extraction.audit.verify import audit_run
 from extraction.batching.packing import pack_batches
 from extraction.core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, PermissionDenied
+from extraction.format.commit import MAX_COMMIT
 from extraction.format.records import Cursor
 from extraction.format.run_config import FORMAT
-from extraction.storage import crc32c_base64, open_storage
+from extraction.storage import open_storage
 from extraction.worker.attempts import noted_ending
 from tests.helpers.batches import SHAPE
 from tests.helpers.stream_runs import (
@@ -49,7 +50,7 @@ def test_a_finished_run_is_proven(store, deep):
     (lambda s: s.put(COMMIT, b""), f"{COMMIT}: not a readable commit"),
     (lambda s: s.change(COMMIT, lambda data: data[:-40]), f"{COMMIT}: not a readable commit"),
     (lambda s: s.put(COMMIT, b"not JSON"), f"{COMMIT}: not a readable commit"),
-    (lambda s: s.put(COMMIT, b"x" * (checkpoint.MAX_COMMIT + 1)), f"{COMMIT}: not a readable commit .*too many"),
+    (lambda s: s.put(COMMIT, b"x" * (MAX_COMMIT + 1)), f"{COMMIT}: not a readable commit .*too many"),
     (lambda s: s.edit(COMMIT, format=2), f"{COMMIT}: commit of format 2, this version reads 3"),
     (lambda s: s.remove(COMMIT), f"{COMMIT} is missing, but worker-00000/commits/00000002.json is there"),
     (lambda s: [s.remove(COMMIT), s.remove(COMMIT.replace("01.", "02."))],

@@ -91,7 +91,7 @@ def test_what_is_not_there_is_said(output, tmp_path):
         reader.record("x")
     with pytest.raises(InvalidRequest, match="blocks.7.*the run has"):
         next(reader.rows("blocks.7.hook_resid_post"))
-    with pytest.raises(InvalidRequest, match="not the output of a run"):
+    with pytest.raises(InvalidRequest, match="holds no run: there is no run.json"):
         ActivationReader(str(tmp_path / "nothing"))
 
 

@@ -8,6 +8,7 @@ window when it is compiled.
 
 from collections.abc import Callable, Container
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,14 @@ from .config import ModelConfig
 from .modules import Embedding, FromHeads, Tap, ToHeads
 from .rope import rotate
 
+MakeNorm = Callable[[int, float, jnp.dtype], Any]  # (width, epsilon, dtype) -> a norm
+MakePart = Callable[[ModelConfig, jnp.dtype], nnx.Module]  # an mlp or an embedding
+
 
 class Attention(nnx.Module):
     """q, k and v from x, rotated where the model rotates, attention, output projection. `norm` is that of q and k."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, norm: type[nnx.Module]):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, norm: MakeNorm):
         self.config = config
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_width
         self.q = ToHeads(heads, width, config.width, config.qkv_bias, dtype)
@@ -51,7 +55,8 @@ class Attention(nnx.Module):
     def _rotation(self, shared: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         if self.config.window_rope is None:
             return shared["cos"], shared["sin"]
-        return tuple(jnp.where(shared["windowed"], shared[f"window_{name}"], shared[name]) for name in ("cos", "sin"))
+        cos, sin = (jnp.where(shared["windowed"], shared[f"window_{name}"], shared[name]) for name in ("cos", "sin"))
+        return cos, sin
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, shared: dict[str, jax.Array]) -> jax.Array:
         config = self.config
@@ -109,9 +114,9 @@ class ParallelBlock(Block):
 def parts(
     config: ModelConfig,
     dtype: jnp.dtype,
-    norm: type[nnx.Module],
-    mlp: type[nnx.Module],
-    embedding: type[nnx.Module] = Embedding,
+    norm: MakeNorm,
+    mlp: MakePart,
+    embedding: MakePart = Embedding,
     norms: Container[str] = ("before",),
 ) -> dict[str, Callable[[], nnx.Module]]:
     """What makes the parts of a model out of these. `norms` says where a block has them: `before`, `after` or both."""

@@ -63,10 +63,10 @@ class Parameter(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """One tensor's place in a parameter: `index` on its leading axes, () for all of it."""
+    """One tensor's place in a parameter: `at` on its leading axes, () for all of it."""
 
     parameter: Parameter
-    index: tuple[int, ...]
+    at: tuple[int, ...]
     transform: Callable[[jax.Array], jax.Array]
 
 
@@ -119,7 +119,7 @@ def _check(files: WeightFiles, place: Place, fill: Fill) -> None:
     where = f"{files.where(place.file)}: tensor {place.name}"
     if place.dtype not in DTYPES:
         raise DamagedData(f"{where} is {place.dtype}; handled are {', '.join(DTYPES)}")
-    needed = fill.parameter.shape[len(fill.index) :]
+    needed = fill.parameter.shape[len(fill.at) :]
     stored = jax.ShapeDtypeStruct(place.shape, DTYPES[place.dtype])
     try:
         shape = place.shape if fill.transform is unchanged else jax.eval_shape(fill.transform, stored).shape

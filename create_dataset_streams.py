@@ -86,7 +86,7 @@ def check(streams: str, ids: bool, content: bool) -> None:
     """Prove that STREAMS are disjoint, complete and unchanged: exit 0, or 65 and a line for each thing wrong."""
     from extraction.core.errors import DamagedData
     from extraction.streams.build.check import check_streams
-    from extraction.streams.build.reading import changed_sources, told_skipped
+    from extraction.streams.build.source_reading import changed_sources, told_skipped
 
     manifest, problems, proven = check_streams(streams, ids, content)
     for problem in problems:
@@ -114,7 +114,7 @@ def command_of(name: str, dataset: "Dataset") -> click.Command:
 
 def _publish(dataset: "Dataset", output: str, **given: object) -> None:
     from extraction.storage import open_storage
-    from extraction.streams.build.reading import told_skipped
+    from extraction.streams.build.source_reading import told_skipped
 
     published = dataset.create(open_storage(output), **given)
     manifest = published.manifest

@@ -22,8 +22,8 @@ from ..core.errors import DamagedData
 from ..storage import Storage
 from ..streams.build.materialize import Row
 from ..streams.build.publish import Origin, Published
-from ..streams.build.reading import Reading, publish_read, sound
 from ..streams.build.row_files import Located, checked_text, read_rows
+from ..streams.build.source_reading import Reading, publish_read, sound
 from ..streams.build.sources import Choice, find_source
 from .command import PLACES, SOURCE_FLAGS, Dataset, choice_of, flag
 

@@ -67,7 +67,7 @@ def create(storage: Storage, source: str, num_streams: int, options: FinewebOpti
     Raises InvalidRequest when there are no files or no such columns, DamagedData when a file is cut or not Parquet, or
     has a text or id that cannot be read and is not to be skipped.
     """
-    from ..streams.build.contents import read_contents
+    from ..streams.build.content_digests import read_contents
     from ..streams.build.footers import Wanted, read_groups
     from ..streams.build.references import publish_references
 

@@ -16,11 +16,11 @@ import click
 
 from ..core.errors import DamagedData, InvalidRequest
 from ..storage import Storage
-from ..streams.build.kinds import KINDS
+from ..streams.build.file_kinds import KINDS
 from ..streams.build.materialize import Row
 from ..streams.build.publish import Origin, Published
-from ..streams.build.reading import Reading, publish_read, sound
 from ..streams.build.row_files import Located, read_rows
+from ..streams.build.source_reading import Reading, publish_read, sound
 from ..streams.build.sources import Choice, find_source
 from .command import PLACES, SOURCE_FLAGS, Dataset, choice_of, flag
 

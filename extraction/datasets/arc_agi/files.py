@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData, InvalidRequest, PermissionDenied
 from ...core.progress_bar import track
-from ...streams.build.kinds import stem_of
-from ...streams.build.reading import Reading
+from ...streams.build.file_kinds import stem_of
 from ...streams.build.row_files import unpacked
+from ...streams.build.source_reading import Reading
 from ...streams.build.sources import SourceFile, find_source
 from ...streams.build.splits import ALL, canonical
 from ...streams.manifest import sha256

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData, InvalidRequest
-from ...streams.build.reading import MissingColumn, Reading, sound
 from ...streams.build.row_files import Located, read_rows
+from ...streams.build.source_reading import MissingColumn, Reading, sound
 from ...streams.build.sources import Choice, Source, find_source
 from .files import CARRIED, Part, load_carried, load_files
 from .grids import check_grid

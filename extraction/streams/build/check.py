@@ -22,7 +22,7 @@ from ..manifest import Manifest, ParquetFacts, Piece, is_outside, load_manifest
 from ..parquet import Files, check_pinned, read_footer, row_group_sizes
 from ...storage import Storage, open_storage
 from ..stream import Stream, open_stream
-from .contents import each_row_group
+from .content_digests import each_row_group
 from .footers import THREADS
 from .materialize import PREFIX, UniqueIds
 from .sources import Choice, find_source

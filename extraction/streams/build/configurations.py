@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...core.errors import InvalidRequest
-from .kinds import holds_data
-from .places import Place
+from .file_kinds import holds_data
+from .find_files import Place
 from .splits import canonical
 
 README = "README.md"

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData
 from ..parquet import Files, damage_named, read_footer
-from .kinds import packing_of
-from .reading import MissingColumn, Reading, file_sha256
+from .file_kinds import packing_of
+from .source_reading import MissingColumn, Reading, file_sha256
 from .sources import SourceFile
 
 ROWS_AT_A_TIME = 64

@@ -7,7 +7,7 @@ commit.
 Guarantee: exactly the files that were named. A path that exists is that file or folder, whatever characters it has;
 `*`, `?`, `[` and `**` are wildcards where nothing has that literal name. A folder, also one that a glob names, is
 searched with its subfolders, but not what is named .hidden or _hidden. Of what a folder or glob names, files that are
-no data (see `kinds`) are left out and named; several splits, several configurations or files of several kinds are
+no data (see `file_kinds`) are left out and named; several splits, several configurations or files of several kinds are
 refused until one is chosen. Cost: one listing, and a README.md in the folder.
 """
 
@@ -19,8 +19,8 @@ from ...core.errors import InvalidRequest
 from ...core.logs import say
 from ...storage import ObjectInfo, backend_of, open_storage
 from .configurations import choose_configuration
-from .kinds import COMPRESSED, KINDS, holds_data, kind_of
-from .places import Place, local_place, remote_place
+from .file_kinds import COMPRESSED, KINDS, holds_data, kind_of
+from .find_files import Place, local_place, remote_place
 from .splits import choose_split, split_of
 
 SHOWN = 5

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from ...core.errors import InvalidRequest
-from .kinds import stem_of
+from .file_kinds import stem_of
 
 ALL = "all"
 WORDS = {

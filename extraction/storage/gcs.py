@@ -7,12 +7,11 @@ lost or odd is settled by looking. Cost: one request for an operation (a large u
 import io
 import math
 import os
-import random
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
+from typing import TypeVar
 from urllib.parse import quote
 
 from ..core.errors import (
@@ -22,10 +21,10 @@ from ..core.errors import (
     NoCredentials,
     ObjectExists,
     ObjectNotFound,
-    TryAgain,
 )
 from .base import ObjectInfo, RangedFile, Storage, check_name, crc32c_base64
 from .gcs_errors import is_bucket_missing, is_passing, is_worth_another_upload, reason
+from .retries import Passing, RetryPolicy
 
 READ_AHEAD = 1 << 20
 _SINGLE_REQUEST = 8 << 20
@@ -33,14 +32,13 @@ _CHUNK = 32 << 20
 _READ_TRIES = 3
 _READERS = 8
 _TIMEOUT = (10, 60)  # seconds to connect, and between two bytes of an answer
-_DEFAULT_DEADLINE = 120.0
+Result = TypeVar("Result")
 
 
 class GcsStorage(Storage):
     """Objects of a bucket under a prefix, with credentials from the environment.
 
-    With STORAGE_EMULATOR_HOST set: that server, without credentials. EXTRACT_RETRY_DEADLINE says for how many seconds
-    after its first failure an operation is tried again.
+    With STORAGE_EMULATOR_HOST set, requests go to that server, without credentials.
     """
 
     def __init__(self, location: str):
@@ -50,7 +48,7 @@ class GcsStorage(Storage):
         if not self._bucket_name:
             raise InvalidRequest(f"{location}: give gs://bucket/prefix")
         self._prefix = prefix + "/" if prefix else ""
-        self._deadline = _deadline()
+        self._retries = RetryPolicy()
         self._client = self._call("get", self.location, _make_client)
         self._bucket = self._client.bucket(self._bucket_name)
 
@@ -103,8 +101,7 @@ class GcsStorage(Storage):
                 raise
             return None
         except (Forbidden, Unauthorized) as error:
-            self._raise_final(error, "get", name)
-            raise
+            raise self._domain_error(error, "get", name) from error
 
     def _stat(self, name: str) -> ObjectInfo:
         blob = self._bucket.blob(self._key(name))
@@ -242,52 +239,32 @@ class GcsStorage(Storage):
         name, updated = blob.name.removeprefix(self._prefix), blob.updated  # parsed anew each time it is asked for
         return ObjectInfo(name, blob.size, blob.crc32c, blob.generation, updated.timestamp() if updated else None)
 
-    def _call(self, permission: str, name: str, attempt: Callable, tries: float = math.inf):
-        """The result of `attempt`, tried again with growing, jittered pauses up to the deadline; domain errors.
+    def _call(self, permission: str, name: str, attempt: Callable[[], Result], tries: float = math.inf) -> Result:
+        """Return the result of `attempt`, retried; `permission` is what it needs of `storage.objects`."""
 
-        The deadline counts from the first failure, so that a long upload that breaks at its end has another try.
-        """
-        end, pause = math.inf, 0.1
-        while True:
-            try:
-                return attempt()
-            except Exception as error:
-                end, tries = min(end, time.monotonic() + self._deadline), tries - 1
-                if not is_passing(error):
-                    self._raise_final(error, permission, name)
-                    raise
-                if tries < 1 or time.monotonic() + pause > end:
-                    bound = f"within {self._deadline:g} s" if tries else "at the only try"
-                    raise TryAgain(f"{self._url(name)}: no success {bound}: {reason(error)}") from error
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(pause * 2, 10.0)
+        def judge(error: Exception) -> Passing | Exception:
+            return Passing(reason(error)) if is_passing(error) else self._domain_error(error, permission, name)
 
-    def _raise_final(self, error: Exception, permission: str, name: str) -> None:
-        """Raise the domain error for what the client raised, if there is one."""
+        return self._retries.call(self._url(name), attempt, judge, tries)
+
+    def _domain_error(self, error: Exception, permission: str, name: str) -> Exception:
+        """Return the domain error for an error of the client; the error itself if it is not one of the client's."""
         from google.api_core import exceptions
         from google.auth.exceptions import GoogleAuthError
 
         if isinstance(error, GoogleAuthError):
             what = f"gs://{self._bucket_name}: there are no Google credentials that can be used"
-            raise NoCredentials(f"{what}: {reason(error)}") from error
+            return NoCredentials(f"{what}: {reason(error)}")
         if isinstance(error, exceptions.NotFound) and is_bucket_missing(error):
-            raise InvalidRequest(f"gs://{self._bucket_name}: there is no such bucket") from error
+            return InvalidRequest(f"gs://{self._bucket_name}: there is no such bucket")
         if isinstance(error, exceptions.NotFound):
-            raise ObjectNotFound(f"{self._url(name)} is not there") from error
+            return ObjectNotFound(f"{self._url(name)} is not there")
         if isinstance(error, exceptions.Forbidden | exceptions.Unauthorized):
-            raise BucketDenied(
-                f"storage.objects.{permission} on gs://{self._bucket_name} was refused: {reason(error)}"
-            ) from error
+            what = f"storage.objects.{permission} on gs://{self._bucket_name}"
+            return BucketDenied(f"{what} was refused: {reason(error)}")
         if isinstance(error, exceptions.GoogleAPICallError):
-            raise InvalidRequest(f"{self._url(name)}: the service refused: {reason(error)}") from error
-
-
-def _deadline() -> float:
-    text = os.environ.get("EXTRACT_RETRY_DEADLINE", _DEFAULT_DEADLINE)
-    try:
-        return float(text)
-    except ValueError:
-        raise InvalidRequest(f"EXTRACT_RETRY_DEADLINE={text} is not a number of seconds") from None
+            return InvalidRequest(f"{self._url(name)}: the service refused: {reason(error)}")
+        return error
 
 
 def _make_client():

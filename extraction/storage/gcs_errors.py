@@ -7,6 +7,8 @@ text. Guarantee: nothing that could serve as a credential is in that text, the a
 import json
 import re
 
+from .retries import is_passing_status
+
 _SECRET = re.compile(r"(?:upload_id=|ya29\.|1//|Bearer )\S+|[\w+/=-]{40,}")
 
 
@@ -29,7 +31,7 @@ def is_passing(error: Exception) -> bool:
     if isinstance(error, GoogleAuthError):  # a metadata server that does not answer is wrapped in a refused refresh
         return error.retryable or isinstance(error.__cause__, TransportError)
     if isinstance(error, exceptions.GoogleAPICallError):
-        return error.code in (408, 429) or (error.code or 0) >= 500
+        return is_passing_status(error.code or 0)
     return isinstance(error, exceptions.RetryError)
 
 

@@ -4,29 +4,26 @@ In: `hf://datasets/owner/name@revision/folder` (`hf://owner/name` is a model), n
 of files. HF_ENDPOINT and HF_TOKEN are honoured, as in the hub's own client, which sends the requests.
 
 Guarantee: a revision is resolved to a commit once, when the storage is opened, and everything is read at that commit.
-Nothing is ever written. What may pass (no connection, 408, 429, 5xx, a cut answer) is tried again with growing,
-jittered pauses, or those that the hub asks for, up to EXTRACT_RETRY_DEADLINE seconds; beyond it is `TryAgain`.
+Nothing is ever written. Errors that may pass (no connection, 408, 429, 5xx, a cut answer) follow `retries`.
 
 Cost: one request to open, one for each range, one for a thousand names of a listing.
 """
 
 import io
 import os
-import random
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
-from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
+from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound, PermissionDenied
 from .base import ObjectInfo, RangedFile, Storage, check_name
+from .retries import Passing, RetryPolicy, is_passing_status
 
+Result = TypeVar("Result")
 _READ_AHEAD = 1 << 20
 _TIMEOUT = 60.0  # seconds to connect, and between two bytes of an answer
-_DEFAULT_DEADLINE = 120.0
-_PASSING = {408, 429, 500, 502, 503, 504}
 _LOCATION = re.compile(
     r"hf://(?:(datasets)/)?((?!datasets/)[^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?"
 )
@@ -70,7 +67,7 @@ class HubStorage(Storage):
 
         place = parse_place(location)
         self._place = place
-        self._deadline = float(os.environ.get("EXTRACT_RETRY_DEADLINE", _DEFAULT_DEADLINE))
+        self._retries = RetryPolicy()
         self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         self.revision = place.revision if _COMMIT.fullmatch(place.revision or "") else self._resolve()
         self.location = place.at(self.revision)
@@ -171,26 +168,23 @@ class HubStorage(Storage):
             place.repository, path, repo_type=place.kind, revision=self.revision, endpoint=self._api.endpoint
         )
 
-    def _call(self, what: str, attempt: Callable[[], Any]) -> Any:
-        """The result of `attempt`, tried again while the trouble may pass; domain errors."""
-        from huggingface_hub import errors
+    def _call(self, what: str, attempt: Callable[[], Result]) -> Result:
+        """Return the result of `attempt`, retried; `what` names the place in messages."""
+        return self._retries.call(what, attempt, lambda error: _judge(error, what))
 
-        end, pause = time.monotonic() + self._deadline, 0.2
-        while True:
-            try:
-                return attempt()
-            except (errors.HTTPError, OSError, errors.HFValidationError) as error:
-                trouble = error
-            status = getattr(getattr(trouble, "response", None), "status_code", None)
-            if isinstance(trouble, errors.OfflineModeIsEnabled):
-                raise InvalidRequest(f"{what}: HF_HUB_OFFLINE is set, and it is not on this machine") from trouble
-            if isinstance(trouble, errors.HFValidationError) or (status is not None and status not in _PASSING):
-                raise _refusal(what, trouble, status) from trouble
-            wait = max(pause * random.uniform(0.5, 1.0), _asked_to_wait(trouble))
-            if time.monotonic() + wait > end:
-                raise TryAgain(f"{what}: no success within {self._deadline:g} s: {_first_line(trouble)}") from trouble
-            time.sleep(wait)
-            pause = min(pause * 2, 20.0)
+
+def _judge(error: Exception, what: str) -> Passing | Exception:
+    """Return `Passing` or the domain error for an error of the client; any other error itself."""
+    from huggingface_hub import errors
+
+    if not isinstance(error, errors.HTTPError | OSError | errors.HFValidationError):
+        return error
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return InvalidRequest(f"{what}: HF_HUB_OFFLINE is set, and it is not on this machine")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.HFValidationError) or (status is not None and not is_passing_status(status)):
+        return _refusal(what, error, status)
+    return Passing(_first_line(error), _asked_to_wait(error))
 
 
 def _refusal(what: str, error: Exception, status: int | None) -> Exception:
@@ -210,7 +204,7 @@ def _refusal(what: str, error: Exception, status: int | None) -> Exception:
 
 
 def _asked_to_wait(error: Exception) -> float:
-    """Seconds that the hub asks to wait before the next request."""
+    """Return the seconds that the hub asks to wait before the next request."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     after = headers.get("Retry-After", "")
     return float(after) if after.isdigit() else 0.0

@@ -16,30 +16,38 @@ rows in memory.
 
 import json
 import string
+from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import DamagedData
+from ..core.flags import flag
 from ..storage import Storage
 from ..streams.build.materialize import Row
 from ..streams.build.publish import Origin, Published
 from ..streams.build.row_files import Located, checked_text, read_rows
 from ..streams.build.source_reading import Reading, publish_read, sound
-from ..streams.build.sources import Choice, find_source
-from .command import PLACES, SOURCE_FLAGS, Dataset, choice_of, flag
+from ..streams.build.sources import find_source
+from .command import PLACES, Dataset, SourceOptions
 
 KINDS_READ = ("Parquet", "JSONL", "JSON")
 COLUMNS = ("id", "question", "choices", "answerKey")
 
 
-def create(
-    storage: Storage, source: str, num_streams: int, with_answer: bool = False, choice: Choice = Choice()
-) -> Published:
-    """Publish `num_streams` streams of questions, with the letter of the answer behind `Answer:` if so asked."""
-    found = find_source(source, KINDS_READ, choice).announced()
-    reading = Reading(found, choice.skip_bad)
-    options = {"with_answer": with_answer} | ({"spans": ["answer"]} if with_answer else {}) | choice.to_json()
-    rows = sound(read_rows(reading, COLUMNS), lambda _, located: question_row(located, with_answer), reading)
-    return publish_read(storage, Origin("ai2-arc", found.place, found.revision, options), rows, reading, num_streams)
+@dataclass(frozen=True, kw_only=True)
+class Ai2ArcOptions(SourceOptions):
+    """Which files are read, and whether the answer ends the text."""
+
+    with_answer: bool = flag(False, is_flag=True, help="End each record with the letter of its answer.")
+
+
+def create(storage: Storage, source: str, num_streams: int, options: Ai2ArcOptions = Ai2ArcOptions()) -> Published:
+    """Publish `num_streams` streams of questions. Raises InvalidRequest when there are none."""
+    found = find_source(source, KINDS_READ, options.choice).announced()
+    reading = Reading(found, options.skip_bad)
+    spans = {"spans": ["answer"]} if options.with_answer else {}
+    said = {"with_answer": options.with_answer} | spans | options.choice.to_json()
+    rows = sound(read_rows(reading, COLUMNS), lambda _, located: question_row(located, options.with_answer), reading)
+    return publish_read(storage, Origin("ai2-arc", found.place, found.revision, said), rows, reading, num_streams)
 
 
 def question_row(located: Located, with_answer: bool) -> Row:
@@ -84,11 +92,6 @@ def _question(located: Located) -> tuple[Any, list[Any], list[Any]]:
 DATASET = Dataset(
     help="Streams of AI2 ARC's questions with lettered choices; the answer is in each record's meta.",
     source=f"Parquet or JSONL rows with `id`, `question`, `choices`, `answerKey`: {PLACES}",
-    create=lambda storage, source, num_streams, with_answer, **flags: create(
-        storage, source, num_streams, with_answer, choice_of(flags)
-    ),
-    flags=[
-        flag("--with-answer", is_flag=True, help="End each record with the letter of its answer."),
-        *SOURCE_FLAGS,
-    ],
+    create=create,
+    options=Ai2ArcOptions,
 )

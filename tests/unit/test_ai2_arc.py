@@ -26,7 +26,7 @@ PROMPT = "Question: Which of these is a mineral?\nA. wood\nB. quartz\nC. wool\nA
 
 def records_of(tmp_path, source, **options):
     location = str(tmp_path / "out")
-    manifest = ai2_arc.create(open_storage(location), str(source), 1, **options).manifest
+    manifest = ai2_arc.create(open_storage(location), str(source), 1, ai2_arc.Ai2ArcOptions(**options)).manifest
     return list(open_stream(manifest, location, 0).read_records())
 
 

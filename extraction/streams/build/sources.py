@@ -39,11 +39,10 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is taken of a source that holds more than one data set; `skip_bad`: leave out records that are damaged."""
+    """Which data set of a source with several is read."""
 
     split: str | None = None
     config: str | None = None
-    skip_bad: bool = False
 
     def to_json(self) -> dict[str, str]:
         """As it stands in the manifest: what was asked for."""

@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results  # noqa: E402
 from extraction.batching.packing import BatchShape, pack_batches  # noqa: E402
-from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
-from extraction.read.reader import ActivationReader  # noqa: E402
 from extraction.format.records import TokenizedRecord  # noqa: E402
+from extraction.read.reader import ActivationReader  # noqa: E402
 from extraction.read.shuffle import ShuffledReader, ShuffleOptions  # noqa: E402
 from extraction.storage import open_storage  # noqa: E402
+from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
 from tests.helpers.fake_gcs import FakeGcs  # noqa: E402
 
 WIDTH, WORKERS, SHAPE = 576, 4, BatchShape(steps=1, rows=56, seq_len=2048)

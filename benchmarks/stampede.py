@@ -23,9 +23,9 @@ sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results  # noqa: E402
 from checkpoint import Instance  # noqa: E402
-from extraction.worker.claims import StreamChooser, work_all  # noqa: E402
-from extraction.tools.status import read_status  # noqa: E402
 from extraction.storage import Storage, open_storage  # noqa: E402
+from extraction.tools.status import read_status  # noqa: E402
+from extraction.worker.claims import StreamChooser, work_all  # noqa: E402
 from tests.helpers import runs  # noqa: E402
 from tests.helpers.fake_gcs import FakeGcs  # noqa: E402
 

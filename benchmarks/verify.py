@@ -30,14 +30,14 @@ sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results, note  # noqa: E402
 from checkpoint import Commit, DataObject, Totals  # noqa: E402
-from extraction.format.run_config import ExtractionConfig  # noqa: E402
-from extraction.datasets import fineweb  # noqa: E402
 from extraction.batching.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
-from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
+from extraction.datasets import fineweb  # noqa: E402
 from extraction.format.records import Cursor, TokenizedRecord  # noqa: E402
-from extraction.storage import crc32c_base64, open_storage  # noqa: E402
+from extraction.format.run_config import ExtractionConfig  # noqa: E402
 from extraction.format.statistics import norm_counts  # noqa: E402
+from extraction.storage import crc32c_base64, open_storage  # noqa: E402
 from extraction.streams.stream import load_manifest  # noqa: E402
+from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
 
 HOOK = "blocks.0.hook_resid_post"
 

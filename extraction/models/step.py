@@ -85,6 +85,7 @@ def load_step(folder: ModelFolder, config: ModelConfig, options: StepOptions, co
     model or the devices), DamagedData (weights that are not those of the configuration) and TryAgain (a device that
     fails).
     """
+    check_step(config, options, len(jax.local_devices()))
     _use_compile_cache(compile_cache)
     widths = {name: config.hook_width(name) for name in options.hook_points}
     with device_errors(), _opened_weights(folder, config, options) as load, ThreadPoolExecutor(1) as beside:

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 import checkpoint
-from extraction.format.run_config import FINAL_HOOK, HOOK_SUFFIXES
+from extraction.batching.token_selection import Selection, Selector
 from extraction.datasets.ai2_arc import question_row
-from extraction.streams.build.row_files import Located
+from extraction.format.run_config import FINAL_HOOK, HOOK_SUFFIXES
+from extraction.format.safetensors import decode
 from extraction.models.config_file import read_model_config
 from extraction.models.families import FAMILIES
-from extraction.worker.loop import StageTimes
-from extraction.batching.token_selection import Selection, Selector
-from extraction.format.safetensors import decode
 from extraction.storage import Storage, open_storage
+from extraction.streams.build.row_files import Located
+from extraction.worker.loop import StageTimes
 from tests.helpers import runs
 from tests.helpers.known_models import ACCEPTED, FOLDER
 from tests.helpers.runs import WIDTHS, make_run

@@ -17,8 +17,8 @@ from extraction.core import errors
 from extraction.format.run_config import HOOK_SUFFIXES
 from extraction.streams.manifest import load_manifest
 from tests.helpers.fake_hub import FakeHub
-from tests.unit.test_ai2_arc import ROW
 from tests.helpers.workers import ROOT, extract, make_streams, python, text_of, write_corpus
+from tests.unit.test_ai2_arc import ROW
 
 README = (ROOT / "README.md").read_text()
 

@@ -4,8 +4,8 @@ import numpy as np
 from ddsketch import LogarithmicMapping
 
 from extraction.batching.packing import BatchShape, PackedBatch, pack_batches
-from extraction.worker.loop import BatchInFlight, Layout
 from extraction.format.records import Cursor, TokenizedRecord
+from extraction.worker.loop import BatchInFlight, Layout
 
 SHAPE = BatchShape(steps=1, rows=2, seq_len=8)
 LENGTHS = (5, 3, 20, 0, 8, 1, 7, 7, 2, 16)

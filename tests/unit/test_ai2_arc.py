@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from extraction.datasets import ai2_arc
 from extraction.core.errors import DamagedData, InvalidRequest
+from extraction.datasets import ai2_arc
 from extraction.storage import open_storage
 from extraction.streams.stream import load_manifest, open_stream
 from tests.helpers.fake_hub import COMMIT, FakeHub

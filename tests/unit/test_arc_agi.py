@@ -10,11 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.datasets.arc_agi.dataset import ArcOptions, augmentation_of, create, original_of
-from extraction.datasets.arc_agi.tasks import find_tasks
 from extraction.datasets.arc_agi.grids import check_grid, parse_encoder
 from extraction.datasets.arc_agi.prompts import Prompter, PromptOptions
+<<<<<<< HEAD
 from extraction.core.errors import DamagedData, InvalidRequest
+=======
+from extraction.datasets.arc_agi.tasks import find_tasks
+>>>>>>> c175ec6576dd9fb33d494ae3f6a8aecb476d2cb0
 from extraction.storage import open_storage
 from extraction.streams.stream import load_manifest, open_stream
 from tests.helpers.workers import MODEL
@@ -108,7 +112,7 @@ def shown(record, name):
 
 def test_eight_predictions_for_each_test_input_can_be_traced_back(tmp_path):
     source = write_json(tmp_path / "all.json", {"a": TASK, "b": TASK})
-    records = records_of(tmp_path, source, 3, predictions=8)
+    records = records_of(tmp_path, source, 3, predictions_per_task=8)
     assert [record.id for record in records] == [f"{t}/{i}/{n}" for t in "ab" for i in range(2) for n in range(8)]
     encoder = parse_encoder("shape(rows(minimal))")
     for record in records:
@@ -126,10 +130,10 @@ def test_eight_predictions_for_each_test_input_can_be_traced_back(tmp_path):
 
 def test_the_seed_and_the_background_are_options(tmp_path):
     source = write_json(tmp_path / "t.json", TASK)
-    plain = [record.text for record in records_of(tmp_path / "x", source, predictions=8)]
-    assert [record.text for record in records_of(tmp_path / "again", source, predictions=8)] == plain
-    assert [record.text for record in records_of(tmp_path / "y", source, predictions=8, seed=1)] != plain
-    permuted = records_of(tmp_path / "z", source, predictions=8, permute_background=True)
+    plain = [record.text for record in records_of(tmp_path / "x", source, predictions_per_task=8)]
+    assert [record.text for record in records_of(tmp_path / "again", source, predictions_per_task=8)] == plain
+    assert [record.text for record in records_of(tmp_path / "y", source, predictions_per_task=8, seed=1)] != plain
+    permuted = records_of(tmp_path / "z", source, predictions_per_task=8, permute_background=True)
     assert any(meta_of(record)["augmentation"]["colors"][0] != 0 for record in permuted)
     assert load_manifest(str(tmp_path / "z/out")).options["permute_background"] is True
 
@@ -200,14 +204,14 @@ def test_the_chat_template_is_used_where_there_is_one(tmp_path, chatty):
 
 
 def test_a_span_is_left_out_where_a_chat_template_writes_the_grid_otherwise(tmp_path, chatty):
-    turns = PromptOptions(model=chatty, template="turns")
+    turns = {"model": chatty, "template": "turns"}
     source = write_json(tmp_path / "t.json", TASK)
-    first, _ = records_of(tmp_path / "as-it-is", source, prompt=turns, with_answer=True)
+    first, _ = records_of(tmp_path / "as-it-is", source, **turns, with_answer=True)
     assert (shown(first, "test-input"), shown(first, "answer")) == ("1x2\n1 31", "1x2\n1 13")
     assert first.text.endswith("<user>1x2\n1 31<assistant>1x2\n1 13")
     path = Path(chatty) / "tokenizer_config.json"
     path.write_text(path.read_text().replace("m.content", "m.content | upper"))
-    first, _ = records_of(tmp_path / "upper", source, prompt=turns, with_answer=True)
+    first, _ = records_of(tmp_path / "upper", source, **turns, with_answer=True)
     assert meta_of(first)["spans"].keys() == {"answer"}
     assert load_manifest(str(tmp_path / "upper/out")).options["spans"] == ["answer"]
 

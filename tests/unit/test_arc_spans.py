@@ -6,8 +6,8 @@ from extraction.datasets.arc_agi.dataset import augmentation_of, original_of
 from extraction.datasets.arc_agi.grids import parse_encoder
 from extraction.datasets.arc_agi.prompts import Prompter, PromptOptions
 from extraction.streams.stream import load_manifest
-from tests.unit.test_arc_agi import PLENTY, TASK, meta_of, pairs_of, records_of, shown, write_json
 from tests.helpers.workers import MODEL
+from tests.unit.test_arc_agi import PLENTY, TASK, meta_of, pairs_of, records_of, shown, write_json
 
 
 @pytest.mark.parametrize("predictions", [1, 8])

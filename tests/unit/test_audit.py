@@ -10,10 +10,10 @@ from collections import Counter
 import pytest
 
 import checkpoint
-from extraction.format.attempts import noted_ending
 from extraction.audit.verify import audit_run
-from extraction.core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, PermissionDenied
 from extraction.batching.packing import pack_batches
+from extraction.core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, PermissionDenied
+from extraction.format.attempts import noted_ending
 from extraction.format.records import Cursor
 from extraction.storage import crc32c_base64, open_storage
 from tests.helpers.batches import SHAPE

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from checkpoint import CommitChain
-from extraction.audit.verify import audit_run
 from extraction.audit.contents import _check_values
 from extraction.audit.facts import RunFacts
+from extraction.audit.verify import audit_run
 from extraction.format.records import Cursor
 from extraction.format.safetensors import allocate, decode
-from extraction.storage import crc32c_base64, open_storage
 from extraction.format.statistics import statistics_layout
+from extraction.storage import crc32c_base64, open_storage
 from tests.helpers.batches import fill_hook
 from tests.helpers.stream_runs import (
     COMMIT,

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from extraction.audit.verify import audit_run
 from extraction.audit.facts import RunFacts
 from extraction.audit.records import check_cover, check_records
-from extraction.core.errors import DamagedData
+from extraction.audit.verify import audit_run
 from extraction.batching.packing import BatchShape, pack_batches
 from extraction.batching.token_selection import Selection, Selector
+from extraction.core.errors import DamagedData
 from extraction.format.records import Cursor, TokenizedRecord
 from extraction.storage import open_storage
 from tests.helpers.stream_runs import NUM_WORKERS, configure, edited, extract

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from create_dataset_streams import cli
 from extraction.datasets import Origin, Row, fineweb, publish_rows
 from extraction.datasets.fineweb import FinewebOptions
-from extraction.streams.manifest import canonical_json
 from extraction.storage import open_storage
+from extraction.streams.manifest import canonical_json
 from tests.helpers.corpora import column_chunks, write_corpus, write_parquet
 from tests.helpers.fake_hub import FakeHub
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import checkpoint
-from extraction.format.attempts import Ending, note_start, noted_ending, parse_ending
-from extraction.worker.claims import StreamChooser, work_all
 from extraction.core.errors import DamagedData, Fenced, InvalidRequest, Stopped, TryAgain
-from extraction.read.reader import ActivationReader
+from extraction.format.attempts import Ending, note_start, noted_ending, parse_ending
 from extraction.format.stream_state import read_standing
-from extraction.tools.status import read_status
+from extraction.read.reader import ActivationReader
 from extraction.storage import open_storage
+from extraction.tools.status import read_status
+from extraction.worker.claims import StreamChooser, work_all
 from tests.helpers.runs import FINGERPRINT, WIDTHS, extract, make_run, tokens_of
 from tests.helpers.workers import MODEL, ROOT, SMALL, make_streams, text_of, verify, write_corpus
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from extraction.read import exports
 from extraction.core.errors import InvalidRequest
+from extraction.read import exports
 from extraction.read.exports import ExportOptions, export
 from extraction.read.reader import ActivationReader
 from extraction.storage import open_storage

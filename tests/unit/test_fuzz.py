@@ -16,18 +16,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import checkpoint
-from extraction.format.attempts import parse_ending
-from extraction.audit.verify import audit_run
 from extraction.audit.contents import check_contents
 from extraction.audit.facts import RunFacts
-from extraction.core.errors import ExtractionError
-from extraction.streams.manifest import parse_manifest
+from extraction.audit.verify import audit_run
 from extraction.batching.token_selection import Selection, Selector
+from extraction.core.errors import ExtractionError
+from extraction.core.strict_json import loads
+from extraction.format.attempts import parse_ending
 from extraction.format.records import Cursor
 from extraction.format.safetensors import decode, decode_header, entries_of
 from extraction.format.stream_state import parse_progress
 from extraction.storage import crc32c_base64
-from extraction.core.strict_json import loads
+from extraction.streams.manifest import parse_manifest
 from tests.helpers.stream_runs import COMMIT, DATA, batches_of, configure, shard_of
 
 PER_BYTE, BASE = 64, 1 << 20

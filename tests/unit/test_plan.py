@@ -7,11 +7,11 @@ from dataclasses import fields, replace
 
 import pytest
 
+from extraction.batching.size_estimate import Sample
 from extraction.core.errors import InvalidRequest
 from extraction.models.config_file import read_model_config
-from extraction.tools.plan import FILL, PlanOptions, make_plan
-from extraction.batching.size_estimate import Sample
 from extraction.storage import open_storage
+from extraction.tools.plan import FILL, PlanOptions, make_plan
 from extraction.worker.worker import RunOptions, with_sizes
 from tests.helpers.workers import MODEL, make_streams, python, text_of, write_corpus
 

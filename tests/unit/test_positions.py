@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.batching.packing import BatchShape, Cut, pack_batches
 from extraction.batching.token_selection import Selection, Selector, spans_of
+from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.format.records import Cursor, TokenizedRecord
 
 SPECIAL = (0, 3)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import checkpoint
-from extraction.format import batch_file as objects
-from extraction.core.errors import DamagedData, InvalidRequest, ObjectNotFound
 from extraction.batching.packing import BatchShape
-from extraction.read.reader import ActivationReader
+from extraction.core.errors import DamagedData, InvalidRequest, ObjectNotFound
+from extraction.format import batch_file as objects
 from extraction.format.safetensors import dtype_named
+from extraction.read.reader import ActivationReader
 from extraction.read.shuffle import ShuffledReader, ShuffleOptions
 from extraction.storage import gcs as gcs_storage
 from extraction.storage import open_storage

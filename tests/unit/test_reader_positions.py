@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from extraction.core.errors import ObjectNotFound
 from extraction.batching.packing import Cut, pack_batches
 from extraction.batching.token_selection import Selection, Selector
-from extraction.read.reader import ActivationReader
+from extraction.core.errors import ObjectNotFound
 from extraction.format.records import Cursor, TokenizedRecord
+from extraction.read.reader import ActivationReader
 from extraction.read.shuffle import ShuffledReader, ShuffleOptions
 from extraction.storage import open_storage
 from tests.helpers.runs import SHAPE, WIDTHS, activations_of, make_run, record_id, tokens_of

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from extraction.read import datasets as hf
-from extraction.read.torch import TorchActivations
-from extraction.format.run_config import DATA_SCHEMA
 from extraction.core.errors import ConfigurationMismatch
+from extraction.format.run_config import DATA_SCHEMA
+from extraction.read import datasets as hf
 from extraction.read.reader import ActivationReader
 from extraction.read.shuffle import ShuffledReader, ShuffleOptions
+from extraction.read.torch import TorchActivations
 from tests.helpers.workers import MODEL, extract, make_streams, python, text_of, verify, write_corpus
 
 HOOK = "blocks.1.hook_resid_post"

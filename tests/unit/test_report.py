@@ -13,11 +13,11 @@ import pytest
 import checkpoint
 from extraction.batching.token_selection import Selection, Selector
 from extraction.read.reader import ActivationReader
+from extraction.storage import open_storage
 from extraction.tools.report import facts as report_facts
 from extraction.tools.report import gather, render, write_report
 from extraction.tools.report.charts import short, ticks
 from extraction.tools.report.facts import QUANTILES
-from extraction.storage import open_storage
 from tests.helpers import runs
 from tests.helpers.runs import FINGERPRINT, STREAMS, WIDTHS, make_run
 from tests.helpers.workers import MODEL, python

@@ -15,11 +15,11 @@ from ddsketch import DDSketch, LogarithmicMapping
 import checkpoint
 from extraction.audit.verify import audit_run
 from extraction.core.errors import DamagedData
-from extraction.read.reader import ActivationReader
 from extraction.format.safetensors import decode
+from extraction.format.statistics import NORM_BINS, norm_counts, norm_sketch
+from extraction.read.reader import ActivationReader
 from extraction.read.statistics import Tally
 from extraction.storage import open_storage
-from extraction.format.statistics import NORM_BINS, norm_counts, norm_sketch
 from tests.helpers import runs
 from tests.helpers.workers import ROOT, committed, extract, extract_here, make_streams, write_corpus
 

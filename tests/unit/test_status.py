@@ -15,12 +15,12 @@ from rich.console import Console
 
 import checkpoint
 from extract_activations import cli
-from extraction.format.attempts import note_start, noted_ending
-from extraction.core.errors import DamagedData, Fenced
 from extraction.batching.token_selection import Selection, Selector
+from extraction.core.errors import DamagedData, Fenced
+from extraction.format.attempts import note_start, noted_ending
 from extraction.format.stream_state import Standing
-from extraction.tools.status import _mean_rate, _rate_now, format_bytes, format_seconds, read_status, table, watch
 from extraction.storage import open_storage
+from extraction.tools.status import _mean_rate, _rate_now, format_bytes, format_seconds, read_status, table, watch
 from tests.helpers import fake_gcs
 from tests.helpers.runs import FINGERPRINT, extract, make_run
 from tests.helpers.workers import python

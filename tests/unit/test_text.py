@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from extraction.streams.build import materialize as materialised
+from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.datasets import text
 from extraction.datasets.text import TextOptions
-from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.storage import open_storage
+from extraction.streams.build import materialize as materialised
 from tests.helpers.corpora import contents, read_all
 from tests.helpers.fake_hub import COMMIT, FakeHub
 from tests.helpers.workers import ROOT

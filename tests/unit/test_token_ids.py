@@ -9,10 +9,10 @@ import sys
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from extraction.core.errors import DamagedData, InvalidRequest
-from extraction.read.reader import ActivationReader
-from extraction.format.records import Record
 from extraction.batching.tokenizer import RecordTokenizer
+from extraction.core.errors import DamagedData, InvalidRequest
+from extraction.format.records import Record
+from extraction.read.reader import ActivationReader
 from tests.helpers.published_tokenizers import BUILDERS, CLASSES, TEXTS, save
 from tests.helpers.workers import MODEL, ROOT, extract, make_streams, write_corpus
 

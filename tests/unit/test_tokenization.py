@@ -8,10 +8,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
-from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.batching.token_selection import Selection, Selector
-from extraction.format.records import Record
 from extraction.batching.tokenizer import RecordTokenizer
+from extraction.core.errors import DamagedData, InvalidRequest
+from extraction.format.records import Record
 from tests.helpers.workers import MODEL, text_of
 
 TEXTS = ["", "one", *(text_of(i, 3 + 17 * i) for i in range(30)), "naïve ☃ \n\t  12345 <s> </s>", "x" * 3000]

@@ -14,11 +14,7 @@ from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.datasets.arc_agi.dataset import ArcOptions, augmentation_of, create, original_of
 from extraction.datasets.arc_agi.grids import check_grid, parse_encoder
 from extraction.datasets.arc_agi.prompts import Prompter, PromptOptions
-<<<<<<< HEAD
-from extraction.core.errors import DamagedData, InvalidRequest
-=======
 from extraction.datasets.arc_agi.tasks import find_tasks
->>>>>>> c175ec6576dd9fb33d494ae3f6a8aecb476d2cb0
 from extraction.storage import open_storage
 from extraction.streams.stream import load_manifest, open_stream
 from tests.helpers.workers import MODEL

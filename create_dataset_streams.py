@@ -85,7 +85,8 @@ def check(streams: str, flags: CheckFlags) -> None:
     """Prove that STREAMS are disjoint, complete and unchanged: exit 0, or 65 and a line for each problem."""
     from extraction.core.errors import DamagedData
     from extraction.streams.build.check import check_streams
-    from extraction.streams.build.source_reading import changed_sources, told_skipped
+    from extraction.streams.build.skipped_records import told_skipped
+    from extraction.streams.build.source_reading import changed_sources
 
     manifest, problems, proven = check_streams(streams, flags.ids, flags.content)
     for problem in problems:
@@ -111,7 +112,7 @@ def command_of(name: str, dataset: "Dataset") -> click.Command:
 
 def _publish(dataset: "Dataset", source: str, num_streams: int, output: str, **given: object) -> None:
     from extraction.storage import open_storage
-    from extraction.streams.build.source_reading import told_skipped
+    from extraction.streams.build.skipped_records import told_skipped
 
     published = dataset.create(open_storage(output), source, num_streams, dataset.options(**given))
     manifest = published.manifest

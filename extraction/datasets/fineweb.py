@@ -105,7 +105,7 @@ def create(storage: Storage, source: str, num_streams: int, options: FinewebOpti
     columns = options.columns(found.files)
     wanted = Wanted(columns, options.filter, options.max_records, options.max_tokens)
     groups, skipped = read_contents(read_groups(found.files, wanted, options.cache), wanted, options.skip_bad)
-    said = options.to_json() | columns.to_json() | ({"skipped": skipped.to_json()} if skipped.count else {})
+    said = options.to_json() | columns.to_json() | skipped.to_json()
     return publish_references(storage, Origin("fineweb", found.place, found.revision, said), groups, num_streams)
 
 

@@ -382,7 +382,7 @@ def test_no_source(tmp_path):
     (tmp_path / "training").mkdir()
     with pytest.raises(InvalidRequest, match="no file in this folder"):
         find_tasks(str(tmp_path))
-    with pytest.raises(InvalidRequest, match="nowhere: no such file or folder"):
+    with pytest.raises(InvalidRequest, match="nowhere: no data there: no such file or folder"):
         find_tasks(str(tmp_path / "nowhere"))
     with pytest.raises(InvalidRequest, match="no tasks"):
         find_tasks(write_json(tmp_path / "x.json", {}))

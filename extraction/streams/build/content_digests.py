@@ -10,9 +10,9 @@ Cost: one pass over the columns of records of what is read; the memory of a row 
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from ..manifest import ParquetFacts
 from ..parquet import Files
 from .footers import Wanted
 from .references import FileGroups
+from .skipped_records import Skipped
 from ...core.progress_bar import track
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 THREADS = 4
 GROUPS_AT_A_TIME = 16  # row groups that are read for one opening of their file
-MOST_NAMED = 100
 
 
 class _Group(NamedTuple):
@@ -41,23 +41,6 @@ class _Group(NamedTuple):
     row_group: int
     content: dict[str, int]
     bad: dict[int, str]
-
-
-@dataclass
-class Skipped:
-    """Records that are left out: how many, and the first of them."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, place: str) -> None:
-        self.count += 1
-        if len(self.first) < MOST_NAMED:
-            self.first.append(place)
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the options of a manifest."""
-        return {"count": self.count, "first": self.first}
 
 
 def read_contents(files: Sequence[FileGroups], wanted: Wanted, skip: bool) -> tuple[list[FileGroups], Skipped]:

@@ -1,14 +1,14 @@
 """One reading of a source: what was read of each file, and the records that were left out.
 
 In: a `Source`, and whether damaged records are left out or end the reading. Out: what the manifest says of both.
-Guarantee: a record that is left out is counted, and the first `NAMED` are named by file and row. Each file that was
+Guarantee: a record that is left out is counted and named (`skipped_records`). Each file that was
 read to its end is pinned by its content: a bucket's checksum, the hub's etag, or a sha256 of its bytes, made as they
 are read. Cost: a sha256 of local files; Parquet, of which only columns are read, is read once more for it.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any, BinaryIO, TypeVar
@@ -19,12 +19,12 @@ from ..parquet import Files, etag_of
 from ...storage import Storage
 from .publish import Origin, Published
 from .materialize import Row, Spool, publish_spool
+from .skipped_records import Skipped
 from .sources import Source, SourceFile
 from ...core.progress_bar import track
 
-SKIPPED, FILES = "skipped", "source_files"
+FILES = "source_files"
 Made = TypeVar("Made")
-NAMED = 100
 MOST_FILES = 1000
 
 
@@ -38,17 +38,14 @@ class Reading:
     def __init__(self, source: Source, skip_bad: bool):
         self.source = source
         self._skip_bad = skip_bad
-        self._num_skipped = 0
-        self._first: list[str] = []
+        self._skipped = Skipped()
         self._files: dict[str, list[Any]] = {file.name: [file.name, file.size, None] for file in source.files}
 
     def refuse(self, error: DamagedData, is_first: bool = False) -> None:
         """Leave out the record that the error tells of, or raise it."""
         if not self._skip_bad:
             raise InvalidRequest(str(error)) if is_first and isinstance(error, MissingColumn) else error
-        self._num_skipped += 1
-        if len(self._first) < NAMED:
-            self._first.append(str(error)[:300])
+        self._skipped.add(str(error)[:300])
 
     def finish(self, file: SourceFile, digest: str) -> None:
         """Say that a file was read to its end; `digest` is of its content."""
@@ -56,31 +53,20 @@ class Reading:
 
     def nothing(self, what: str = "records") -> InvalidRequest:
         """The error for a source without a single one of these."""
-        skipped = f": all {self._num_skipped} are damaged, the first: {self._first[0]}" if self._num_skipped else ""
-        return InvalidRequest(f"{self.source.place}: no {what} there{skipped}")
+        skipped = self._skipped
+        why = f": all {skipped.count} are damaged, the first: {skipped.first[0]}" if skipped.count else ""
+        return InvalidRequest(f"{self.source.place}: no {what} there{why}")
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the options of the manifest: the files, and the records that were left out, if there are."""
-        value: dict[str, Any] = {}
-        if self._files:
-            value[FILES] = _pinned(list(self._files.values()))
-        if self._num_skipped:
-            value[SKIPPED] = {"count": self._num_skipped, "first": self._first}
-        return value
+        files = {FILES: _pinned(list(self._files.values()))} if self._files else {}
+        return files | self._skipped.to_json()
 
 
 def _pinned(files: list[list[Any]]) -> dict[str, Any]:
     """[name, size, digest] of each file, or a digest of that list where it is long."""
     facts = {"count": len(files), "size": sum(size for _, size, _ in files)}
     return facts | ({"digest": sha256(canonical_json(files))} if len(files) > MOST_FILES else {"files": files})
-
-
-def told_skipped(options: Mapping[str, Any]) -> list[str]:
-    """Sentences about the records that were left out, from the options of a manifest."""
-    skipped = options.get(SKIPPED)
-    if not skipped:
-        return []
-    return [f"{skipped['count']} records were skipped when the streams were made:", *skipped["first"]]
 
 
 def changed_sources(manifest: Manifest) -> Iterator[str]:

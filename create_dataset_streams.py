@@ -74,7 +74,9 @@ class CheckFlags:
 
     ids: bool = flag(True, name="--ids/--no-ids", help="Read all ids and report duplicates.")
     content: bool = flag(
-        True, name="--content/--no-content", help="Read the columns of local source files and compare them with the pins."
+        True,
+        name="--content/--no-content",
+        help="Read the columns of local source files and compare them with the pins.",
     )
 
 

@@ -48,9 +48,7 @@ class ArcOptions(PromptOptions, SourceOptions):
     pairs_per_task: int = flag(
         4, type=click.IntRange(2), help="Pairs of a task made from a list of pairs (re-arc); the last pair is the test."
     )
-    with_answer: bool = flag(
-        False, is_flag=True, help="End each record with the answer, as --grid-encoding writes it."
-    )
+    with_answer: bool = flag(False, is_flag=True, help="End each record with the answer, as --grid-encoding writes it.")
     predictions_per_task: int = flag(
         1,
         type=click.IntRange(1, 1000),

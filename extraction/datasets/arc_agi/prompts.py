@@ -98,7 +98,8 @@ class Prompter:
 
     def fitted(self, pairs: Sequence[Pair], test: Grid, answer: Grid | None = None) -> Prompt | None:
         """The prompt, and behind it the answer if there is one, with as many of the last pairs as fit; None if it
-        cannot fit."""
+        cannot fit.
+        """
         said = "" if answer is None else self.encoder.encode(answer)
         for dropped in range(len(pairs) + 1):
             text = self.text(pairs[dropped:], test)

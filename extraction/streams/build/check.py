@@ -16,17 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
-from ..column_chunks import ColumnChunks
 from ...core.errors import DamagedData, InvalidRequest, ObjectNotFound
+from ...core.progress_bar import track
+from ...storage import Storage, open_storage
+from ..column_chunks import ColumnChunks
 from ..manifest import Manifest, ParquetFacts, Piece, is_outside, load_manifest
 from ..parquet import Files, check_pinned, read_footer, row_group_sizes
-from ...storage import Storage, open_storage
 from ..stream import Stream, open_stream
 from .content_digests import each_row_group
 from .footers import THREADS
 from .materialize import PREFIX, UniqueIds
 from .sources import Choice, find_source
-from ...core.progress_bar import track
 
 BLOCK = 1 << 22
 IDS_AT_A_TIME = 10_000

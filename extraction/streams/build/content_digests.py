@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from ...core.errors import DamagedData
+from ...core.progress_bar import track
 from ..column_chunks import ColumnChunks, open_chunks
 from ..columns import Columns, as_strings
-from ...core.errors import DamagedData
 from ..manifest import ParquetFacts
 from ..parquet import Files
 from .footers import Wanted
 from .references import FileGroups
 from .skipped_records import Skipped
-from ...core.progress_bar import track
 
 if TYPE_CHECKING:
     import pyarrow

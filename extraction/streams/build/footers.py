@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..columns import ROW_ID, Columns, is_bytes, is_id, is_string, is_text
 from ...core.errors import InvalidRequest
+from ...core.progress_bar import track
+from ..columns import ROW_ID, Columns, is_bytes, is_id, is_string, is_text
 from ..parquet import Files, OpenFile, damage_named, read_footer, row_group_sizes
 from ..row_filter import DUMP, SCORE, RowFilter
 from .footer_cache import FooterCache
 from .references import FileGroups
 from .sources import SourceFile
-from ...core.progress_bar import track
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -194,7 +194,7 @@ def _check_columns(name: str, schema: "pyarrow.Schema", wanted: Wanted) -> None:
 
 
 def _unclear(metadata: "pyarrow.parquet.FileMetaData", schema: "pyarrow.Schema", columns: Columns) -> np.ndarray:
-    """bool [row groups]: where the footer does not say that every text and id is there, and that it is UTF-8."""
+    """Bool [row groups]: where the footer does not say that every text and id is there, and that it is UTF-8."""
     places = {metadata.schema.column(number).path: number for number in range(metadata.num_columns)}
     unclear = np.zeros(metadata.num_row_groups, bool)
     for column in columns.strings:

@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..column_chunks import pin_file
 from ...core.errors import DamagedData
+from ...core.progress_bar import track
+from ...storage import Storage
+from ..column_chunks import pin_file
 from ..manifest import Manifest, ParquetFacts, Piece, StreamEntry, sha256
 from ..parquet import OpenFile, row_group_sizes
-from ...storage import Storage
 from .publish import (
     Origin,
     OtherStreams,
@@ -37,7 +38,6 @@ from .publish import (
     published_before,
     stream_entry,
 )
-from ...core.progress_bar import track
 
 ROWS_PER_GROUP = 1000
 GROUP_BYTES = 16 << 20

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ...core.errors import InvalidRequest, ObjectExists, ObjectNotFound
+from ...storage import Storage
 from ..manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -24,7 +25,6 @@ from ..manifest import (
     parse_manifest,
     sha256,
 )
-from ...storage import Storage
 
 
 class OtherStreams(InvalidRequest):

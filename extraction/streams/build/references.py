@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...storage import Storage
 from ..columns import columns_of
 from ..manifest import ParquetFacts, Piece, StreamEntry
-from ...storage import Storage
 from .publish import Origin, Published, manifest_of, publish_manifest, published_before, stream_entry
 
 

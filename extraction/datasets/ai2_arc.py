@@ -1,12 +1,12 @@
 """AI2 ARC (Easy and Challenge): science questions with lettered choices, one record for each question.
 
 In: Parquet or JSONL files with `id`, `question`, `choices` and `answerKey`, local, in a bucket or on the hub
-(`hf://datasets/allenai/ai2_arc`), as the hub has them or as AI2 publishes them (`stem` and `choices` in `question`).
-Out: the published manifest and stream files. The meta keeps the answer as its letter here and as the key of the
-source, and where the text ends with it, which of its characters it is (`spans`).
+(`hf://datasets/allenai/ai2_arc`), in the hub's layout or in AI2's own (`stem` and `choices` in `question`). Out: the
+published manifest and stream files. The meta keeps the answer as its letter in the text and as the key of the source
+and, if the text ends with the answer, its characters (`spans`).
 
-Guarantee: a row that is not such a question raises `DamagedData` naming it, or is left out if so asked. Cost: a few
-rows in memory.
+Guarantee: a row that is not such a question raises `DamagedData` naming it, or is left out with `--on-bad-record skip`.
+Cost: a few rows in memory.
 
     Question: Which of these is a mineral?
     A. wood
@@ -51,7 +51,7 @@ def create(storage: Storage, source: str, num_streams: int, options: Ai2ArcOptio
 
 
 def question_row(located: Located, with_answer: bool) -> Row:
-    """The record of a question. Raises DamagedData for a missing column or a wrong value."""
+    """Return the record of a question. Raises DamagedData for a missing column or a wrong value."""
     where = located.where
     question, labels, texts = _question(located)
     for what, value in (("id", located.value("id")), ("question", question), ("answer key", located.value("answerKey")),
@@ -72,13 +72,13 @@ def question_row(located: Located, with_answer: bool) -> Row:
 
 
 def prompt(question: str, choices: list[str], answer: str | None = None) -> str:
-    """A question and its choices as text, which ends with `Answer:`, or with the letter of the answer behind that."""
+    """Return a question and its choices as text that ends with `Answer:` and, if given, the letter of the answer."""
     lettered = "".join(f"{letter}. {text}\n" for letter, text in zip(string.ascii_uppercase, choices, strict=False))
     return f"Question: {question}\n{lettered}Answer:" + (f" {answer}" if answer else "")
 
 
 def _question(located: Located) -> tuple[Any, list[Any], list[Any]]:
-    """The question, and the labels and texts of its choices."""
+    """Return the question, and the labels and texts of its choices."""
     question, choices = located.value("question"), located.row.get("choices")
     if isinstance(question, dict):
         question, choices = question.get("stem"), question.get("choices")

@@ -1,13 +1,13 @@
-"""FineWeb, or any Parquet with a column of texts: streams by reference into the files where they lie.
+"""FineWeb, or any Parquet with a column of texts: streams by reference into the source's files.
 
 In: a local folder, file or glob, or the same at gs:// or hf://datasets/owner/name. Out: the published manifest; no
-record is copied. Files go by the order of their names, and streams are contiguous runs of row groups. FineWeb's small
-columns may filter: records below a language score or of other dumps are left out, and what is left may be cut after a
+record is copied. Files are in the order of their names, and streams are contiguous runs of row groups. FineWeb's small
+columns may filter: records below a language score or of other dumps are left out, and the rest may be cut after a
 number of records or of tokens (by `token_count`). The worker applies the same filter.
 
-Guarantee: the manifest pins each file by size, footer and content: by the etag where its place tells one, else by the
-crc32c of the columns of each row group. It holds the exact number of records. `check` looks for ids that are there
-twice. Cost: see `footers` and `contents`.
+Guarantee: the manifest pins each file by size, footer and content: by the store's etag, or else by the crc32c of the
+columns of each row group. It has the exact number of records. `check` reports duplicate ids. Cost: see `footers` and
+`content_digests`.
 """
 
 import os
@@ -94,8 +94,8 @@ class FinewebOptions(SourceOptions):
 def create(storage: Storage, source: str, num_streams: int, options: FinewebOptions = FinewebOptions()) -> Published:
     """Publish `num_streams` streams over the Parquet files at `source`.
 
-    Raises InvalidRequest when there are no files or no such columns, DamagedData when a file is cut or not Parquet, or
-    has a text or id that cannot be read and is not to be skipped.
+    Raises InvalidRequest when there are no files or no such columns, DamagedData when a file is cut or not Parquet,
+    or has an unreadable text or id without `--on-bad-record skip`.
     """
     from ..streams.build.content_digests import read_contents
     from ..streams.build.footers import Wanted, read_groups

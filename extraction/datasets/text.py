@@ -1,9 +1,9 @@
-"""Rows of any files, materialised: one column is the text, another one the id.
+"""Rows of any files, materialised: one column is the text, another the id.
 
 In: files of JSON lines, JSON, CSV, TSV, text or Parquet, in a folder, a bucket or on the hub. Out: the published
-manifest and stream files. Guarantee: the records are the rows in the order of the files, none left out unless
-`--on-bad-record skip` says so; the hub is read at one commit, which the manifest names. Cost: memory does not follow
-the size of the source.
+manifest and stream files. Guarantee: the records are the rows in the order of the files; rows are left out only with
+`--on-bad-record skip`; the hub is read at one commit, which the manifest names. Cost: memory does not grow with the
+source.
 """
 
 import json
@@ -61,7 +61,7 @@ def create(storage: Storage, source: str, num_streams: int, options: TextOptions
 
 
 def _record(number: int, located: Located, options: TextOptions) -> Row:
-    """The record of row `number`. Raises DamagedData for a text that is none, or an id."""
+    """Return the record of row `number`. Raises DamagedData for a wrong text or id."""
     text, name = located.text(options.text_column), str(number)
     if options.id_column is not None:
         value = located.value(options.id_column)
@@ -74,7 +74,7 @@ def _record(number: int, located: Located, options: TextOptions) -> Row:
 
 
 def _location(source: str, revision: str | None) -> str:
-    """Where the source is: OWNER/NAME is a data set of the hub where there is no such file or folder."""
+    """Return the location of a source: OWNER/NAME is a data set of the hub unless there is such a file or folder."""
     if "://" not in source and not Path(source).expanduser().exists():
         if _NAME.fullmatch(source):
             raise InvalidRequest(f"{source}: no such file or folder, and a data set of the hub is named OWNER/NAME")

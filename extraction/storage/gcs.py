@@ -1,7 +1,8 @@
-"""Storage in a Google Cloud Storage bucket, over the service's own client with retries of our own.
+"""Storage in a Google Cloud Storage bucket, over the service's own client with the retries of `retries`.
 
-In: names and bytes. Out: objects of the bucket under a prefix. Guarantee: as in the package; a write whose answer was
-lost or odd is settled by looking. Cost: one request for an operation (a large upload: one more for each 32 MiB).
+In: names and bytes. Out: objects of the bucket under a prefix. Guarantee: as in the package; after a write with a lost
+or unexpected answer the object is read back. Cost: one request for an operation (a large upload: one more for each
+32 MiB).
 """
 
 import io
@@ -11,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from ..core.errors import (
@@ -60,7 +61,7 @@ class GcsStorage(Storage):
             try:
                 return self._upload(name, view, checksum)
             except Exception as error:
-                # Whatever went wrong, the object may have landed: look before anything else is believed.
+                # After any error the object may exist: look for it first.
                 info = self._find(name)
                 if info is None and is_worth_another_upload(error):
                     raise ConnectionError(f"the upload left nothing: {reason(error)}") from error
@@ -70,15 +71,15 @@ class GcsStorage(Storage):
 
         info = self._call("create", name, attempt)
         if not info.holds(len(view), checksum):
-            info = self.stat(name)  # the answer may be what is wrong
+            info = self.stat(name)  # the answer may be wrong
         if not info.holds(len(view), checksum):
             raise ObjectExists(f"{self._url(name)} is there with other bytes")
         return info
 
     def _upload(self, name: str, view: memoryview, checksum: str) -> ObjectInfo:
         blob = self._bucket.blob(self._key(name), chunk_size=_CHUNK if len(view) > _SINGLE_REQUEST else None)
-        # The service holds the content against the checksum in the metadata before the object appears. The client's own
-        # check comes after that and deletes what fails it, which a rival may have adopted by then: it stays off.
+        # The service compares the content with the checksum in the metadata before the object appears. The client's own
+        # check runs later and deletes an object that fails it, which a rival may have adopted by then: it is off.
         blob.crc32c = checksum
         blob.upload_from_file(
             _Reader(view),
@@ -115,7 +116,7 @@ class GcsStorage(Storage):
         return self.read_generation(name, None, start, end)
 
     def read_generation(self, name: str, generation: int | None, start: int, end: int | None) -> bytes:
-        """As `read`, from one generation of the object. Raises ObjectNotFound when that is no longer there."""
+        """Return the same as `read`, from one generation. Raises ObjectNotFound when the generation is gone."""
         if end is not None and end <= start:
             return b""
         last = "" if end is None else end - 1
@@ -127,10 +128,10 @@ class GcsStorage(Storage):
             data, checksum = self._call("get", name, lambda: self._download(path, asked))
             if asked or checksum in ("", crc32c_base64(data)):
                 return data
-        raise DamagedData(f"{self._url(name)}: what was read is not what its crc32c says, {_READ_TRIES} times")
+        raise DamagedData(f"{self._url(name)}: the bytes read do not match its crc32c, {_READ_TRIES} times")
 
     def _download(self, path: str, headers: dict[str, str]) -> tuple[bytes, str]:
-        """Content, and the crc32c of the whole object. The client's own `download_as_bytes` takes twice the CPU."""
+        """Return the content, and the crc32c of the whole object. `download_as_bytes` takes twice the CPU."""
         from google.api_core.exceptions import from_http_response
 
         url = self._client._connection.API_BASE_URL + path
@@ -156,10 +157,8 @@ class GcsStorage(Storage):
         buffer = bytearray(end - start)
 
         def fetch(at: int) -> None:
-            data, here = (
-                self.read(name, at, min(at + starts.step, end)),
-                memoryview(buffer)[at - start :][: starts.step],
-            )
+            data = self.read(name, at, min(at + starts.step, end))
+            here = memoryview(buffer)[at - start :][: starts.step]
             if len(data) != len(here):
                 raise DamagedData(f"{self._url(name)} ends before byte {end}")
             here[:] = data
@@ -177,7 +176,7 @@ class GcsStorage(Storage):
             more = token is not None
 
     def _page(self, prefix: str, start_after: str, token: str | None) -> tuple[Sequence[ObjectInfo], str | None]:
-        """Up to 1,000 objects, and the token of the next page."""
+        """Return up to 1,000 objects, and the token of the next page."""
         start_offset = self._prefix + start_after if start_after else None
         blobs = self._client.list_blobs(
             self._bucket,
@@ -220,7 +219,7 @@ class GcsStorage(Storage):
     def open(self, name: str) -> io.BufferedReader:
         return io.BufferedReader(self.open_version(self.stat(name)), READ_AHEAD)
 
-    def open_version(self, info: ObjectInfo) -> io.RawIOBase:
+    def open_version(self, info: ObjectInfo) -> RangedFile:
         def read(start: int, end: int) -> bytes:
             try:
                 return self.read_generation(info.name, info.generation, start, end)
@@ -235,7 +234,7 @@ class GcsStorage(Storage):
     def _url(self, name: str) -> str:
         return f"gs://{self._bucket_name}/{self._prefix}{name}"
 
-    def _info(self, blob: object) -> ObjectInfo:
+    def _info(self, blob: Any) -> ObjectInfo:
         name, updated = blob.name.removeprefix(self._prefix), blob.updated  # parsed anew each time it is asked for
         return ObjectInfo(name, blob.size, blob.crc32c, blob.generation, updated.timestamp() if updated else None)
 
@@ -267,25 +266,25 @@ class GcsStorage(Storage):
         return error
 
 
-def _make_client():
+def _make_client() -> Any:
     import requests.adapters
     from google.auth.credentials import AnonymousCredentials
     from google.auth.exceptions import DefaultCredentialsError
 
-    # Else the client asks for the bucket's metadata, to name it in traces; a worker has neither traces nor that right.
+    # Otherwise the client requests the bucket's metadata for traces, for which a worker has no permission.
     os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     from google.cloud import storage
 
     emulated = os.environ.get("STORAGE_EMULATOR_HOST")
     try:
         # Objects need no project, and credentials of a person often name none.
-        client = storage.Client(project=None, credentials=AnonymousCredentials() if emulated else None)
+        client: Any = storage.Client(project=None, credentials=AnonymousCredentials() if emulated else None)
     except OSError as error:
         raise DefaultCredentialsError(f"the credentials cannot be read: {error}") from error
     session = client._http
     for scheme in ("https://", "http://"):
         session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=32))
-    # What requests would look up in the environment for each request, a fifth of its time, is looked up once.
+    # `requests` would read these settings from the environment at each request, a fifth of its time: read them once.
     settings = session.merge_environment_settings(client._connection.API_BASE_URL, {}, None, None, None)
     session.proxies, session.verify, session.trust_env = settings["proxies"], settings["verify"], False
     return client

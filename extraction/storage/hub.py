@@ -1,7 +1,7 @@
-"""The files of a dataset or model repository on the Hugging Face hub, read where they lie.
+"""The files of a dataset or model repository on the Hugging Face hub, read without a copy.
 
-In: `hf://datasets/owner/name@revision/folder` (`hf://owner/name` is a model), names and ranges. Out: bytes, and facts
-of files. HF_ENDPOINT and HF_TOKEN are honoured, as in the hub's own client, which sends the requests.
+In: `hf://datasets/owner/name@revision/folder` (`hf://owner/name` is a model), names and ranges. Out: bytes and file
+metadata. HF_ENDPOINT and HF_TOKEN have their meaning of the hub's own client, which sends the requests.
 
 Guarantee: a revision is resolved to a commit once, when the storage is opened, and everything is read at that commit.
 Nothing is ever written. Errors that may pass (no connection, 408, 429, 5xx, a cut answer) follow `retries`.
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn, TypeVar
 
-from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound, PermissionDenied
+from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
 from .base import ObjectInfo, RangedFile, Storage, check_name
 from .retries import Passing, RetryPolicy, is_passing_status
 
@@ -43,24 +43,24 @@ class HubPlace:
         return self.at(self.revision)
 
     def at(self, revision: str | None) -> str:
-        """The same place at another revision, as a location."""
+        """Return the location of this place at another revision."""
         at = f"@{revision}" if revision else ""
         path = f"/{self.path}" if self.path else ""
         return f"hf://{'datasets/' if self.kind == 'dataset' else ''}{self.repository}{at}{path}"
 
 
 def parse_place(location: str) -> HubPlace:
-    """The parts of `hf://datasets/owner/name@revision/path`. Raises InvalidRequest."""
+    """Return the parts of `hf://datasets/owner/name@revision/path`. Raises InvalidRequest."""
     match = _LOCATION.fullmatch(location)
     if not match:
-        raise InvalidRequest(f"{location}: give hf://datasets/OWNER/NAME, with @REVISION and /PATH behind it if wanted")
+        raise InvalidRequest(f"{location}: give hf://datasets/OWNER/NAME[@REVISION][/PATH]")
     return HubPlace("dataset" if match[1] else "model", match[2], match[3], (match[4] or "").strip("/"))
 
 
 class HubStorage(Storage):
     """The files of one repository under a folder, at one commit, the `revision`. `location` names it, too."""
 
-    holds_models = False  # they are named by their ids, and downloaded
+    holds_models = False  # `--model` takes the id of a hub model, which is downloaded
 
     def __init__(self, location: str):
         from huggingface_hub import HfApi
@@ -83,11 +83,13 @@ class HubStorage(Storage):
         return self._place.at(None)
 
     def _resolve(self) -> str:
-        """The commit that the revision names."""
+        """Return the commit of the revision."""
         place = self._place
         found = self._call(
             str(place), lambda: self._api.repo_info(place.repository, revision=place.revision, repo_type=place.kind)
         )
+        if found.sha is None:
+            raise TryAgain(f"{place}: the hub names no commit of this revision")
         return found.sha
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
@@ -103,7 +105,7 @@ class HubStorage(Storage):
     def _get(self, url: str, wanted: str, start: int, end: int | None) -> bytes:
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-        # A compressed answer would count its bytes otherwise than the range does.
+        # A range counts bytes of the uncompressed file.
         headers = build_hf_headers(token=self._api.token) | {"Range": wanted, "Accept-Encoding": "identity"}
         answer = get_session().get(url, headers=headers, timeout=_TIMEOUT)
         if answer.status_code == 416:
@@ -118,6 +120,8 @@ class HubStorage(Storage):
         facts = self._call(
             f"{self.location}/{name}", lambda: get_hf_file_metadata(url, token=self._api.token, timeout=_TIMEOUT)
         )
+        if facts.size is None:
+            raise TryAgain(f"{self.location}/{name}: the hub gives no size of the file")
         return ObjectInfo(name, facts.size, "", etag=facts.etag)
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
@@ -141,7 +145,7 @@ class HubStorage(Storage):
     def open(self, name: str) -> io.BufferedReader:
         return io.BufferedReader(self.open_version(self.stat(name)), _READ_AHEAD)
 
-    def open_version(self, info: ObjectInfo) -> io.RawIOBase:
+    def open_version(self, info: ObjectInfo) -> RangedFile:
         return RangedFile(partial(self.read, info.name), info.size)
 
     def folders(self) -> Sequence[str]:
@@ -177,7 +181,8 @@ def _judge(error: Exception, what: str) -> Passing | Exception:
     """Return `Passing` or the domain error for an error of the client; any other error itself."""
     from huggingface_hub import errors
 
-    if not isinstance(error, errors.HTTPError | OSError | errors.HFValidationError):
+    http_error = errors.HTTPError  # type: ignore[reportPrivateImportUsage]  # of the HTTP library that the client uses
+    if not isinstance(error, http_error | OSError | errors.HFValidationError):
         return error
     if isinstance(error, errors.OfflineModeIsEnabled):
         return InvalidRequest(f"{what}: HF_HUB_OFFLINE is set, and it is not on this machine")

@@ -2,8 +2,8 @@
 
 In: a request, and a judge of its errors. Out: the request's result, or a domain error. Guarantee: an error that may
 pass is retried with growing, jittered pauses, or the pause that the service asks for, until `EXTRACT_RETRY_DEADLINE`
-seconds after the first failure; then `TryAgain` is raised. The deadline counts from the first failure so that a long upload
-which breaks at its end has another try. Cost: none without an error.
+seconds after the first failure; then `TryAgain` is raised. The deadline counts from the first failure so that a long
+upload that breaks at its end has another try. Cost: none without an error.
 """
 
 import math

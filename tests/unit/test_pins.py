@@ -12,9 +12,9 @@ import pytest
 from extraction.core.errors import DamagedData
 from extraction.datasets import Origin, Row, fineweb, publish_rows
 from extraction.storage import open_storage
+from extraction.streams import stream as reading
 from extraction.streams.manifest import load_manifest
 from extraction.streams.stream import open_stream
-from extraction.streams.stream import stream as reading
 from tests.helpers.corpora import column_chunks
 from tests.helpers.workers import extract, make_streams, python, verify
 

@@ -1,13 +1,13 @@
 """ARC-AGI tasks as text prompts, one record for each test input and augmentation.
 
-In: tasks (see `arc_tasks`) and how they are to be shown. Out: the published manifest and stream files. Ids are
-`task/test/augmentation`. A record's meta keeps the task, the test index, what was done to the task, how many examples
-were dropped, the original grids (`original_of` and `augmentation_of` give them back), and `spans`: which characters of
-the text are the test input and the answer.
+In: tasks (see `tasks`) and `ArcOptions`. Out: the published manifest and stream files. Ids are
+`task/test/augmentation`. A record's meta keeps the task, the test index, the augmentation, the number of dropped
+examples, the original grids (`original_of` and `augmentation_of` parse them), and `spans`: the characters of the test
+input and of the answer.
 
-Guarantee: a prompt that does not fit the number of tokens loses examples from its front, never its test input; one
-that cannot fit is left out, told to `report`, and counted in the manifest. Cost: tasks of JSON files are in memory as
-a whole, those of Parquet and JSONL one by one; records never are.
+Guarantee: a prompt with too many tokens loses its first examples, never its test input; a prompt that cannot fit is
+left out with a warning and counted in the manifest. Cost: tasks of JSON files are all in memory, those of Parquet and
+JSONL one by one; records never are.
 """
 
 import json
@@ -61,7 +61,7 @@ class Renderer:
         return used
 
     def rows(self, tasks: Iterable[NamedTask]) -> Iterator[Row]:
-        """The rows of all tasks, in their order."""
+        """Yield the rows of all tasks, in their order."""
         for named in tasks:
             for test_index in range(len(named.task["test"])):
                 for number in range(self._options.predictions_per_task):
@@ -118,7 +118,7 @@ def _unpacked(text: str) -> Grid:
 
 
 def original_of(meta: dict[str, Any]) -> Task:
-    """The task of a record, with the one test input that the record is about, from its parsed meta."""
+    """Return the task of a record, with the one test input that the record is about, from its parsed meta."""
     given, answer = meta["original"]["test"]
     test = {"input": _unpacked(given)} | ({"output": _unpacked(answer)} if answer is not None else {})
     train = [{"input": _unpacked(one), "output": _unpacked(other)} for one, other in meta["original"]["train"]]
@@ -126,7 +126,7 @@ def original_of(meta: dict[str, Any]) -> Task:
 
 
 def augmentation_of(meta: dict[str, Any]) -> Augmentation:
-    """What was done to the task of a record, from its parsed meta."""
+    """Return the augmentation of a record, from its parsed meta."""
     return from_json(meta["augmentation"])
 
 

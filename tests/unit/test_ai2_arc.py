@@ -88,5 +88,5 @@ def test_a_row_that_is_no_question_is_named(tmp_path, change, error, said):
 
 
 def test_an_id_that_is_there_twice_is_named(tmp_path):
-    with pytest.raises(DamagedData, match="the id 'Mercury_7' is there twice: record 0 and record 2"):
+    with pytest.raises(DamagedData, match="the id 'Mercury_7' is in two records: record 0 and record 2"):
         records_of(tmp_path, write_rows(tmp_path / "x.jsonl", [ROW, NUMBERED, ROW]))

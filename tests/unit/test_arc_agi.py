@@ -314,7 +314,7 @@ def test_rows_have_the_ids_of_their_column_which_must_be_unique(tmp_path):
         "x/0/0",
         "y/0/0",
     ]
-    with pytest.raises(DamagedData, match="the id 'x/0/0' is there twice: record 0 and record 2"):
+    with pytest.raises(DamagedData, match="the id 'x/0/0' is in two records: record 0 and record 2"):
         records_of(tmp_path / "bad", write_rows(tmp_path / "three", "jsonl", rows))
 
 
@@ -433,7 +433,7 @@ def test_a_malformed_task_is_named(tmp_path, task, said):
     "text, said",
     [("{", "not valid JSON"), ("\udcff", "not valid JSON"), ("[" * 100_000, "not valid JSON"),
     ("[]", "is an empty list"), ("3", "not a JSON object"),
-     ('{"a": {}, "a": {}}', "'a' is there twice"), ('{"\\ud800": {}}', "characters that cannot be printed")],
+     ('{"a": {}, "a": {}}', "'a' is repeated"), ('{"\\ud800": {}}', "characters that cannot be printed")],
 )  # fmt: skip
 def test_a_file_that_is_not_tasks_is_named(tmp_path, text, said):
     (tmp_path / "x.json").write_bytes(text.encode("utf-8", "surrogateescape"))

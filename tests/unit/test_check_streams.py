@@ -95,8 +95,8 @@ def test_ids_that_are_there_twice_are_named_with_both_places(tmp_path):
     write_parquet(tmp_path / "corpus/0.parquet", [table])
     write_parquet(tmp_path / "corpus/1.parquet", [table.slice(1, 1)])
     fineweb.create(open_storage(str(tmp_path / "out")), str(tmp_path / "corpus"), 2)
-    assert_wrong(check(tmp_path / "out"), "the id 'x' is there twice: record 0 of stream 0 and record 2 of stream 0",
-                 "the id 'y' is there twice: record 1 of stream 0 and record 0 of stream 1")  # fmt: skip
+    assert_wrong(check(tmp_path / "out"), "the id 'x' is in two records: record 0 of stream 0 and record 2 of stream 0",
+                 "the id 'y' is in two records: record 1 of stream 0 and record 0 of stream 1")  # fmt: skip
     assert check(tmp_path / "out", "--no-ids").exit_code == 0
 
 

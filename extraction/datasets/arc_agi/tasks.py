@@ -79,7 +79,7 @@ def _checked(parts: Iterable[Part], reading: Reading) -> list[NamedTask]:
             key = (part.split or "", name)
             where = f"{part.where}: task {name}"
             if key in tasks:
-                raise DamagedData(f"{where} is there twice")
+                raise DamagedData(f"{where} is repeated")
             try:
                 tasks[key] = NamedTask(name, check_task(task, where), part.split)
             except DamagedData as error:

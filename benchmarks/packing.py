@@ -52,7 +52,7 @@ def rates(work: Callable[[], int], runs: int) -> dict[str, float]:
 
 
 def total(batches: Iterable[PackedBatch]) -> int:
-    return sum(batch.num_tokens for batch in batches)
+    return sum(batch.num_rows for batch in batches)
 
 
 def padding(tokenized: Iterable[TokenizedRecord], shape: BatchShape) -> float:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -94,8 +95,9 @@ def main(streams: int, workers: int, batches: int, as_json: bool, output: Path |
         os.environ["STORAGE_EMULATOR_HOST"] = server.address
         storage = open_storage(OUTPUT)
         runs.make_run(storage, [])
-        details = checkpoint.read_run(storage) | {"records_per_stream": [RECORDS_PER_BATCH * batches] * streams}
-        storage.replace(checkpoint.RUN, json.dumps(details).encode())
+        sizes = (RECORDS_PER_BATCH * batches,) * streams
+        run_json = replace(checkpoint.read_run(storage), records_per_stream=sizes)
+        storage.replace(checkpoint.RUN, run_json.to_bytes())
         server.history.clear()
         results = {
             "command": "python benchmarks/stampede.py",

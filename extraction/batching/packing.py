@@ -70,12 +70,12 @@ class PackedBatch:
     pooled: np.ndarray | None = None
 
     @property
-    def num_tokens(self) -> int:
+    def num_rows(self) -> int:
         """N, the rows that are stored."""
         return len(self.slots)
 
     @property
-    def num_tokens_read(self) -> int:
+    def num_tokens(self) -> int:
         """Tokens that the batch covers."""
         return int(self.record_lengths.sum())
 

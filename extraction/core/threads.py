@@ -9,9 +9,11 @@ the iterator. Cost: one thread.
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 JOIN_SECONDS = 5.0  # how long closing waits for a read that is under way
 
 
@@ -105,3 +107,14 @@ def in_background(items: Iterable[Item], depth: int) -> Generator[Item, None, No
             del item
 
     return read_ahead(make, depth + 1)
+
+
+def in_order(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Result]:
+    """Yield `function(item)` of each item in order; up to `depth` of them are worked on in `pool` while one is used."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

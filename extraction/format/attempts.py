@@ -11,13 +11,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-import checkpoint
-from checkpoint import Instance
-
 from ..core.errors import ExtractionError, Fenced, Stopped, TryAgain
 from ..core.logs import say
 from ..core.strict_json import loads
 from ..storage import ObjectInfo, Storage
+from .commit import Instance, worker_folder
+from .run_config import FORMAT
 
 STARTS, ENDED = "starts/", "ended/"
 _STATES = ("fenced", "failed", "stopped")
@@ -33,9 +32,9 @@ class Ending:
     host: str
 
 
-def note_start(storage: Storage, worker_id: int, instance: Instance) -> None:
+def note_start(storage: Storage, stream: int, instance: Instance) -> None:
     """Leave word that this attempt works on the stream from now on, by the store's clock."""
-    _note(storage, f"{checkpoint.worker_folder(worker_id)}/{STARTS}{instance.attempt}.json", {"host": instance.host})
+    _note(storage, f"{worker_folder(stream)}/{STARTS}{instance.attempt}.json", {"host": instance.host})
 
 
 @contextlib.contextmanager
@@ -65,13 +64,13 @@ def no_rival_to_itself(instance: Instance) -> Iterator[None]:
         raise TryAgain(message) from fenced
 
 
-def list_starts(storage: Storage, worker_id: int) -> list[ObjectInfo]:
+def list_starts(storage: Storage, stream: int) -> list[ObjectInfo]:
     """The notes of all attempts that took on the stream."""
-    return list(storage.list(f"{checkpoint.worker_folder(worker_id)}/{STARTS}"))
+    return list(storage.list(f"{worker_folder(stream)}/{STARTS}"))
 
 
 @contextlib.contextmanager
-def noted_ending(storage: Storage, worker_id: int, instance: Instance) -> Iterator[None]:
+def noted_ending(storage: Storage, stream: int, instance: Instance) -> Iterator[None]:
     """Leave word of an error that passes through, unless it is one that the next start is likely to get past."""
     try:
         yield
@@ -81,7 +80,7 @@ def noted_ending(storage: Storage, worker_id: int, instance: Instance) -> Iterat
         state = "fenced" if isinstance(error, Fenced) else "stopped" if isinstance(error, Stopped) else "failed"
         message = str(error) if isinstance(error, ExtractionError) else f"{type(error).__name__}: {error}"
         ending = Ending(state, message[:2000], instance.attempt, instance.host)
-        name = f"{checkpoint.worker_folder(worker_id)}/{ENDED}{instance.attempt}.json"
+        name = f"{worker_folder(stream)}/{ENDED}{instance.attempt}.json"
         _note(storage, name, asdict(ending), known=type(error))
         raise
 
@@ -101,7 +100,7 @@ def parse_ending(data: bytes) -> Ending:
 def _note(storage: Storage, name: str, content: dict, known: type | None = None) -> None:
     """Write a note. Trouble of the kind that is `known` already, as it is what is being noted, needs no second line."""
     try:
-        storage.create(name, (json.dumps({"schema": 1} | content) + "\n").encode())
+        storage.create(name, (json.dumps({"format": FORMAT} | content) + "\n").encode())
     except ExtractionError as error:
         if type(error) is not known:
             say(f"{name} is not written: {error}", "WARNING")

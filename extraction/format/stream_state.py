@@ -13,13 +13,11 @@ more for each doubling of the commits that it does not know of.
 import math
 from dataclasses import dataclass
 
-import checkpoint
-from checkpoint import Commit
-
 from ..core.errors import DamagedData, ObjectNotFound
 from ..core.strict_json import loads
 from ..storage import ObjectInfo, Storage
 from .attempts import ENDED, STARTS, Ending, parse_ending
+from .commit import Commit, parse_commit, worker_folder
 
 _TAIL = 20  # commits that are looked at before the one that is known to be there
 
@@ -34,7 +32,7 @@ class Standing:
     `damage` says why the last commit cannot be read.
     """
 
-    worker_id: int
+    stream: int
     last: Commit | None = None
     begun: float | None = None
     commit_times: tuple[float, ...] = ()
@@ -62,16 +60,16 @@ class Standing:
         return max(self.commit_times[-1:] + ((self.started,) if self.started is not None else ()), default=0.0)
 
 
-def read_standing(storage: Storage, worker_id: int) -> Standing:
+def read_standing(storage: Storage, stream: int) -> Standing:
     """Where a worker stands. Storage errors pass through."""
-    folder = checkpoint.worker_folder(worker_id)
+    folder = worker_folder(stream)
     objects, begun = _list_end(storage, folder)
     commits = _under(objects, f"{folder}/commits/")
     started = max((info.updated for info in _under(objects, f"{folder}/{STARTS}")), default=None)
     last, damage = None, None
     if commits:
         try:
-            last = checkpoint.parse_commit(storage.read(commits[-1].name), commits[-1].name)
+            last = parse_commit(storage.read(commits[-1].name), commits[-1].name)
         except DamagedData as error:
             damage = str(error)
     times = tuple(info.updated for info in commits)
@@ -79,7 +77,7 @@ def read_standing(storage: Storage, worker_id: int) -> Standing:
     ending = None
     if ended is not None and ended.updated >= max(times[-1:] + ((started or 0.0),)):
         ending = parse_ending(storage.read(ended.name))
-    return Standing(worker_id, last, begun, times, started, ending, damage, ended.updated if ending else None)
+    return Standing(stream, last, begun, times, started, ending, damage, ended.updated if ending else None)
 
 
 def _under(objects: list[ObjectInfo], prefix: str) -> list[ObjectInfo]:

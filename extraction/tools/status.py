@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from itertools import compress
 from typing import TYPE_CHECKING
 
-import checkpoint
-
-from ..core.errors import InvalidRequest, ObjectNotFound, TryAgain
+from ..core.errors import TryAgain
+from ..format.commit import worker_number
 from ..format.not_finite import NotFinite, described
+from ..format.run_config import read_existing_run
 from ..format.stream_state import Standing, read_standing
 from ..storage import open_storage
 
@@ -108,16 +108,12 @@ def read_status(output: str, stuck_after: float = STUCK_AFTER) -> RunStatus:
     """Look at every stream. Raises InvalidRequest where there is no run, DamagedData about `run.json`, and what storage
     raises."""
     storage = open_storage(output)
-    try:
-        run, now = checkpoint.read_run(storage), storage.now()
-    except ObjectNotFound:
-        what = f"{output} holds no run: there is no {checkpoint.RUN}; give the --output of a run"
-        raise InvalidRequest(what) from None
-    begun = [number for folder in storage.folders() if (number := checkpoint.worker_number(folder)) is not None]
+    run, now = read_existing_run(storage), storage.now()
+    begun = [number for folder in storage.folders() if (number := worker_number(folder)) is not None]
     sizes = dict(enumerate(run.records_per_stream))
     with ThreadPoolExecutor(THREADS) as pool:
         standings = list(pool.map(lambda number: read_standing(storage, number), begun))
-    found = {standing.worker_id: standing for standing in standings}
+    found = {standing.stream: standing for standing in standings}
     streams = [
         _status(found.get(number, Standing(number)), sizes.get(number), now, stuck_after)
         for number in sorted(sizes.keys() | found.keys())
@@ -131,21 +127,21 @@ def _status(standing: Standing, num_records: int | None, now: float, stuck_after
     state, message = _state(standing, now, stuck_after)
     not_finite = last.totals.not_finite if last else {}
     notes = [message] * bool(message) + [f"not finite: {described(not_finite)}"] * bool(not_finite)
-    records, tokens = (last.cursor_after.record, last.totals.tokens_read) if last else (0, 0)
+    records, tokens = (last.cursor_after.record, last.totals.tokens) if last else (0, 0)
     mean = _mean_rate(standing)
     rate_now = _rate_now(standing, now) if state == "running" else None
     left = None
     if state == "running" and num_records is not None and records and tokens:
         left = (num_records - records) * (tokens / records) / (rate_now or mean) if rate_now or mean else None
     return StreamStatus(
-        stream=standing.worker_id,
+        stream=standing.stream,
         state=state,
         message="; ".join(notes),
         num_records=num_records,
         records=records,
         batches=standing.num_batches,
         tokens=tokens,
-        rows=last.totals.tokens if last else 0,
+        rows=last.totals.rows if last else 0,
         bytes=last.totals.bytes if last else 0,
         rate_now=rate_now,
         rate_mean=mean,
@@ -177,7 +173,7 @@ def _mean_rate(standing: Standing) -> float | None:
     if standing.last is None or standing.begun is None or standing.commit_times[-1] <= standing.begun:
         return None
     share = standing.last.batch / standing.num_batches
-    return standing.last.totals.tokens_read * share / (standing.commit_times[-1] - standing.begun)
+    return standing.last.totals.tokens * share / (standing.commit_times[-1] - standing.begun)
 
 
 def _rate_now(standing: Standing, now: float) -> float | None:
@@ -188,7 +184,7 @@ def _rate_now(standing: Standing, now: float) -> float | None:
     until = max(now, times[-1])  # a bucket tells the time in whole seconds
     if count < 1 or until <= since:
         return None
-    return standing.last.totals.tokens_read / standing.num_batches * count / (until - since)
+    return standing.last.totals.tokens / standing.num_batches * count / (until - since)
 
 
 def _stages(seconds: dict[str, float]) -> dict[str, float]:

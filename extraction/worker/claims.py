@@ -47,7 +47,7 @@ class StreamChooser:
         due = [stream for stream in order if self._free_at[stream] <= now]
         for standing in self._look_at(due):
             if self._is_free(standing, now):
-                return standing.worker_id
+                return standing.stream
         for stream in order:
             if stream in self._free_at and stream not in due:
                 if self._is_free(read_standing(self._storage, stream), now):
@@ -58,13 +58,13 @@ class StreamChooser:
 
     def _is_free(self, standing: Standing, now: float) -> bool:
         if standing.finished:
-            self.close(standing.worker_id)
+            self.close(standing.stream)
             return False
         if standing.stopped is not None:
-            self._stopped[standing.worker_id] = standing.stopped
+            self._stopped[standing.stream] = standing.stopped
             return True
-        self._free_at[standing.worker_id] = standing.active + self._idle_after
-        return self._free_at[standing.worker_id] <= now
+        self._free_at[standing.stream] = standing.active + self._idle_after
+        return self._free_at[standing.stream] <= now
 
     def take(self, stream: int) -> Instance | None:
         """Leave word that we work on a free stream from now on; None if another did so before us since it was free."""

@@ -73,12 +73,12 @@ def extract(
     chain: checkpoint.CommitChain, lengths: list[int], stop_after: int | None = None, selector: Selector = EVERYTHING
 ) -> None:
     """Commit the batches of one worker from where its chain stands."""
-    layout = Layout(chain.worker_id, WIDTHS, DTYPE)
+    layout = Layout(chain.stream, WIDTHS, DTYPE)
     records = (
         TokenizedRecord(
             index,
-            record_id(chain.worker_id, index),
-            tokens_of(chain.worker_id, index, length),
+            record_id(chain.stream, index),
+            tokens_of(chain.stream, index, length),
             json.dumps(meta_of(index)) if meta_of(index) else None,
         )
         for index, length in enumerate(lengths)
@@ -87,7 +87,7 @@ def extract(
     for number, batch in enumerate(pack_batches(records, chain.cursor, SHAPE, "split", selector)):
         if number == stop_after:
             return
-        data = fill(BatchInFlight(batch, chain.next_batch, layout).shard) if batch.num_tokens else None
+        data = fill(BatchInFlight(batch, chain.next_batch, layout).shard) if batch.num_rows else None
         chain.commit(batch, data, {"step": 0.5})
 
 

@@ -100,7 +100,7 @@ def extract(storage: Storage, streams: str, worker_id: int, most: int | None = N
     selector = Selector(Selection.parse(config.positions, config.drop_special), SPECIAL_IDS)
     for batch in batches_of(streams, worker_id, chain.cursor, config.long_documents, selector)[:most]:
         shard = shard_of(batch, worker_id, chain.next_batch, config.store_dtype)
-        chain.commit(batch, shard.data if batch.num_tokens else None, {})
+        chain.commit(batch, shard.data if batch.num_rows else None, {})
     return chain
 
 

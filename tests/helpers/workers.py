@@ -114,8 +114,8 @@ def committed(storage: object, worker_id: int = 0) -> list[tuple]:
             "cursor_before",
             "cursor_after",
             "num_records",
+            "num_rows",
             "num_tokens",
-            "num_tokens_read",
             "end_of_stream",
             "fingerprint",
         )

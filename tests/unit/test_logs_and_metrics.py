@@ -14,8 +14,8 @@ from extraction.batching.token_selection import Selection, Selector
 from extraction.core import logs
 from extraction.core.errors import InvalidRequest
 from extraction.storage import open_storage
+from extraction.worker import progress as progress_module
 from extraction.worker.metrics import Metrics
-from extraction.worker.worker import progress as progress_module
 from tests.helpers.runs import make_run
 from tests.helpers.workers import MODEL, python
 

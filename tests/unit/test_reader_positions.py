@@ -47,8 +47,8 @@ def test_records_are_whole_over_batches_of_which_nothing_is_stored(tmp_path, rul
                 assert (again.tokens.tolist(), again.index) == (tokens, index)
     assert not found
     rows = list(ActivationReader(str(tmp_path)).rows(HOOK))
-    assert sum(len(r.tokens) for r in rows) == reader.num_tokens()
-    shuffled = iter(ShuffledReader(reader, HOOK, ShuffleOptions(batch_size=reader.num_tokens(), buffer=1 << 10)))
+    assert sum(len(r.tokens) for r in rows) == reader.num_rows()
+    shuffled = iter(ShuffledReader(reader, HOOK, ShuffleOptions(batch_size=reader.num_rows(), buffer=1 << 10)))
     assert sorted(next(shuffled).tokens.tolist()) == sorted(np.concatenate([r.tokens for r in rows]).tolist())
 
 

@@ -39,8 +39,13 @@ def make_fleet(storage):
             raise error
     extract(checkpoint.CommitChain.load(storage, 4, FINGERPRINT), [4, 9, 9, 9], stop_after=1)
     note_start(storage, 5, checkpoint.Instance())
-    run = checkpoint.read_run(storage) | {"records_per_stream": [len(lengths) for lengths in STREAMS]}
-    storage.replace("run.json", json.dumps(run).encode())
+    describe_streams(storage, *map(len, STREAMS))
+
+
+def describe_streams(storage, *num_records):
+    """Say in `run.json` how many records each stream has, as a worker does."""
+    run = replace(checkpoint.read_run(storage), records_per_stream=num_records)
+    storage.replace("run.json", run.to_bytes())
 
 
 @pytest.fixture
@@ -139,7 +144,7 @@ def test_the_pace_of_now_is_that_of_the_commits_that_were_looked_at(tmp_path):
 
 
 def test_commits_within_the_second_that_the_clock_tells_have_a_pace_too():
-    last = SimpleNamespace(totals=SimpleNamespace(tokens_read=1000))
+    last = SimpleNamespace(totals=SimpleNamespace(tokens=1000))
     standing = SimpleNamespace(commit_times=(99.9, 100.2, 100.7), last=last, num_batches=10)
     assert _rate_now(standing, now=100.0) == pytest.approx(100 * 2 / 0.8)
 
@@ -148,8 +153,7 @@ def test_a_finished_run_is_finished_when_every_stream_is(tmp_path):
     storage = open_storage(str(tmp_path))
     make_run(storage, [[8] * 3, [5]])
     assert not read_status(str(tmp_path)).finished  # how many streams there are is not known
-    run = checkpoint.read_run(storage) | {"records_per_stream": [3, 1]}
-    storage.replace("run.json", json.dumps(run).encode())
+    describe_streams(storage, 3, 1)
     found = read_status(str(tmp_path))
     assert (found.finished, found.exit_code, found.seconds_left) == (True, 0, 0.0)
 
@@ -182,8 +186,7 @@ def test_a_narrow_terminal_has_fewer_columns_and_whole_numbers(output, width):
 def test_every_look_is_shown_until_the_run_is_finished(tmp_path):
     storage, seen = open_storage(str(tmp_path)), []
     make_run(storage, STREAMS[:1], stop_after=2)
-    run = checkpoint.read_run(storage) | {"records_per_stream": [len(STREAMS[0])]}
-    storage.replace("run.json", json.dumps(run).encode())
+    describe_streams(storage, len(STREAMS[0]))
 
     def show(status):
         seen.append(status.finished)

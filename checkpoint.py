@@ -30,54 +30,25 @@ Cost: one listing and two reads to resume; two create requests for each batch.
 """
 
 import time
-from dataclasses import asdict
 
-from extraction.batching.packing import PackedBatch
-from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists, ObjectNotFound
+from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists
 from extraction.core.fault_points import kill_point
+from extraction.format.chain import check_data, check_place, list_commits
 from extraction.format.commit import (
-    MAX_COMMIT,
-    SCHEMA,
+    Attempt,
+    BatchToCommit,
     Commit,
     DataObject,
-    Instance,
     Totals,
-    batch_of,
     commit_name,
-    data_name,
     digest_ids,
     parse_commit,
     worker_folder,
-    worker_number,
 )
 from extraction.format.not_finite import NotFinite
 from extraction.format.records import Cursor
-from extraction.format.run_config import RUN, RunDescription, differences, parse_run
+from extraction.format.run_config import RUN, RunDescription, differences, read_run
 from extraction.storage import ObjectInfo, Storage
-
-__all__ = [
-    "MAX_COMMIT",
-    "RUN",
-    "SCHEMA",
-    "Commit",
-    "CommitChain",
-    "DataObject",
-    "Instance",
-    "Totals",
-    "batch_of",
-    "check_data",
-    "commit_name",
-    "compare_data",
-    "data_name",
-    "digest_ids",
-    "join_run",
-    "list_commits",
-    "parse_commit",
-    "parse_run",
-    "read_run",
-    "worker_folder",
-    "worker_number",
-]
 
 
 def join_run(storage: Storage, own: RunDescription) -> RunDescription:
@@ -99,48 +70,20 @@ def join_run(storage: Storage, own: RunDescription) -> RunDescription:
     return run
 
 
-def read_run(storage: Storage) -> RunDescription:
-    """Return the content of `run.json`. Raises ObjectNotFound, DamagedData, or ConfigurationMismatch (another format)."""
-    return parse_run(storage.read(RUN), f"{storage.location}/{RUN}")
-
-
-def list_commits(storage: Storage, worker_id: int) -> list[str]:
-    """Names of a worker's commits in order. Raises DamagedData if one is missing in the middle or does not belong."""
-    folder = f"{worker_folder(worker_id)}/commits/"
-    numbers = set()
-    for info in storage.list(folder):
-        batch = batch_of(info.name)
-        if batch is None or info.name != commit_name(worker_id, batch):
-            raise DamagedData(f"{info.name}: no commit has such a name; move it out of the folder")
-        numbers.add(batch)
-    for number in range(max(numbers, default=-1)):
-        if number not in numbers:
-            _find_missing(storage, commit_name(worker_id, number), commit_name(worker_id, max(numbers)))
-    return [commit_name(worker_id, number) for number in range(max(numbers, default=-1) + 1)]
-
-
-def _find_missing(storage: Storage, missing: str, later: str) -> None:
-    """A folder that is listed while a worker commits may show a commit without the one before it: look for that."""
-    try:
-        storage.stat(missing)
-    except ObjectNotFound:
-        raise DamagedData(f"{missing} is missing, but {later} is there: restore it") from None
-
-
 class CommitChain:
     """The chain of one worker, positioned after its last commit. One thread commits at a time."""
 
-    def __init__(self, storage: Storage, worker_id: int, fingerprint: str):
-        self.storage, self.worker_id, self.fingerprint = storage, worker_id, fingerprint
-        self.instance = Instance()
+    def __init__(self, storage: Storage, stream: int, fingerprint: str):
+        self.storage, self.stream, self.fingerprint = storage, stream, fingerprint
+        self.attempt = Attempt()
         self.cursor, self.next_batch, self.end_of_stream = Cursor(0, 0), 0, False
         self.totals, self._last_attempt = Totals(), ""
 
     @classmethod
-    def load(cls, storage: Storage, worker_id: int, fingerprint: str) -> "CommitChain":
+    def load(cls, storage: Storage, stream: int, fingerprint: str) -> "CommitChain":
         """Where this worker stands. Raises DamagedData (rule 6) or ConfigurationMismatch."""
-        chain = cls(storage, worker_id, fingerprint)
-        names = list_commits(storage, worker_id)
+        chain = cls(storage, stream, fingerprint)
+        names = list_commits(storage, stream)
         if names:
             last = parse_commit(storage.read(names[-1]), names[-1])
             chain._check(last, names[-1], len(names) - 1)
@@ -148,8 +91,7 @@ class CommitChain:
         return chain
 
     def _check(self, commit: Commit, name: str, batch: int) -> None:
-        if (commit.worker_id, commit.batch) != (self.worker_id, batch):
-            raise DamagedData(f"{name}: it says worker {commit.worker_id}, batch {commit.batch}")
+        check_place(commit, name, self.stream, batch)
         if commit.fingerprint != self.fingerprint:
             raise ConfigurationMismatch(
                 f"{name}: committed with fingerprint {commit.fingerprint}, this start has {self.fingerprint}"
@@ -163,7 +105,7 @@ class CommitChain:
 
     def commit(
         self,
-        batch: PackedBatch,
+        batch: BatchToCommit,
         data: memoryview | None,
         seconds: dict[str, float],
         reconstruction_error: dict[str, float] | None = None,
@@ -182,14 +124,14 @@ class CommitChain:
         stored = None if data is None else self._store(data)
         seconds = {key: round(value, 3) for key, value in (seconds | {"upload": time.perf_counter() - begin}).items()}
         commit = Commit(
-            worker_id=self.worker_id,
+            stream=self.stream,
             batch=self.next_batch,
             cursor_before=batch.cursor_before,
             cursor_after=batch.cursor_after,
             data=stored,
-            num_records=batch.num_records,
+            num_records=len(batch.record_ids),
+            num_rows=batch.num_rows,
             num_tokens=batch.num_tokens,
-            num_tokens_read=batch.num_tokens_read,
             end_of_stream=batch.end_of_stream,
             fingerprint=self.fingerprint,
             record_ids_digest=digest_ids(batch.record_ids),
@@ -197,13 +139,16 @@ class CommitChain:
             not_finite=not_finite or {},
             seconds=seconds,
             totals=self.totals.plus(
-                (batch.num_tokens, batch.num_tokens_read),
+                batch,
                 stored.size if stored else 0,
                 seconds,
-                self._last_attempt != self.instance.attempt,
+                self._last_attempt != self.attempt.id,
                 not_finite or {},
             ),
-            **asdict(self.instance),
+            attempt=self.attempt.id,
+            host=self.attempt.host,
+            started=self.attempt.started,
+            versions=self.attempt.versions,
         )
         kill_point("before-commit", commit.batch)
         stored = self._publish(commit)
@@ -213,11 +158,11 @@ class CommitChain:
 
     def _store(self, data: memoryview) -> DataObject:
         kill_point("before-data", self.next_batch)
-        folder, name = worker_folder(self.worker_id), f"batches/{self.next_batch:08d}"
+        folder, name = worker_folder(self.stream), f"batches/{self.next_batch:08d}"
         try:
             info = self.storage.create(f"{folder}/{name}.safetensors", data)
         except ObjectExists:  # of a killed attempt or a rival: it stays, and ours goes beside it
-            name = f"{name}-{self.instance.attempt}"
+            name = f"{name}-{self.attempt.id}"
             info = self._store_as_ours(f"{folder}/{name}.safetensors", data)
         kill_point("after-data", self.next_batch)
         return DataObject(f"{name}.safetensors", info.size, info.crc32c, info.generation)
@@ -231,38 +176,16 @@ class CommitChain:
     def _publish(self, commit: Commit) -> Commit:
         """Create the commit. Returns the one that is stored: this one, or what an earlier request of this attempt that
         landed late has made of the same batch. Raises Fenced if it is another's."""
-        name = commit_name(self.worker_id, commit.batch)
+        name = commit_name(self.stream, commit.batch)
         try:
             self.storage.create(name, commit.to_bytes())
             return commit
         except ObjectExists:
             winner = parse_commit(self.storage.read(name), name)
-        if winner.attempt != self.instance.attempt:  # which nobody else can have written
+        if winner.attempt != self.attempt.id:  # which nobody else can have written
             raise Fenced(
                 f"{name} was committed by another worker: attempt {winner.attempt} on host {winner.host}, "
                 f"started {winner.started}",
                 winner.attempt,
             )
         return winner
-
-
-def check_data(storage: Storage, commit: Commit) -> ObjectInfo:
-    """Compare a committed data object with what the store has. Raises DamagedData naming the object."""
-    try:
-        info = storage.stat(data_name(commit))
-    except ObjectNotFound:
-        info = None
-    return compare_data(commit, info)
-
-
-def compare_data(commit: Commit, info: ObjectInfo | None) -> ObjectInfo:
-    """As `check_data`, with what is known of the object; None if it is not there."""
-    name = data_name(commit)
-    if info is None:
-        raise DamagedData(f"{name}: committed by batch {commit.batch}, but it is not there; restore it")
-    if not info.holds(commit.data.size, commit.data.crc32c):
-        raise DamagedData(
-            f"{name}: {info.size} bytes with crc32c {info.crc32c}, but {commit.data.size} bytes with "
-            f"{commit.data.crc32c} were committed; restore it"
-        )
-    return info

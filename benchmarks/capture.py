@@ -53,22 +53,23 @@ def steps_of(folder: Path, dtype: str, inputs: tuple) -> dict[str, Callable[[], 
     import jax.numpy as jnp
     import numpy as np
 
-    from extraction.models import step as forward
+    from extraction.models import step as compiled
     from extraction.models.captures import CapturePlan
     from extraction.models.config_file import read_model_config
     from extraction.models.location import locate_model
-    from extraction.models.sharding import Layout, MeshShape, mesh_of
+    from extraction.models.sharding import Layout, mesh_of
+    from extraction.models.step_options import StepOptions
 
-    model, shape = locate_model(str(folder), None), forward.StepShape(*inputs[0].shape)
-    config, mesh = read_model_config(model.path), MeshShape(1, 1)
+    model, shape = locate_model(str(folder), None), inputs[0].shape
+    config = read_model_config(model.path)
     hooks = tuple(f"blocks.{layer}.hook_resid_post" for layer in LAYERS)
-    captured = forward.load_forward(model, config, forward.ForwardOptions(hooks, shape, dtype, mesh=mesh))
+    captured = compiled.load_step(model, config, StepOptions(hooks, *shape, dtype))
 
     shallow = replace(config, num_layers=LAYERS[-1] + 1)
-    options = forward.ForwardOptions((FINAL,), shape, dtype, mesh=mesh)
+    options = StepOptions((FINAL,), *shape, dtype)
     plan = CapturePlan.of(options.hook_points, shallow)
-    graphs, _ = forward._abstract_model(shallow, plan, options)
-    step = forward.make_step(graphs, plan, options, Layout(mesh_of(mesh, jax.local_devices())))
+    graphs, _ = compiled._abstract_model(shallow, plan, options)
+    step = compiled.make_step(graphs, plan, options, Layout(mesh_of(options.mesh, jax.local_devices())))
     params = captured._params | {"final_norm": {"scale": jnp.ones(config.width, dtype)}}
     bare, slots = jax.jit(lambda *given: step(*given)[FINAL].values[..., 0]), inputs[3]
     return {

@@ -29,8 +29,8 @@ from forked import Command, open_backend, run
 
 import checkpoint
 from benchmarks.outcome import give, gives_results
-from extraction.storage import open_storage
 from extraction.batching.tokenizer import RecordTokenizer
+from extraction.storage import open_storage
 from tests.helpers.workers import MODEL, make_streams, text_of, write_corpus
 
 FLAGS = ("--layers", "1,-1", "--seq-len", "128", "--batch-size", "8", "--steps-per-batch", "2", "--no-progress")

@@ -35,8 +35,8 @@ from pathlib import Path
 import click
 from forked import ROOT, Backend, Command, Shelf, open_backend, run
 
-from extraction.storage import open_storage
 from extraction.batching.tokenizer import RecordTokenizer
+from extraction.storage import open_storage
 from tests.helpers.workers import MODEL, make_streams, text_of, write_corpus
 
 FLAGS = ("--layers", "1,-1", "--seq-len", "128", "--batch-size", "8", "--steps-per-batch", "2", "--no-progress")

@@ -24,11 +24,11 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.outcome import about, give, gives_results  # noqa: E402
 from extraction.datasets import fineweb  # noqa: E402
+from extraction.storage import open_storage  # noqa: E402
 from extraction.streams.build.check import check_streams  # noqa: E402
 from extraction.streams.build.footers import Wanted, read_groups  # noqa: E402
 from extraction.streams.build.sources import find_source  # noqa: E402
 from extraction.streams.manifest import Manifest  # noqa: E402
-from extraction.storage import open_storage  # noqa: E402
 from extraction.streams.stream import open_stream  # noqa: E402
 
 ROUNDS, GROUP, POOL, WORDS = 5, 1000, 5000, 50_000

@@ -26,25 +26,31 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results  # noqa: E402
 from extraction.batching.packing import BatchShape, pack_batches  # noqa: E402
-from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
-from extraction.read.reader import ActivationReader  # noqa: E402
 from extraction.format.records import TokenizedRecord  # noqa: E402
+from extraction.format.run_config import RunConfig, RunDescription  # noqa: E402
+from extraction.read.reader import ActivationReader  # noqa: E402
 from extraction.read.shuffle import ShuffledReader, ShuffleOptions  # noqa: E402
 from extraction.storage import open_storage  # noqa: E402
+from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
 from tests.helpers.fake_gcs import FakeGcs  # noqa: E402
 
 WIDTH, WORKERS, SHAPE = 576, 4, BatchShape(steps=1, rows=56, seq_len=2048)
 HOOK, ROUNDS = "blocks.15.hook_resid_post", 5
+CONFIG = RunConfig(
+    model="none", revision=None, weights_digest="-", tokenizer_digest="-", manifest_digest="-", hook_points=(HOOK,),
+    compute_dtype="float32", store_dtype="bfloat16", seq_len=SHAPE.seq_len, batch_size=SHAPE.rows,
+    steps_per_batch=SHAPE.steps, bos="never", long_documents="split", max_records=None,
+)  # fmt: skip
 
 
 def make_run(location: str, num_bytes: int) -> None:
     """Workers with objects of about 128 MiB; the values are of no matter."""
     storage = open_storage(location)
-    checkpoint.join_run(storage, {"hook_points": [HOOK]}, {"fingerprint": "sha256:0", "streams": ""})
+    checkpoint.join_run(storage, RunDescription(CONFIG, ""))
     lengths = np.random.default_rng(0).integers(50, 2000, 10_000)
     layout = Layout(0, {HOOK: WIDTH}, np.dtype(ml_dtypes.bfloat16))
     for worker_id in range(WORKERS):
-        chain = checkpoint.CommitChain.load(storage, worker_id, "sha256:0")
+        chain = checkpoint.CommitChain.load(storage, worker_id, CONFIG.fingerprint)
         records = (TokenizedRecord(i, f"record-{i}", np.zeros(n, np.int32)) for i, n in enumerate(lengths))
         for batch in pack_batches(records, chain.cursor, SHAPE, "split"):
             shard = BatchInFlight(batch, chain.next_batch, layout).shard
@@ -142,13 +148,11 @@ def opening(objects_of_worker: int) -> float:
     """Milliseconds to open a run of 1,000 workers in a bucket."""
     with FakeGcs() as bucket:
         os.environ["STORAGE_EMULATOR_HOST"] = bucket.address
-        checkpoint.join_run(
-            open_storage("gs://bucket/run"), {"hook_points": [HOOK]}, {"fingerprint": "", "streams": ""}
-        )
+        checkpoint.join_run(open_storage("gs://bucket/run"), RunDescription(CONFIG, ""))
         for worker_id in range(1000):
             for batch in range(objects_of_worker):
                 bucket.land(f"run/{checkpoint.worker_folder(worker_id)}/batches/{batch:08d}.safetensors", b"", None)
-        rate = measure(lambda: len(ActivationReader("gs://bucket/run").workers), ROUNDS)
+        rate = measure(lambda: len(ActivationReader("gs://bucket/run").streams), ROUNDS)
         return round(1000 / (rate / 1000), 1)
 
 

@@ -95,7 +95,7 @@ def lengthen(server: FakeGcs, length: int) -> None:
             cursor_after=Cursor(batch + 1, 0),
             data=DataObject(name, len(data), stored.crc32c, stored.generation),
             record_ids_digest=digest_ids([f"<urn:doc:{batch}>"]),
-            totals=last.totals.plus((first.num_tokens, first.num_tokens_read), len(data), first.seconds, False, {}),
+            totals=last.totals.plus(first, len(data), first.seconds, False, {}),
         )
         server.land(RUN + commit_name(0, batch), last.to_bytes(), "0")
 

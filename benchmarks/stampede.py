@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,10 +23,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results  # noqa: E402
-from checkpoint import Instance  # noqa: E402
-from extraction.worker.claims import StreamChooser, work_all  # noqa: E402
-from extraction.tools.status import read_status  # noqa: E402
+from checkpoint import Attempt  # noqa: E402
 from extraction.storage import Storage, open_storage  # noqa: E402
+from extraction.tools.status import read_status  # noqa: E402
+from extraction.worker.claims import StreamChooser, work_all  # noqa: E402
 from tests.helpers import runs  # noqa: E402
 from tests.helpers.fake_gcs import FakeGcs  # noqa: E402
 
@@ -40,10 +41,10 @@ class Fleet:
         self.storage, self.streams, self.seconds = storage, streams, seconds
         self.lengths, self.computed = [runs.SHAPE.seq_len] * RECORDS_PER_BATCH * batches, Counter()
 
-    def work(self, number: int, instance: Instance) -> None:
+    def work(self, number: int, attempt: Attempt) -> None:
         """A batch takes some seconds, and counts as computed from its beginning on."""
         chain = checkpoint.CommitChain.load(self.storage, number, runs.FINGERPRINT)
-        chain.instance = instance
+        chain.attempt = attempt
         while not chain.end_of_stream:
             self.computed[number] += 1
             time.sleep(self.seconds)
@@ -94,8 +95,9 @@ def main(streams: int, workers: int, batches: int, as_json: bool, output: Path |
         os.environ["STORAGE_EMULATOR_HOST"] = server.address
         storage = open_storage(OUTPUT)
         runs.make_run(storage, [])
-        details = checkpoint.read_run(storage) | {"records_per_stream": [RECORDS_PER_BATCH * batches] * streams}
-        storage.replace(checkpoint.RUN, json.dumps(details).encode())
+        sizes = (RECORDS_PER_BATCH * batches,) * streams
+        run_json = replace(checkpoint.read_run(storage), records_per_stream=sizes)
+        storage.replace(checkpoint.RUN, run_json.to_bytes())
         server.history.clear()
         results = {
             "command": "python benchmarks/stampede.py",

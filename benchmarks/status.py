@@ -25,26 +25,28 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results, note  # noqa: E402
-from checkpoint import Commit, DataObject, Totals  # noqa: E402
+from extraction.format.commit import Commit, DataObject, Totals, batch_of, worker_number  # noqa: E402
 from extraction.format.records import Cursor  # noqa: E402
+from extraction.format.run_config import RunDescription  # noqa: E402
 from extraction.tools.status import read_status  # noqa: E402
 from tests.helpers.fake_gcs import FakeGcs, Object  # noqa: E402
+from tests.helpers.runs import CONFIG  # noqa: E402
 
 TOKENS, SIZE, RECORDS, EVERY = 65_000, 117_440_512, 40, 30.0
 RUN = "run/"
 
 
-def commit_of(worker_id: int, batch: int) -> Commit:
+def commit_of(stream: int, batch: int) -> Commit:
     seconds = {"step": 1.9, "upload": 0.7}
     totals = Totals(
-        TOKENS * (batch + 1), SIZE * (batch + 1), 1 + batch // 10, {"step": 1.9 * (batch + 1)}, TOKENS * (batch + 1)
+        TOKENS * (batch + 1), TOKENS * (batch + 1), SIZE * (batch + 1), 1 + batch // 10, {"step": 1.9 * (batch + 1)}
     )
     return Commit(
-        worker_id=worker_id, batch=batch,
+        stream=stream, batch=batch,
         cursor_before=Cursor(RECORDS * batch, 0), cursor_after=Cursor(RECORDS * (batch + 1), 0),
         data=DataObject(f"batches/{batch:08d}.safetensors", SIZE, "AAAAAA==", 1),
-        num_records=RECORDS, num_tokens=TOKENS, num_tokens_read=TOKENS, end_of_stream=False, attempt="0" * 32, fingerprint="sha256:0",
-        record_ids_digest="sha256:0", host="host", started="2026-01-01T00:00:00Z",
+        num_records=RECORDS, num_rows=TOKENS, num_tokens=TOKENS, end_of_stream=False, attempt="0" * 32, fingerprint=CONFIG.fingerprint,
+        record_ids_digest="sha256:0", reconstruction_error={}, not_finite={}, host="host", started="2026-01-01T00:00:00Z",
         versions={"jax": "0", "project": "sha256:0"}, seconds=seconds, totals=totals,
     )  # fmt: skip
 
@@ -78,19 +80,19 @@ class Bucket(Sequence):
         place = bisect.bisect_left(self, name)
         if place == len(self) or self[place] != name:
             return None
-        batch = checkpoint.batch_of(name)
+        batch = batch_of(name)
         age = 0.0 if batch is None else EVERY * (self.commits - batch - 1)
         return Object(name, self.content(name, batch), 1, self.now - age)
 
     def content(self, name: str, batch: int | None) -> bytes:
         if name == f"{RUN}run.json":
-            run = {"schema": 1, "configuration": {}, "fingerprint": "sha256:0"}
-            return json.dumps(run | {"records_per_stream": [RECORDS * self.commits * 2] * self.workers}).encode()
+            sizes = (RECORDS * self.commits * 2,) * self.workers
+            return RunDescription(CONFIG, "", records_per_stream=sizes).to_bytes()
         if name.endswith("progress.json"):
             return json.dumps({"batch": self.commits - 1, "begun": self.now - EVERY * (self.commits - 1)}).encode()
         if "/commits/" not in name:
             return b"{}"
-        return commit_of(checkpoint.worker_number(name.split("/")[1]), batch).to_bytes()
+        return commit_of(worker_number(name.split("/")[1]), batch).to_bytes()
 
 
 def serve(pipe: multiprocessing.connection.Connection, *shape: int) -> None:

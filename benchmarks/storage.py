@@ -40,9 +40,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.outcome import about, give, gives_results, note  # noqa: E402
 from checkpoint import CommitChain  # noqa: E402
 from extraction.batching.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
-from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
 from extraction.format.records import Cursor, TokenizedRecord  # noqa: E402
 from extraction.storage import open_storage  # noqa: E402
+from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
 from extraction.worker.uploader import BackgroundWriter  # noqa: E402
 
 HOOK, WIDTH, SEQ_LEN, MIB = "blocks.15.hook_resid_post", 2048, 2048, 1 << 20

@@ -29,15 +29,15 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results, note  # noqa: E402
-from checkpoint import Commit, DataObject, Totals  # noqa: E402
-from extraction.format.run_config import ExtractionConfig  # noqa: E402
-from extraction.datasets import fineweb  # noqa: E402
 from extraction.batching.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
-from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
+from extraction.datasets import fineweb  # noqa: E402
+from extraction.format.commit import Commit, DataObject, Totals, data_name  # noqa: E402
 from extraction.format.records import Cursor, TokenizedRecord  # noqa: E402
-from extraction.storage import crc32c_base64, open_storage  # noqa: E402
+from extraction.format.run_config import RunConfig, RunDescription  # noqa: E402
 from extraction.format.statistics import norm_counts  # noqa: E402
+from extraction.storage import crc32c_base64, open_storage  # noqa: E402
 from extraction.streams.stream import load_manifest  # noqa: E402
+from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -67,7 +67,7 @@ def make_streams(folder: Path, size: Size) -> str:
 
 def make_run(folder: Path, streams: str, size: Size) -> None:
     """A finished run in a folder. Files are written plainly: syncing each would take longer than all the rest."""
-    config = ExtractionConfig(
+    config = RunConfig(
         model="none",
         revision=None,
         weights_digest="-",
@@ -83,17 +83,16 @@ def make_run(folder: Path, streams: str, size: Size) -> None:
         steps_per_batch=1,
         long_documents="split",
     )
-    details = {"fingerprint": config.fingerprint, "streams": streams}
-    checkpoint.join_run(open_storage(str(folder)), config.to_json(), details)
+    checkpoint.join_run(open_storage(str(folder)), RunDescription(config, streams))
     for worker in range(size.workers):
         for kind in ("batches", "commits"):
             (folder / checkpoint.worker_folder(worker) / kind).mkdir(parents=True)
         totals = Totals()
         for number, batch in enumerate(batches_of(worker, size)):
             data = data_of(batch, (worker, number), size)
-            totals = totals.plus((batch.num_tokens, batch.num_tokens_read), len(data), {}, number == 0, {})
+            totals = totals.plus(batch, len(data), {}, number == 0, {})
             commit = commit_of(batch, (worker, number), data, (config.fingerprint, totals))
-            (folder / checkpoint.data_name(commit)).write_bytes(data)
+            (folder / data_name(commit)).write_bytes(data)
             (folder / checkpoint.commit_name(worker, number)).write_bytes(commit.to_bytes())
 
 
@@ -107,8 +106,8 @@ def data_of(batch: PackedBatch, place: tuple[int, int], size: Size) -> memoryvie
     layout = Layout(place[0], {HOOK: size.width}, np.dtype("bfloat16"))
     shard = BatchInFlight(batch, place[1], layout).shard
     shard.arrays[HOOK][:] = 1
-    shard.arrays[f"{HOOK}.sum"][:] = shard.arrays[f"{HOOK}.sum_of_squares"][:] = batch.num_tokens
-    shard.arrays[f"{HOOK}.norm_counts"][:] = norm_counts(np.full(batch.num_tokens, size.width**0.5))
+    shard.arrays[f"{HOOK}.sum"][:] = shard.arrays[f"{HOOK}.sum_of_squares"][:] = batch.num_rows
+    shard.arrays[f"{HOOK}.norm_counts"][:] = norm_counts(np.full(batch.num_rows, size.width**0.5))
     shard.arrays[f"{HOOK}.max"][:] = 1
     return shard.data
 
@@ -116,18 +115,20 @@ def data_of(batch: PackedBatch, place: tuple[int, int], size: Size) -> memoryvie
 def commit_of(batch: PackedBatch, place: tuple[int, int], data: memoryview, run: tuple[str, Totals]) -> Commit:
     name = f"batches/{place[1]:08d}.safetensors"
     return Commit(
-        worker_id=place[0],
+        stream=place[0],
         batch=place[1],
         cursor_before=batch.cursor_before,
         cursor_after=batch.cursor_after,
         data=DataObject(name, len(data), crc32c_base64(data), None),
         num_records=batch.num_records,
+        num_rows=batch.num_rows,
         num_tokens=batch.num_tokens,
-        num_tokens_read=batch.num_tokens_read,
         end_of_stream=batch.end_of_stream,
         attempt="0" * 32,
         fingerprint=run[0],
         record_ids_digest=checkpoint.digest_ids(batch.record_ids),
+        reconstruction_error={},
+        not_finite={},
         host="machine",
         started="2026-01-01T00:00:00Z",
         versions={"jax": "0"},

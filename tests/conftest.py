@@ -5,6 +5,8 @@ import os
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed jax would look for a TPU first
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"  # in this process and in its children
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 from extraction.storage import open_storage
 from tests.helpers.fake_gcs import FakeGcs

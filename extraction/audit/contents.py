@@ -17,15 +17,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-import checkpoint
-from checkpoint import Commit
-
 from ..core.errors import DamagedData
 from ..core.strict_json import loads
-from ..format.dtypes import dtype_named
+from ..format.chain import compare_data
+from ..format.commit import Commit, data_name, digest_ids
+from ..format.dtypes import LARGEST_CODE, dtype_named
 from ..format.not_finite import KINDS, counted
-from ..format.run_config import LARGEST_CODE
-from ..format.safetensors import SCHEMA, Shard, decode
+from ..format.run_config import FORMAT
+from ..format.safetensors import Shard, decode
 from ..format.statistics import COUNTS, MAX, MAX_AT, SCALE, SUMS, norm_counts, statistics_layout, unscaled
 from ..storage import ObjectInfo, crc32c_base64
 from .facts import AuditedRun
@@ -37,7 +36,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found in one data object; see `WorkerAudit` for the meaning of the fields."""
+    """What was found in one data object; see `StreamAudit` for the meaning of the fields."""
 
     problems: tuple[str, ...]
     widths: dict[str, int] = field(default_factory=dict)
@@ -46,9 +45,9 @@ class Contents:
 
 def check_contents(data: bytes, commit: Commit, run: AuditedRun) -> Contents:
     """Check the data object of a commit that has one. Damage is listed, not raised."""
-    name = checkpoint.data_name(commit)
+    name = data_name(commit)
     try:
-        checkpoint.compare_data(commit, ObjectInfo(name, len(data), crc32c_base64(data)))
+        compare_data(commit, ObjectInfo(name, len(data), crc32c_base64(data)))
         shard = decode(data, name)
     except DamagedData as error:
         return Contents((str(error),))
@@ -67,7 +66,7 @@ def check_contents(data: bytes, commit: Commit, run: AuditedRun) -> Contents:
 
 def _check_layout(shard: Shard, commit: Commit, run: AuditedRun) -> Iterator[str]:
     """Arrays that are missing or have another shape or dtype; further ones are allowed."""
-    n, r = commit.num_tokens, commit.num_records
+    n, r = commit.num_rows, commit.num_records
     wanted = {
         "tokens": ((n,), "int32"),
         "positions": ((n,), "int32"),
@@ -92,7 +91,7 @@ def _check_layout(shard: Shard, commit: Commit, run: AuditedRun) -> Iterator[str
 
 
 def _check_header(shard: Shard, commit: Commit) -> Iterator[str]:
-    for key, value in (("schema", SCHEMA), ("worker_id", commit.worker_id), ("batch", commit.batch)):
+    for key, value in (("format", FORMAT), ("stream", commit.stream), ("batch", commit.batch)):
         if shard.metadata.get(key) != str(value):
             yield f"its header says {key} {shard.metadata.get(key)!r}, not {value}"
     try:
@@ -100,7 +99,7 @@ def _check_header(shard: Shard, commit: Commit) -> Iterator[str]:
     except (KeyError, ValueError):
         yield "the record_ids of its header are not a JSON list of strings"
     else:
-        if len(ids) != commit.num_records or checkpoint.digest_ids(ids) != commit.record_ids_digest:
+        if len(ids) != commit.num_records or digest_ids(ids) != commit.record_ids_digest:
             yield "the record ids of its header are not those of its commit"
 
 

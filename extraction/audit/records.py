@@ -22,9 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from checkpoint import Commit
-
 from ..batching.token_selection import Selection
+from ..format.commit import Commit
 from .facts import AuditedRun
 
 Arrays = Mapping[str, np.ndarray]
@@ -40,7 +39,7 @@ class _Part(NamedTuple):
 
 def check_cover(commit: Commit, run: AuditedRun) -> Iterator[str]:
     """What is wrong, whatever its records are, with the tokens that a commit covers and with having no rows of them."""
-    before, after, read = commit.cursor_before, commit.cursor_after, commit.num_tokens_read
+    before, after, read = commit.cursor_before, commit.cursor_after, commit.num_tokens
     num_ended = after.record - before.record
     if after <= before:
         return
@@ -50,7 +49,7 @@ def check_cover(commit: Commit, run: AuditedRun) -> Iterator[str]:
     longest = min(read, run.config.seq_len) if run.config.truncates else read
     if not least <= ended <= num_ended * longest:
         yield f"counts {read:,} tokens, which cannot be from {before} to {after}"
-    elif commit.num_tokens == 0:
+    elif commit.num_rows == 0:
         most = run.selection.most_without_row
         first, others = (min(longest, most(offset, True)) for offset in (before.token_offset, 0))
         without = first + (num_ended - 1) * others if num_ended else 0
@@ -60,7 +59,7 @@ def check_cover(commit: Commit, run: AuditedRun) -> Iterator[str]:
 
 def check_records(arrays: Arrays, commit: Commit, run: AuditedRun) -> Iterator[str]:
     """What is wrong with the records of a data object."""
-    before, after, n = commit.cursor_before, commit.cursor_after, commit.num_tokens
+    before, after, n = commit.cursor_before, commit.cursor_after, commit.num_rows
     index, offsets = arrays["record_index"], arrays["record_offsets"]
     if not np.array_equal(index, np.arange(before.record, before.record + commit.num_records)):
         yield f"its record_index does not count from {before.record}"
@@ -68,9 +67,9 @@ def check_records(arrays: Arrays, commit: Commit, run: AuditedRun) -> Iterator[s
         yield f"its record_offsets do not rise from 0 to its {n:,} rows"
         return
     lengths = arrays["record_lengths"]
-    room = min(commit.num_tokens_read, run.config.num_slots)
-    if (lengths < 0).any() or (lengths > room).any() or lengths.sum() != commit.num_tokens_read:
-        yield f"its record_lengths do not sum up to the {commit.num_tokens_read:,} tokens of its commit"
+    room = min(commit.num_tokens, run.config.num_slots)
+    if (lengths < 0).any() or (lengths > room).any() or lengths.sum() != commit.num_tokens:
+        yield f"its record_lengths do not sum up to the {commit.num_tokens:,} tokens of its commit"
         return
     if before.token_offset and lengths[0] == 0:
         yield f"record {before.record} does not go on at token {before.token_offset}, where the batch before it ended"

@@ -1,6 +1,6 @@
 """The proof of exactly once: commits, data objects and the manifest in, what is wrong out.
 
-In: where a run and its streams lie. Out: a `RunAudit`, with a `WorkerAudit` for each stream (`findings`).
+In: where a run and its streams lie. Out: a `RunAudit`, with a `StreamAudit` for each stream (`findings`).
 
 What is proven without `deep`, from metadata and the id column of the streams (`chain`): each chain has no gap; each
 cursor begins where the one before ended, from (0, 0) on; each data object is there with the committed size and crc32c;
@@ -22,18 +22,17 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import checkpoint
-
-from ..core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, ObjectNotFound
-from ..format.run_config import RunDescription
+from ..core.errors import ConfigurationMismatch, DamagedData, ObjectNotFound
+from ..format.commit import worker_folder
+from ..format.run_config import RUN, RunDescription, no_run, read_run
 from ..storage import Storage, open_storage
 from ..streams.stream import load_manifest, open_stream
-from .chain import Expected, Reading, audit_worker
+from .chain import Expected, Reading, audit_stream
 from .facts import AuditedRun
-from .findings import RunAudit, WorkerAudit
+from .findings import RunAudit, StreamAudit
 from .meter import Meter
 
-__all__ = ["RunAudit", "WorkerAudit", "audit_run"]
+__all__ = ["RunAudit", "StreamAudit", "audit_run"]
 
 WORKERS_AT_ONCE = 4
 THREADS = 32
@@ -49,16 +48,16 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, visib
     """
     storage = open_storage(output)
     described = _read_run(storage)
-    run = AuditedRun.of(described, f"{output}/{checkpoint.RUN}")
+    run = AuditedRun.of(described, f"{output}/{RUN}")
     location = streams or described.streams
     manifest = load_manifest(location)
     if manifest.digest != run.config.manifest_digest:
         raise ConfigurationMismatch(f"{location}/manifest.json is not the manifest that {output} was made from")
 
-    def audit(index: int) -> WorkerAudit:
+    def audit(index: int) -> StreamAudit:
         source = open_stream(manifest, location, index)
         total = run.config.limit(source.num_records)
-        return audit_worker(reading, index, run, Expected(total, source.read_ids))
+        return audit_stream(reading, index, run, Expected(total, source.read_ids))
 
     with (
         Meter(output, visible) as meter,
@@ -67,29 +66,29 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, visib
     ):
         reading = Reading(storage, pool, deep, meter.expect, meter.advance)
         try:
-            workers = tuple(walks.map(audit, range(manifest.num_streams)))
+            audits = tuple(walks.map(audit, range(manifest.num_streams)))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    _compare_widths(workers)
-    return RunAudit(output, deep, workers, _strays(storage, manifest.num_streams))
+    _compare_widths(audits)
+    return RunAudit(output, deep, audits, _strays(storage, manifest.num_streams))
 
 
 def _read_run(storage: Storage) -> RunDescription:
     try:
-        return checkpoint.read_run(storage)
+        return read_run(storage)
     except ObjectNotFound:
         folders = [folder for folder in storage.folders() if _WORKER_FOLDER.fullmatch(folder)]
     # A start that failed before it had joined a run leaves a note in its folder, and no more.
     stored = next((info.name for folder in folders for info in storage.list(f"{folder}/commits/")), None)
     if stored:
-        raise DamagedData(f"{storage}/{checkpoint.RUN} is missing, but {stored} is there: restore it")
-    raise InvalidRequest(f"{storage} holds no run: there is no {checkpoint.RUN}; give the --output of a run")
+        raise DamagedData(f"{storage}/{RUN} is missing, but {stored} is there: restore it")
+    raise no_run(storage)
 
 
 def _strays(storage: Storage, num_streams: int) -> tuple[str, ...]:
     """A line for each worker's folder that belongs to no stream."""
-    own = {checkpoint.worker_folder(index) for index in range(num_streams)}
+    own = {worker_folder(index) for index in range(num_streams)}
     return tuple(
         f"{folder}: there is no such stream, the manifest has {num_streams}, numbered from 0"
         for folder in storage.folders()
@@ -97,11 +96,11 @@ def _strays(storage: Storage, num_streams: int) -> tuple[str, ...]:
     )
 
 
-def _compare_widths(workers: Sequence[WorkerAudit]) -> None:
+def _compare_widths(audits: Sequence[StreamAudit]) -> None:
     """Note down the workers whose hook points are not as wide as those of the workers before them."""
     known: dict[str, int] = {}
-    for worker in workers:
-        for kind, width in worker.widths.items():
+    for audit in audits:
+        for kind, width in audit.widths.items():
             if known.setdefault(kind, width) != width:
-                folder = checkpoint.worker_folder(worker.worker_id)
-                worker.problems.append(f"{folder}: its {kind} is {width} wide, that of other workers {known[kind]}")
+                folder = worker_folder(audit.stream)
+                audit.problems.append(f"{folder}: its {kind} is {width} wide, that of other streams {known[kind]}")

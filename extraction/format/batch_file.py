@@ -26,11 +26,11 @@ _GAP = 64 << 10  # bytes that are read and left sooner than another request is m
 class BatchRef(NamedTuple):
     """What a commit says: which batch, where its data lies, how many tokens it has and which part of the stream."""
 
-    worker_id: int
+    stream: int
     batch: int
     name: str
     size: int
-    num_tokens: int
+    num_rows: int
     begin: Cursor
     end: Cursor
 
@@ -120,7 +120,7 @@ class StoredBatch:
         """int64 [last - first, 2]: stream and record index of the tokens [first, last)."""
         offsets, index = self.array("record_offsets"), self.array("record_index")
         places = np.searchsorted(offsets, np.arange(first, last), side="right") - 1
-        return np.stack([np.full(last - first, self.ref.worker_id, np.int64), index[places]], axis=1)
+        return np.stack([np.full(last - first, self.ref.stream, np.int64), index[places]], axis=1)
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries or not self._entries[name].shape:

@@ -10,8 +10,9 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ..core.errors import ConfigurationMismatch, DamagedData
+from ..core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, ObjectNotFound
 from ..core.strict_json import loads
+from ..storage import Storage
 from .dtypes import LARGEST_CODE, STORE_DTYPES
 
 RUN = "run.json"
@@ -130,6 +131,27 @@ class RunDescription:
         return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
+def read_run(storage: Storage) -> RunDescription:
+    """Return the content of `run.json`.
+
+    Raises ObjectNotFound, DamagedData, or ConfigurationMismatch for another format.
+    """
+    return parse_run(storage.read(RUN), f"{storage}/{RUN}")
+
+
+def read_existing_run(storage: Storage) -> RunDescription:
+    """Return the content of `run.json`. Raises InvalidRequest where there is none, or as `read_run`."""
+    try:
+        return read_run(storage)
+    except ObjectNotFound:
+        raise no_run(storage) from None
+
+
+def no_run(storage: Storage) -> InvalidRequest:
+    """Return the error for an output without a run."""
+    return InvalidRequest(f"{storage} holds no run: there is no {RUN}; give the --output of a run")
+
+
 def parse_run(data: bytes, name: str) -> RunDescription:
     """Return what the bytes stored under `name` say. Memory: at most 64 bytes for each byte of `data`.
 
@@ -154,10 +176,10 @@ def parse_run(data: bytes, name: str) -> RunDescription:
 
 def _check_format(value: Any, name: str) -> None:
     """Raise ConfigurationMismatch for a run of another format."""
-    number = value.get("format", value.get("schema"))
+    number = value["format"]
     if type(number) is not int:
         raise ValueError("its format is not a number")
-    if number != FORMAT or "format" not in value:
+    if number != FORMAT:
         raise ConfigurationMismatch(
             f"{name}: format {number}, this version reads and writes {FORMAT}: use the version that made the run"
         )

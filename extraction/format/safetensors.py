@@ -20,7 +20,6 @@ import numpy as np
 from ..core.errors import DamagedData, InvalidRequest
 from ..core.strict_json import loads
 
-SCHEMA = 1
 _ALIGNMENT = 64
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _MAX_AXES, _MAX_SIZE = 8, 1 << 48  # of an array, in numbers

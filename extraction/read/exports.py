@@ -40,7 +40,7 @@ def export(output: str, layout: str, folder: str, options: ExportOptions) -> int
         raise InvalidRequest(f"{folder} exists: give the name of a new folder")
     reader, unfinished = ActivationReader(output), target.with_name(f".{target.name}.unfinished")
     names = reader.checked(options.hook_points)
-    if not reader.num_tokens():
+    if not reader.num_rows():
         raise InvalidRequest(f"{output} holds no tokens yet")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -51,7 +51,7 @@ def export(output: str, layout: str, folder: str, options: ExportOptions) -> int
 
 def _to_npy(reader: ActivationReader, names: Sequence[str], folder: Path, options: ExportOptions) -> int:
     """`<hook point>.npy` float32 [N, width], `tokens.npy` [N], `record.npy` [N, 2], `position.npy` [N]."""
-    total = reader.num_tokens()
+    total = reader.num_rows()
     for number, name in enumerate(names):
         arrays: dict[str, np.memmap] = {}
         at = 0
@@ -146,8 +146,8 @@ def _to_saelens(reader: ActivationReader, names: Sequence[str], folder: Path, op
     if len(names) != 1:
         raise InvalidRequest(f"SAELens reads one hook point, not {len(names)}: name it with --hook-point")
     (name,), size = names, options.context_size or 128
-    if reader.num_tokens() < size:
-        raise InvalidRequest(f"--context-size {size}: the run has {reader.num_tokens()} tokens")
+    if reader.num_rows() < size:
+        raise InvalidRequest(f"--context-size {size}: the run has {reader.num_rows()} tokens")
     width = next(reader.rows(name)).activations.shape[1]
     features = Features({name: Array2D((size, width), "float32"), "token_ids": Sequence(Value("int32"), length=size)})
     cache = folder.with_name(f"{folder.name}-cache")
@@ -155,7 +155,7 @@ def _to_saelens(reader: ActivationReader, names: Sequence[str], folder: Path, op
     try:
         dataset = Dataset.from_generator(_saelens_rows, features=features, cache_dir=str(cache), gen_kwargs=arguments)
         dataset.save_to_disk(str(folder))
-        if left := reader.num_tokens() % size:
+        if left := reader.num_rows() % size:
             say(f"the last {left} tokens were left out: they do not fill a row of {size}")
         return len(dataset) * size
     finally:

@@ -6,29 +6,30 @@ a scale (int8, float8) come as their values in float32.
     reader = ActivationReader("gs://bucket/run")
     for activations, tokens, record, position in reader.rows("blocks.6.hook_resid_post"): ...
 
-Guarantee: only what is committed is seen, each token once, in the order of workers, batches and records; a chain with a
+Guarantee: only what is committed is seen, each token once, in the order of streams, batches and records; a chain with a
 gap, a commit of another run or an object of another size raises DamagedData. Shuffled reading is in `shuffle`.
 
-Cost: opening reads `run.json` and lists the workers. Commits are read as they are wanted, 16 ahead; a whole run costs a
+Cost: opening reads `run.json` and lists the streams. Commits are read as they are wanted, 16 ahead; a whole run costs a
 listing for each worker and a request for each commit. Data is mapped from a local disk; from a bucket it comes in
 parallel ranges, one batch ahead of its use.
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-import checkpoint
-
-from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound
+from ..core.errors import InvalidRequest, ObjectNotFound
+from ..core.threads import prefetch
 from ..format.batch_file import BatchRef, StoredBatch
-from ..format.commit import Commit
+from ..format.chain import StoredCommit, walk
+from ..format.commit import Commit, data_name, worker_number
 from ..format.records import Cursor
+from ..format.run_config import read_existing_run
 from ..format.statistics import SCALE
 from ..storage import open_storage
 from .statistics import Statistics, names_of_statistics, statistics_of
@@ -37,8 +38,6 @@ _THREADS = 16
 _READ_AHEAD = 1
 
 Values = TypeVar("Values", np.ndarray, dict[str, np.ndarray])
-_Item = TypeVar("_Item")
-_Loaded = TypeVar("_Loaded")
 
 
 class Rows(NamedTuple, Generic[Values]):
@@ -78,7 +77,7 @@ class Batch:
     def record(self) -> np.ndarray:
         """int64 [N, 2]: stream and record index of each token."""
         index = np.repeat(self.record_index, np.diff(self.record_offsets))
-        return np.stack([np.full(len(index), self.ref.worker_id, np.int64), index], axis=1)
+        return np.stack([np.full(len(index), self.ref.stream, np.int64), index], axis=1)
 
 
 @dataclass(frozen=True)
@@ -108,109 +107,88 @@ class ActivationReader:
 
     def __init__(self, output: str):
         self.storage = open_storage(output)
-        try:
-            self.run = checkpoint.read_run(self.storage)
-        except ObjectNotFound:
-            raise InvalidRequest(f"{output} holds no {checkpoint.RUN}: not the output of a run") from None
+        self.run = read_existing_run(self.storage)
         self.hook_points: tuple[str, ...] = tuple(self.run.config.hook_points)
-        self.workers = tuple(
-            number for folder in self.storage.folders() if (number := checkpoint.worker_number(folder)) is not None
+        self.streams = tuple(
+            number for folder in self.storage.folders() if (number := worker_number(folder)) is not None
         )
         self._refs: dict[int, tuple[BatchRef, ...]] = {}
-        self._ends: dict[int, Cursor] = {}
+        self._lasts: dict[int, Commit | None] = {}
         self._pool = ThreadPoolExecutor(_THREADS, "reader")
 
     # ------------------------------------------------------------------------------------------ what is there
 
-    def refs(self, worker_id: int) -> Iterator[BatchRef]:
+    def refs(self, stream: int) -> Iterator[BatchRef]:
         """The batches of one worker that have data, in order."""
-        return self.all_refs([worker_id])
+        return self.all_refs([stream])
 
-    def all_refs(self, workers: Iterable[int] | None = None) -> Iterator[BatchRef]:
-        """The batches of these workers, of all by default. Their commits are read ahead, over the ends of workers."""
-        wanted = self.workers if workers is None else self._known(workers)
-        known = {worker_id: self._refs[worker_id] for worker_id in wanted if worker_id in self._refs}
+    def all_refs(self, streams: Iterable[int] | None = None) -> Iterator[BatchRef]:
+        """The batches of these streams, of all by default. Their commits are read ahead, over the ends of streams."""
+        wanted = self.streams if streams is None else self._known(streams)
+        unread = [stream for stream in dict.fromkeys(wanted) if stream not in self._refs]
+        commits, pending = walk(self.storage, unread, self.run.fingerprint, self._pool), set(unread)
+        for stream in wanted:
+            if stream in pending:
+                pending.remove(stream)
+                yield from self._read_refs(stream, commits)
+            else:
+                yield from self._refs[stream]
+
+    def _read_refs(self, stream: int, commits: Iterator[StoredCommit | None]) -> Iterator[BatchRef]:
+        """Yield the batches of the stream whose commits come next, and keep them."""
         found: list[BatchRef] = []
-        number, cursor = 0, Cursor(0, 0)
-        for worker_id, name, commit in self._ahead(self._steps(wanted, known), self._take_step, _THREADS):
-            if commit is None:
-                yield from known.get(worker_id, ())
-                if worker_id not in known:
-                    self._refs[worker_id], self._ends[worker_id] = tuple(found), cursor
-                found, number, cursor = [], 0, Cursor(0, 0)
-                continue
-            if (commit.worker_id, commit.batch, commit.fingerprint) != (worker_id, number, self.run.fingerprint):
-                raise DamagedData(f"{name}: says worker {commit.worker_id}, batch {commit.batch} of another run")
-            if commit.cursor_before != cursor:
-                raise DamagedData(f"{name}: begins at {commit.cursor_before}, the batch before it ended at {cursor}")
-            number, cursor = number + 1, commit.cursor_after
-            if commit.data is not None:
-                data = f"{checkpoint.worker_folder(worker_id)}/{commit.data.name}"
-                size, tokens, before = commit.data.size, commit.num_tokens, commit.cursor_before
-                found.append(BatchRef(worker_id, commit.batch, data, size, tokens, before, cursor))
+        last: Commit | None = None
+        while (stored := next(commits)) is not None:
+            last = stored.commit
+            if last.data is not None:
+                place = (stream, last.batch, data_name(last), last.data.size, last.num_rows)
+                found.append(BatchRef(*place, last.cursor_before, last.cursor_after))
                 yield found[-1]
+        self._refs[stream], self._lasts[stream] = tuple(found), last
 
-    def _known(self, workers: Iterable[int]) -> tuple[int, ...]:
+    def _known(self, streams: Iterable[int]) -> tuple[int, ...]:
         """These streams. Raises InvalidRequest for one that the run does not have."""
-        wanted, planned = tuple(workers), len(self.run.get("records_per_stream") or ())
+        wanted, planned = tuple(streams), len(self.run.records_per_stream)
         for number in wanted:
-            if number not in self.workers and not 0 <= number < planned:
-                there = ", ".join(map(str, self.workers)) or "none yet"
+            if number not in self.streams and not 0 <= number < planned:
+                there = ", ".join(map(str, self.streams)) or "none yet"
                 raise InvalidRequest(f"{self.storage.location} has no stream {number}; it has {there}")
         return wanted
 
-    def _steps(self, workers: Sequence[int], known: Collection[int]) -> Iterator[tuple[int, str | None]]:
-        """(worker, name of a commit) for the commits of those that are not known, (worker, None) at the end of each."""
-        unread = [worker_id for worker_id in workers if worker_id not in known]
-        listed = self._ahead(unread, lambda worker_id: checkpoint.list_commits(self.storage, worker_id), _THREADS)
-        for worker_id in workers:
-            if worker_id not in known:
-                yield from ((worker_id, name) for name in next(listed))
-            yield worker_id, None
-
-    def _take_step(self, step: tuple[int, str | None]) -> tuple[int, str | None, Commit | None]:
-        worker_id, name = step
-        return worker_id, name, None if name is None else checkpoint.parse_commit(self.storage.read(name), name)
+    def num_rows(self) -> int:
+        """Return how many rows are committed; reads every commit that was not read yet."""
+        return sum(ref.num_rows for ref in self.all_refs())
 
     def num_tokens(self) -> int:
-        """How many tokens are committed; reads every commit that was not read yet."""
-        return sum(ref.num_tokens for ref in self.all_refs())
-
-    def _ahead(self, items: Iterable[_Item], load: Callable[[_Item], _Loaded], depth: int) -> Iterator[_Loaded]:
-        """`load(item)` of each item in order, up to `depth` of them being loaded while one is used."""
-        waiting: deque[Future[_Loaded]] = deque()
-        for item in items:
-            waiting.append(self._pool.submit(load, item))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        """Return how many tokens are committed, stored or not; reads every commit that was not read yet."""
+        deque(self.all_refs(), maxlen=0)
+        return sum(last.totals.tokens for last in self._lasts.values() if last)
 
     # ------------------------------------------------------------------------------------------ reading
 
     def batches(
-        self, hook_points: Sequence[str] | None = None, workers: Iterable[int] | None = None
+        self, hook_points: Sequence[str] | None = None, streams: Iterable[int] | None = None
     ) -> Iterator[Batch]:
         """Every batch, with these hook points (all by default). Raises InvalidRequest for one the run does not have."""
-        return self.read(self.all_refs(workers), hook_points)
+        return self.read(self.all_refs(streams), hook_points)
 
     def read(self, refs: Iterable[BatchRef], hook_points: Sequence[str] | None = None) -> Iterator[Batch]:
         """The batches of these refs, in their order: for those who share batches out themselves."""
         return self._load_batches(refs, self.checked(hook_points))
 
-    def rows(self, hook_point: str, workers: Iterable[int] | None = None) -> Iterator[Rows[np.ndarray]]:
+    def rows(self, hook_point: str, streams: Iterable[int] | None = None) -> Iterator[Rows[np.ndarray]]:
         """The tokens of every batch with their activations at one hook point."""
-        for batch in self.batches([hook_point], workers):
+        for batch in self.batches([hook_point], streams):
             yield Rows(batch.activations[hook_point], batch.tokens, batch.record, batch.positions)
 
     def records(
-        self, hook_points: Sequence[str] | None = None, workers: Iterable[int] | None = None
+        self, hook_points: Sequence[str] | None = None, streams: Iterable[int] | None = None
     ) -> Iterator[RecordActivations]:
         """Every record that is committed whole, joined where it goes over batches. One of which nothing is stored is
         there, without rows, if a batch that it is in has rows of others."""
         names = self.checked(hook_points)
-        for worker_id in self.workers if workers is None else self._known(workers):
-            yield from self._join(worker_id, self._load_batches(self.refs(worker_id), names))
+        for stream in self.streams if streams is None else self._known(streams):
+            yield from self._join(stream, self._load_batches(self.refs(stream), names))
 
     def record(self, record_id: str, hook_points: Sequence[str] | None = None) -> RecordActivations:
         """The record of this id. Raises ObjectNotFound, and InvalidRequest if several records have it, which
@@ -242,7 +220,7 @@ class ActivationReader:
         places: dict[str, tuple[tuple[int, int], ...]] = {}
         for stored in self.headers():
             for record_id, index in zip(stored.record_ids, stored.array("record_index").tolist(), strict=True):
-                place, known = (stored.ref.worker_id, index), places.get(record_id, ())
+                place, known = (stored.ref.stream, index), places.get(record_id, ())
                 if place not in known:  # a record that goes over batches is in each
                     places[record_id] = (*known, place)
         return places
@@ -266,10 +244,10 @@ class ActivationReader:
                 stored.fetch(names_of_statistics(hook_points))
             return stored
 
-        return self._ahead(self.all_refs(), load, _THREADS)
+        return prefetch(self.all_refs(), load, _THREADS, self._pool)
 
     def _load_batches(self, refs: Iterable[BatchRef], names: Sequence[str]) -> Iterator[Batch]:
-        return self._ahead(refs, lambda ref: self._load(ref, names), _READ_AHEAD)
+        return prefetch(refs, lambda ref: self._load(ref, names), _READ_AHEAD, self._pool)
 
     def _load(self, ref: BatchRef, names: Sequence[str]) -> Batch:
         stored = StoredBatch(self.storage, ref)
@@ -288,7 +266,7 @@ class ActivationReader:
             *map(stored.array, more),
         )
 
-    def _join(self, worker_id: int, batches: Iterator[Batch]) -> Iterator[RecordActivations]:
+    def _join(self, stream: int, batches: Iterator[Batch]) -> Iterator[RecordActivations]:
         """Whole records of consecutive batches of one worker. Batches without rows, and so without data, may lie
         between these, before and after them; of a first record that began earlier, what is here is given."""
         parts: list[RecordActivations] = []
@@ -302,7 +280,8 @@ class ActivationReader:
                 if at < last or batch.ref.end.token_offset == 0:
                     yield _concatenate(parts)
                     parts = []
-        if parts and self._ends[worker_id].record > parts[0].index:
+        last = self._lasts[stream]
+        if parts and last is not None and last.cursor_after.record > parts[0].index:
             yield _concatenate(parts)
 
     def checked(self, hook_points: Sequence[str] | None) -> tuple[str, ...]:
@@ -319,7 +298,7 @@ def _part(batch: Batch, at: int, record_id: str) -> RecordActivations:
     activations = {name: values[here] for name, values in batch.activations.items()}
     index = int(batch.record_index[at])
     return RecordActivations(
-        batch.ref.worker_id,
+        batch.ref.stream,
         index,
         record_id,
         activations,

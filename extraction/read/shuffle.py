@@ -88,15 +88,15 @@ class ShuffledReader(Generic[Values]):
         self._reader, self._single = reader, isinstance(hook_points, str)
         self._names = reader.checked((hook_points,) if isinstance(hook_points, str) else hook_points)
         self._refs = list(reader.all_refs())
-        total = sum(ref.num_tokens for ref in self._refs)
+        total = sum(ref.num_rows for ref in self._refs)
         self._span = range(total * options.rank // options.world_size, total * (options.rank + 1) // options.world_size)
-        self._of = {"fingerprint": reader.run.fingerprint, "num_tokens": total, "options": asdict(options)}
+        self._of = {"fingerprint": reader.run.fingerprint, "num_rows": total, "options": asdict(options)}
         smallest = total // options.world_size
-        self._num_tokens = smallest // options.batch_size * options.batch_size if options.drop_last else len(self._span)
+        self._num_rows = smallest // options.batch_size * options.batch_size if options.drop_last else len(self._span)
 
     def __len__(self) -> int:
         """Batches in an epoch; with `drop_last` the same on every rank."""
-        return -(-self._num_tokens // self.options.batch_size)
+        return -(-self._num_rows // self.options.batch_size)
 
     def state(self) -> State:
         """Where iterating stands, as JSON: after the batch that was given last."""
@@ -111,7 +111,7 @@ class ShuffledReader(Generic[Values]):
     def __iter__(self) -> Iterator[Rows[Values]]:
         order, block = self._order(), self.options.block
         begin = self.position // block * block
-        firsts = range(begin, self._num_tokens, block) if self.position < self._num_tokens else ()
+        firsts = range(begin, self._num_rows, block) if self.position < self._num_rows else ()
         with ThreadPoolExecutor(1, "shuffle") as background:
             waiting = [background.submit(self._read_block, order, first) for first in firsts[:1]]
             for number, first in enumerate(firsts):
@@ -126,15 +126,15 @@ class ShuffledReader(Generic[Values]):
         pieces, at = [], 0
         for number in _permutation(len(self._refs), self.options.seed, self.epoch):
             ref = self._refs[number]
-            first, last = max(self._span.start - at, 0), min(self._span.stop - at, ref.num_tokens)
+            first, last = max(self._span.start - at, 0), min(self._span.stop - at, ref.num_rows)
             if first < last:
                 pieces.append(_Piece(ref, first, last))
-            at += ref.num_tokens
+            at += ref.num_rows
         return pieces
 
     def _batches(self, block: _Block, first: int) -> Iterator[Rows[Values]]:
         options = self.options
-        size = min(options.block, self._num_tokens - first)
+        size = min(options.block, self._num_rows - first)
         order = _permutation(len(block.tokens), options.seed, self.epoch, options.rank, first)[:size]
         for begin in range(self.position - first, size, options.batch_size):
             rows = order[begin : begin + options.batch_size]

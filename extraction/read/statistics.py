@@ -75,7 +75,7 @@ class Tally:
     def add(self, stored: StoredBatch) -> None:
         """One object. Raises DamagedData if it lacks statistics."""
         name = self._name
-        self._count += stored.ref.num_tokens
+        self._count += stored.ref.num_rows
         with np.errstate(invalid="ignore"):  # a sum is infinite in one object and -infinite in another
             self._sums = [total + stored.array(name + suffix) for total, suffix in zip(self._sums, SUMS, strict=True)]
         counts, most, at = (stored.array(name + suffix) for suffix in (COUNTS, MAX, MAX_AT))
@@ -98,7 +98,7 @@ class Tally:
         stored, (row, column) = self._found_in, self._at.tolist()
         if stored is None:
             raise ValueError("statistics of no object")
-        if not (0 <= row < stored.ref.num_tokens and 0 <= column < len(self._sums[0])):
+        if not (0 <= row < stored.ref.num_rows and 0 <= column < len(self._sums[0])):
             raise DamagedData(f"{stored.ref.name}: {self._name}{MAX_AT} is [{row}, {column}], where no row is")
         here = (row, row + 1)
         ((stream, record),) = stored.records_of(*here).tolist()
@@ -114,7 +114,7 @@ def statistics_of(stored_batches: Iterable[StoredBatch], names: Sequence[str]) -
     tallies = {name: Tally(name) for name in names}
     count = 0
     for stored in stored_batches:
-        count += stored.ref.num_tokens
+        count += stored.ref.num_rows
         for tally in tallies.values():
             tally.add(stored)
     return {name: tally.result() for name, tally in tallies.items()} if count else {}

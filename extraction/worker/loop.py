@@ -23,7 +23,8 @@ from ..core.errors import ExtractionError, InvalidRequest
 from ..core.logs import say
 from ..format.dtypes import has_scale
 from ..format.not_finite import NotFinite, counted
-from ..format.safetensors import SCHEMA, Shard, allocate
+from ..format.run_config import FORMAT
+from ..format.safetensors import Shard, allocate
 from ..format.statistics import (
     COUNTS,
     MAX,
@@ -93,7 +94,7 @@ class StageTimes:
 class Layout:
     """What every data object of a worker has: whose it is, {hook point: width}, and the stored dtype."""
 
-    worker_id: int
+    stream: int
     widths: dict[str, int]
     dtype: np.dtype
 
@@ -125,7 +126,7 @@ class BatchInFlight:
 
     def finish(self) -> tuple[memoryview | None, dict[str, float]]:
         """When all steps are put: the data object, and what `commit` takes as reconstruction error."""
-        if not self.batch.num_tokens:
+        if not self.batch.num_rows:
             return None, {}
         for hook in self._hooks.values():
             hook.finish(self.shard.arrays)
@@ -209,7 +210,7 @@ def _sizes(values: np.ndarray) -> np.ndarray:
 
 
 def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
-    n, r = batch.num_tokens, batch.num_records
+    n, r = batch.num_rows, batch.num_records
     statistics = {
         f"{name}{suffix}": array
         for name, width in layout.widths.items()
@@ -228,9 +229,9 @@ def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
         **{name: ((n, width), layout.dtype) for name, width in layout.widths.items()},
     }
     metadata = {
-        "schema": str(SCHEMA),
+        "format": str(FORMAT),
         "record_ids": json.dumps(list(batch.record_ids), ensure_ascii=False),
-        "worker_id": str(layout.worker_id),
+        "stream": str(layout.stream),
         "batch": str(number),
     }
     if any(meta is not None for meta in batch.record_meta):
@@ -298,7 +299,7 @@ class _Watch:
                 computed = f"values of up to {facts[name].overflow:.4g} were computed"
                 why = f"{computed}, {_largest_of(self._layout)}: bfloat16 and float32 hold more"
             where = f"batch {flight.number}, first in {flight.where_first(name)}"
-            say(f"not finite: {name} has {counted(counts)} in {where}; {why}", "WARNING", self._layout.worker_id)
+            say(f"not finite: {name} has {counted(counts)} in {where}; {why}", "WARNING", self._layout.stream)
 
 
 def _largest_of(layout: Layout) -> str:

@@ -4,9 +4,8 @@ In: commits. Out: `http://HOST:PORT/metrics` in Prometheus' text format, by the 
 thread that waits for requests.
 """
 
-from checkpoint import Commit
-
 from ..core.errors import InvalidRequest
+from ..format.commit import Commit
 from ..format.not_finite import total
 
 
@@ -45,10 +44,10 @@ class Metrics:
 
     def on_commit(self, commit: Commit) -> None:
         """Count one more commit."""
-        stream = str(commit.worker_id)
-        self._tokens.labels(stream).inc(commit.num_tokens_read)
-        self._rows.labels(stream).inc(commit.num_tokens)
-        self._bytes.labels(stream).inc(commit.data.size if commit.data else 0)
+        stream = str(commit.stream)
+        self._tokens.labels(stream).inc(commit.num_tokens)
+        self._rows.labels(stream).inc(commit.num_rows)
+        self._bytes.labels(stream).inc(commit.data_bytes)
         self._batches.labels(stream).inc()
         self._not_finite.labels(stream).inc(total(commit.not_finite))
         for stage, seconds in commit.seconds.items():

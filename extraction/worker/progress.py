@@ -12,11 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-import checkpoint
-from checkpoint import Commit
-
 from ..core.errors import ExtractionError, PermissionDenied
 from ..core.logs import say
+from ..format.commit import Commit, commit_name, worker_folder
 from ..storage import Storage
 
 LINE_EVERY = 30.0
@@ -26,8 +24,8 @@ FILE_EVERY = 10.0
 class Progress:
     """Follows one worker through a stream of `total` records, of which `done` are committed."""
 
-    def __init__(self, storage: Storage, worker_id: int, total: int, done: int, visible: bool):
-        self._storage, self._worker_id, self._total = storage, worker_id, total
+    def __init__(self, storage: Storage, stream: int, total: int, done: int, visible: bool):
+        self._storage, self._stream, self._total = storage, stream, total
         self._tokens = 0
         self._begin = self._last_line = time.monotonic()
         self._last_file = self._begin - FILE_EVERY
@@ -43,21 +41,21 @@ class Progress:
 
         columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
         bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-        self._task = bar.add_task(f"worker {self._worker_id}", total=self._total, completed=done, rate="")
+        self._task = bar.add_task(f"worker {self._stream}", total=self._total, completed=done, rate="")
         bar.start()
         return bar
 
     def on_commit(self, commit: Commit) -> None:
         """Show and note one more commit."""
         self._tell_launcher(commit)
-        self._tokens += commit.num_tokens_read
+        self._tokens += commit.num_tokens
         now = time.monotonic()
         rate = self._tokens / max(now - self._begin, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, completed=commit.cursor_after.record, rate=f"{rate:,.0f} tokens/s")
         elif self._lines and now - self._last_line >= LINE_EVERY:
             self._last_line = now
-            say(f"batch {commit.batch}: {self._standing(commit)}, {rate:,.0f} tokens/s", worker=self._worker_id)
+            say(f"batch {commit.batch}: {self._standing(commit)}, {rate:,.0f} tokens/s", worker=self._stream)
         if self._writes_file and (now - self._last_file >= FILE_EVERY or commit.end_of_stream):
             self._last_file = now
             self._write_file(commit, rate)
@@ -68,7 +66,7 @@ class Progress:
             return
         self._told_launcher = True
         try:
-            Path(path).write_text(f"{checkpoint.commit_name(commit.worker_id, commit.batch)}\n")
+            Path(path).write_text(f"{commit_name(commit.stream, commit.batch)}\n")
         except OSError as error:
             say(f"LAUNCH_COMMIT_FILE {path} is not written: {error}", "WARNING")
 
@@ -80,10 +78,10 @@ class Progress:
         return f"{commit.cursor_after.record:,} of {self._total:,} records"
 
     def _write_file(self, commit: Commit, rate: float) -> None:
-        name = f"{checkpoint.worker_folder(self._worker_id)}/progress.json"
+        name = f"{worker_folder(self._stream)}/progress.json"
         try:
             if self._begun is None:
-                self._begun = self._storage.stat(checkpoint.commit_name(self._worker_id, 0)).updated
+                self._begun = self._storage.stat(commit_name(self._stream, 0)).updated
             content = {
                 "batch": commit.batch,
                 "begun": self._begun,

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 import checkpoint
-from extraction.format.run_config import FINAL_HOOK, HOOK_SUFFIXES
+from extraction.batching.token_selection import Selection, Selector
 from extraction.datasets.ai2_arc import question_row
-from extraction.streams.build.row_files import Located
+from extraction.format.safetensors import decode
 from extraction.models.config_file import read_model_config
 from extraction.models.families import FAMILIES
-from extraction.worker.loop import StageTimes
-from extraction.batching.token_selection import Selection, Selector
-from extraction.format.safetensors import decode
+from extraction.models.hooks import FINAL_HOOK, HOOK_KINDS
 from extraction.storage import Storage, open_storage
+from extraction.streams.build.row_files import Located
+from extraction.worker.loop import StageTimes
 from tests.helpers import runs
 from tests.helpers.known_models import ACCEPTED, FOLDER
 from tests.helpers.runs import WIDTHS, make_run
@@ -72,12 +72,12 @@ def test_the_table_of_a_data_object_has_its_arrays(output, tmp_path, monkeypatch
     named = {key.replace("<hook point>", hook) for key in keys_of_table("array") for hook in WIDTHS}
     assert named == shard.arrays.keys() | pooled.arrays.keys()
     assert list(shard.arrays)[:2] == ["record_index", "record_offsets"]
-    assert {"schema", "worker_id", "batch", "record_ids"} <= shard.metadata.keys()
+    assert {"format", "stream", "batch", "record_ids"} <= shard.metadata.keys()
 
 
 def test_run_json_has_what_the_page_says(output):
     described = FORMAT.partition("`run.json` holds ")[2].partition("\n\n")[0]
-    assert checkpoint.read_run(output).keys() <= set(re.findall(r"`([^`]+)`", described))
+    assert json.loads(output.read(checkpoint.RUN)).keys() <= set(re.findall(r"`([^`]+)`", described))
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
@@ -114,7 +114,7 @@ def test_the_reading_examples_run(output):
 def test_the_table_of_hook_points_has_all_by_their_short_names():
     rows = rows_of_table((DOCS / "hook-points.md").read_text(), "name")
     named = {name: short for (name,), short, *_ in rows}
-    assert named == {f"blocks.{{l}}.{suffix}": [short] for short, suffix in HOOK_SUFFIXES.items()} | {FINAL_HOOK: []}
+    assert named == {f"blocks.{{l}}.{kind.suffix}": [kind.short] for kind in HOOK_KINDS} | {FINAL_HOOK: []}
 
 
 def test_the_table_of_families_says_what_is_absent(tmp_path):

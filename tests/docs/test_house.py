@@ -6,35 +6,41 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import extraction
+from extraction.core import errors
 from extraction.datasets import DATASETS
 from extraction.models.families import FAMILIES
 from extraction.storage import BACKENDS
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "extraction").rglob("*.py")])
-TOP = {"extract_activations", "create_dataset_streams", "checkpoint"}
-# Each level imports from those after it, and nothing from its own.
-LEVELS = [
-    {"extract_activations"},
-    {"worker", "report"},
-    {"create_dataset_streams", "plan", "status", "elastic", "adapters"},
-    {"datasets", "sampling", "parity", "audit", "standing", "shuffle", "exports"},
-    {"streams", "forward", "reader", "progress", "metrics", "attempts"},
-    {"statistics", "column_chunks"},
-    {"checkpoint", "models", "pipeline", "writer", "objects", "parquet"},
-    {"manifest", "packing", "stored", "compile_cache", "reference_ids"},
-    {"config", "commits", "storage", "selection", "tokenization", "positions", "shards", "preemption"},
-    {"errors", "records", "faults", "logs", "not_finite", "prefetch", "strict_json", "versions", "columns"},
-]
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
+LAYERS = ("core", "storage", "format", "streams", "batching", "models")  # each imports from those before it
+BELOW = {layer: set(LAYERS[:place]) for place, layer in enumerate(LAYERS)} | {
+    "datasets": {"core", "storage", "format", "streams", "batching"},
+    "checkpoint": {"core", "storage", "format"},
+    "worker": {*LAYERS, "checkpoint"},
+    "read": {*LAYERS},
+    "audit": {*LAYERS},
+    "tools": {*LAYERS, "read", "audit", "worker"},
+    "create_dataset_streams": {"core", "storage", "streams", "datasets"},
+    "extract_activations": {"core", "worker", "read", "audit", "tools"},
+}
+
+
+def folder_of(dotted: str) -> str:
+    """The layer of a module: the folder under `extraction`, or a script of the root."""
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "extraction" and len(parts) > 1 else parts[0]
 
 
 def name_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[1] if parts[0] == "extraction" and len(parts) > 1 else parts[0]
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports_of(path: Path) -> set[str]:
@@ -52,38 +58,59 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def own_imports(path: Path) -> set[str]:
-    names = set()
-    for dotted in imports_of(path):
-        parts = dotted.split(".")
-        if parts[0] == "extraction" and len(parts) > 1:
-            names.add(parts[1])
-        elif parts[0] in TOP:
-            names.add(parts[0])
-    return names - {name_of(path)}
-
-
-@pytest.mark.parametrize("path", [p for p in SOURCES if p != ROOT / "extraction/__init__.py"], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [path for path in SOURCES if folder_of(name_of(path)) in BELOW], ids=name_of)
 def test_imports_point_one_way(path):
-    name = name_of(path)
-    level = next(i for i, names in enumerate(LEVELS) if name in names)
-    above = set().union(*LEVELS[: level + 1])
-    assert not own_imports(path) & above, f"{name} imports from its own level or one above"
+    own = folder_of(name_of(path))
+    ours = [dotted for dotted in imports_of(path) if dotted.split(".")[0] in {"extraction", *SCRIPTS}]
+    found = {folder_of(dotted) for dotted in ours} & BELOW.keys() - {own}
+    assert found <= BELOW[own], f"{name_of(path)} imports from {found - BELOW[own]}"
+
+
+def test_every_source_has_its_layer():
+    assert {folder_of(name_of(path)) for path in SOURCES} == BELOW.keys() | {"extraction"}
+
+
+def test_of_the_worker_tools_use_the_flags_and_the_resolver():
+    for path in (ROOT / "extraction/tools").rglob("*.py"):
+        used = {dotted for dotted in imports_of(path) if folder_of(dotted) == "worker"}
+        assert used <= {"extraction.worker.flags", "extraction.worker.resolve"}, path
 
 
 @pytest.mark.parametrize(
     "package, users",
     [
-        ("jax", {"forward", "models", "plan"}),
-        ("flax", {"forward", "models", "plan"}),
-        ("google", {"storage"}),
-        ("torch", {"parity", "adapters"}),
+        ("jax", "extraction.models extraction.worker extraction.tools.plan"),
+        ("flax", "extraction.models extraction.worker"),
+        ("google", "extraction.storage"),
+        ("torch", "extraction.tools.parity extraction.read.torch"),
     ],
 )
 def test_only_these_import_it(package, users):
     for path in SOURCES:
         if package in {dotted.split(".")[0] for dotted in imports_of(path)}:
-            assert name_of(path) in users, f"{path} imports {package}"
+            assert f"{name_of(path)}.".startswith(tuple(f"{user}." for user in users.split())), path
+
+
+def test_the_public_api_is_there_and_its_import_is_light():
+    """Heavy packages are for those who use them: a program that only reads needs neither jax nor torch."""
+    heavy = {"jax", "flax", "transformers", "torch", "datasets", "numpy", "google"}
+    code = f"import sys, extraction; print(sorted({heavy} & sys.modules.keys()))"
+    reading = "from extraction import *; print(ActivationReader, ShuffledReader, DamagedData.exit_code)"
+    light, used = (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for code in (code, reading)
+    )
+    assert light == "[]\n"
+    assert used.split() == ["<class", "'extraction.read.reader.ActivationReader'>", "<class",
+                            "'extraction.read.shuffle.ShuffledReader'>", "65"]  # fmt: skip
+    assert set(extraction.__all__) >= {name for name, kind in vars(errors).items() if isinstance(kind, type)}
+
+
+def test_the_version_is_written_once():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"] and project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "extraction.__version__"}
+    assert f"## {extraction.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.parametrize("registry", [DATASETS, FAMILIES, BACKENDS])
@@ -96,15 +123,15 @@ def test_what_a_registry_lists_stays_apart(registry):
 
 def test_only_a_storage_knows_how_its_locations_begin():
     for path in SOURCES:
-        if name_of(path) != "storage":
+        if folder_of(name_of(path)) != "storage":
             assert not re.search(r'(startswith|removeprefix|partition)\(\(?f?"\w+://', path.read_text()), path
 
 
-def test_levels_and_the_map_of_the_library_have_every_module():
-    modules = {name_of(path) for path in SOURCES} - {"__init__"}
-    assert sorted(modules) == sorted(name for level in LEVELS for name in level)
-    described = re.findall(r"`(\w+)`", ast.get_docstring(ast.parse((ROOT / "extraction/__init__.py").read_text())))
-    assert sorted(described) == sorted(modules - TOP)
+def test_the_map_of_the_library_has_every_folder():
+    described = re.findall(
+        r"^`(\w+)`", ast.get_docstring(ast.parse((ROOT / "extraction/__init__.py").read_text())), re.M
+    )
+    assert sorted(described) == sorted(path.parent.name for path in (ROOT / "extraction").glob("*/__init__.py"))
 
 
 def public(tree: ast.Module) -> list[ast.AST]:

@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 from create_dataset_streams import cli
 from extraction.core import errors
-from extraction.format.run_config import HOOK_SUFFIXES
+from extraction.models.hooks import BY_SHORT_NAME
 from extraction.streams.manifest import load_manifest
 from tests.helpers.fake_hub import FakeHub
-from tests.unit.test_ai2_arc import ROW
 from tests.helpers.workers import ROOT, extract, make_streams, python, text_of, write_corpus
+from tests.unit.test_ai2_arc import ROW
 
 README = (ROOT / "README.md").read_text()
 
@@ -139,7 +139,7 @@ def test_it_links_to_every_page_and_each_link_leads_somewhere():
 
 def test_its_hook_points_and_exit_codes_are_those_of_the_code():
     sentence = README.partition("Each block has ")[2].partition(", short for")[0]
-    assert re.findall(r"`(\w+)`", sentence) == list(HOOK_SUFFIXES)
+    assert re.findall(r"`(\w+)`", sentence) == list(BY_SHORT_NAME)
     table = README.partition("| code | meaning |")[2].splitlines()[2:]
     codes = {int(line.split("|")[1]) for line in table}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind is not errors.ExtractionError]

@@ -39,8 +39,8 @@ def removed(data):
         (LAST_COMMIT, lambda data: b"", f"{LAST_COMMIT}: not a readable commit"),
         (LAST_COMMIT, lambda data: data[:100], f"{LAST_COMMIT}: not a readable commit"),
         (LAST_COMMIT, lambda data: b"\x80 not JSON", f"{LAST_COMMIT}: not a readable commit"),
-        (LAST_COMMIT, edited(schema=2), f"{LAST_COMMIT}: commit of schema 2.*newer version"),
-        (LAST_COMMIT, edited(worker_id=7), f"{LAST_COMMIT}: it says worker 7"),
+        (LAST_COMMIT, edited(format=2), f"{LAST_COMMIT}: commit of format 2, this version reads 3"),
+        (LAST_COMMIT, edited(stream=7), f"{LAST_COMMIT}: it says stream 7"),
         (LAST_COMMIT, edited(batch=1), f"{LAST_COMMIT}: "),
         (MIDDLE_COMMIT, removed, f"{MIDDLE_COMMIT} is missing, but {LAST_COMMIT} is there: restore it"),
         ("worker-00000/commits/00000003.json.bak", lambda data: b"{}", "00000003.json.bak: no commit has such a name"),
@@ -153,7 +153,7 @@ def test_another_model_under_the_same_name_is_refused_with_both_values(run, tmp_
     change(model)
     with pytest.raises(ConfigurationMismatch) as caught:
         extract_here(streams, output, "--model", model)
-    stored = json.loads((output / "run.json").read_text())["configuration"][field]
+    stored = json.loads((output / "run.json").read_text())["config"][field]
     lines = str(caught.value).partition("otherwise: ")[2].split("; ")
     assert len(lines) == 1 and lines[0].startswith(f'{field}: "{stored}" in the run, "sha256:') and "now" in lines[0]
     assert committed(open_storage(str(output))) == before

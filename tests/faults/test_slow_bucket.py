@@ -37,8 +37,8 @@ class Output:
 def work(location):
     """Extract NUM_BATCHES batches. Returns how memory grew, in bytes, and the batches that waited at each commit."""
     from checkpoint import CommitChain
-    from extraction.worker.loop import Layout, run_pipeline
     from extraction.storage import open_storage
+    from extraction.worker.loop import Layout, run_pipeline
     from extraction.worker.uploader import BackgroundWriter
     from tests.helpers.batches import batches_from
 

@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import jax
 
-from extraction.models.step import ForwardOptions, StepShape, lower_step, weight_shapes
 from extraction.models.config import ModelConfig
 from extraction.models.config_file import read_model_config
-from extraction.models.sharding import MeshShape
+from extraction.models.cost import counts_of, ideal_flops, num_layers
+from extraction.models.mesh import MeshShape
 from extraction.models.slices import SLICES, Slice, describe
-from extraction.tools.plan import counts_of, ideal_flops, num_layers
+from extraction.models.step import lower_step, weight_shapes
+from extraction.models.step_options import StepOptions
 
 CONFIGS = Path(__file__).parents[1] / "model_configs"
 LANES = 128  # the last axis of a tensor takes whole lanes
@@ -54,7 +55,7 @@ class CompiledStep:
     """Three layers captured, the deepest after three quarters of the model, or at layer 18."""
 
     config: ModelConfig
-    options: ForwardOptions
+    options: StepOptions
     slice: Slice
     program: jax.stages.Compiled
 
@@ -66,8 +67,8 @@ class CompiledStep:
             config = read_model_config(Path(folder))
         deepest = min(18, config.num_layers * 3 // 4)
         hooks = tuple(f"blocks.{deepest * part // 3}.hook_resid_post" for part in (1, 2, 3))
-        shape, mesh = StepShape(case.rows, case.seq_len), MeshShape(*case.mesh)
-        options = ForwardOptions(hooks, shape, "bfloat16", case.store_dtype, mesh=mesh)
+        mesh = MeshShape(*case.mesh)
+        options = StepOptions(hooks, case.rows, case.seq_len, "bfloat16", case.store_dtype, mesh=mesh)
         wanted = SLICES[case.slice]
         lowered = lower_step(config, options, describe(wanted))
         return cls(config, options, wanted, lowered.compile({"exec_time_optimization_effort": effort}))
@@ -87,7 +88,7 @@ class CompiledStep:
 
     @property
     def tokens(self) -> int:
-        return self.options.shape.rows * self.options.shape.seq_len
+        return self.options.num_slots
 
     @property
     def devices(self) -> int:
@@ -99,9 +100,10 @@ class CompiledStep:
 
     def products(self) -> float:
         """The same without attention: what the compiler counts over two for each weight and token."""
-        alone = StepShape(self.tokens, 1)  # a token that sees itself only: as good as no attention
+        # A token that sees itself only is as good as no attention.
+        alone = replace(self.options, batch_size=self.tokens, seq_len=1)
         counted = self.program.cost_analysis()["flops"] * num_layers(self.config, self.options)
-        return counted / ideal_flops(self.config, replace(self.options, shape=alone))
+        return counted / ideal_flops(self.config, alone)
 
     def memory(self) -> float:
         """Peak over weights, results (in the scan, and on their way out) and the tensors of one block."""

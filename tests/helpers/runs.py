@@ -2,21 +2,28 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 
 import checkpoint
 from extraction.batching.packing import BatchShape, pack_batches
-from extraction.worker.loop import BatchInFlight, Layout
 from extraction.batching.token_selection import EVERYTHING, Selector
 from extraction.format.records import TokenizedRecord
+from extraction.format.run_config import RunConfig, RunDescription
+from extraction.worker.loop import BatchInFlight, Layout
 from tests.helpers.batches import fill_hook
 
 SHAPE = BatchShape(steps=1, rows=2, seq_len=8)
-FINGERPRINT = "sha256:of-the-configuration"
 WIDTHS = {"blocks.0.hook_resid_post": 4, "blocks.1.mlp.hook_post": 6}
 DTYPE = np.dtype(ml_dtypes.bfloat16)  # stored
+CONFIG = RunConfig(
+    model="none", revision=None, weights_digest="-", tokenizer_digest="-", manifest_digest="-",
+    hook_points=tuple(WIDTHS), compute_dtype="float32", store_dtype=DTYPE.name, seq_len=SHAPE.seq_len,
+    batch_size=SHAPE.rows, steps_per_batch=SHAPE.steps, bos="never", long_documents="split", max_records=None,
+)  # fmt: skip
+FINGERPRINT = CONFIG.fingerprint
 STREAMS = ([5, 3, 20, 0, 8, 1, 7, 7, 2, 16], [40, 1, 2, 30], [9] * 7)  # tokens of each record
 
 
@@ -54,26 +61,24 @@ def make_run(
     storage: object, streams: Iterable[Iterable[int]], stop_after: int | None = None, selector: Selector = EVERYTHING
 ) -> None:
     """A run with a worker for each list of record lengths; each worker stops after some batches, at the end if None."""
-    configuration = {
-        "hook_points": list(WIDTHS),
-        "positions": str(selector.selection),
-        "seq_len": SHAPE.seq_len,
-    }
-    checkpoint.join_run(storage, configuration, {"fingerprint": FINGERPRINT, "streams": "/nowhere"})
+    config = replace(CONFIG, hook_points=tuple(WIDTHS), store_dtype=DTYPE.name, positions=str(selector.selection))
+    checkpoint.join_run(storage, RunDescription(config, "/nowhere"))
     for worker_id, lengths in enumerate(streams):
-        extract(checkpoint.CommitChain.load(storage, worker_id, FINGERPRINT), list(lengths), stop_after, selector)
+        extract(
+            checkpoint.CommitChain.load(storage, worker_id, config.fingerprint), list(lengths), stop_after, selector
+        )
 
 
 def extract(
     chain: checkpoint.CommitChain, lengths: list[int], stop_after: int | None = None, selector: Selector = EVERYTHING
 ) -> None:
     """Commit the batches of one worker from where its chain stands."""
-    layout = Layout(chain.worker_id, WIDTHS, DTYPE)
+    layout = Layout(chain.stream, WIDTHS, DTYPE)
     records = (
         TokenizedRecord(
             index,
-            record_id(chain.worker_id, index),
-            tokens_of(chain.worker_id, index, length),
+            record_id(chain.stream, index),
+            tokens_of(chain.stream, index, length),
             json.dumps(meta_of(index)) if meta_of(index) else None,
         )
         for index, length in enumerate(lengths)
@@ -82,7 +87,7 @@ def extract(
     for number, batch in enumerate(pack_batches(records, chain.cursor, SHAPE, "split", selector)):
         if number == stop_after:
             return
-        data = fill(BatchInFlight(batch, chain.next_batch, layout).shard) if batch.num_tokens else None
+        data = fill(BatchInFlight(batch, chain.next_batch, layout).shard) if batch.num_rows else None
         chain.commit(batch, data, {"step": 0.5})
 
 

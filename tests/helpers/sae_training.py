@@ -18,8 +18,8 @@ from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.activations_store import ActivationsStore
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from extraction.read.torch import TorchActivations  # noqa: E402
 from extraction.read.shuffle import ShuffleOptions  # noqa: E402
+from extraction.read.torch import TorchActivations  # noqa: E402
 
 warnings.simplefilter("ignore")
 folder, run, hook, size, width = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])

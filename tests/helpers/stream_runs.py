@@ -13,15 +13,15 @@ import numpy as np
 import checkpoint
 from checkpoint import CommitChain
 from extraction.audit.verify import RunAudit, audit_run
-from extraction.format.run_config import ExtractionConfig
-from extraction.datasets import fineweb
 from extraction.batching.packing import PackedBatch, pack_batches
-from extraction.worker.loop import BatchInFlight, Layout
 from extraction.batching.token_selection import EVERYTHING, Selection, Selector
+from extraction.datasets import fineweb
 from extraction.format.records import Cursor, Record, TokenizedRecord
+from extraction.format.run_config import RunConfig, RunDescription, SpecialTokenIds
 from extraction.format.safetensors import Shard, decode
 from extraction.storage import Storage, crc32c_base64, open_storage
 from extraction.streams.stream import load_manifest, open_stream
+from extraction.worker.loop import BatchInFlight, Layout
 from tests.helpers.batches import LENGTHS, SHAPE, fill_hook
 from tests.helpers.corpora import write_corpus
 
@@ -38,7 +38,7 @@ def make_streams(folder: Path, num_streams: int = NUM_WORKERS) -> str:
     return str(folder / "streams")
 
 
-def configure(streams: str, **changes: object) -> ExtractionConfig:
+def configure(streams: str, **changes: object) -> RunConfig:
     settings = {
         "model": "none",
         "revision": None,
@@ -55,22 +55,19 @@ def configure(streams: str, **changes: object) -> ExtractionConfig:
         "long_documents": "split",
         "max_records": None,
     }
-    return ExtractionConfig(**settings | changes)
+    return RunConfig(**settings | changes)
 
 
-def join(storage: Storage, streams: str, **changes: object) -> ExtractionConfig:
+def join(storage: Storage, streams: str, **changes: object) -> RunConfig:
     """Write `run.json`, as the first worker does."""
     config = configure(streams, **changes)
-    checkpoint.join_run(
-        storage,
-        config.to_json(),
-        {
-            "fingerprint": config.fingerprint,
-            "streams": streams,
-            "special_tokens": {"ids": {str(number): number for number in SPECIAL_IDS}},
-        },
-    )
+    checkpoint.join_run(storage, describe(config, streams))
     return config
+
+
+def describe(config: RunConfig, streams: str) -> RunDescription:
+    """The content of `run.json`, with the special tokens that records of these runs have."""
+    return RunDescription(config, streams, SpecialTokenIds({str(number): number for number in SPECIAL_IDS}))
 
 
 def tokens_of(record: Record) -> TokenizedRecord:
@@ -103,7 +100,7 @@ def extract(storage: Storage, streams: str, worker_id: int, most: int | None = N
     selector = Selector(Selection.parse(config.positions, config.drop_special), SPECIAL_IDS)
     for batch in batches_of(streams, worker_id, chain.cursor, config.long_documents, selector)[:most]:
         shard = shard_of(batch, worker_id, chain.next_batch, config.store_dtype)
-        chain.commit(batch, shard.data if batch.num_tokens else None, {})
+        chain.commit(batch, shard.data if batch.num_rows else None, {})
     return chain
 
 

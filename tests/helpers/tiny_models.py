@@ -8,16 +8,17 @@ import numpy as np
 import torch
 import transformers
 
-from extraction.models.step import Forward, ForwardOptions, StepShape, load_forward
-from extraction.models.config import all_hook_points
-from extraction.models.config_file import read_model_config
-from extraction.models.location import ModelFolder
 from extraction.batching.packing import BatchShape, pack_batches
-from extraction.tools.parity import TorchReference
-from extraction.worker.loop import Layout, run_pipeline
 from extraction.batching.token_selection import Selection, Selector
 from extraction.format.records import Cursor, TokenizedRecord
 from extraction.format.safetensors import decode
+from extraction.models.config_file import read_model_config
+from extraction.models.hooks import all_hook_points
+from extraction.models.location import ModelFolder
+from extraction.models.step import Step, load_step
+from extraction.models.step_options import StepOptions
+from extraction.tools.parity import TorchReference
+from extraction.worker.loop import Layout, run_pipeline
 
 SIZES = {
     "hidden_size": 32,
@@ -187,35 +188,40 @@ class Zoo:
 
 
 def load(
-    folder: Path, hook_points: Sequence[str] | None = None, rows: int = 2, seq_len: int = 150, **options: object
-) -> Forward:
+    folder: Path,
+    hook_points: Sequence[str] | None = None,
+    rows: int = 2,
+    seq_len: int = 150,
+    compile_cache: str | None = None,
+    **options: object,
+) -> Step:
     """The compiled step of a saved model, for all its hook points and in float32 unless told otherwise."""
     config = read_model_config(folder)
     hook_points = config.hook_points if hook_points is None else hook_points
     settings = {"compute_dtype": "float32", "store_dtype": "float32"} | options
-    options = ForwardOptions(tuple(hook_points), StepShape(rows, seq_len), **settings)
-    return load_forward(ModelFolder(folder, str(folder), None), config, options)
+    options = StepOptions(tuple(hook_points), rows, seq_len, **settings)
+    return load_step(ModelFolder(folder, str(folder), None), config, options, compile_cache)
 
 
-def run(forward: Forward, docs: Sequence[np.ndarray], rows: int = 2, seq_len: int = 150) -> tuple[dict, list[dict]]:
+def run(step: Step, docs: Sequence[np.ndarray], rows: int = 2, seq_len: int = 150) -> tuple[dict, list[dict]]:
     """Values of all documents in order, {hook point: [N, width]}, and the sums of each step."""
     records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(docs)]
     steps = []
     for batch in pack_batches(records, Cursor(0, 0), BatchShape(1, rows, seq_len), "split"):
         slots = batch.slots.astype(np.int32)
-        steps.append(forward(batch.tokens[0], batch.segment_ids[0], batch.positions[0], slots).get())
+        steps.append(step(batch.tokens[0], batch.segment_ids[0], batch.positions[0], slots).get())
     values = {name: np.concatenate([found[name] for found, _ in steps]) for name in steps[0][0]}
     return values, [sums for _, sums in steps]
 
 
-def run_means(forward: Forward, docs: Sequence[np.ndarray], dropped: Sequence[int], rows: int = 2, seq_len: int = 150):
+def run_means(step: Step, docs: Sequence[np.ndarray], dropped: Sequence[int], rows: int = 2, seq_len: int = 150):
     """What is stored, by name, with a row for the mean over each window; tokens of these ids are left out of it."""
     records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(docs)]
     selector, stored = Selector(Selection.parse("mean", True), tuple(dropped)), []
     batches = pack_batches(records, Cursor(0, 0), BatchShape(1, rows, seq_len), "split", selector)
-    layout = Layout(0, forward.widths, np.dtype(np.float32))
-    run_pipeline(batches, layout, forward, 0, lambda batch, data, *rest: stored.append(decode(data).arrays))
-    return {name: np.concatenate([arrays[name] for arrays in stored]) for name in (*forward.widths, "mean_over")}
+    layout = Layout(0, step.widths, np.dtype(np.float32))
+    run_pipeline(batches, layout, step, 0, lambda batch, data, *rest: stored.append(decode(data).arrays))
+    return {name: np.concatenate([arrays[name] for arrays in stored]) for name in (*step.widths, "mean_over")}
 
 
 def error(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -85,13 +86,15 @@ def start(streams: object, output: object, worker_id: int = 0, *more: object, **
 def extract_here(streams: object, output: object, *more: object) -> None:
     """One start of a worker inside this process. Raises what the worker would report."""
     import extract_activations
+    from extraction.worker.flags import RunFlags
+    from extraction.worker.resolve import resolve_run
     from extraction.worker.shutdown import Stop
-    from extraction.worker.worker import RunOptions
-    from extraction.worker.worker import extract as extract_stream
+    from extraction.worker.worker import extract as extract_plan
 
-    flags = [str(argument) for argument in arguments_for(streams, output, 0, *more)]
-    given = extract_activations.run.make_context("run", flags).params
-    extract_stream(RunOptions(**{name: given[name] for name in RunOptions.__dataclass_fields__}), Stop())
+    arguments = [str(argument) for argument in arguments_for(streams, output, 0, *more)]
+    given = extract_activations.run.make_context("run", arguments).params
+    flags = RunFlags(**{name: given[name] for name in RunFlags.__dataclass_fields__})
+    extract_plan(resolve_run(flags), Stop(), time.perf_counter())
 
 
 def verify(output: object, *more: object, **environment: str) -> subprocess.CompletedProcess:
@@ -111,8 +114,8 @@ def committed(storage: object, worker_id: int = 0) -> list[tuple]:
             "cursor_before",
             "cursor_after",
             "num_records",
+            "num_rows",
             "num_tokens",
-            "num_tokens_read",
             "end_of_stream",
             "fingerprint",
         )

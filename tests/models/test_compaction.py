@@ -6,10 +6,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from extraction.format.run_config import LARGEST_CODE, STORE_DTYPES
+from extraction.format.dtypes import LARGEST_CODE, STORE_DTYPES
 from extraction.models.compaction import Compaction
+from extraction.models.mesh import MeshShape
 from extraction.models.results import StepOutput
-from extraction.models.sharding import Layout, MeshShape, mesh_of
+from extraction.models.sharding import Layout, mesh_of
 
 N, WIDTH = 12, 32
 NAN, INF, ZERO, TINY, HUGE = range(5)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from extraction.models.step import ForwardOptions, StepShape, lower_step, weight_shapes
 from extraction.models.attention import attend
 from extraction.models.config_file import read_model_config
+from extraction.models.step import lower_step, weight_shapes
+from extraction.models.step_options import StepOptions
 from tests.models.test_attention import RULES, drawn
 
 
@@ -24,7 +25,7 @@ def test_scores_are_not_transposed(dtype):
 
 def test_weights_in_bfloat16_are_not_widened(models):
     config = read_model_config(models("llama").folder)
-    options = ForwardOptions(("blocks.2.hook_resid_post",), StepShape(2, 150), compute_dtype="bfloat16")
+    options = StepOptions(("blocks.2.hook_resid_post",), 2, 150, "bfloat16")
     program = lower_step(config, options).compile().as_text()
     stacks = [",".join(map(str, leaf.shape)) for path, leaf in weight_shapes(config, options) if path[0] == "blocks"]
     assert stacks and not [stack for stack in stacks if f"f32[{stack}]" in program]

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from extraction.models import step as forward_module
 from extraction.core.errors import InvalidRequest
-from extraction.models.step import CapturePlan, ForwardOptions, StepShape, default_compute_dtype, lower_step
+from extraction.models import step as step_module
+from extraction.models.captures import CapturePlan
 from extraction.models.compaction import Compaction
 from extraction.models.config_file import read_model_config
 from extraction.models.location import ModelFolder
-from extraction.models.sharding import MeshShape
+from extraction.models.step import lower_step
+from extraction.models.step_options import StepOptions
 from tests.helpers.tiny_models import ALL, LENGTHS, documents, error, load, run
 
 TWO = ("blocks.0.attn.hook_z", "blocks.2.hook_resid_post")
-SHAPE = StepShape(2, 150)
+B, T = 2, 150
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def two(models):
 
 def packed_by_hand():
     """Three documents in two rows with padding between and after: tokens, segment_ids, positions."""
-    tokens, segment_ids, positions = np.zeros((3, SHAPE.rows, SHAPE.seq_len), np.int32)
+    tokens, segment_ids, positions = np.zeros((3, B, T), np.int32)
     for row, start, segment, document in ((0, 0, 1, 0), (0, 10, 2, 1), (1, 0, 1, 3)):
         place = slice(start, start + LENGTHS[document])
         tokens[row, place] = documents()[document]
@@ -90,7 +91,6 @@ def test_results_on_their_way_to_the_host_are_cut_to_the_real_tokens(two, monkey
     slots = np.flatnonzero(segment_ids).astype(np.int32)
     whole, _ = two(tokens, segment_ids, positions, slots).get()
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert default_compute_dtype() == "bfloat16"
     output = two(tokens, segment_ids, positions, slots)
     assert {found.values.shape[1] for found in output._arrays.values()} == {76}  # 62 tokens, in parts of 300 / 16
     for hook, values in output.get()[0].items():
@@ -152,7 +152,7 @@ def test_no_layer_above_the_deepest_hook_point_runs(models, hook, layers):
 def test_layers_that_do_not_run_are_not_read(models, tmp_path):
     """The digest covers what was read, so a change in a later layer does not change it and one below does."""
     folder = models("llama").folder
-    options = ForwardOptions(("blocks.1.hook_resid_post",), SHAPE, compute_dtype="float32", mesh=MeshShape(1, 1))
+    options = StepOptions(("blocks.1.hook_resid_post",), B, T, "float32")
     digests = []
     for changed in (None, "model.layers.2.mlp.up_proj.weight", "lm_head.weight", "model.layers.0.mlp.up_proj.weight"):
         tensors = load_file(folder / "model.safetensors")
@@ -160,7 +160,7 @@ def test_layers_that_do_not_run_are_not_read(models, tmp_path):
             tensors[changed] = tensors[changed] + 1
         save_file(tensors, tmp_path / "model.safetensors")
         source = ModelFolder(tmp_path, "", None)
-        with forward_module._opened_weights(source, read_model_config(folder), options) as load_weights:
+        with step_module._opened_weights(source, read_model_config(folder), options) as load_weights:
             digests.append(load_weights().digest)
     assert digests[0] == digests[1] == digests[2] != digests[3]
 
@@ -178,7 +178,7 @@ def test_the_program_does_not_grow_with_depth(models, name):
     programs = [
         lower_step(
             replace(config, num_layers=layers, windowed=config.windowed[:2] * (layers // 2)),
-            ForwardOptions((f"blocks.{layers - 1}.hook_resid_post",), SHAPE),
+            StepOptions((f"blocks.{layers - 1}.hook_resid_post",), B, T, "float32"),
         )
         for layers in (2, 12)
     ]
@@ -190,14 +190,15 @@ def test_memory_does_not_grow_with_layers_that_are_not_captured(models):
     config = read_model_config(models("llama").folder)
     shallow, deep = (
         lower_step(
-            replace(config, num_layers=layers), ForwardOptions((*TWO, f"blocks.{layers - 1}.hook_resid_mid"), SHAPE)
+            replace(config, num_layers=layers),
+            StepOptions((*TWO, f"blocks.{layers - 1}.hook_resid_mid"), B, T, "float32"),
         )
         .compile()
         .memory_analysis()
         .temp_size_in_bytes
         for layers in (3, 24)
     )
-    assert deep < shallow + SHAPE.rows * SHAPE.seq_len * 32 * 4  # less than one captured layer more
+    assert deep < shallow + B * T * 32 * 4  # less than one captured layer more
 
 
 def test_gpt2_has_no_more_positions_than_it_learned(models):
@@ -206,7 +207,7 @@ def test_gpt2_has_no_more_positions_than_it_learned(models):
 
 
 def test_rotary_models_run_beyond_their_trained_length(models):
-    lowered = lower_step(read_model_config(models("llama").folder), ForwardOptions(TWO, StepShape(1, 300)))
+    lowered = lower_step(read_model_config(models("llama").folder), StepOptions(TWO, 1, 300, "float32"))
     assert "1x300" in lowered.as_text()
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.attention_compile import CASES, Case, compile_case
-from extraction.models.step import ForwardOptions, StepShape, lower_step, weight_shapes
 from extraction.models.config_file import read_model_config
-from extraction.models.sharding import MeshShape
+from extraction.models.step import lower_step, weight_shapes
+from extraction.models.step_options import StepOptions
 from tests.helpers.gpu_topology import CHIPS, COMPILER_OPTIONS, can_describe, describe
 
 pytestmark = pytest.mark.skipif(
@@ -40,7 +40,7 @@ def compiled(request, tmp_path_factory):
     shutil.copy(CONFIGS / f"{request.param}.json", folder / "config.json")
     config = read_model_config(folder)
     hooks = tuple(f"blocks.{layer}.hook_resid_post" for layer in (6, 12, 18))
-    options = ForwardOptions(hooks, StepShape(8, 2048), "bfloat16", mesh=MeshShape(1, 1))
+    options = StepOptions(hooks, 8, 2048, "bfloat16")
     return config, options, lower_step(config, options, [describe("H100")]).compile(COMPILER_OPTIONS)
 
 
@@ -48,7 +48,7 @@ def test_the_step_fits_and_needs_little_more_than_weights_and_results(compiled):
     """Of an H100's memory; beside weights and results no more than the results in the scan and two blocks' tensors."""
     config, options, step = compiled
     memory = step.memory_analysis()
-    tokens = options.shape.rows * options.shape.seq_len
+    tokens = options.num_slots
     heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_width
     block = 2 * tokens * (3 * config.width + max(heads, 2 * config.mlp_width))
     assert memory.temp_size_in_bytes < memory.output_size_in_bytes + 2 * block

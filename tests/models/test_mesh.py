@@ -11,14 +11,17 @@ import jax
 import numpy as np
 import pytest
 
-from extraction.models import step as forward_module
 from extraction.core.errors import InvalidRequest
-from extraction.models.step import CapturePlan, ForwardOptions, StepShape, demand_of
-from extraction.models.config_file import read_model_config
-from extraction.models.sharding import Demand, MeshShape, Placement, choose_mesh, mesh_of, misfit
-from extraction.models.weights import leaves_of
 from extraction.format.safetensors import decode
 from extraction.format.statistics import norm_counts
+from extraction.models import step as step_module
+from extraction.models.captures import CapturePlan
+from extraction.models.config_file import read_model_config
+from extraction.models.cost import demand_of
+from extraction.models.mesh import Demand, MeshShape, choose_mesh, misfit
+from extraction.models.sharding import Placement, mesh_of
+from extraction.models.step_options import StepOptions
+from extraction.models.weights import leaves_of
 from tests.helpers.tiny_models import ALL, CONFIGS, documents, error, load, run, run_means
 
 ROWS = 8
@@ -30,35 +33,36 @@ CODE = """
 import sys, json, re
 from pathlib import Path
 import numpy as np
-from extraction.models.sharding import MeshShape
+from extraction.models.mesh import MeshShape
 from extraction.batching.packing import BatchShape, pack_batches
 from extraction.worker.loop import Layout, run_pipeline
 from extraction.format.records import Cursor, TokenizedRecord
-from extraction.format.safetensors import decode, dtype_named
+from extraction.format.dtypes import dtype_named
+from extraction.format.safetensors import decode
 from tests.helpers.tiny_models import documents, load, run, run_means
 folder, rows, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
-forward = load(folder / "llama", cases[0][2], rows=rows, mesh=MeshShape(2, 2), pool=True)
-np.savez(folder / "means.npz", **run_means(forward, documents(), range(0, 97, 3), rows))
+step = load(folder / "llama", cases[0][2], rows=rows, mesh=MeshShape(2, 2), pool=True)
+np.savez(folder / "means.npz", **run_means(step, documents(), range(0, 97, 3), rows))
 for name, mesh, hooks in cases:
-    forward = load(folder / name, hooks, rows=rows, mesh=MeshShape.parse(mesh), compile_cache=str(folder / "compiled"))
-    values, (sums,) = run(forward, documents(), rows=rows)
+    step = load(folder / name, hooks, rows=rows, mesh=MeshShape.parse(mesh), compile_cache=str(folder / "compiled"))
+    values, (sums,) = run(step, documents(), rows=rows)
     stored = []
     records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(documents())]
     batches = pack_batches(records, Cursor(0, 0), BatchShape(1, rows, 150), "split")
-    layout = Layout(0, forward.widths, np.dtype(np.float32))
-    run_pipeline(batches, layout, forward, 0, lambda batch, data, *facts: stored.append(decode(data).arrays))
+    layout = Layout(0, step.widths, np.dtype(np.float32))
+    run_pipeline(batches, layout, step, 0, lambda batch, data, *facts: stored.append(decode(data).arrays))
     assert all(np.array_equal(stored[0][hook], values[hook]) for hook in hooks), "stored otherwise than computed"
-    exchanges = re.findall(r"= .* (all-\\w+|collective-permute|reduce-scatter)(?:-start)?\\(", forward._step.as_text())
-    np.savez(folder / f"{name} {mesh}.npz", exchanges=exchanges, digest=forward.weights_digest, **values,
+    exchanges = re.findall(r"= .* (all-\\w+|collective-permute|reduce-scatter)(?:-start)?\\(", step._step.as_text())
+    np.savez(folder / f"{name} {mesh}.npz", exchanges=exchanges, digest=step.weights_digest, **values,
              **{hook + ".sum": found.sum for hook, found in sums.items()})
 hooks, dtypes = json.loads(sys.argv[4])
 for dtype in dtypes:
-    forward = load(folder / "llama", hooks, rows=rows, mesh=MeshShape(2, 2), store_dtype=dtype,
+    step = load(folder / "llama", hooks, rows=rows, mesh=MeshShape(2, 2), store_dtype=dtype,
                    compile_cache=str(folder / "compiled"))
     for turn in range(2):
         objects, batches = [], pack_batches(records, Cursor(0, 0), BatchShape(1, rows, 150), "split")
-        layout = Layout(0, forward.widths, dtype_named(dtype))
-        run_pipeline(batches, layout, forward, 0, lambda batch, data, seconds, errors, odd: objects.append((data, errors)))
+        layout = Layout(0, step.widths, dtype_named(dtype))
+        run_pipeline(batches, layout, step, 0, lambda batch, data, seconds, errors, odd: objects.append((data, errors)))
         (folder / f"{dtype} {turn}.safetensors").write_bytes(objects[0][0])
         (folder / f"{dtype} {turn}.json").write_text(json.dumps(objects[0][1]))
 """
@@ -148,8 +152,8 @@ def test_every_parameter_of_every_family_has_its_place(tmp_path, name):
     """A matrix that no rule cuts would be whole on each device, and the model would fit on none."""
     CONFIGS[name]().save_pretrained(tmp_path)
     config = read_model_config(tmp_path)
-    options = ForwardOptions(ALL[-1:], StepShape(2, 16), "float32")
-    _, params = forward_module._abstract_model(config, CapturePlan.of(ALL[-1:], config), options)
+    options = StepOptions(ALL[-1:], 2, 16, "float32")
+    _, params = step_module._abstract_model(config, CapturePlan.of(ALL[-1:], config), options)
     placement = Placement(jax.sharding.AbstractMesh((2, 2), ("data", "model")), config)
     for path, leaf in leaves_of(params):
         spec = placement.spec(path, leaf.ndim)
@@ -230,7 +234,7 @@ def test_the_demand_counts_the_layers_that_run(models):
     config = read_model_config(models("llama").folder)
     size = {path: leaf for path, leaf in load_sizes(models("llama").folder)}
     for hooks, parts in ((ALL[-1:], 3), (("blocks.0.hook_resid_pre",), 0)):
-        demand = demand_of(config, ForwardOptions(hooks, StepShape(2, 16), "bfloat16"))
+        demand = demand_of(config, StepOptions(hooks, 2, 16, "bfloat16"))
         blocks = sum(n for name, n in size.items() if any(f"layers.{layer}." in name for layer in range(parts)))
         final = size["model.norm.weight"] if parts else 0
         assert demand.weight_bytes == 2 * (size["model.embed_tokens.weight"] + blocks + final)

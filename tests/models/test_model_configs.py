@@ -10,10 +10,12 @@ from math import prod
 import pytest
 
 from extraction.core.errors import InvalidRequest
-from extraction.models.step import CapturePlan, ForwardOptions, StepShape, _abstract_model
+from extraction.models.captures import CapturePlan
 from extraction.models.config import Rope
 from extraction.models.config_file import read_model_config
 from extraction.models.families import FAMILIES
+from extraction.models.step import _abstract_model
+from extraction.models.step_options import StepOptions
 from extraction.models.weights import leaves_of
 from tests.helpers.known_models import ACCEPTED, FOLDER, KNOWN, REFUSED
 from tests.helpers.workers import python
@@ -32,7 +34,7 @@ def config_of(tmp_path):
 
 def parameters(config):
     """The whole shape of every parameter of the model, without a head, by path."""
-    options = ForwardOptions(("ln_final.hook_normalized",), StepShape(1, 16), compute_dtype="bfloat16")
+    options = StepOptions(("ln_final.hook_normalized",), 1, 16, "bfloat16")
     _, params = _abstract_model(config, CapturePlan.of(options.hook_points, config), options)
     return {".".join(path): leaf.shape for path, leaf in leaves_of(params)}
 

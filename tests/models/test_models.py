@@ -14,13 +14,14 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from extraction.core.errors import DamagedData, InvalidRequest
-from extraction.models.config import Rope, all_hook_points
+from extraction.models.config import Rope
 from extraction.models.config_file import read_model_config
+from extraction.models.config_reads import ModelView
 from extraction.models.families import FAMILIES, Family, family_of
 from extraction.models.families.reading import rope as rope_of
+from extraction.models.hooks import all_hook_points
 from extraction.models.location import ModelFolder, locate_model
 from extraction.models.mixture import dot_by_blocks, grouped_dot
-from extraction.models.config_reads import ModelView
 from extraction.models.rope import rope_frequencies
 from tests.helpers.tiny_models import (
     CONFIGS,

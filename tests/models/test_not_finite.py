@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 import checkpoint
 from extraction.audit.verify import audit_run
 from extraction.read.reader import ActivationReader
-from extraction.tools.report import gather, render
 from extraction.storage import open_storage
+from extraction.tools.report import gather, render
 from tests.helpers.workers import (
     MODEL,
     committed,

@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from extract_activations import cli
+from extraction.batching.tokenizer import RecordTokenizer
 from extraction.core.errors import DamagedData, InvalidRequest
+from extraction.format.records import Record
 from extraction.models import location
 from extraction.tools.parity import Distance
-from extraction.format.records import Record
 from extraction.tools.reference_ids import OurIds, compare_ids
-from extraction.batching.tokenizer import RecordTokenizer
 from tests.helpers.workers import MODEL, ROOT, make_streams, text_of, write_corpus
 
 HOOKS = ("--hook-points", "blocks.1.hook_resid_post,blocks.3.attn.hook_z,ln_final.*")

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extraction.models.step import ForwardOptions, StepShape
-from extraction.models.pooling import window_means
 from extraction.batching.packing import BatchShape, pack_batches
-from extraction.worker.loop import Layout, run_pipeline
 from extraction.batching.token_selection import Selection, Selector
 from extraction.format.records import Cursor, TokenizedRecord
+from extraction.models.pooling import window_means
+from extraction.models.step_options import StepOptions
+from extraction.worker.loop import Layout, run_pipeline
 from tests.helpers.tiny_models import documents, error, load, run_means
 
 SEQ_LEN = 150
@@ -72,24 +72,24 @@ def test_stored_means_are_those_of_the_reference(models, name):
 
 @pytest.mark.parametrize("rule, steps", [("mean", 2), ("last", 2), ("120", 1), ("200", 0)])
 def test_a_step_is_as_full_as_its_tokens_make_it_and_not_run_for_nothing(models, rule, steps):
-    forward = load(models("llama").folder, HOOKS[2:3], pool=rule == "mean")
+    step = load(models("llama").folder, HOOKS[2:3], pool=rule == "mean")
     records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(documents((150, 100, 90, 80)))]
     batches = pack_batches(records, Cursor(0, 0), BatchShape(2, 2, SEQ_LEN), "split", Selector(Selection.parse(rule)))
-    layout = Layout(0, forward.widths, np.dtype(np.float32))
-    times = run_pipeline(batches, layout, forward, 0, lambda *what: None)
+    layout = Layout(0, step.widths, np.dtype(np.float32))
+    times = run_pipeline(batches, layout, step, 0, lambda *what: None)
     assert (times.num_slots, times.num_tokens) == (steps * 2 * SEQ_LEN, [0, 250, 420][steps])
 
 
 def test_values_are_pooled_in_the_dtype_of_the_model_and_cast_once(models):
     """In bfloat16 a mean of 150 stored values would be off by the rounding of each."""
-    options = ForwardOptions(HOOKS, StepShape(2, SEQ_LEN), "float32", "bfloat16", pool=True)
+    options = StepOptions(HOOKS, 2, SEQ_LEN, "float32", "bfloat16", pool=True)
     assert options.capture_dtype == "float32"
-    forward = load(models("llama").folder, HOOKS, rows=2, pool=True, store_dtype="bfloat16")
+    step = load(models("llama").folder, HOOKS, rows=2, pool=True, store_dtype="bfloat16")
     exact = load(models("llama").folder, HOOKS, rows=2, pool=True)
     record, selector = TokenizedRecord(0, "0", documents()[4]), Selector(Selection.parse("mean"))
     (batch,) = pack_batches([record], Cursor(0, 0), BatchShape(1, 2, SEQ_LEN), "split", selector)
     arrays = (batch.tokens[0], batch.segment_ids[0], batch.positions[0], batch.slots.astype(np.int32), batch.pooled[0])
-    rounded, values = forward(*arrays).get()[0], exact(*arrays).get()[0]
+    rounded, values = step(*arrays).get()[0], exact(*arrays).get()[0]
     for hook in HOOKS:
         assert rounded[hook].dtype == "bfloat16"
         assert np.array_equal(rounded[hook], values[hook].astype(rounded[hook].dtype))

@@ -13,10 +13,11 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_model
 
 from extraction.core.errors import DamagedData, InvalidRequest, PermissionDenied
-from extraction.models.step import ForwardOptions, StepShape, load_forward
 from extraction.models import location, tensors
 from extraction.models.config_file import read_model_config
 from extraction.models.location import ModelFolder, locate_model
+from extraction.models.step import load_step
+from extraction.models.step_options import StepOptions
 from extraction.models.tensors import WeightFiles
 from extraction.storage import open_storage
 from tests.helpers.tiny_models import documents, error, load, run
@@ -348,8 +349,8 @@ def test_a_model_in_a_bucket_is_read_in_ranges_and_only_small_files_are_kept(mod
     assert locate_model(in_bucket[0]) == folder
     assert not any(what.startswith("read") for _, _, what, _ in gcs.history)
 
-    config, options = read_model_config(folder.path), ForwardOptions(LAST, StepShape(2, 150), "float32", "float32")
-    ours, _ = run(load_forward(folder, config, options), documents())
+    config, options = read_model_config(folder.path), StepOptions(LAST, 2, 150, "float32", "float32")
+    ours, _ = run(load_step(folder, config, options), documents())
     assert error(ours[LAST[0]], models("llama").reference[LAST[0]]) < 1e-5
 
 

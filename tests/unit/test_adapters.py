@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from extraction.read import datasets as hf
-from extraction.read.torch import TorchActivations, to_tensor
 from extraction.core.errors import InvalidRequest
+from extraction.read import datasets as hf
 from extraction.read.reader import ActivationReader
 from extraction.read.shuffle import ShuffleOptions
+from extraction.read.torch import TorchActivations, to_tensor
 from extraction.storage import open_storage
 from tests.helpers import runs
 from tests.helpers.runs import STREAMS, WIDTHS, all_tokens, expected, make_run

@@ -10,12 +10,14 @@ from collections import Counter
 import pytest
 
 import checkpoint
-from extraction.format.attempts import noted_ending
 from extraction.audit.verify import audit_run
-from extraction.core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, PermissionDenied
 from extraction.batching.packing import pack_batches
+from extraction.core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, PermissionDenied
+from extraction.format.commit import MAX_COMMIT
 from extraction.format.records import Cursor
-from extraction.storage import crc32c_base64, open_storage
+from extraction.format.run_config import FORMAT
+from extraction.storage import open_storage
+from extraction.worker.attempts import noted_ending
 from tests.helpers.batches import SHAPE
 from tests.helpers.stream_runs import (
     COMMIT,
@@ -48,15 +50,15 @@ def test_a_finished_run_is_proven(store, deep):
     (lambda s: s.put(COMMIT, b""), f"{COMMIT}: not a readable commit"),
     (lambda s: s.change(COMMIT, lambda data: data[:-40]), f"{COMMIT}: not a readable commit"),
     (lambda s: s.put(COMMIT, b"not JSON"), f"{COMMIT}: not a readable commit"),
-    (lambda s: s.put(COMMIT, b"x" * (checkpoint.MAX_COMMIT + 1)), f"{COMMIT}: not a readable commit .*too many"),
-    (lambda s: s.edit(COMMIT, schema=2), f"{COMMIT}: commit of schema 2, this version reads 1"),
+    (lambda s: s.put(COMMIT, b"x" * (MAX_COMMIT + 1)), f"{COMMIT}: not a readable commit .*too many"),
+    (lambda s: s.edit(COMMIT, format=2), f"{COMMIT}: commit of format 2, this version reads 3"),
     (lambda s: s.remove(COMMIT), f"{COMMIT} is missing, but worker-00000/commits/00000002.json is there"),
     (lambda s: [s.remove(COMMIT), s.remove(COMMIT.replace("01.", "02."))],
      f"{COMMIT} and the 1 after it are missing, but worker-00000/commits/00000003.json is there"),
     (lambda s: s.put(COMMIT + ".bak", b"{}"), f"{COMMIT}.bak: no commit has such a name"),
-    (lambda s: s.put(COMMIT, s.storage.read(COMMIT.replace("01.", "00."))), f"{COMMIT}: says worker 0, batch 0"),
+    (lambda s: s.put(COMMIT, s.storage.read(COMMIT.replace("01.", "00."))), f"{COMMIT}: says stream 0, batch 0"),
     (lambda s: s.put(COMMIT, s.storage.read(COMMIT.replace("r-00000", "r-00001"))),
-     f"{COMMIT}: says worker 1, batch 1"),
+     f"{COMMIT}: says stream 1, batch 1"),
     (lambda s: s.edit(COMMIT, fingerprint="sha256:other"), f"{COMMIT}: is of another run: .*sha256:other"),
     (lambda s: s.edit(COMMIT, cursor_before={"record": 0, "token_offset": 0}),
      f"{COMMIT}: begins at record 0 token 0, the batch before it ended at record 2 token 8: .* there twice"),
@@ -65,10 +67,10 @@ def test_a_finished_run_is_proven(store, deep):
     (lambda s: s.edit(COMMIT, cursor_after={"record": 1, "token_offset": 0}), f"{COMMIT}: its cursor does not move"),
     (lambda s: s.edit(COMMIT, cursor_before={"record": 2, "token_offset": 7}), f"{COMMIT}: a cursor stands inside"),
     (lambda s: s.edit(COMMIT, num_records=9), f"{COMMIT}: counts 9 records"),
-    (lambda s: s.edit(COMMIT, num_tokens=17), f"{COMMIT}: counts 17 tokens, and a batch has room for 16"),
-    (lambda s: s.edit(COMMIT, num_tokens=11), f"{COMMIT}: its totals are"),
-    (lambda s: s.edit(COMMIT, num_tokens_read=13), f"{COMMIT}: stores 12 rows of 13 tokens"),
-    (lambda s: s.edit(COMMIT, totals__tokens_read=29), f"{COMMIT}: its totals are"),
+    (lambda s: s.edit(COMMIT, num_rows=17), f"{COMMIT}: counts 17 tokens, and a batch has room for 16"),
+    (lambda s: s.edit(COMMIT, num_rows=11), f"{COMMIT}: its totals are"),
+    (lambda s: s.edit(COMMIT, num_tokens=13), f"{COMMIT}: stores 12 rows of 13 tokens"),
+    (lambda s: s.edit(COMMIT, totals__tokens=29), f"{COMMIT}: its totals are"),
     (lambda s: s.edit(COMMIT, data=None), f"{COMMIT}: 12 rows do not go with data None"),
     (lambda s: s.edit(COMMIT, data__name="batches/00000000.safetensors"),
      f"{COMMIT}: not a readable commit .*not one of this"),
@@ -115,8 +117,8 @@ def test_in_progress_is_75_with_what_is_proven_so_far(empty):
     extract(empty.storage, empty.streams, 0, most=2)
     audit = empty.audit(deep=True)
     assert (audit.verdict, audit.exit_code, audit.unfinished) == ("in progress", 75, [0, 1])
-    assert (audit.workers[0].num_records, audit.workers[0].num_batches) == (4, 2)
-    assert "not finished: worker 0, 4 of 10 records" in audit.to_text()
+    assert (audit.streams[0].num_records, audit.streams[0].num_batches) == (4, 2)
+    assert "not finished: stream 0, 4 of 10 records" in audit.to_text()
     assert "each record exactly once so far" in audit.to_text()
 
 
@@ -133,7 +135,7 @@ def test_what_was_not_committed_is_named_and_ignored(empty):
 def test_the_json_has_stable_keys(store):
     store.put("worker-00000/batches/torn.safetensors", b"")
     value = json.loads(json.dumps(store.audit(deep=True).to_json()))
-    counts = ["num_records", "num_tokens", "num_tokens_read", "num_batches", "num_bytes", "expected_records"]
+    counts = ["num_records", "num_rows", "num_tokens", "num_batches", "num_bytes", "expected_records"]
     assert list(value) == [
         "schema",
         "output",
@@ -144,10 +146,10 @@ def test_the_json_has_stable_keys(store):
         "uncommitted",
         *counts,
         "not_finite",
-        "workers",
+        "streams",
     ]
-    assert list(value["workers"][0]) == ["worker_id", "finished", "problems", "uncommitted", *counts, "not_finite"]
-    assert value["workers"][0]["uncommitted"] == value["uncommitted"] == ["worker-00000/batches/torn.safetensors"]
+    assert list(value["streams"][0]) == ["stream", "finished", "problems", "uncommitted", *counts, "not_finite"]
+    assert value["streams"][0]["uncommitted"] == value["uncommitted"] == ["worker-00000/batches/torn.safetensors"]
     assert store.audit().to_json()["not_finite"] is None
 
 
@@ -159,7 +161,7 @@ def test_the_figures_are_those_of_the_commits(store):
     ]
     totals = store.audit().totals()
     assert totals["num_batches"] == len(commits)
-    assert totals["num_tokens"] == sum(commit.num_tokens for commit in commits) == 2 * 69
+    assert totals["num_rows"] == sum(commit.num_rows for commit in commits) == 2 * 69
     assert totals["num_bytes"] == sum(commit.data.size for commit in commits)
 
 
@@ -181,39 +183,6 @@ def test_long_lists_are_cut_for_people_only(store):
     assert len(store.audit().to_json()["uncommitted"]) == 50
 
 
-def with_the_keys_of_the_contract(data):
-    """A commit without what this version adds to the keys that every version has."""
-    added = ("record_ids_digest", "host", "started", "versions", "totals")
-    return json.dumps({key: value for key, value in json.loads(data).items() if key not in added}).encode()
-
-
-@pytest.mark.parametrize("deep", [False, True])
-def test_commits_with_no_more_than_the_keys_of_the_contract_are_proven_and_gone_on_from(store, deep):
-    for info in list(store.storage.list("worker-00000/commits/")):
-        store.change(info.name, with_the_keys_of_the_contract)
-    last = list(store.storage.list("worker-00000/commits/"))[-1].name
-    whole = store.storage.read(last)
-    store.remove(last)
-    store.change(COMMIT.replace("00001.json", "00002.json"), with_the_keys_of_the_contract)
-    audit = store.audit(deep=deep)
-    assert (audit.verdict, audit.problems) == ("in progress", [])
-    extract(store.storage, store.streams, 0)
-    audit = store.audit(deep=deep)
-    assert (audit.verdict, audit.problems) == ("proven", [])
-    assert json.loads(store.storage.read(last))["cursor_after"] == json.loads(whole)["cursor_after"]
-
-
-@pytest.mark.parametrize("deep", [False, True])
-def test_record_ids_that_no_commit_tells_are_those_of_the_data(store, deep):
-    """The ids of worker 1 in the data of worker 0, under a commit that fits."""
-    other = store.storage.read(DATA.replace("r-00000", "r-00001"))
-    commit = json.loads(with_the_keys_of_the_contract(store.storage.read(COMMIT)))
-    store.put(DATA, other)
-    commit["data"] |= {"size": len(other), "crc32c": crc32c_base64(other)}
-    store.put(COMMIT, json.dumps(commit).encode())
-    assert_found(store.problems(deep=deep), f"{COMMIT}: its record ids are not those of records 2")
-
-
 # ---------------------------------------------------------------------------------------- where there is no run
 
 
@@ -229,7 +198,7 @@ def test_an_output_of_something_else_holds_no_run(empty):
 
 
 def test_the_note_of_a_start_that_failed_before_it_joined_is_no_run(empty):
-    with pytest.raises(InvalidRequest), noted_ending(empty.storage, 0, checkpoint.Instance()):
+    with pytest.raises(InvalidRequest), noted_ending(empty.storage, 0, checkpoint.Attempt()):
         raise InvalidRequest("--layers 99")
     assert empty.storage.folders() == ["worker-00000"]
     with pytest.raises(InvalidRequest, match="holds no run"):
@@ -246,16 +215,22 @@ def test_a_lost_run_description_is_damage(store):
     "change, message",
     [
         (lambda data: b"", "not a readable run description"),
-        (lambda data: edited(data, schema=2), "schema 2"),
-        (lambda data: edited(data, fingerprint="sha256:0"), "its fingerprint is not that of its configuration"),
-        (lambda data: edited(data, configuration__seq_len=9), "its fingerprint is not that of its configuration"),
-        (lambda data: edited(data, configuration={}), "run description"),
-        (lambda data: edited(data, streams=3), "streams cannot be"),
+        (lambda data: edited(data, fingerprint="sha256:0"), "its fingerprint is not that of its config"),
+        (lambda data: edited(data, config__seq_len=9), "its fingerprint is not that of its config"),
+        (lambda data: edited(data, config={}), "run description"),
+        (lambda data: edited(data, streams=3), "streams or versions have the wrong type"),
     ],
 )
 def test_a_damaged_run_description_is_named(store, change, message):
     store.change("run.json", change)
     with pytest.raises(DamagedData, match=f"run.json: .*{message}"):
+        store.audit()
+
+
+@pytest.mark.parametrize("change", [{"format": FORMAT + 1}, {"format": 2}])
+def test_a_run_of_another_format_is_refused(store, change):
+    store.edit("run.json", **change)
+    with pytest.raises(ConfigurationMismatch, match=f"run.json: format {change['format']}, this version reads and"):
         store.audit()
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from checkpoint import CommitChain
-from extraction.audit.verify import audit_run
 from extraction.audit.contents import _check_values
-from extraction.audit.facts import RunFacts
+from extraction.audit.facts import AuditedRun
+from extraction.audit.verify import audit_run
 from extraction.format.records import Cursor
 from extraction.format.safetensors import allocate, decode
-from extraction.storage import crc32c_base64, open_storage
 from extraction.format.statistics import statistics_layout
+from extraction.storage import crc32c_base64, open_storage
 from tests.helpers.batches import fill_hook
 from tests.helpers.stream_runs import (
     COMMIT,
@@ -26,6 +26,8 @@ from tests.helpers.stream_runs import (
     Store,
     assert_found,
     batches_of,
+    configure,
+    describe,
     extract,
     join,
     make_streams,
@@ -79,7 +81,7 @@ def recommit(store, shard):
     "worker_id, number, dtype, message",
     [
         (0, 5, np.float32, "its header says batch '5', not 1"),
-        (1, 1, np.float32, "its header says worker_id '1', not 0"),
+        (1, 1, np.float32, "its header says stream '1', not 0"),
         (0, 1, np.float16, f"{HOOK} is float16\\[12, 4\\], its commit and run.json say float32\\[12, 4\\]"),
     ],
 )
@@ -127,7 +129,7 @@ def test_deep_finds_another_width_in_another_worker(empty):
     chain = CommitChain.load(empty.storage, 1, join(empty.storage, empty.streams).fingerprint)
     for batch in batches_of(empty.streams, 1, Cursor(0, 0)):
         chain.commit(batch, shard_of(batch, 1, chain.next_batch, widths=dict.fromkeys(HOOKS, 6)).data, {})
-    assert empty.problems(deep=True) == ["worker-00001: its residual stream is 6 wide, that of other workers 4"]
+    assert empty.problems(deep=True) == ["worker-00001: its residual stream is 6 wide, that of other streams 4"]
 
 
 def test_deep_names_an_object_of_nothing(store):
@@ -137,7 +139,7 @@ def test_deep_names_an_object_of_nothing(store):
     layout |= {"record_index": ((0,), np.int64), "record_lengths": ((0,), np.int64), "record_offsets": ((1,), np.int64)}
     layout |= {hook + suffix: array for hook in HOOKS for suffix, array in statistics_layout(4).items()}
     recommit(store, allocate(layout, shard.metadata | {"record_ids": "[]"}))
-    store.edit(COMMIT, num_records=0, num_tokens=0, num_tokens_read=0)
+    store.edit(COMMIT, num_records=0, num_rows=0, num_tokens=0)
     assert f"{DATA}: its record_offsets do not rise from 0 to its 0 rows" in store.problems(deep=True)
 
 
@@ -165,7 +167,7 @@ def test_values_that_are_not_finite_are_counted_and_no_damage_if_the_commit_coun
     audit = store.audit(deep=True)
     assert (audit.exit_code, audit.to_json()["not_finite"]) == (0, {HOOK: {"nan": 1, "inf": 2}})
     assert f"not finite: {HOOK} has 1 NaN and 2 infinite values" in audit.to_text()
-    assert audit.workers[1].to_json(deep=True)["not_finite"] == {}
+    assert audit.streams[1].to_json(deep=True)["not_finite"] == {}
 
 
 @pytest.mark.parametrize(
@@ -253,8 +255,10 @@ def test_every_byte_of_a_data_object_counts(tmp_path, run_streams):
 
 def test_sums_over_many_rows_hold_to_their_rounding(tmp_path):
     """float32 sums of a step, as the device makes them, are within the bound; ten times the bound is not."""
-    run = RunFacts("", "", "", None, (HOOK,), "float32", 2048, 4, 8192, False)
-    batch = batches_of(make_streams(tmp_path), 0, Cursor(0, 0))[0]
+    streams = make_streams(tmp_path)
+    sizes = {"seq_len": 2048, "batch_size": 4, "steps_per_batch": 1}
+    run = AuditedRun.of(describe(configure(streams, hook_points=(HOOK,), **sizes), streams), "run.json")
+    batch = batches_of(streams, 0, Cursor(0, 0))[0]
     shard = shard_of(batch, 0, 0)
     values = np.random.default_rng(0).standard_normal((8192, 4)).astype(np.float32)
     shard.arrays[HOOK] = values.copy()

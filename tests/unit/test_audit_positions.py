@@ -11,20 +11,21 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from extraction.audit.verify import audit_run
-from extraction.audit.facts import RunFacts
+from extraction.audit.facts import AuditedRun
 from extraction.audit.records import check_cover, check_records
-from extraction.core.errors import DamagedData
-from extraction.batching.packing import BatchShape, pack_batches
+from extraction.audit.verify import audit_run
+from extraction.batching.packing import pack_batches
 from extraction.batching.token_selection import Selection, Selector
+from extraction.core.errors import DamagedData
 from extraction.format.records import Cursor, TokenizedRecord
+from extraction.format.run_config import parse_run
 from extraction.storage import open_storage
-from tests.helpers.stream_runs import NUM_WORKERS, configure, edited, extract
+from tests.helpers.runs import CONFIG, SHAPE
+from tests.helpers.stream_runs import NUM_WORKERS, configure, describe, edited, extract
 
 RULES = ("last", "mean", "every:3", "every:8", "0,5,-1", "-3,-12,2")
 EXACT = ("all", "last", "every:2", "every:3", "0,1", "3,-1")
-SHAPE = BatchShape(1, 2, 8)
-FACTS = RunFacts("", "", "", None, (), "float32", SHAPE.seq_len, SHAPE.rows, SHAPE.num_slots, False)
+FACTS = AuditedRun(CONFIG, CONFIG.fingerprint, Selection())
 
 
 @pytest.mark.parametrize("drop_special", [False, True])
@@ -36,7 +37,7 @@ def test_runs_that_store_a_part_are_proven(tmp_path, run_streams, positions, dro
         extract(storage, run_streams, worker, long_documents=long_documents, **changes)
     audit = audit_run(str(tmp_path), deep=True)
     assert (audit.problems, audit.verdict) == ([], "proven")
-    stored, read = (audit.totals()[name] for name in ("num_tokens", "num_tokens_read"))
+    stored, read = (audit.totals()[name] for name in ("num_rows", "num_tokens"))
     assert read == 2 * sum(
         length if long_documents == "split" else min(length, 8) for length in (5, 3, 20, 0, 8, 1, 7, 7, 2, 16)
     )
@@ -48,11 +49,11 @@ def test_a_batch_of_which_nothing_is_stored_has_no_data_object(tmp_path, run_str
     storage = open_storage(str(tmp_path))
     extract(storage, run_streams, 0, positions="15")
     commits = [json.loads(storage.read(info.name)) for info in storage.list("worker-00000/commits/")]
-    assert [commit["data"] is None for commit in commits] == [commit["num_tokens"] == 0 for commit in commits]
-    assert [commit["num_tokens"] for commit in commits].count(0) > 1
-    assert len(list(storage.list("worker-00000/batches/"))) == sum(commit["num_tokens"] for commit in commits) == 2
+    assert [commit["data"] is None for commit in commits] == [commit["num_rows"] == 0 for commit in commits]
+    assert [commit["num_rows"] for commit in commits].count(0) > 1
+    assert len(list(storage.list("worker-00000/batches/"))) == sum(commit["num_rows"] for commit in commits) == 2
     audit = audit_run(str(tmp_path), deep=True)
-    assert (audit.problems, audit.workers[0].finished) == ([], True)
+    assert (audit.problems, audit.streams[0].finished) == ([], True)
 
 
 def stored_by(lengths, selector, long_documents="split"):
@@ -68,7 +69,7 @@ def stored_by(lengths, selector, long_documents="split"):
 
 def problems_of(arrays, batch, positions, drop_special=False, special_ids=()):
     facts = replace(FACTS, selection=Selection.parse(positions, drop_special), special_ids=special_ids)
-    names = ("cursor_before", "cursor_after", "num_records", "num_tokens", "num_tokens_read")
+    names = ("cursor_before", "cursor_after", "num_records", "num_rows", "num_tokens")
     return list(check_records(arrays, SimpleNamespace(**{name: getattr(batch, name) for name in names}), facts))
 
 
@@ -87,16 +88,16 @@ def test_rows_are_taken_for_those_of_a_rule_if_and_only_if_they_are(lengths, rul
 def test_a_row_too_few_or_elsewhere_is_found_where_lengths_tell(lengths, rule, drop_special, data):
     for arrays, batch in stored_by(lengths, Selector(Selection.parse(rule, drop_special), (3, 7))):
         assert problems_of(arrays, batch, rule, drop_special, (3, 7)) == []
-        if batch.num_tokens:
-            row = data.draw(st.integers(0, batch.num_tokens - 1))
+        if batch.num_rows:
+            row = data.draw(st.integers(0, batch.num_rows - 1))
             moved = arrays["positions"].copy()
             moved[row] = 40  # no record has such a position
             assert problems_of(arrays | {"positions": moved}, batch, rule, drop_special, (3, 7))
             if rule == "mean":
-                over = arrays["mean_over"] + 8 * (np.arange(batch.num_tokens) == row)
+                over = arrays["mean_over"] + 8 * (np.arange(batch.num_rows) == row)
                 assert problems_of(arrays | {"mean_over": over}, batch, rule, drop_special, (3, 7))
             elif drop_special:
-                tokens = np.where(np.arange(batch.num_tokens) == row, 7, arrays["tokens"])
+                tokens = np.where(np.arange(batch.num_rows) == row, 7, arrays["tokens"])
                 assert problems_of(arrays | {"tokens": tokens}, batch, rule, True, (3, 7))
 
 
@@ -116,10 +117,10 @@ def without_data(storage, number):
         data = storage.read(name)
         totals = json.loads(data)["totals"]
         left = {
-            "totals__tokens": totals["tokens"] - first["num_tokens"],
+            "totals__rows": totals["rows"] - first["num_rows"],
             "totals__bytes": totals["bytes"] - first["data"]["size"],
         }
-        gone = {"data": None, "num_tokens": 0} if name == names[0] else {}
+        gone = {"data": None, "num_rows": 0} if name == names[0] else {}
         Path(storage.location, name).write_bytes(edited(data, **left, **gone))
 
 
@@ -141,10 +142,9 @@ def test_a_commit_that_lost_its_data_is_found_where_cursors_tell(tmp_path, run_s
 
 
 def cover(before, after, read, positions="all", rows=0, truncates=False):
-    facts = replace(FACTS, selection=Selection.parse(positions), truncates=truncates)
-    commit = SimpleNamespace(
-        cursor_before=Cursor(*before), cursor_after=Cursor(*after), num_tokens=rows, num_tokens_read=read
-    )
+    config = replace(CONFIG, long_documents="truncate" if truncates else "split")
+    facts = replace(FACTS, config=config, selection=Selection.parse(positions))
+    commit = SimpleNamespace(cursor_before=Cursor(*before), cursor_after=Cursor(*after), num_rows=rows, num_tokens=read)
     return list(check_cover(commit, facts))
 
 
@@ -184,7 +184,7 @@ def test_no_rows_are_believed_if_and_only_if_some_records_have_none(offset, num_
 @given(records, st.sampled_from(["all", "15", "-20", *RULES]), st.booleans(), st.sampled_from(["split", "truncate"]))
 def test_what_packing_covers_is_never_refused(lengths, rule, drop_special, mode):
     for _, batch in stored_by(lengths, Selector(Selection.parse(rule, drop_special), (3, 7)), mode):
-        facts = replace(FACTS, selection=Selection.parse(rule, drop_special), truncates=mode == "truncate")
+        facts = replace(FACTS, config=replace(CONFIG, long_documents=mode), selection=Selection.parse(rule, drop_special))
         assert list(check_cover(batch, facts)) == []
 
 
@@ -202,14 +202,14 @@ def test_the_tokens_of_a_commit_are_as_many_as_its_cursors_allow(before, after, 
     "changes, message",
     [
         ({"positions": "every:0"}, "--positions every:0: give all, last"),
-        ({"positions": 3}, "positions or drop_special"),
-        ({"drop_special": 1}, "positions or drop_special"),
+        ({"positions": 3}, "positions is not a string"),
+        ({"drop_special": 1}, "long_documents or drop_special"),
         ({"seq_len": "two"}, "not a readable run description"),
     ],
 )
 def test_a_description_that_cannot_be_is_named(run_streams, changes, message):
     config = configure(run_streams)
     object.__setattr__(config, "__dict__", config.__dict__ | changes)
-    run = {"configuration": config.to_json(), "fingerprint": config.fingerprint, "streams": run_streams}
+    data = describe(config, run_streams).to_bytes()
     with pytest.raises(DamagedData, match=message):
-        RunFacts.of(run, "run.json")
+        AuditedRun.of(parse_run(data, "run.json"), "run.json")

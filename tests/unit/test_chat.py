@@ -6,8 +6,8 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
-from extraction.core.errors import InvalidRequest
 from extraction.batching.tokenizer import RecordTokenizer
+from extraction.core.errors import InvalidRequest
 from tests.helpers.workers import MODEL
 
 TEMPLATE = (

@@ -5,15 +5,19 @@ real processes are in test_kill_points.py.
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 
 import checkpoint
 from checkpoint import CommitChain
 from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced
+from extraction.core.versions import software_versions, version_differences
 from extraction.format.records import Cursor
+from extraction.format.run_config import RunDescription
 from extraction.storage import open_storage
 from tests.helpers.batches import LENGTHS, batches_from, data_of, extract_all
+from tests.helpers.runs import CONFIG
 
 FINGERPRINT = "sha256:of-the-configuration"
 NUM_BATCHES = len(batches_from(Cursor(0, 0)))
@@ -34,7 +38,7 @@ def committed(storage):
     for name in checkpoint.list_commits(storage, 0):
         commit = json.loads(storage.read(name))
         data = commit["data"] and storage.read("worker-00000/" + commit["data"]["name"])
-        numbers = ("batch", "cursor_before", "cursor_after", "num_records", "num_tokens", "end_of_stream")
+        numbers = ("batch", "cursor_before", "cursor_after", "num_records", "num_rows", "end_of_stream")
         seen.append(({key: commit[key] for key in numbers}, data))
     return seen
 
@@ -54,10 +58,10 @@ def test_a_new_worker_stands_at_the_beginning(storage):
 def test_a_commit_has_the_keys_of_the_format(storage):
     commit_next(load(storage))
     commit = json.loads(storage.read("worker-00000/commits/00000000.json"))
-    assert commit["schema"] == 1
+    assert commit["format"] == 3
     assert commit["cursor_before"] == {"record": 0, "token_offset": 0}
     assert commit["cursor_after"] == {"record": 2, "token_offset": 8}
-    assert (commit["num_records"], commit["num_tokens"], commit["end_of_stream"]) == (3, 16, False)
+    assert (commit["num_records"], commit["num_rows"], commit["end_of_stream"]) == (3, 16, False)
     assert commit["data"]["name"] == "batches/00000000.safetensors"
     info = storage.stat("worker-00000/batches/00000000.safetensors")
     assert (commit["data"]["size"], commit["data"]["crc32c"]) == (info.size, info.crc32c)
@@ -117,7 +121,7 @@ def test_uncommitted_data_with_other_bytes_is_left_alone(storage):
     storage.create("worker-00000/batches/00000000.safetensors", b"of a forgotten attempt")
     chain = load(storage)
     name = commit_next(chain).data.name
-    assert name == f"batches/00000000-{chain.instance.attempt}.safetensors"
+    assert name == f"batches/00000000-{chain.attempt.id}.safetensors"
     assert storage.read("worker-00000/batches/00000000.safetensors") == b"of a forgotten attempt"
     assert load(storage).cursor == chain.cursor
 
@@ -125,7 +129,7 @@ def test_uncommitted_data_with_other_bytes_is_left_alone(storage):
 def test_of_two_workers_on_one_stream_the_second_is_fenced(storage):
     winner, loser = load(storage), load(storage)
     commit_next(winner)
-    with pytest.raises(Fenced, match=winner.instance.attempt):
+    with pytest.raises(Fenced, match=winner.attempt.id):
         commit_next(loser)
     assert loser.cursor == Cursor(0, 0)
     assert load(storage).cursor == winner.cursor
@@ -162,20 +166,23 @@ def test_another_configuration_stops_the_worker(storage):
 
 
 def test_joining_a_run_names_each_field_that_differs(storage):
-    checkpoint.join_run(storage, {"seq_len": 1024, "bos": "auto"}, {"fingerprint": "sha256:a"})
-    checkpoint.join_run(storage, {"seq_len": 1024, "bos": "auto"}, {"fingerprint": "sha256:a", "streams": "elsewhere"})
-    with pytest.raises(ConfigurationMismatch, match="seq_len: 1024 in the run, 2048 now"):
-        checkpoint.join_run(storage, {"seq_len": 2048, "bos": "auto"}, {"fingerprint": "sha256:b"})
+    first = RunDescription(CONFIG, "somewhere")
+    checkpoint.join_run(storage, first)
+    assert checkpoint.join_run(storage, RunDescription(CONFIG, "elsewhere")) == first
+    with pytest.raises(
+        ConfigurationMismatch, match='seq_len: 8 in the run, 2048 now; bos: "never" in the run, "auto" now'
+    ):
+        checkpoint.join_run(storage, RunDescription(replace(CONFIG, seq_len=2048, bos="auto"), "somewhere"))
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
         (b"", "not a readable commit"),
-        (b'{"schema": 1, "worker_id"', "not a readable commit"),
+        (b'{"format": 3, "stream"', "not a readable commit"),
         (b"[1, 2]", "not a readable commit"),
-        (b'{"schema": 2}', "schema 2"),
-        (b'{"schema": 1, "worker_id": 0}', "not a readable commit"),
+        (b'{"format": 2}', "format 2"),
+        (b'{"format": 3, "stream": 0}', "not a readable commit"),
     ],
 )
 def test_an_unreadable_last_commit_stops_the_worker_and_is_named(storage, content, message):
@@ -185,11 +192,10 @@ def test_an_unreadable_last_commit_stops_the_worker_and_is_named(storage, conten
         load(storage)
 
 
-def test_a_commit_with_no_more_than_the_keys_of_the_format_is_read():
-    """The example of the design: what this version adds to it has values of its own where it is absent."""
+def test_every_key_of_a_commit_is_required_and_others_are_ignored():
     example = {
-        "schema": 1,
-        "worker_id": 3,
+        "format": 3,
+        "stream": 3,
         "batch": 41,
         "cursor_before": {"record": 1200, "token_offset": 0},
         "cursor_after": {"record": 1236, "token_offset": 2048},
@@ -200,17 +206,36 @@ def test_a_commit_with_no_more_than_the_keys_of_the_format_is_read():
             "generation": 1763937000000000,
         },
         "num_records": 37,
-        "num_tokens": 65110,
+        "num_rows": 65110,
+        "num_tokens": 65200,
         "end_of_stream": False,
         "attempt": "5f0c",
         "fingerprint": "sha256:0",
         "seconds": {"step": 1.91, "upload": 0.74},
+        "record_ids_digest": "sha256:1",
+        "reconstruction_error": {},
+        "not_finite": {},
+        "host": "machine",
+        "started": "2026-01-01T00:00:00Z",
+        "versions": {"jax": "0.9"},
+        "totals": {
+            "rows": 65110,
+            "tokens": 65200,
+            "bytes": 117440512,
+            "attempts": 1,
+            "seconds": {"step": 1.91},
+            "not_finite": {},
+        },
     }
-    commit = checkpoint.parse_commit(json.dumps(example).encode(), "commit")
-    assert (commit.cursor_after, commit.data.size, commit.host) == (Cursor(1236, 2048), 117440512, "unknown")
+    commit = checkpoint.parse_commit(json.dumps(example | {"later": 1}).encode(), "commit")
+    assert (commit.cursor_after, commit.data.size, commit.totals.tokens) == (Cursor(1236, 2048), 117440512, 65200)
     for key in example:
         with pytest.raises(DamagedData, match=f"not a readable commit .*{key}"):
             checkpoint.parse_commit(json.dumps({k: v for k, v in example.items() if k != key}).encode(), "commit")
+    for key in example["totals"]:
+        less = example | {"totals": {k: v for k, v in example["totals"].items() if k != key}}
+        with pytest.raises(DamagedData, match=f"not a readable commit .*{key}"):
+            checkpoint.parse_commit(json.dumps(less).encode(), "commit")
 
 
 def test_a_gap_stops_the_worker_and_names_what_is_missing(storage):
@@ -249,22 +274,20 @@ def test_the_last_commit_sums_up_the_whole_chain(storage):
     extract_all(load(storage))
     commits = [json.loads(storage.read(name)) for name in checkpoint.list_commits(storage, 0)]
     totals = commits[-1]["totals"]
-    assert totals["tokens"] == sum(commit["num_tokens"] for commit in commits) == sum(LENGTHS)
+    assert totals["rows"] == sum(commit["num_rows"] for commit in commits) == sum(LENGTHS)
     assert totals["bytes"] == sum(commit["data"]["size"] for commit in commits if commit["data"])
     assert totals["attempts"] == len({commit["attempt"] for commit in commits}) == 3
     assert totals["seconds"]["step"] == pytest.approx(sum(commit["seconds"].get("step", 0) for commit in commits))
 
 
 def test_each_commit_and_the_run_say_which_software_it_was(storage):
-    run = checkpoint.join_run(storage, {}, {"fingerprint": FINGERPRINT})
+    run = checkpoint.join_run(storage, RunDescription(CONFIG, "somewhere", versions=software_versions()))
     commit = commit_next(load(storage))
-    assert run["versions"] == commit.versions == checkpoint.read_run(storage)["versions"]
+    assert run.versions == commit.versions == checkpoint.read_run(storage).versions
     assert {"project", "jax", "jaxlib", "flax"} <= commit.versions.keys()
 
 
 def test_other_software_is_named():
-    from extraction.core.versions import software_versions, version_differences
-
     assert version_differences(software_versions(), software_versions()) == []
     (line,) = version_differences(software_versions() | {"jax": "0.1"}, software_versions())
     assert line.startswith("jax: 0.1 in the run, ")

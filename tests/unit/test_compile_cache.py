@@ -2,8 +2,8 @@
 
 import pytest
 
-from extraction.worker.compile_cache import CompileCache
 from extraction.storage import open_storage
+from extraction.worker.compile_cache import CompileCache
 from tests.helpers.workers import extract, make_streams, text_of, write_corpus
 
 SHARED = "gs://bucket/compiled"

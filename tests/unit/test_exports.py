@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from extraction.read import exports
 from extraction.core.errors import InvalidRequest
+from extraction.read import exports
 from extraction.read.exports import ExportOptions, export
 from extraction.read.reader import ActivationReader
 from extraction.storage import open_storage
@@ -72,7 +72,7 @@ def test_openmoss_rows_are_records_padded_and_masked(tmp_path, monkeypatch):
     monkeypatch.setattr(exports, "_CHUNK", 4 * size)
     make_run(open_storage(str(run)), STREAMS)
     described = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(described | {"special_tokens": {"record_prefix": [100]}}))
+    (run / "run.json").write_text(json.dumps(described | {"special_tokens": {"ids": {}, "record_prefix": [100]}}))
     assert export(str(run), "openmoss", str(tmp_path / "out"), ExportOptions(context_size=size)) == len(ALL_TOKENS)
     rows = []
     for path in sorted((tmp_path / "out" / OTHER).glob("chunk-*.meta.json")):

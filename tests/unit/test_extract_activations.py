@@ -269,8 +269,8 @@ def test_flags_are_read_from_the_environment(finished, tmp_path):
         TPU_WORKER_ID="1",
     )
     assert result.returncode == 0, result.stderr
-    configuration = json.loads((tmp_path / "o/run.json").read_text())["configuration"]
-    assert (configuration["seq_len"], configuration["hook_points"]) == (16, ["blocks.0.hook_resid_post"])
+    config = json.loads((tmp_path / "o/run.json").read_text())["config"]
+    assert (config["seq_len"], config["hook_points"]) == (16, ["blocks.0.hook_resid_post"])
     assert (tmp_path / "o/worker-00001").is_dir()
 
 

@@ -16,19 +16,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import checkpoint
-from extraction.format.attempts import parse_ending
-from extraction.audit.verify import audit_run
 from extraction.audit.contents import check_contents
-from extraction.audit.facts import RunFacts
-from extraction.core.errors import ExtractionError
-from extraction.streams.manifest import parse_manifest
+from extraction.audit.facts import AuditedRun
+from extraction.audit.verify import audit_run
 from extraction.batching.token_selection import Selection, Selector
+from extraction.core.errors import ExtractionError
+from extraction.core.strict_json import loads
+from extraction.format import run_config
 from extraction.format.records import Cursor
 from extraction.format.safetensors import decode, decode_header, entries_of
-from extraction.format.stream_state import parse_progress
+from extraction.format.stream_state import parse_ending, parse_progress
 from extraction.storage import crc32c_base64
-from extraction.core.strict_json import loads
-from tests.helpers.stream_runs import COMMIT, DATA, batches_of, configure, shard_of
+from extraction.streams.manifest import parse_manifest
+from tests.helpers.stream_runs import COMMIT, DATA, batches_of, configure, describe, shard_of
 
 PER_BYTE, BASE = 64, 1 << 20
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
@@ -96,7 +96,7 @@ def valid(run_streams, finished_run):
     """A valid file for each parser."""
     with open(f"{run_streams}/manifest.json", "rb") as file:
         manifest = file.read()
-    ending = {"schema": 1, "state": "failed", "message": "text", "attempt": "0a", "host": "machine"}
+    ending = {"format": 3, "state": "failed", "message": "text", "attempt": "0a", "host": "machine"}
     return {
         "commit": finished_run[COMMIT],
         "run": finished_run["run.json"],
@@ -108,7 +108,7 @@ def valid(run_streams, finished_run):
 
 
 def parse_run(data):
-    return RunFacts.of(checkpoint.parse_run(data, "name"), "name")
+    return AuditedRun.of(run_config.parse_run(data, "name"), "name")
 
 
 def parse_header(data):
@@ -194,7 +194,7 @@ def changed_json(draw, text):
         if what == "remove":
             del inner[path[-1]]
         elif what == "add" and isinstance(inner, dict):
-            inner[draw(st.sampled_from(["x", "", "__metadata__", "schema", "\u001b"]))] = mark
+            inner[draw(st.sampled_from(["x", "", "__metadata__", "format", "\u001b"]))] = mark
         else:
             inner[path[-1]] = mark
     text = json.dumps(value)
@@ -323,10 +323,10 @@ def test_what_is_strict_json_is_read(text):
 def placed(request, run_streams):
     """A data object, how many rows it has, and the facts of its run."""
     config = configure(run_streams, positions=request.param)
-    run = {"configuration": config.to_json(), "fingerprint": config.fingerprint, "streams": run_streams}
+    run = AuditedRun.of(describe(config, run_streams), "run.json")
     selector = Selector(Selection.parse(request.param))
     batch = batches_of(run_streams, 0, Cursor(2, 8), selector=selector)[0]
-    return bytes(shard_of(batch, 0, 1).data), batch.num_tokens, RunFacts.of(run, "run.json")
+    return bytes(shard_of(batch, 0, 1).data), batch.num_rows, run
 
 
 @SLOW
@@ -338,7 +338,7 @@ def test_contents_that_were_committed_so_are_checked_without_a_crash(placed, fin
     changed = choice.draw(st.one_of(changed_bytes(data), headers))
     commit = json.loads(finished_run[COMMIT])
     commit["data"] |= {"size": len(changed), "crc32c": crc32c_base64(changed)}
-    commit["num_tokens"] = num_rows
+    commit["num_rows"] = num_rows
     contents = check_contents(changed, checkpoint.parse_commit(json.dumps(commit).encode(), COMMIT), facts)
     assert changed != data or not contents.problems
     assert all(problem.startswith(f"{DATA}: ") for problem in contents.problems)
@@ -358,12 +358,12 @@ def meaning(commit):
     """What a commit says, without what tells of its making."""
     value = json.loads(commit)
     keys = (
-        "worker_id",
+        "stream",
         "batch",
         "cursor_before",
         "cursor_after",
         "num_records",
-        "num_tokens",
+        "num_rows",
         "end_of_stream",
         "fingerprint",
         "record_ids_digest",

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extraction.core.errors import InvalidRequest
 from extraction.datasets.arc_agi.augmentation import SYMMETRIES, Augmentation, augmentation, unchanged
 from extraction.datasets.arc_agi.grids import MAX_SIDE, parse_encoder
-from extraction.core.errors import InvalidRequest
 
 GRID = [[0, 7, 7], [7, 7, 7]]
 sides = st.integers(1, MAX_SIDE)

@@ -37,11 +37,11 @@ def test_a_worker_takes_its_model_from_the_hub_and_later_from_the_cache(hub, tmp
     first = python("extract_activations.py", *flags, "--output", tmp_path / "first", **where)
     assert first.returncode == 0, first.stderr
     assert verify(tmp_path / "first").returncode == 0
-    configuration = json.loads((tmp_path / "first/run.json").read_text())["configuration"]
-    assert (configuration["model"], configuration["revision"]) == ("lab/tiny", COMMIT)
+    config = json.loads((tmp_path / "first/run.json").read_text())["config"]
+    assert (config["model"], config["revision"]) == ("lab/tiny", COMMIT)
     etag = hashlib.sha1((hub.folder / "model.safetensors").read_bytes()).hexdigest()
     expected = hashlib.sha256(f"{COMMIT}\nmodel.safetensors {etag}\n".encode()).hexdigest()
-    assert configuration["weights_digest"] == f"sha256:{expected}"
+    assert config["weights_digest"] == f"sha256:{expected}"
     fetched = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
     assert "model.safetensors" in fetched and not fetched & UNREAD
 

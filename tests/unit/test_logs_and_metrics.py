@@ -10,12 +10,12 @@ from urllib.request import urlopen
 import pytest
 
 import checkpoint
-from extraction.core import logs
-from extraction.worker.worker import progress as progress_module
-from extraction.core.errors import InvalidRequest
-from extraction.worker.metrics import Metrics
 from extraction.batching.token_selection import Selection, Selector
+from extraction.core import logs
+from extraction.core.errors import InvalidRequest
 from extraction.storage import open_storage
+from extraction.worker import progress as progress_module
+from extraction.worker.metrics import Metrics
 from tests.helpers.runs import make_run
 from tests.helpers.workers import MODEL, python
 

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from extraction.format import safetensors as shards
-from extraction.core.errors import InvalidRequest
 from extraction.batching.packing import BatchShape, pack_batches
-from extraction.worker.loop import BatchInFlight, Layout
-from extraction.format.records import Cursor, Record, TokenizedRecord
 from extraction.batching.tokenizer import RecordTokenizer
+from extraction.core.errors import InvalidRequest
+from extraction.format import safetensors as shards
+from extraction.format.records import Cursor, Record, TokenizedRecord
+from extraction.worker.loop import BatchInFlight, Layout
 from tests.helpers.batches import WIDTHS
 from tests.helpers.workers import MODEL
 

@@ -38,7 +38,7 @@ def test_every_token_is_stored_once_and_in_record_order(lengths, shape, mode):
         token for record, length in zip(records_of(lengths), kept, strict=True) for token in record.tokens[:length]
     ]
     assert np.concatenate([tokens_of(batch) for batch in batches]).tolist() == expected
-    assert all(np.count_nonzero(batch.segment_ids) == batch.num_tokens for batch in batches)
+    assert all(np.count_nonzero(batch.segment_ids) == batch.num_rows for batch in batches)
 
 
 @given(lengths_of_records, shapes, modes)
@@ -107,20 +107,20 @@ def test_places_do_not_overlap(lengths, rows):
 def test_a_record_of_100000_tokens_is_split_over_batches():
     shape = BatchShape(1, 8, 2048)
     batches = batches_of([10, 100_000, 10], shape)
-    assert [batch.num_tokens for batch in batches] == [14346, 16384, 16384, 16384, 16384, 16384, 3754]
+    assert [batch.num_rows for batch in batches] == [14346, 16384, 16384, 16384, 16384, 16384, 3754]
     assert batches[0].cursor_after == Cursor(1, 7 * 2048)
-    assert sum(batch.num_tokens for batch in batches_of([10, 100_000, 10], shape, "truncate")) == 2068
+    assert sum(batch.num_rows for batch in batches_of([10, 100_000, 10], shape, "truncate")) == 2068
 
 
 def test_a_stream_of_empty_records_is_read_in_bounded_memory():
     batches = batches_of([0] * 100, BatchShape(1, 2, 4))
     assert [batch.num_records for batch in batches] == [8] * 12 + [4]
-    assert sum(batch.num_tokens for batch in batches) == 0
+    assert sum(batch.num_rows for batch in batches) == 0
 
 
 def test_an_empty_stream_is_one_empty_batch():
     (batch,) = batches_of([], BatchShape(1, 2, 4))
-    assert (batch.num_records, batch.num_tokens, batch.end_of_stream) == (0, 0, True)
+    assert (batch.num_records, batch.num_rows, batch.end_of_stream) == (0, 0, True)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -128,4 +128,4 @@ def test_padding_is_at_most_five_percent_on_document_lengths(seed):
     """Log-normal lengths with FineWeb's mean of about 650 tokens; the last, short batch is left out."""
     lengths = np.random.default_rng(seed).lognormal(6.0, 1.0, 1500).astype(int) + 1
     batches = batches_of(lengths.tolist(), BatchShape(1, 32, 2048))[:-1]
-    assert sum(batch.num_tokens for batch in batches) >= 0.95 * len(batches) * 32 * 2048
+    assert sum(batch.num_rows for batch in batches) >= 0.95 * len(batches) * 32 * 2048

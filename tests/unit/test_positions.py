@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.batching.packing import BatchShape, Cut, pack_batches
 from extraction.batching.token_selection import Selection, Selector, spans_of
+from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.format.records import Cursor, TokenizedRecord
 
 SPECIAL = (0, 3)
@@ -82,13 +82,13 @@ def test_what_is_stored_of_each_record_is_what_the_flags_say(token_lists, shape,
     batches = list(pack_batches(records, Cursor(0, 0), shape, mode, selector))
     found = {record.index: [] for record in records}
     for batch in batches:
-        assert batch.num_tokens == len(batch.slots) == batch.record_offsets[-1]
+        assert batch.num_rows == len(batch.slots) == batch.record_offsets[-1]
         for at, index in enumerate(batch.record_index.tolist()):
             found[index] += rows_of(batch, at)
     for record in records:
         assert found[record.index] == rows_expected(record, text, drop_special, shape, mode)
     cut = Cut(shape.seq_len, mode, selector)
-    assert sum(batch.num_tokens for batch in batches) == sum(cut.count(record)[1] for record in records)
+    assert sum(batch.num_rows for batch in batches) == sum(cut.count(record)[1] for record in records)
 
 
 @given(records_of_tokens, shapes, modes, texts, st.booleans(), st.data())
@@ -101,7 +101,7 @@ def test_tokens_lie_where_they_lie_when_all_are_stored_and_from_any_cursor(
     for ours, theirs in zip(batches, whole, strict=True):
         assert all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in ("tokens", "segment_ids"))
         assert np.array_equal(ours.record_lengths, np.diff(theirs.record_offsets))
-        assert ours.num_tokens_read == theirs.num_tokens == theirs.num_tokens_read
+        assert ours.num_tokens == theirs.num_rows == theirs.num_tokens
         assert ours.cursor_after == theirs.cursor_after
     at = data.draw(st.integers(0, len(batches) - 1))
     start = batches[at].cursor_before

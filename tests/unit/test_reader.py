@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import checkpoint
-from extraction.format import batch_file as objects
-from extraction.core.errors import DamagedData, InvalidRequest, ObjectNotFound
 from extraction.batching.packing import BatchShape
+from extraction.core.errors import DamagedData, InvalidRequest, ObjectNotFound
+from extraction.format import batch_file as objects
+from extraction.format.dtypes import dtype_named
 from extraction.read.reader import ActivationReader
-from extraction.format.safetensors import dtype_named
 from extraction.read.shuffle import ShuffledReader, ShuffleOptions
 from extraction.storage import gcs as gcs_storage
 from extraction.storage import open_storage
@@ -41,9 +41,9 @@ def anywhere(storage):
 
 def test_it_opens_by_listing_the_workers(output):
     reader = ActivationReader(output)
-    assert reader.workers == (0, 1, 2, 3)
+    assert reader.streams == (0, 1, 2, 3)
     assert reader.hook_points == tuple(WIDTHS)
-    assert reader.num_tokens() == sum(map(sum, STREAMS))
+    assert reader.num_rows() == sum(map(sum, STREAMS))
 
 
 def test_opening_a_bucket_costs_no_request_for_each_object(gcs):
@@ -91,7 +91,7 @@ def test_what_is_not_there_is_said(output, tmp_path):
         reader.record("x")
     with pytest.raises(InvalidRequest, match="blocks.7.*the run has"):
         next(reader.rows("blocks.7.hook_resid_post"))
-    with pytest.raises(InvalidRequest, match="not the output of a run"):
+    with pytest.raises(InvalidRequest, match="holds no run: there is no run.json"):
         ActivationReader(str(tmp_path / "nothing"))
 
 
@@ -125,7 +125,7 @@ def test_of_an_unfinished_run_only_what_is_committed_whole_is_a_record(storage):
     storage.create("worker-00000/batches/00000001.safetensors", b"a torso of a batch that nobody committed")
     reader = ActivationReader(storage.location)
     assert [(r.stream, r.index) for r in reader.records()] == [(0, 0), (0, 1), (3, 0)]
-    assert reader.num_tokens() == sum(len(r.tokens) for r in reader.rows(HOOK)) > 17
+    assert reader.num_rows() == sum(len(r.tokens) for r in reader.rows(HOOK)) > 17
     with pytest.raises(ObjectNotFound, match="all of record"):
         reader.record(record_id(1, 0))
 
@@ -154,7 +154,7 @@ def test_statistics_read_no_rows_but_those_with_a_maximum(gcs, monkeypatch):
     reader.statistics()
     refs = {ref.name: ref for ref in reader.all_refs()}
     assert len(got) < 4 * len(refs) + 16
-    rows = {name: ref.size - 2 * sum(WIDTHS.values()) * ref.num_tokens for name, ref in refs.items()}
+    rows = {name: ref.size - 2 * sum(WIDTHS.values()) * ref.num_rows for name, ref in refs.items()}
     lengths = [end - start for name, start, end in got if end > rows[name]]
     assert sorted(lengths) == [2 * width for width in sorted(WIDTHS.values())]
 
@@ -219,13 +219,13 @@ def test_commits_of_several_workers_are_read_at_once(gcs):
     told = [gcs.instruct("read", "*/commits/*", "hold") for _ in range(5)]
     reader = ActivationReader("gs://bucket/run")
     with ThreadPoolExecutor(1) as background:
-        total = background.submit(reader.num_tokens)
+        total = background.submit(reader.num_rows)
         assert all(held.entered.wait(20) for held in told), "a commit waits for that of another worker"
         for held in told:
             held.release.set()
         assert total.result() == 40
     gcs.history.clear()
-    assert [ref.worker_id for ref in reader.all_refs([4, 1, 4])] == [4, 1, 4]
+    assert [ref.stream for ref in reader.all_refs([4, 1, 4])] == [4, 1, 4]
     assert gcs.history == [], "what was read once is known"
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from extraction.core.errors import ObjectNotFound
 from extraction.batching.packing import Cut, pack_batches
 from extraction.batching.token_selection import Selection, Selector
-from extraction.read.reader import ActivationReader
+from extraction.core.errors import ObjectNotFound
 from extraction.format.records import Cursor, TokenizedRecord
+from extraction.read.reader import ActivationReader
 from extraction.read.shuffle import ShuffledReader, ShuffleOptions
 from extraction.storage import open_storage
 from tests.helpers.runs import SHAPE, WIDTHS, activations_of, make_run, record_id, tokens_of
@@ -47,8 +47,8 @@ def test_records_are_whole_over_batches_of_which_nothing_is_stored(tmp_path, rul
                 assert (again.tokens.tolist(), again.index) == (tokens, index)
     assert not found
     rows = list(ActivationReader(str(tmp_path)).rows(HOOK))
-    assert sum(len(r.tokens) for r in rows) == reader.num_tokens()
-    shuffled = iter(ShuffledReader(reader, HOOK, ShuffleOptions(batch_size=reader.num_tokens(), buffer=1 << 10)))
+    assert sum(len(r.tokens) for r in rows) == reader.num_rows()
+    shuffled = iter(ShuffledReader(reader, HOOK, ShuffleOptions(batch_size=reader.num_rows(), buffer=1 << 10)))
     assert sorted(next(shuffled).tokens.tolist()) == sorted(np.concatenate([r.tokens for r in rows]).tolist())
 
 

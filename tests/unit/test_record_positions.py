@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from extraction.read import datasets as hf
-from extraction.read.torch import TorchActivations
-from extraction.format.run_config import DATA_SCHEMA
 from extraction.core.errors import ConfigurationMismatch
+from extraction.format.run_config import FORMAT
+from extraction.read import datasets as hf
 from extraction.read.reader import ActivationReader
 from extraction.read.shuffle import ShuffledReader, ShuffleOptions
+from extraction.read.torch import TorchActivations
 from tests.helpers.workers import MODEL, extract, make_streams, python, text_of, verify, write_corpus
 
 HOOK = "blocks.1.hook_resid_post"
@@ -116,9 +116,8 @@ def test_a_run_whose_positions_count_in_the_window_is_refused(output, texts, tmp
     old, streams = tmp_path / "old", make_streams(write_corpus(tmp_path / "corpus", texts), tmp_path / "streams")
     shutil.copytree(output, old)
     run = json.loads((old / "run.json").read_text())
-    run["configuration"]["data_schema"] = 2
-    (old / "run.json").write_text(json.dumps(run))
-    said = f"{old}/run.json is of data schema 2, this version reads and writes {DATA_SCHEMA}: "
+    (old / "run.json").write_text(json.dumps(run | {"format": 2}))
+    said = f"{old}/run.json: format 2, this version reads and writes {FORMAT}: use the version that made the run"
     for arguments in (
         ("status", old),
         ("verify", old),
@@ -127,7 +126,7 @@ def test_a_run_whose_positions_count_in_the_window_is_refused(output, texts, tmp
     ):
         result = python("extract_activations.py", *arguments)
         assert (result.returncode, result.stderr.count("\n"), said in result.stderr) == (78, 2, True), result.stderr
-    with pytest.raises(ConfigurationMismatch, match="data schema 2"):
+    with pytest.raises(ConfigurationMismatch, match="format 2"):
         ActivationReader(str(old))
     result = extract(streams, old, 0, "--seq-len", "256", "--bos", "never")
     assert (result.returncode, said in result.stderr) == (78, True), result.stderr

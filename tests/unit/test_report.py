@@ -13,11 +13,11 @@ import pytest
 import checkpoint
 from extraction.batching.token_selection import Selection, Selector
 from extraction.read.reader import ActivationReader
+from extraction.storage import open_storage
 from extraction.tools.report import facts as report_facts
 from extraction.tools.report import gather, render, write_report
 from extraction.tools.report.charts import short, ticks
 from extraction.tools.report.facts import QUANTILES
-from extraction.storage import open_storage
 from tests.helpers import runs
 from tests.helpers.runs import FINGERPRINT, STREAMS, WIDTHS, make_run
 from tests.helpers.workers import MODEL, python
@@ -68,7 +68,8 @@ def test_quantiles_and_the_largest_coordinate_are_of_all_rows_and_not_of_the_sam
 def test_where_a_part_is_stored_lengths_and_pace_are_of_all_tokens(tmp_path, rule):
     make_run(open_storage(str(tmp_path)), STREAMS, selector=Selector(Selection.parse(rule)))
     facts = gather(str(tmp_path))
-    assert facts.num_tokens == sum(map(sum, STREAMS)) > facts.num_rows == ActivationReader(str(tmp_path)).num_tokens()
+    reader = ActivationReader(str(tmp_path))
+    assert facts.num_tokens == reader.num_tokens() == sum(map(sum, STREAMS)) > facts.num_rows == reader.num_rows()
     lengths = [n for lengths in STREAMS for n in lengths if n]
     assert sorted(facts.record_lengths[facts.record_lengths > 0].tolist()) == sorted(lengths)
     assert f"<b>{facts.num_rows}</b><span>rows stored" in render(facts)

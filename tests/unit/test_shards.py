@@ -15,7 +15,7 @@ from extraction.format.safetensors import allocate, decode
 
 def filled_shard():
     layout = {"tokens": ((3,), np.int32), "x": ((3, 4), ml_dtypes.bfloat16), "none": ((0, 4), np.float32)}
-    shard = allocate(layout, {"schema": "1", "record_ids": '["ä"]'})
+    shard = allocate(layout, {"format": "3", "record_ids": '["ä"]'})
     shard.arrays["tokens"][:] = [5, 6, 7]
     shard.arrays["x"][:] = np.arange(12).reshape(3, 4)
     return shard
@@ -25,7 +25,7 @@ def test_the_safetensors_library_reads_it(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(filled_shard().data)
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"schema": "1", "record_ids": '["ä"]'}
+        assert file.metadata() == {"format": "3", "record_ids": '["ä"]'}
         assert file.get_tensor("x").float().tolist() == np.arange(12.0).reshape(3, 4).tolist()
         assert file.get_tensor("tokens").tolist() == [5, 6, 7]
 

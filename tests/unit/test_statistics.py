@@ -15,11 +15,11 @@ from ddsketch import DDSketch, LogarithmicMapping
 import checkpoint
 from extraction.audit.verify import audit_run
 from extraction.core.errors import DamagedData
-from extraction.read.reader import ActivationReader
 from extraction.format.safetensors import decode
+from extraction.format.statistics import NORM_BINS, norm_counts, norm_sketch
+from extraction.read.reader import ActivationReader
 from extraction.read.statistics import Tally
 from extraction.storage import open_storage
-from extraction.format.statistics import NORM_BINS, norm_counts, norm_sketch
 from tests.helpers import runs
 from tests.helpers.workers import ROOT, committed, extract, extract_here, make_streams, write_corpus
 
@@ -107,7 +107,7 @@ def test_a_run_of_any_dtype_is_proven(outputs, dtype):
 @pytest.mark.parametrize("dtype", ["bfloat16", *SCALED])
 def test_statistics_are_those_of_all_rows_of_all_workers(outputs, dtype):
     reader = ActivationReader(outputs[dtype])
-    sizes = [ref.num_tokens for ref in reader.all_refs()]
+    sizes = [ref.num_rows for ref in reader.all_refs()]
     assert len(sizes) > 4 and len(set(sizes)) > 1
     for name, found in reader.statistics().items():
         values = rows_of(outputs[dtype], name)
@@ -161,7 +161,7 @@ def test_a_commit_tells_the_reconstruction_error_of_each_hook_point(outputs, dty
     names = checkpoint.list_commits(storage, 0)
     commits = [checkpoint.parse_commit(storage.read(name), name) for name in names]
     reader, exact = ActivationReader(outputs[dtype]), ActivationReader(outputs["float32"])
-    batches = zip(commits, reader.batches(workers=[0]), exact.batches(workers=[0]), strict=True)
+    batches = zip(commits, reader.batches(streams=[0]), exact.batches(streams=[0]), strict=True)
     for commit, found, computed in batches:
         assert commit.reconstruction_error.keys() == set(reader.hook_points)
         for name, said in commit.reconstruction_error.items():

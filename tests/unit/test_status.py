@@ -15,12 +15,12 @@ from rich.console import Console
 
 import checkpoint
 from extract_activations import cli
-from extraction.format.attempts import note_start, noted_ending
-from extraction.core.errors import DamagedData, Fenced
 from extraction.batching.token_selection import Selection, Selector
-from extraction.format.stream_state import Standing
-from extraction.tools.status import _mean_rate, _rate_now, format_bytes, format_seconds, read_status, table, watch
+from extraction.core.errors import DamagedData, Fenced
+from extraction.format.stream_state import StreamState
 from extraction.storage import open_storage
+from extraction.tools.status import _mean_rate, _rate_now, format_bytes, format_seconds, read_status, table, watch
+from extraction.worker.attempts import note_begin, noted_ending
 from tests.helpers import fake_gcs
 from tests.helpers.runs import FINGERPRINT, extract, make_run
 from tests.helpers.workers import python
@@ -35,12 +35,17 @@ def make_fleet(storage):
         extract(checkpoint.CommitChain.load(storage, 1, FINGERPRINT), STREAMS[1], stop_after)
     extract(checkpoint.CommitChain.load(storage, 2, FINGERPRINT), STREAMS[2], stop_after=2)
     for number, error in ((2, DamagedData("a bad file")), (3, Fenced("another has it"))):
-        with pytest.raises(type(error)), noted_ending(storage, number, checkpoint.Instance()):
+        with pytest.raises(type(error)), noted_ending(storage, number, checkpoint.Attempt()):
             raise error
     extract(checkpoint.CommitChain.load(storage, 4, FINGERPRINT), [4, 9, 9, 9], stop_after=1)
-    note_start(storage, 5, checkpoint.Instance())
-    run = checkpoint.read_run(storage) | {"records_per_stream": [len(lengths) for lengths in STREAMS]}
-    storage.replace("run.json", json.dumps(run).encode())
+    note_begin(storage, 5, checkpoint.Attempt())
+    describe_streams(storage, *map(len, STREAMS))
+
+
+def describe_streams(storage, *num_records):
+    """Say in `run.json` how many records each stream has, as a worker does."""
+    run = replace(checkpoint.read_run(storage), records_per_stream=num_records)
+    storage.replace("run.json", run.to_bytes())
 
 
 @pytest.fixture
@@ -75,7 +80,7 @@ def test_where_a_part_is_stored_pace_is_of_all_tokens(tmp_path):
     assert (ours.tokens, ours.rows) == (240, 30) and (theirs.tokens, theirs.rows) == (240, 240)
     assert ours.bytes < theirs.bytes
     last = checkpoint.parse_commit(open_storage(str(part)).read("worker-00000/commits/00000014.json"), "it")
-    fast = Standing(0, last, 100.0, (100.0, 114.0))
+    fast = StreamState(0, last, 100.0, (100.0, 114.0))
     assert _mean_rate(fast) == pytest.approx(240 * 14 / 15 / 14)
 
 
@@ -139,7 +144,7 @@ def test_the_pace_of_now_is_that_of_the_commits_that_were_looked_at(tmp_path):
 
 
 def test_commits_within_the_second_that_the_clock_tells_have_a_pace_too():
-    last = SimpleNamespace(totals=SimpleNamespace(tokens_read=1000))
+    last = SimpleNamespace(totals=SimpleNamespace(tokens=1000))
     standing = SimpleNamespace(commit_times=(99.9, 100.2, 100.7), last=last, num_batches=10)
     assert _rate_now(standing, now=100.0) == pytest.approx(100 * 2 / 0.8)
 
@@ -148,8 +153,7 @@ def test_a_finished_run_is_finished_when_every_stream_is(tmp_path):
     storage = open_storage(str(tmp_path))
     make_run(storage, [[8] * 3, [5]])
     assert not read_status(str(tmp_path)).finished  # how many streams there are is not known
-    run = checkpoint.read_run(storage) | {"records_per_stream": [3, 1]}
-    storage.replace("run.json", json.dumps(run).encode())
+    describe_streams(storage, 3, 1)
     found = read_status(str(tmp_path))
     assert (found.finished, found.exit_code, found.seconds_left) == (True, 0, 0.0)
 
@@ -182,8 +186,7 @@ def test_a_narrow_terminal_has_fewer_columns_and_whole_numbers(output, width):
 def test_every_look_is_shown_until_the_run_is_finished(tmp_path):
     storage, seen = open_storage(str(tmp_path)), []
     make_run(storage, STREAMS[:1], stop_after=2)
-    run = checkpoint.read_run(storage) | {"records_per_stream": [len(STREAMS[0])]}
-    storage.replace("run.json", json.dumps(run).encode())
+    describe_streams(storage, len(STREAMS[0]))
 
     def show(status):
         seen.append(status.finished)

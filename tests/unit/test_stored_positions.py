@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from extraction.audit.verify import audit_run
-from extraction.datasets.arc_agi.dataset import dataset as arc_agi
-from extraction.core.errors import InvalidRequest
 from extraction.batching.token_selection import Selection
+from extraction.batching.tokenizer import RecordTokenizer
+from extraction.core.errors import InvalidRequest
+from extraction.datasets.arc_agi import dataset as arc_agi
 from extraction.read.reader import ActivationReader
 from extraction.storage import open_storage
-from extraction.batching.tokenizer import RecordTokenizer
 from tests.helpers.workers import MODEL, committed, extract, extract_here, make_streams, text_of, write_corpus
 
 SEQ_LEN = 32  # of tests.helpers.workers.SMALL

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extraction.streams.stream import stream as reading
+from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.datasets import Origin, Row, fineweb, publish_rows
+from extraction.storage import open_storage
+from extraction.streams import stream as reading
 from extraction.streams.build.footers import Wanted, inspect
 from extraction.streams.build.sources import SourceFile
-from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.streams.manifest import canonical_json, load_manifest, parse_manifest, sha256
 from extraction.streams.parquet import Files
-from extraction.storage import open_storage
 from extraction.streams.stream import open_stream
 from tests.helpers.corpora import (
     column_chunks,

@@ -9,10 +9,11 @@ import sys
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from extraction.core.errors import DamagedData, InvalidRequest
-from extraction.read.reader import ActivationReader
-from extraction.format.records import Record
 from extraction.batching.tokenizer import RecordTokenizer
+from extraction.core.errors import DamagedData, InvalidRequest
+from extraction.format.records import Record
+from extraction.format.run_config import SpecialTokenIds
+from extraction.read.reader import ActivationReader
 from tests.helpers.published_tokenizers import BUILDERS, CLASSES, TEXTS, save
 from tests.helpers.workers import MODEL, ROOT, extract, make_streams, write_corpus
 
@@ -162,7 +163,7 @@ def test_what_begins_a_record(tmp_path, capsys, named, processor, settings, pref
         [*prefix, 3],
         prefix,
     ]
-    assert tokenizer.special_tokens() == {"ids": {"<s>": 0, "</s>": 1, "[CLS]": 2}, "record_prefix": prefix}
+    assert tokenizer.special_tokens() == SpecialTokenIds({"<s>": 0, "</s>": 1, "[CLS]": 2}, tuple(prefix))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == said and all("add_bos_token" in line for line in lines)
     assert ids_of(folder)[0] == []
@@ -189,7 +190,7 @@ def test_where_the_beginning_of_text_token_is_named(tmp_path, files, begin):
         with pytest.raises(InvalidRequest, match="--bos always: this tokenizer has no beginning-of-text token"):
             RecordTokenizer(folder, "always")
     else:
-        assert RecordTokenizer(folder, "always").special_tokens()["record_prefix"] == [begin]
+        assert RecordTokenizer(folder, "always").special_tokens().record_prefix == (begin,)
 
 
 def test_named_tokens_are_special_and_those_that_tokenizer_json_has_not_are_told_of_once(tmp_path, capsys):
@@ -201,7 +202,7 @@ def test_named_tokens_are_special_and_those_that_tokenizer_json_has_not_are_told
     folder = save(tmp_path, bare(), **extra)
     (folder / "added_tokens.json").write_text('{"<y>": 10, "</s>": 1}')
     tokenizer = RecordTokenizer(folder)
-    assert tokenizer.special_tokens()["ids"] == {"<s>": 0, "</s>": 1, "[CLS]": 2, "b": 4}
+    assert tokenizer.special_tokens().ids == {"<s>": 0, "</s>": 1, "[CLS]": 2, "b": 4}
     (record,) = tokenizer.tokenize([Record(0, "", "a <x> <pad> <y>")])
     assert record.tokens.tolist() == [3, 4, 4, 4]
     (line,) = capsys.readouterr().err.splitlines()
@@ -335,7 +336,7 @@ def test_a_sentencepiece_model_alone_is_converted_and_begins_with_its_own_token(
     assert found == [[original.bos_id(), *original.encode(text)] for text in texts]
     assert "tokenizer.model is converted" in capsys.readouterr().err
     (folder / "tokenizer_config.json").write_text('{"add_bos_token": false, "bos_token": "<s>"}')
-    assert RecordTokenizer(folder).special_tokens()["record_prefix"] == []
+    assert RecordTokenizer(folder).special_tokens().record_prefix == ()
 
 
 def test_a_sentencepiece_model_is_refused_without_its_package_and_where_it_is_of_another_kind(tmp_path, monkeypatch):

@@ -8,10 +8,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
-from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.batching.token_selection import Selection, Selector
-from extraction.format.records import Record
 from extraction.batching.tokenizer import RecordTokenizer
+from extraction.core.errors import DamagedData, InvalidRequest
+from extraction.format.records import Record
+from extraction.format.run_config import SpecialTokenIds
 from tests.helpers.workers import MODEL, text_of
 
 TEXTS = ["", "one", *(text_of(i, 3 + 17 * i) for i in range(30)), "naïve ☃ \n\t  12345 <s> </s>", "x" * 3000]
@@ -49,7 +50,7 @@ def test_ids_are_the_tokenizers_own_with_the_beginning_asked_for(folder, bos, pr
         assert record.tokens.dtype == np.int32
         ids = reference(text, add_special_tokens=False, truncation=False)["input_ids"]
         assert record.tokens.tolist() == prefix + ids
-    assert tokenizer.special_tokens() == {"ids": {"<s>": 0, "</s>": 1}, "record_prefix": prefix}
+    assert tokenizer.special_tokens() == SpecialTokenIds({"<s>": 0, "</s>": 1}, tuple(prefix))
 
 
 def test_a_tokenizer_that_begins_with_nothing(tmp_path):
@@ -186,7 +187,7 @@ def test_an_added_token_without_a_row_in_the_embedding_is_read_as_text(folder, t
     (found,) = fitted.tokenize(records)
     (as_text,) = RecordTokenizer(folder).tokenize(records)
     assert found.tokens.tolist() == as_text.tokens.tolist() and max(found.tokens) < rows
-    assert fitted.special_tokens()["ids"] == {"<s>": 0, "</s>": 1}
+    assert fitted.special_tokens().ids == {"<s>": 0, "</s>": 1}
 
 
 def test_a_vocabulary_beyond_the_embedding_is_refused(folder):

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 
 import numpy as np
 
-import checkpoint
-from checkpoint import Commit
-
 from ...core.errors import ExtractionError
 from ...format.batch_file import StoredBatch
+from ...format.chain import AHEAD, StoredCommit, walk
+from ...format.commit import Commit
 from ...format.not_finite import NotFinite, added
 from ...format.run_config import RunDescription
 from ...read.reader import ActivationReader
@@ -43,6 +43,12 @@ class CommitFact:
     tokens: int
     rows: int
     seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, stored: StoredCommit) -> "CommitFact":
+        """Return the facts of a commit."""
+        commit, updated = stored.commit, stored.info.updated or 0.0
+        return cls(commit.stream, updated, commit.attempt, commit.num_tokens, commit.num_rows, commit.seconds)
 
 
 @dataclass(frozen=True)
@@ -124,25 +130,25 @@ class ReportFacts:
 def gather(output: str, streams: str | None = None) -> ReportFacts:
     """Read what the report shows. Raises what the reader raises."""
     reader = ActivationReader(output)
-    with ThreadPoolExecutor(16) as pool:
-        chains = [_read_chain(reader, worker_id, pool) for worker_id in reader.workers]
-    lengths = [length for _, _, known in chains for length in known]
+    with ThreadPoolExecutor(AHEAD) as pool:
+        walked = list(walk(reader.storage, reader.streams, reader.run.fingerprint, pool))
+    stored_commits = [stored for stored in walked if stored is not None]
+    lasts = [last.commit for last, end in pairwise(walked) if last is not None and end is None]
+    lengths = [length for stored in stored_commits for length in _lengths_without_rows(stored.commit)]
     headers = reader.headers(reader.hook_points)
     statistics = statistics_of(_with_lengths(headers, lengths), reader.hook_points)
     sample = _choose(reader)
     hooks = [_read_hook(name, sample, found, reader.run.config.seq_len) for name, found in statistics.items()]
     verdict, proof = _prove(output, streams)
-    commits = [commit for facts, _, _ in chains for commit in facts]
-    lasts = [last for _, last, _ in chains if last is not None]
     return ReportFacts(
         output=output,
         run=reader.run,
-        commits=tuple(commits),
+        commits=tuple(map(CommitFact.of, stored_commits)),
         num_bytes=sum(last.totals.bytes for last in lasts),
         num_records=sum(last.cursor_after.record for last in lasts),
         record_lengths=np.array(lengths, np.int64),
         hooks=tuple(hooks),
-        sampled_tokens=sum(min(stored.ref.num_tokens, SAMPLED_ROWS) for stored in sample),
+        sampled_tokens=sum(min(stored.ref.num_rows, SAMPLED_ROWS) for stored in sample),
         verdict=verdict,
         proof=proof,
         not_finite=reduce(added, (last.totals.not_finite for last in lasts), {}),
@@ -164,25 +170,10 @@ def _lengths_without_rows(commit: Commit) -> list[int]:
     that have no tokens in it; else nothing."""
     before, after = commit.cursor_before, commit.cursor_after
     num_ended = after.record - before.record
-    tokens = commit.num_tokens_read - after.token_offset
-    if num_ended < 1 or (num_ended > 1 and tokens):
+    tokens = commit.num_tokens - after.token_offset
+    if commit.data is not None or num_ended < 1 or (num_ended > 1 and tokens):
         return []
     return [before.token_offset + tokens, *[0] * (num_ended - 1)]
-
-
-def _read_chain(
-    reader: ActivationReader, worker_id: int, pool: ThreadPoolExecutor
-) -> tuple[list[CommitFact], Commit | None, list[int]]:
-    """The commits of a stream, the last of them, and the lengths that those without data tell."""
-    folder = f"{checkpoint.worker_folder(worker_id)}/commits/"
-    infos = list(reader.storage.list(folder))
-    parsed = pool.map(lambda info: checkpoint.parse_commit(reader.storage.read(info.name), info.name), infos)
-    commits = list(parsed)
-    facts = [CommitFact(worker_id, info.updated, commit.attempt, commit.num_tokens_read, commit.num_tokens,
-                        commit.seconds)
-             for info, commit in zip(infos, commits, strict=True)]  # fmt: skip
-    lengths = [length for commit in commits if commit.data is None for length in _lengths_without_rows(commit)]
-    return facts, commits[-1] if commits else None, lengths
 
 
 def _choose(reader: ActivationReader) -> list[StoredBatch]:

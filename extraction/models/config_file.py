@@ -78,8 +78,8 @@ def _refuse_by_hand(path: Path, written: dict[str, Any], family: Family) -> None
         if quantisation := part.get("quantization_config"):
             kind = quantisation.get("quant_method") or "of a kind that it does not name"
             raise InvalidRequest(
-                f"{path}: quantization_config: the weights are quantised ({kind}), which is not handled; give the model "
-                "that is not quantised, or load it in transformers, call dequantize(), and save it to another folder"
+                f"{path}: quantization_config: the weights are quantised ({kind}), which is not handled; give the "
+                "model that is not quantised, or load it in transformers, call dequantize(), and save it elsewhere"
             )
         if part.get("per_layer_config"):
             raise InvalidRequest(f"{path}: per_layer_config is not handled: all layers must be made alike")

@@ -175,7 +175,8 @@ class CommitChain:
 
     def _publish(self, commit: Commit) -> Commit:
         """Create the commit. Returns the one that is stored: this one, or what an earlier request of this attempt that
-        landed late has made of the same batch. Raises Fenced if it is another's."""
+        landed late has made of the same batch. Raises Fenced if it is another's.
+        """
         name = commit_name(self.stream, commit.batch)
         try:
             self.storage.create(name, commit.to_bytes())

@@ -67,7 +67,7 @@ def with_jax(attend: Callable, arrays: list[np.ndarray]) -> dict[str, Timed]:
 
 
 def with_torch(arrays: list[np.ndarray]) -> dict[str, Timed]:
-    """torch's scaled_dot_product_attention, in a CUDA graph and call by call. Raises ImportError without CUDA torch."""
+    """Torch's scaled_dot_product_attention, in a CUDA graph and call by call. Raises ImportError without CUDA torch."""
     import torch
 
     if not torch.cuda.is_available():

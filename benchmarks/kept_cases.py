@@ -214,7 +214,26 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 # ---------------------------------------------------------------------------------------------- inputs
 
-WORDS = "the activations of a language model are read by those who train probes and want every token once".split()
+WORDS = [
+    "the",
+    "activations",
+    "of",
+    "a",
+    "language",
+    "model",
+    "are",
+    "read",
+    "by",
+    "those",
+    "who",
+    "train",
+    "probes",
+    "and",
+    "want",
+    "every",
+    "token",
+    "once",
+]
 TASK = {"train": [{"input": [[1, 2, 3], [4, 5, 6]], "output": [[0]]}, {"input": [[7]], "output": [[8], [9]]}],
         "test": [{"input": [[3, 1]], "output": [[1, 3]]}, {"input": [[5, 5]], "output": [[6]]}]}  # fmt: skip
 

@@ -189,7 +189,7 @@ def _check_maximum(shard: Shard, hook_point: str, ours: float, first: list[int])
     values, scale = shard.arrays[hook_point], shard.arrays.get(hook_point + SCALE)
     if theirs != ours:
         yield f"{hook_point}{MAX} is {theirs:g}, the largest of its values {ours:g}"
-    elif not ((0 <= place) & (place < values.shape)).all():
+    elif not ((place >= 0) & (place < values.shape)).all():
         yield f"{hook_point}{MAX_AT} is {place.tolist()}, which is no place in {list(values.shape)}"
     elif place.tolist() != first:
         row, column = place.tolist()

@@ -84,7 +84,8 @@ class Batch:
 class RecordActivations:
     """What is stored of one whole record, n rows: `activations` {hook point: [n, width]}, `tokens` and `positions`
     int32 [n]. `mean_over`: int32 [n], of how many tokens each row is the mean; None if rows are tokens. `meta`: what
-    the streams say of it beside its text, such as the answer key of a question, or None."""
+    the streams say of it beside its text, such as the answer key of a question, or None.
+    """
 
     stream: int
     index: int
@@ -185,14 +186,16 @@ class ActivationReader:
         self, hook_points: Sequence[str] | None = None, streams: Iterable[int] | None = None
     ) -> Iterator[RecordActivations]:
         """Every record that is committed whole, joined where it goes over batches. One of which nothing is stored is
-        there, without rows, if a batch that it is in has rows of others."""
+        there, without rows, if a batch that it is in has rows of others.
+        """
         names = self.checked(hook_points)
         for stream in self.streams if streams is None else self._known(streams):
             yield from self._join(stream, self._load_batches(self.refs(stream), names))
 
     def record(self, record_id: str, hook_points: Sequence[str] | None = None) -> RecordActivations:
         """The record of this id. Raises ObjectNotFound, and InvalidRequest if several records have it, which
-        `record_at` tells apart. The first call reads the header of every batch."""
+        `record_at` tells apart. The first call reads the header of every batch.
+        """
         places = self._places.get(record_id, ())
         if not places:
             raise ObjectNotFound(f"{self.storage.location} holds no record {record_id!r}")
@@ -206,7 +209,8 @@ class ActivationReader:
 
     def record_at(self, stream: int, index: int, hook_points: Sequence[str] | None = None) -> RecordActivations:
         """The record of this index in a stream. Raises ObjectNotFound if it is not there, or not yet whole, or if
-        nothing is stored of all records beside it; InvalidRequest if there is no such stream."""
+        nothing is stored of all records beside it; InvalidRequest if there is no such stream.
+        """
         names = self.checked(hook_points)
         refs = (ref for ref in self.refs(stream) if ref.begin.record <= index and ref.end > Cursor(index, 0))
         for record in self._join(stream, self._load_batches(refs, names)):
@@ -227,7 +231,8 @@ class ActivationReader:
 
     def statistics(self, hook_points: Sequence[str] | None = None) -> dict[str, Statistics]:
         """{hook point: Statistics} of all rows, from each object's first bytes; of rows only those with a maximum are
-        read. Raises InvalidRequest if nothing is stored yet."""
+        read. Raises InvalidRequest if nothing is stored yet.
+        """
         names = self.checked(hook_points)
         found = statistics_of(self.headers(names), names)
         if not found:
@@ -236,7 +241,8 @@ class ActivationReader:
 
     def headers(self, hook_points: Sequence[str] = ()) -> Iterator[StoredBatch]:
         """The data object of every batch, opened: its header and the statistics of these hook points are there, the
-        rows are not."""
+        rows are not.
+        """
 
         def load(ref: BatchRef) -> StoredBatch:
             stored = StoredBatch(self.storage, ref)
@@ -268,7 +274,8 @@ class ActivationReader:
 
     def _join(self, stream: int, batches: Iterator[Batch]) -> Iterator[RecordActivations]:
         """Whole records of consecutive batches of one worker. Batches without rows, and so without data, may lie
-        between these, before and after them; of a first record that began earlier, what is here is given."""
+        between these, before and after them; of a first record that began earlier, what is here is given.
+        """
         parts: list[RecordActivations] = []
         for batch in batches:
             last = len(batch.record_ids) - 1

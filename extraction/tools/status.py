@@ -104,7 +104,8 @@ class RunStatus:
 
 def read_status(output: str, stuck_after: float = STUCK_AFTER) -> RunStatus:
     """Look at every stream. Raises InvalidRequest where there is no run, DamagedData about `run.json`, and what storage
-    raises."""
+    raises.
+    """
     storage = open_storage(output)
     run, now = read_existing_run(storage), storage.now()
     begun = [number for folder in storage.folders() if (number := worker_number(folder)) is not None]

@@ -53,7 +53,8 @@ _BLOCK = 1 << 18  # values that are looked at together
 @dataclass
 class StageTimes:
     """Seconds the loop spent in each stage (`step`: waiting for results of the device), and how full the steps were:
-    tokens that went through the model, stored or not."""
+    tokens that went through the model, stored or not.
+    """
 
     pack: float = 0.0
     dispatch: float = 0.0

@@ -94,7 +94,7 @@ def _watch(host: str, stop: Stop) -> None:
                 return stop.order("preemption notice")
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, HTTPError) and error.code in (403, 404):
-                return  # a server without this key, as inside some clusters
+                return None  # a server without this key, as inside some clusters
             etag, pause = None, min(pause * 2, _LONGEST_PAUSE)
         time.sleep(pause)
 

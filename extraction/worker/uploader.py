@@ -36,7 +36,8 @@ class BackgroundWriter:
 
     def submit(self, batch: PackedBatch, data: memoryview | None, *facts: dict[str, float]) -> None:
         """Queue a batch, to be committed with these facts; blocks while the queue is full. Raises the error that ended
-        the writer."""
+        the writer.
+        """
         size = 0 if data is None else len(data)
         with self._changed:
             self._changed.wait_for(

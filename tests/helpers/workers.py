@@ -13,9 +13,28 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/tiny-lm"
-WORDS = (
-    "the activations of a language model are read by those who train probes on them and want every token once".split()
-)
+WORDS = [
+    "the",
+    "activations",
+    "of",
+    "a",
+    "language",
+    "model",
+    "are",
+    "read",
+    "by",
+    "those",
+    "who",
+    "train",
+    "probes",
+    "on",
+    "them",
+    "and",
+    "want",
+    "every",
+    "token",
+    "once",
+]
 SMALL = ("--layers", "1", "--seq-len", "32", "--batch-size", "2", "--steps-per-batch", "1", "--no-progress")
 
 

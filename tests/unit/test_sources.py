@@ -277,7 +277,7 @@ def test_json_may_be_lines_or_one_object(tmp_path):
 
 
 def test_lines_of_text_are_records_also_empty_ones(tmp_path):
-    write(tmp_path / "x.txt.gz", gzip.compress("one\r\n\ntwo".encode()))
+    write(tmp_path / "x.txt.gz", gzip.compress(b"one\r\n\ntwo"))
     assert texts_of(create("text", tmp_path / "x.txt.gz", 1, tmp_path / "a"), tmp_path / "a") == ["one", "", "two"]
 
 

@@ -167,7 +167,8 @@ def _with_lengths(headers: Iterable[StoredBatch], lengths: list[int]) -> Iterato
 
 def _lengths_without_rows(commit: Commit) -> list[int]:
     """How long the records are that end in a commit without data, as far as its cursors tell: of one, or of several
-    that have no tokens in it; else nothing."""
+    that have no tokens in it; else nothing.
+    """
     before, after = commit.cursor_before, commit.cursor_after
     num_ended = after.record - before.record
     tokens = commit.num_tokens - after.token_offset

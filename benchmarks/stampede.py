@@ -77,7 +77,8 @@ def run(server: FakeGcs, workers: int, idle_after: float, fleet: Fleet) -> dict:
         "batches_committed": committed, "batches_computed": computed, "thrown_away": round(1 - committed / computed, 3),
         "requests_in_the_time_of_the_first_batch": dict(at_start),
         "requests": dict(Counter(what.partition(" ")[0] for _, _, what, _ in server.history)),
-        "seconds": round(max(ended) - begin, 1), "seconds_from_last_commit_to_last_end": round(max(ended) - begin - last_commit, 1),
+        "seconds": round(max(ended) - begin, 1),
+        "seconds_from_last_commit_to_last_end": round(max(ended) - begin - last_commit, 1),
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """How long `status` takes over a large fleet in a bucket, and what it asks for.
 
-In: nothing; a bucket of `--workers` chains is served by tests/helpers/fake_gcs.py as a process of its own, which makes each
+In: nothing; a bucket of `--workers` chains is served by tests/helpers/fake_gcs.py as a process of its own, which
+makes each
 object when it is asked for. Out: JSON, a line for each length of the chains. The server takes its share of the same
 cores.
 
@@ -45,8 +46,10 @@ def commit_of(stream: int, batch: int) -> Commit:
         stream=stream, batch=batch,
         cursor_before=Cursor(RECORDS * batch, 0), cursor_after=Cursor(RECORDS * (batch + 1), 0),
         data=DataObject(f"batches/{batch:08d}.safetensors", SIZE, "AAAAAA==", 1),
-        num_records=RECORDS, num_rows=TOKENS, num_tokens=TOKENS, end_of_stream=False, attempt="0" * 32, fingerprint=CONFIG.fingerprint,
-        record_ids_digest="sha256:0", reconstruction_error={}, not_finite={}, host="host", started="2026-01-01T00:00:00Z",
+        num_records=RECORDS, num_rows=TOKENS, num_tokens=TOKENS, end_of_stream=False,
+        attempt="0" * 32, fingerprint=CONFIG.fingerprint,
+        record_ids_digest="sha256:0", reconstruction_error={}, not_finite={},
+        host="host", started="2026-01-01T00:00:00Z",
         versions={"jax": "0", "project": "sha256:0"}, seconds=seconds, totals=totals,
     )  # fmt: skip
 

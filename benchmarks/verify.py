@@ -1,6 +1,7 @@
 """How fast a run is audited: objects (data objects and commits) per second, from a bucket and from a folder.
 
-In: nothing; a run of tiny batches is made, and served by tests/helpers/fake_gcs.py as a process of its own. Out: a line for
+In: nothing; a run of tiny batches is made, and served by tests/helpers/fake_gcs.py as a process of its own. Out: a
+line for
 each way. Fast is metadata and commits, deep reads each data object as well; `single`
 is one worker with all the batches, `many` has sixteen. Client and server share the machine's cores, so the CPU seconds
 of each are given too. For throughput of bytes, `large` has data objects of 16 MiB.

@@ -73,6 +73,7 @@ class Distance:
         return float(np.sqrt(self.squared_error / max(self.squared_norm, np.finfo(np.float64).tiny)))
 
     def to_json(self) -> dict[str, Any]:
+        """Return the distance as a JSON object."""
         cosine = self.cosines / max(self.num_tokens, 1)
         return {"relative_error": self.relative_error, "mean_cosine": cosine, "worst_token": self.worst}
 
@@ -91,6 +92,7 @@ class Parity:
         return max(distance.relative_error for distance in self.distances.values())
 
     def to_json(self) -> dict[str, Any]:
+        """Return setting, distances and token ids as a JSON object."""
         found = {name: distance.to_json() for name, distance in self.distances.items()}
         token_ids = self.token_ids.to_json()
         return {"schema": SCHEMA, "setting": self.setting, "token_ids": token_ids, "hook_points": found}
@@ -206,6 +208,7 @@ class TorchReference:
         return cls(AutoModelForCausalLM.from_pretrained(folder.path, **settings).eval(), hook_points)
 
     def __call__(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """Run one document of token ids [t] alone; return {hook point: [t, width]}."""
         import torch
 
         found: dict[str, np.ndarray] = {}

@@ -57,6 +57,7 @@ class Plan:
     workers_for_deadline: int | None = None
 
     def to_json(self) -> dict:
+        """Return the plan as a JSON object."""
         return asdict(self)
 
     def to_text(self) -> str:

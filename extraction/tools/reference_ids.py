@@ -32,6 +32,7 @@ class IdComparison:
     autotokenizer: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the comparison as a JSON object."""
         return {
             "records": self.records,
             "trained_with": self.trained_with,

@@ -1,6 +1,7 @@
 """One worker: a plan in, its stream extracted to the end or a domain error out.
 
-In: a `RunPlan`, and an event that asks the worker to stop. Out: commits in the worker's folder. Guarantee: a worker that
+In: a `RunPlan`, and an event that asks the worker to stop. Out: commits in the worker's folder. Guarantee: a worker
+that
 is started again with the same flags continues at the cursor of its chain, whatever ended it before. Cost: the start,
 which is imports, the weights and one compilation; then what the loop costs.
 """

@@ -313,6 +313,7 @@ class Handler(BaseHTTPRequestHandler):
                 act()
             return self._drop()
         act()
+        return None
 
     def _drop(self) -> None:
         self.server.history.append((time.time(), self.command, self.what, 0))
@@ -335,6 +336,7 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "resumable":
             return self._perform("resumable-start", name, lambda: self._start(name, metadata))
         self._perform("insert", name, lambda: self._insert(name, kind, metadata.get("crc32c")))
+        return None
 
     def _insert(self, name: str, kind: str, expected: str | None) -> None:
         data = self._multipart_content() if kind == "multipart" else self.body
@@ -378,6 +380,7 @@ class Handler(BaseHTTPRequestHandler):
         if session.done is not None:
             return self._answer(200, self._metadata(session.done))
         self._answer(308, b"", **({"Range": f"bytes=0-{len(session.data) - 1}"} if session.data else {}))
+        return None
 
     def _find(self, name: str) -> Object:
         found = self.server.find(name, self.query.get("generation"))
@@ -404,6 +407,7 @@ class Handler(BaseHTTPRequestHandler):
         if action == "throttle":
             time.sleep(len(data) / self.told.rate)
         self._answer(status, flipped(data) if action == "corrupt" else data, cut=action == "cut", **headers)
+        return None
 
     def _list(self) -> None:
         self.server.require("list")

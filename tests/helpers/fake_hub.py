@@ -93,6 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         folder = self.hub.datasets[match[1]]
         found = [_entry(folder, folder / path) for path in asked if (folder / path).exists()]
         self._send(200, json.dumps(found).encode(), {})
+        return None
 
     def _dataset(self, folder: Path | None, name: str, rest: str) -> None:
         if folder is None:
@@ -117,6 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         facts = _entry(folder, path)["lfs"]
         headers = {"X-Repo-Commit": COMMIT, "X-Linked-Size": str(facts["size"]), "X-Linked-ETag": f'"{facts["oid"]}"'}
         self._send(302, b"", headers | {"Location": f"{elsewhere}/stored/{name}/{match[1]}"})
+        return None
 
     def _stored(self, where: str, cut: bool) -> None:
         owner, name, path = where.split("/", 2)
@@ -128,6 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         if begin >= len(data):
             return self._send(416, b"", {})
         self._send(206, data[begin:end], {"Content-Range": f"bytes {begin}-{end - 1}/{len(data)}"}, cut)
+        return None
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], cut: bool = False) -> None:
         self.send_response(status)

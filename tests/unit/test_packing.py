@@ -22,7 +22,10 @@ def records_of(lengths, first=0):
     ]
 
 
-def batches_of(lengths, shape, mode="split", start=Cursor(0, 0)):
+START = Cursor(0, 0)
+
+
+def batches_of(lengths, shape, mode="split", start=START):
     return list(pack_batches(records_of(lengths, start.record), start, shape, mode))
 
 

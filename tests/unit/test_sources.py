@@ -220,10 +220,13 @@ def test_configurations_are_those_of_the_readme(tmp_path):
     write(tmp_path / "in/README.md", CARD)
     with FakeHub(tmp_path, datasets={"lab/web": tmp_path / "in"}) as hub:
         for number, source in enumerate([tmp_path / "in", "hf://datasets/lab/web", "lab/web"]):
-            made = lambda *flags, out=tmp_path / f"out{number}", source=source: (
-                create("text", source, 1, out / "-".join(flags), *flags, HF_ENDPOINT=hub.endpoint),
-                out / "-".join(flags),
-            )
+
+            def made(*flags, out=tmp_path / f"out{number}", source=source):
+                return (
+                    create("text", source, 1, out / "-".join(flags), *flags, HF_ENDPOINT=hub.endpoint),
+                    out / "-".join(flags),
+                )
+
             assert_refused(made()[0], 2, "has the configurations default, small: choose one with --config")
             assert_refused(made("--config", "x")[0], 2, "no such configuration; it has default, small")
             assert texts_of(*made("--config", "default")) == ["whole"]

@@ -67,6 +67,8 @@ def test_an_error_reaches_the_caller_and_nothing_is_written_after_it():
 
 
 def test_a_failed_pipeline_is_not_hidden_by_the_writer():
-    with pytest.raises(ValueError, match="in the loop"):
-        with BackgroundWriter(commit_into([]), 100, lambda commit: None):
-            raise ValueError("in the loop")
+    with (
+        pytest.raises(ValueError, match="in the loop"),
+        BackgroundWriter(commit_into([]), 100, lambda commit: None),
+    ):
+        raise ValueError("in the loop")

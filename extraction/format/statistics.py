@@ -23,8 +23,6 @@ _KEYS_PER_OCTAVE = math.log(2) / math.log1p(2 * ACCURACY / (1 - ACCURACY))
 SUMS = (".sum", ".sum_of_squares")
 COUNTS, MAX, MAX_AT, SCALE = ".norm_counts", ".max", ".max_at", ".scale"
 
-ArrayLayout = dict[str, tuple[tuple[int, ...], np.dtype]]
-
 
 class Facts(NamedTuple):
     """What a step says of its n rows of a hook point: float32 sum and sum_of_squares [width], of each row the norm and
@@ -43,8 +41,8 @@ class Facts(NamedTuple):
     overflow: float = 0.0
 
 
-def statistics_layout(width: int) -> ArrayLayout:
-    """{suffix of the hook point's name: (shape, dtype)} of what lies before the rows, whole and aligned."""
+def statistics_layout(width: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return {suffix of the hook point's name: (shape, dtype)} of the statistics of a batch file."""
     sums = {suffix: ((width,), np.dtype(np.float64)) for suffix in SUMS}
     counts = {COUNTS: ((NORM_BINS,), np.dtype(np.int64)), MAX_AT: ((2,), np.dtype(np.int64))}
     return sums | counts | {MAX: ((1,), np.dtype(np.float32))}

@@ -21,10 +21,11 @@ import numpy as np
 from ..batching.packing import PackedBatch
 from ..core.errors import ExtractionError, InvalidRequest
 from ..core.logs import say
+from ..format.batch_file import batch_arrays
 from ..format.dtypes import has_scale
 from ..format.not_finite import NotFinite, counted
 from ..format.run_config import FORMAT
-from ..format.safetensors import Shard, allocate
+from ..format.safetensors import SafetensorsFile, allocate
 from ..format.statistics import (
     COUNTS,
     MAX,
@@ -33,7 +34,6 @@ from ..format.statistics import (
     SUMS,
     Facts,
     norm_counts,
-    statistics_layout,
     unscaled,
 )
 
@@ -107,7 +107,7 @@ class BatchInFlight:
 
     def __init__(self, batch: PackedBatch, number: int, layout: Layout):
         self.batch, self.number = batch, number
-        self.shard = _allocate(batch, number, layout)
+        self.file = _allocate(batch, number, layout)
         self._hooks = {name: _HookInFlight(name, has_scale(layout.dtype)) for name in layout.widths}
         self.step_size = batch.tokens[0].size
         self.steps = np.unique(batch.slots // self.step_size)
@@ -120,18 +120,18 @@ class BatchInFlight:
     def put(self, tokens: np.ndarray, parts: Iterable, facts: dict) -> None:
         """Take over the results of one step: what each device computed for its part of these tokens, and the facts."""
         for name, places, columns, values in parts:
-            self.shard.arrays[name][:, columns][tokens[places]] = values
+            self.file.arrays[name][:, columns][tokens[places]] = values
         for name, found in facts.items():
-            self._hooks[name].add(self.shard.arrays, tokens, found)
+            self._hooks[name].add(self.file.arrays, tokens, found)
 
     def finish(self) -> tuple[memoryview | None, dict[str, float]]:
         """When all steps are put: the data object, and what `commit` takes as reconstruction error."""
         if not self.batch.num_rows:
             return None, {}
         for hook in self._hooks.values():
-            hook.finish(self.shard.arrays)
+            hook.finish(self.file.arrays)
         errors = {name: hook.reconstruction_error for name, hook in self._hooks.items() if hook.is_scaled}
-        return self.shard.data, errors
+        return self.file.data, errors
 
     @property
     def not_finite(self) -> NotFinite:
@@ -140,7 +140,7 @@ class BatchInFlight:
 
     def where_first(self, hook_point: str) -> str:
         """The row in which the first value was found that is not finite, for people."""
-        row, arrays = self._hooks[hook_point].first_odd, self.shard.arrays
+        row, arrays = self._hooks[hook_point].first_odd, self.file.arrays
         record = int(np.searchsorted(arrays["record_offsets"], row, side="right")) - 1
         return f"record {self.batch.record_ids[record]!r} at position {arrays['positions'][row]}"
 
@@ -209,25 +209,22 @@ def _sizes(values: np.ndarray) -> np.ndarray:
     return np.nan_to_num(np.abs(values), copy=False, nan=0.0, posinf=np.inf)
 
 
-def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
-    n, r = batch.num_rows, batch.num_records
-    statistics = {
-        f"{name}{suffix}": array
-        for name, width in layout.widths.items()
-        for suffix, array in statistics_layout(width).items()
-    }
-    scales = {f"{name}{SCALE}": ((n,), np.dtype(np.float32)) for name in layout.widths if has_scale(layout.dtype)}
-    arrays = {
-        "record_index": ((r,), np.dtype(np.int64)),
-        "record_offsets": ((r + 1,), np.dtype(np.int64)),
-        "record_lengths": ((r,), np.dtype(np.int64)),
-        **dict(sorted(statistics.items(), key=lambda item: -item[1][1].itemsize)),  # so that each is aligned
-        "tokens": ((n,), np.dtype(np.int32)),
-        "positions": ((n,), np.dtype(np.int32)),
-        **({} if batch.mean_over is None else {"mean_over": ((n,), np.dtype(np.int32))}),
-        **scales,
-        **{name: ((n, width), layout.dtype) for name, width in layout.widths.items()},
-    }
+def _allocate(batch: PackedBatch, number: int, layout: Layout) -> SafetensorsFile:
+    """Return the batch file with everything but activations, scales and statistics filled in."""
+    has_means = batch.mean_over is not None
+    arrays = batch_arrays(layout.widths, layout.dtype, batch.num_rows, batch.num_records, has_means)
+    file = allocate(arrays, _metadata(batch, number, layout))
+    file.arrays["tokens"][:] = batch.tokens.reshape(-1)[batch.slots]
+    file.arrays["positions"][:] = batch.record_positions
+    file.arrays["record_index"][:] = batch.record_index
+    file.arrays["record_offsets"][:] = batch.record_offsets
+    file.arrays["record_lengths"][:] = batch.record_lengths
+    if batch.mean_over is not None:
+        file.arrays["mean_over"][:] = batch.mean_over
+    return file
+
+
+def _metadata(batch: PackedBatch, number: int, layout: Layout) -> dict[str, str]:
     metadata = {
         "format": str(FORMAT),
         "record_ids": json.dumps(list(batch.record_ids), ensure_ascii=False),
@@ -236,15 +233,7 @@ def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
     }
     if any(meta is not None for meta in batch.record_meta):
         metadata["record_meta"] = f"[{','.join(meta or 'null' for meta in batch.record_meta)}]"
-    shard = allocate(arrays, metadata)
-    shard.arrays["tokens"][:] = batch.tokens.reshape(-1)[batch.slots]
-    shard.arrays["positions"][:] = batch.record_positions
-    shard.arrays["record_index"][:] = batch.record_index
-    shard.arrays["record_offsets"][:] = batch.record_offsets
-    shard.arrays["record_lengths"][:] = batch.record_lengths
-    if batch.mean_over is not None:
-        shard.arrays["mean_over"][:] = batch.mean_over
-    return shard
+    return metadata
 
 
 def run_pipeline(

@@ -1,6 +1,6 @@
-"""One data object, read and held against its commit and the run's configuration.
+"""One batch file, read and compared with its commit and the run config.
 
-In: the bytes of a data object, its commit, the facts of the run. Out: `Contents`: what is wrong, how wide its hook
+In: the bytes of a batch file, its commit, the facts of the run. Out: `Contents`: what is wrong, how wide its hook
 points are, and how many of its values are NaN or infinite. Shapes are those of the format: N tokens, R records.
 
 What is proven of an object without a problem: its bytes have the committed size and crc32c; header, arrays, shapes
@@ -37,7 +37,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found in one data object; see `StreamAudit` for the meaning of the fields."""
+    """What was found in one batch file; see `StreamAudit` for the meaning of the fields."""
 
     problems: tuple[str, ...]
     widths: dict[str, int] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Contents:
 
 
 def check_contents(data: bytes, commit: Commit, run: AuditedRun) -> Contents:
-    """Check the data object of a commit that has one. Damage is listed, not raised."""
+    """Check the batch file of a commit that has one. Damage is listed, not raised."""
     name = data_name(commit)
     try:
         compare_data(commit, ObjectInfo(name, len(data), crc32c_base64(data)))
@@ -182,7 +182,7 @@ def _check_maximum(file: SafetensorsFile, hook_point: str, ours: float, first: l
     values, scale = file.arrays[hook_point], file.arrays.get(hook_point + SCALE)
     if theirs != ours:
         yield f"{hook_point}{MAX} is {theirs:g}, the largest of its values {ours:g}"
-    elif not ((0 <= place) & (place < values.shape)).all():
+    elif not ((place >= 0) & (place < values.shape)).all():
         yield f"{hook_point}{MAX_AT} is {place.tolist()}, which is no place in {list(values.shape)}"
     elif place.tolist() != first:
         row, column = place.tolist()

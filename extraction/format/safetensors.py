@@ -82,7 +82,7 @@ def allocate(layout: ArrayLayout, metadata: Mapping[str, str]) -> SafetensorsFil
         raise InvalidRequest(
             f"--steps-per-batch: the ids and metas of one batch file take {len(text):,} bytes; ask for fewer"
         )
-    buffer = memoryview(np.zeros(8 + len(text) + offset, np.uint8)).cast("B")
+    buffer = np.zeros(8 + len(text) + offset, np.uint8).data.cast("B")
     buffer[:8] = len(text).to_bytes(8, "little")
     buffer[8 : 8 + len(text)] = text
     return _view(buffer, 8 + len(text), header, "batch file")
@@ -112,7 +112,7 @@ def decode_header(data: bytes | memoryview, name: str = "batch file") -> Header:
 
 
 def entries_of(header: dict[str, Any], length: int, name: str = "batch file") -> dict[str, Entry]:
-    """Return where each array is in the `length` bytes after the header. Raises DamagedData unless they fill the file."""
+    """Return where each array is in the `length` bytes after the header. Raises DamagedData unless they fill it."""
     entries, end = {}, 0
     try:
         for key, value in header.items():

@@ -2,7 +2,7 @@
 
 In: an `ActivationReader` and `ShuffleOptions`. Out: `Rows` of `batch_size` tokens.
 
-The order of one epoch is a pure function of the seed, the epoch, the options and what is committed: the data objects
+The order of one epoch is a pure function of the seed, the epoch, the options and what is committed: the batch files
 are permuted, the tokens of all of them in that order are cut into equal spans, one for each rank, a span into blocks of
 `buffer` tokens, and the rows of a block are permuted. So the state is one number, and a block is the only thing that
 has to be read again after a restart.

@@ -195,6 +195,7 @@ def parity(flags: ParityFlags, max_error: float | None, output: str | None, as_j
 
 def main() -> None:
     """Run the command line; a domain error is one line with advice, and its exit code."""
+    code: object = 0
     try:
         cli()
     except SystemExit as ended:

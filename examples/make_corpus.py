@@ -16,6 +16,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -38,7 +39,7 @@ def source_files() -> list[tuple[str, Path]]:
 
 
 def docstrings(path: Path) -> Iterator[tuple[str, str]]:
-    """(qualified name, docstring) of a module and of its functions and classes, in order; nothing if it is not Python."""
+    """Yield (qualified name, docstring) of a module, its functions and classes; nothing if it is not Python."""
     if path.stat().st_size > BIGGEST_SOURCE:
         return
     try:
@@ -47,7 +48,7 @@ def docstrings(path: Path) -> Iterator[tuple[str, str]]:
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError):
         return
-    waiting = [("", tree)]
+    waiting: list[tuple[str, Any]] = [("", tree)]
     while waiting:
         name, node = waiting.pop()
         if text := ast.get_docstring(node):

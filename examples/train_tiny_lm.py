@@ -116,7 +116,7 @@ def main(corpus: tuple[Path, ...], steps: int, output: Path) -> None:
         optimizer.zero_grad()
         if step % 50 == 0:
             print(f"step {step}: loss {loss.item():.3f}, {time.time() - begin:.0f} s", flush=True)
-    model.to(torch.bfloat16).save_pretrained(output)
+    model.to(torch.bfloat16).save_pretrained(output)  # type: ignore[reportArgumentType]  # the stub drops `self`
     (output / "generation_config.json").unlink(missing_ok=True)
     tokenizer.save_pretrained(output)
     model = LlamaForCausalLM.from_pretrained(output, dtype=torch.float32)

@@ -1,7 +1,8 @@
 """Command line flags as typed dataclasses: one definition of a flag's name, type, default and help.
 
-In: a frozen dataclass whose fields are made by `flag`. Out: a click command that receives one instance of it. Each flag
-also reads the environment variable `EXTRACT_<FLAG>`. Cost: none; only click is imported.
+In: a frozen dataclass whose fields are made by `flag`. Out: click options, and a click command that receives one
+instance of the dataclass. Each flag also reads the environment variable `EXTRACT_<FLAG>`. Cost: none; only click is
+imported.
 """
 
 import functools
@@ -15,7 +16,7 @@ Flags = TypeVar("Flags")
 
 
 def flag(default: Any = MISSING, name: str | None = None, **settings: Any) -> Any:
-    """Return a dataclass field that `with_flags` turns into an option; one without a default is required.
+    """Return a dataclass field that `options_of` turns into an option; one without a default is required.
 
     Args:
         default: the value when the flag is absent.
@@ -47,9 +48,12 @@ def options_of(kind: type) -> Sequence[click.Option]:
     return [_option(one) for one in fields(kind)]
 
 
-def _option(one: Field[Any]) -> click.Option:
-    name = one.metadata["name"] or f"--{one.name.replace('_', '-')}"
+def option(name: str, **settings: Any) -> click.Option:
+    """Return a click option that also reads `EXTRACT_<FLAG>`."""
     variable = "EXTRACT_" + name.split("/")[0].removeprefix("--").replace("-", "_").upper()
+    return click.Option([name], **{"envvar": variable, "show_envvar": True} | settings)
+
+
+def _option(one: Field[Any]) -> click.Option:
     given = {"required": True} if one.default is MISSING else {"default": one.default, "show_default": True}
-    settings = {"envvar": variable, "show_envvar": True} | given | one.metadata["settings"]
-    return click.Option([name], **settings)
+    return option(one.metadata["name"] or f"--{one.name.replace('_', '-')}", **given | one.metadata["settings"])

@@ -1,8 +1,8 @@
-"""Column chunks of a Parquet file, read whole and compared with the manifest before a value of them is decoded.
+"""Column chunks of a Parquet file, read whole and compared with the manifest before any value is decoded.
 
-In: an open file, its footer, and what the manifest says of its content. Out: Arrow tables of single row groups.
-Guarantee: each value comes from bytes whose crc32c was compared, where the manifest has one; where it has none, the
-store's checksum of the whole file was compared when the file was opened. Cost: one read for each chunk, and a pass of
+In: an open file, its footer, and its content digests in the manifest. Out: Arrow tables of single row groups.
+Guarantee: each value comes from bytes whose crc32c was compared, if the manifest has one; otherwise the store's etag of
+the whole file was compared when the file was opened. Cost: one read for each chunk, and a pass of
 crc32c over its bytes; in memory are the chunks of one row group.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def open_chunks(files: Files, pinned: ParquetFacts) -> Iterator["ColumnChunks"]:
-    """The column chunks of a file of a manifest. Raises DamagedData when it is not the file that was pinned."""
+    """Yield the column chunks of a file of a manifest. Raises DamagedData when it is not the pinned file."""
     file = files.open(pinned.name)
     with file.handle:
         facts, metadata = read_footer(file)
@@ -38,7 +38,7 @@ def open_chunks(files: Files, pinned: ParquetFacts) -> Iterator["ColumnChunks"]:
 
 
 def pin_file(file: OpenFile, columns: Sequence[str]) -> "tuple[ParquetFacts, pyarrow.parquet.FileMetaData]":
-    """What pins a file and the content of its columns, all of which is read, and its parsed footer."""
+    """Return the pins of a file and of the content of these columns, which are read, and the parsed footer."""
     facts, metadata = read_footer(file)
     chunks = ColumnChunks(file, metadata)
     content: dict[str, tuple[int | None, ...]] = dict.fromkeys(columns, ())
@@ -74,7 +74,7 @@ class ColumnChunks:
         return np.cumsum(sizes) - sizes
 
     def hold(self, row_group: int, columns: Sequence[str]) -> None:
-        """Read some columns of a row group, to be checked and decoded. What was held before is let go.
+        """Read some columns of a row group, to be checked and decoded, and release the previous ones.
 
         Raises DamagedData when the file ends before them.
         """
@@ -88,7 +88,7 @@ class ColumnChunks:
             self._held.append((begin, data))
 
     def crc32c(self, column: str) -> int:
-        """The crc32c over the chunks of a column that is held."""
+        """Return the crc32c over the chunks of a column that is held."""
         checksum = google_crc32c.Checksum()
         for begin, end in self._spans[column]:
             checksum.update(self._part(begin, end))
@@ -96,7 +96,9 @@ class ColumnChunks:
 
     def check(self, pinned: ParquetFacts) -> None:
         """Compare the columns that are held with the manifest. Raises DamagedData naming file, row group and column."""
-        for column in self._spans if pinned.content is not None else ():
+        if pinned.content is None:
+            return
+        for column in self._spans:
             values = pinned.content.get(column, ())
             said = values[self._row_group] if self._row_group < len(values) else None
             if self.crc32c(column) != said:
@@ -104,13 +106,13 @@ class ColumnChunks:
                 raise DamagedData(f"{self._place}: column {column!r}: the manifest {what}")
 
     def decode(self) -> "pyarrow.Table":
-        """The table of the columns that are held. Raises DamagedData when they are no Parquet."""
+        """Return the table of the columns that are held. Raises DamagedData when they are not Parquet."""
         with damage_named(self._place):
-            # Threads would let go of their decoding buffers later: up to three times the memory.
+            # Threads would release their decoding buffers later: up to three times the memory.
             return self._parquet.read_row_group(self._row_group, columns=list(self._spans), use_threads=False)
 
     def read(self, row_group: int, columns: Sequence[str], pinned: ParquetFacts) -> "pyarrow.Table":
-        """The table of some columns of a row group, checked against what the manifest pins."""
+        """Return the table of some columns of a row group, checked against what the manifest pins."""
         self.hold(row_group, columns)
         self.check(pinned)
         table = self.decode()
@@ -118,7 +120,7 @@ class ColumnChunks:
         return table
 
     def _spans_of(self, row_group: int, column: str) -> list[tuple[int, int]]:
-        """(begin, end) of the chunks of a column; one of a nested type has several, with names below its own."""
+        """Return (begin, end) of the chunks of a column; a nested column has several, with names below its own."""
         group, spans = self.metadata.row_group(row_group), []
         for chunk in map(group.column, range(group.num_columns)):
             if chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}."):
@@ -127,7 +129,7 @@ class ColumnChunks:
         return spans
 
     def _part(self, begin: int, end: int) -> bytes:
-        """Bytes of what is held, as Arrow asks for them."""
+        """Return a range of the held bytes."""
         for first, data in self._held:
             if first <= begin < first + len(data):
                 return data[begin - first : end - first]
@@ -139,7 +141,7 @@ class ColumnChunks:
 
 
 def _joined(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Spans in order, those that are side by side as one: a store is asked once for them."""
+    """Yield spans in order, adjacent ones as one, so that a store reads them in one request."""
     at: tuple[int, int] | None = None
     for begin, end in spans:
         if at is not None and begin > at[1]:

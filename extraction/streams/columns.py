@@ -1,8 +1,8 @@
-"""Which columns of a source's Parquet files make a record, and how their values become its id and text.
+"""The columns of a source's Parquet files that make a record, and their conversion to id and text.
 
 In: the options of a manifest, columns of Arrow tables. Out: `Columns`; columns of strings. Guarantee: a whole number
-becomes its decimal digits, bytes and values of a dictionary the string that they stand for; nothing is decoded here, so
-what is not UTF-8 is found where a value is taken. Cost: none for a column of strings.
+becomes its decimal digits, bytes and dictionary values their string; nothing is decoded here, so bytes that are not
+UTF-8 are found where a value is read. Cost: none for a column of strings.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Columns:
         return (self.text,) if self.id == ROW_ID else tuple(dict.fromkeys((self.id, self.text)))
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the options of a manifest: what is as usual is not named."""
+        """Return the options of a manifest; defaults are left out."""
         named = {"text_column": self.text, "id_column": self.id, "meta_columns": list(self.meta)}
         usual = {"text_column": "text", "id_column": "id", "meta_columns": []}
         if self.id == ROW_ID:
@@ -41,13 +41,13 @@ class Columns:
         return {name: value for name, value in named.items() if name not in usual or value != usual[name]}
 
     def row_ids(self, file: str, rows: Any) -> list[str]:
-        """The ids of some rows of a file without an id column; `rows` is int64 [N]."""
+        """Return the ids of some rows of a file without an id column; `rows` is int64 [N]."""
         stem = file.removeprefix(self.ids_under).lstrip("/")
         return [f"{stem}#{row}" for row in rows.tolist()]
 
 
 def columns_of(options: Mapping[str, Any]) -> Columns:
-    """The columns that the options of a manifest name."""
+    """Return the columns that the options of a manifest name."""
     id_column = options.get("id_column", "id")
     return Columns(
         options.get("text_column", "text"),
@@ -58,7 +58,7 @@ def columns_of(options: Mapping[str, Any]) -> Columns:
 
 
 def is_string(kind: "pyarrow.DataType") -> bool:
-    """Whether an Arrow type is one of strings."""
+    """Return whether an Arrow type is one of strings."""
     from pyarrow import types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
@@ -66,7 +66,7 @@ def is_string(kind: "pyarrow.DataType") -> bool:
 
 
 def is_bytes(kind: "pyarrow.DataType") -> bool:
-    """Whether an Arrow type is one of bytes, as a column of strings has that is not marked as UTF-8."""
+    """Return whether an Arrow type is one of bytes, as a column of strings has that is not marked as UTF-8."""
     from pyarrow import types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
@@ -74,19 +74,19 @@ def is_bytes(kind: "pyarrow.DataType") -> bool:
 
 
 def is_text(kind: "pyarrow.DataType") -> bool:
-    """Whether values of an Arrow type can be texts."""
+    """Return whether values of an Arrow type can be texts."""
     return is_string(kind) or is_bytes(kind)
 
 
 def is_id(kind: "pyarrow.DataType") -> bool:
-    """Whether values of an Arrow type can be ids."""
+    """Return whether values of an Arrow type can be ids."""
     from pyarrow import types
 
     return is_text(kind) or types.is_integer(kind)
 
 
 def as_strings(column: "pyarrow.ChunkedArray") -> "pyarrow.ChunkedArray":
-    """A column that `is_id` as one of strings, whose bytes may not be UTF-8."""
+    """Return a column that `is_id` as one of strings, whose bytes may not be UTF-8."""
     import pyarrow
     from pyarrow import types
 

@@ -1,12 +1,12 @@
-"""The manifest of a set of streams: what they are made of, pinned.
+"""The manifest of a set of streams: their files and rows, pinned.
 
 In: a streams folder (local or gs://bucket/prefix) that holds `manifest.json`. Out: `Manifest`. A stream is always a
-list of pieces (runs of rows) of Parquet files: of our own files beside the manifest, or of the source's files where
-those lie. The manifest holds no text; its size follows the number of files, and of row groups where rows are left
-out or where content is pinned by row group (about 11 bytes for each column of each).
+list of pieces (runs of rows) of Parquet files: of materialised files next to the manifest, or of the source's own
+files. The manifest holds no text; its size follows the number of files, and of row groups where rows are left out or
+content is pinned by row group (about 11 bytes for each column of each).
 
-Guarantee: what is read was checked field by field, and its streams hold no row twice and, unless it says that it was
-made from a part of its source, every row of every file.
+Guarantee: a manifest was checked field by field. Its streams hold no row twice and, unless it records that a part of
+the source was requested, every row of every file. Cost: one read, and one pass over its entries.
 """
 
 import hashlib
@@ -32,9 +32,9 @@ _MOST = (1 << 63) - 1
 class ParquetFacts:
     """A Parquet file as pinned: size in bytes, rows, and the sha256 of its footer, which describes all its pages.
 
-    `etag` is what the place that the file is read from says of its whole content, or None where nothing is said. There
-    `content` pins it: {column: the crc32c of its bytes in each row group}, None for a row group that no stream needs.
-    `skipped` lists (row group, row in it), in order, of the rows that are no records because they cannot be read.
+    `etag` is the store's checksum or tag of the whole content, or None where a store has none. Without an etag,
+    `content` pins the file: {column: the crc32c of its bytes in each row group}, None for a row group that no stream
+    needs. `skipped` lists (row group, row in it), in order, of the rows that are no records since they are unreadable.
     """
 
     name: str
@@ -46,11 +46,11 @@ class ParquetFacts:
     skipped: tuple[tuple[int, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest: without what there is none of."""
+        """Return the JSON of a manifest; empty fields are left out."""
         return {name: value for name, value in asdict(self).items() if value is not None and value != ()}
 
     def skipped_in(self, row_group: int) -> list[int]:
-        """The rows of a row group that are left out because they cannot be read."""
+        """Return the rows of a row group that are left out because they cannot be read."""
         first, last = (bisect_left(self.skipped, (group, 0)) for group in (row_group, row_group + 1))
         return [row for _, row in self.skipped[first:last]]
 
@@ -59,7 +59,7 @@ class Piece(NamedTuple):
     """`rows` rows from `first_row` of row group `row_group` on, in file number `file` of the manifest.
 
     `records` of them are records. Where all are, the rows may go on into the row groups that follow; where some are
-    not, they are of one row group, so that the place of record k is known from the manifest to the row group.
+    not, they are of one row group, so that the manifest alone gives the row group of record k.
     """
 
     file: int
@@ -69,13 +69,13 @@ class Piece(NamedTuple):
     records: int
 
     def to_json(self) -> list[int]:
-        """As it stands in the manifest: four numbers, and the records as the fifth where they are fewer."""
+        """Return the JSON of a manifest: four numbers, and the records as the fifth where they are fewer."""
         return list(self[:4] if self.records == self.rows else self)
 
 
 @dataclass(frozen=True)
 class StreamEntry:
-    """What the manifest says about one stream. The digest covers what the stream's records are made of."""
+    """The manifest's entry of one stream. The digest covers everything that its records are made of."""
 
     num_records: int
     digest: str
@@ -108,12 +108,12 @@ class Manifest:
 
 
 def sha256(data: bytes) -> str:
-    """The digest of some bytes as the manifest spells it."""
+    """Return the digest of some bytes as the manifest spells it."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def canonical_json(value: object) -> bytes:
-    """One line of JSON that is the same bytes for equal values."""
+    """Return one line of JSON that is the same bytes for equal values."""
     return (json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n").encode()
 
 
@@ -121,12 +121,13 @@ def canonical_json(value: object) -> bytes:
 
 
 class _Fields:
-    """Takes typed fields out of one JSON object; the error names the manifest, the field and what is wrong."""
+    """Reads typed fields of one JSON object; an error names the manifest, the field and the problem."""
 
     def __init__(self, where: str, path: str, value: object) -> None:
-        self.where, self.path, self.value = where, path, value
+        self.where, self.path = where, path
         if not isinstance(value, dict):
             raise self.wrong("", "is not an object")
+        self.value: dict[str, Any] = value
 
     def wrong(self, key: str, what: str) -> DamagedData:
         field = f"{self.path}.{key}".strip(".") or "the top level"
@@ -172,19 +173,19 @@ def load_manifest(location: Storage | str) -> Manifest:
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """Bytes of a manifest to values; `where` names it in messages. Raises DamagedData naming the field."""
+    """Parse the bytes of a manifest; `where` names it in messages. Raises DamagedData naming the field."""
     try:
         value = strict_json.loads(data)
     except ValueError as error:
         raise DamagedData(f"{where} is not JSON: {error}") from None
     top = _Fields(where, "", value)
-    if top.count("schema") != SCHEMA:
-        raise top.wrong("schema", f"is {value['schema']}; this version reads schema {SCHEMA}: make the streams again")
+    if (schema := top.count("schema")) != SCHEMA:
+        raise top.wrong("schema", f"is {schema}; this version reads schema {SCHEMA}: make the streams again")
     files = tuple(_parse_file(fields) for fields in top.objects("files"))
     manifest = Manifest(
         dataset=top.text("dataset"),
         source=top.text("source"),
-        revision=None if value.get("revision", "") is None else top.text("revision"),
+        revision=None if top.value.get("revision", "") is None else top.text("revision"),
         options=_parse_options(top),
         num_streams=top.count("num_streams"),
         num_records=top.count("num_records"),
@@ -246,7 +247,8 @@ def _parse_stream(fields: _Fields, num_files: int) -> StreamEntry:
         key = f"pieces[{number}]"
         if type(value) is not list or [type(part) for part in value] not in ([int] * 4, [int] * 5):
             raise fields.wrong(key, "is not [file, row group, first row, rows]")
-        piece = Piece(*value) if len(value) == 5 else Piece(*value, value[3])
+        file, row_group, first_row, rows = value[:4]
+        piece = Piece(file, row_group, first_row, rows, records=value[4] if len(value) == 5 else rows)
         counts = min(piece) >= 0 and max(piece) <= _MOST and 0 < piece.records <= piece.rows
         if not counts or piece.file >= num_files:
             what = "negative, empty, too large or of a file that is not listed"
@@ -259,7 +261,7 @@ def _parse_stream(fields: _Fields, num_files: int) -> StreamEntry:
 
 
 def _check_whole(manifest: Manifest, top: _Fields) -> None:
-    """The streams together are every row of every file, once; of a part of a source, no row twice."""
+    """Raise DamagedData unless the streams have every row of every file once; of a part of a source, no row twice."""
     if manifest.num_streams != len(manifest.streams):
         raise top.wrong("num_streams", f"is {manifest.num_streams}, but {len(manifest.streams)} streams are listed")
     rows = [0] * len(manifest.files)
@@ -277,7 +279,7 @@ def _check_whole(manifest: Manifest, top: _Fields) -> None:
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The bytes of a manifest, whose sha256 is its digest."""
+    """Return the bytes of a manifest, whose sha256 is its digest."""
     streams = [
         {
             "num_records": stream.num_records,
@@ -294,5 +296,5 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def is_outside(name: str) -> bool:
-    """Whether a file name of a manifest is a place of its own (absolute or URL) and not one in the streams folder."""
+    """Return whether a file name of a manifest is absolute or a URL, and not relative to the streams folder."""
     return name.startswith("/") or "://" in name

@@ -1,20 +1,21 @@
-"""Parquet files where they lie: opened, and known by their footers.
+"""Parquet files in any storage: opening them, and their footers.
 
 In: the name of a file as a manifest gives it: relative to the streams folder, absolute, or a URL (`gs://bucket/...`,
 `hf://datasets/owner/name@commit/...`). Out: files for reading, `ParquetFacts`, footers.
 
-Guarantee: a file that is missing, cut, changed or not Parquet raises `DamagedData` naming it; one that cannot be read
-at this time raises `TryAgain`. Cost: a footer is one read of the last 64 KiB, and a second one if it is larger.
+Guarantee: a file that is missing, cut, changed or not Parquet raises `DamagedData` naming it; a temporary failure to
+read raises `TryAgain`. Cost: a footer is one read of the last 64 KiB, and a second one if it is larger.
 """
 
 import contextlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from ..core.errors import DamagedData, ObjectNotFound, TryAgain
+from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound, TryAgain
 from ..storage import ObjectInfo, Storage, backend_of, open_storage
+from ..storage.base import RangedFile
 from .manifest import ParquetFacts, is_outside, sha256
 
 if TYPE_CHECKING:
@@ -27,15 +28,15 @@ FOOTER_GUESS = 1 << 16
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A file opened for reading, and what its place says of its content, if anything."""
+    """A file opened for reading, and the tag that its store has of its content, if any."""
 
     name: str
-    handle: BinaryIO
+    handle: io.BufferedReader | io.BytesIO | RangedFile
     etag: str | None
 
 
 class Files:
-    """Opens files by the names of a manifest. `home` is the streams folder, which relative names are in.
+    """Opens files by their names in a manifest. Relative names are in `home`, the streams folder.
 
     One connection is kept for each bucket and repository. May be used by several threads.
     """
@@ -45,9 +46,11 @@ class Files:
         self._places: dict[str, Storage] = {}
 
     def open(self, name: str, info: ObjectInfo | None = None) -> OpenFile:
-        """Open a file; `info` saves a request if it is known. Raises DamagedData when there is none."""
+        """Open a file; `info`, if known, saves a request. Raises DamagedData when the file does not exist."""
         try:
             if not is_outside(name):
+                if self._home is None:
+                    raise InvalidRequest(f"{name}: not an absolute path or a URL, and no streams folder was given")
                 return OpenFile(name, self._home.open(name), None)
             if "://" not in name:
                 folder, _, base = name.rpartition("/")
@@ -60,7 +63,7 @@ class Files:
             raise DamagedData(f"{name}: the file is missing") from None
 
     def locate(self, name: str) -> tuple[Storage, str]:
-        """The storage of the bucket or repository that a URL is in, and the name there."""
+        """Return the storage of the bucket or repository that a URL is in, and the name there."""
         root, path = backend_of(name).split(name)
         if root not in self._places:
             self._places[root] = open_storage(root)
@@ -68,7 +71,7 @@ class Files:
 
 
 def etag_of(info: ObjectInfo) -> str | None:
-    """What changes when the content of a stored object does; None where its store does not say."""
+    """Return a string that identifies the content of a stored object; None where its store has none."""
     if info.crc32c:
         return f"crc32c:{info.crc32c}"
     return f"etag:{info.etag}" if info.etag else None
@@ -76,7 +79,7 @@ def etag_of(info: ObjectInfo) -> str | None:
 
 @contextlib.contextmanager
 def damage_named(what: str) -> Iterator[None]:
-    """Turn what Arrow raises on bad bytes into DamagedData that says where; a failing disk becomes TryAgain."""
+    """Turn Arrow's errors about bad bytes into DamagedData that names the place; a failing disk becomes TryAgain."""
     import pyarrow
 
     try:
@@ -88,7 +91,7 @@ def damage_named(what: str) -> Iterator[None]:
 
 
 def read_footer(file: OpenFile) -> tuple[ParquetFacts, "pyarrow.parquet.FileMetaData"]:
-    """What pins a Parquet file, and its parsed footer. Raises DamagedData when it is cut or not Parquet."""
+    """Return the pins of a Parquet file, and its parsed footer. Raises DamagedData when it is cut or not Parquet."""
     import pyarrow.parquet
 
     name, handle = file.name, file.handle
@@ -108,7 +111,7 @@ def read_footer(file: OpenFile) -> tuple[ParquetFacts, "pyarrow.parquet.FileMeta
 
 
 def check_pinned(found: ParquetFacts, pinned: ParquetFacts) -> None:
-    """Raises DamagedData unless a file is the one that the manifest pinned."""
+    """Raise DamagedData unless a file is the one that the manifest pinned."""
     for fact, unit in (("size", "bytes"), ("num_rows", "rows")):
         now, then = getattr(found, fact), getattr(pinned, fact)
         if now != then:
@@ -120,5 +123,5 @@ def check_pinned(found: ParquetFacts, pinned: ParquetFacts) -> None:
 
 
 def row_group_sizes(metadata: "pyarrow.parquet.FileMetaData") -> list[int]:
-    """The rows of each row group."""
+    """Return the rows of each row group."""
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]

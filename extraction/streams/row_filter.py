@@ -1,8 +1,8 @@
-"""Which rows of a Parquet file are records: a filter by FineWeb's small columns.
+"""The row filter: which rows of a Parquet file are records, by FineWeb's small columns.
 
-In: `language_score` and `dump` of rows, or their statistics in a footer. Out: which rows are kept. Guarantee: a row is
-kept or not by its own values alone, the same for whoever makes the streams and whoever reads them; null and NaN are
-not kept. Cost: one pass over the columns named by `columns`.
+In: `language_score` and `dump` of rows, or their statistics in a footer. Out: the rows that are kept. Guarantee: only a
+row's own values decide, and equally when streams are made and when they are read; null and NaN are not kept. Cost: one
+pass over the columns named by `columns`.
 """
 
 from collections.abc import Mapping
@@ -27,19 +27,20 @@ class RowFilter:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that decide; none when every row is kept."""
+        """The columns that the filter reads; none when every row is kept."""
         return (SCORE,) * (self.min_language_score is not None) + (DUMP,) * bool(self.dumps)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the options of a manifest: what is not filtered by is not named."""
+        """Return the options of a manifest; unused filters are left out."""
         score = {"min_language_score": self.min_language_score} if self.min_language_score is not None else {}
         return score | ({"dumps": list(self.dumps)} if self.dumps else {})
 
     def mask(self, table: "pyarrow.Table") -> "pyarrow.ChunkedArray":
-        """A boolean for each row of a table that has `columns`."""
+        """Return a boolean for each row of a table that has `columns`."""
         import pyarrow
-        import pyarrow.compute as compute
+        import pyarrow.compute
 
+        compute: Any = pyarrow.compute  # makes its functions when it is imported
         mask = pyarrow.chunked_array([pyarrow.repeat(True, table.num_rows)])
         if self.min_language_score is not None:
             mask = compute.and_(mask, compute.greater_equal(table[SCORE], self.min_language_score))
@@ -49,7 +50,7 @@ class RowFilter:
         return compute.fill_null(mask, False)
 
     def by_statistics(self, group: "pyarrow.parquet.RowGroupMetaData") -> bool | None:
-        """Whether all rows of a row group are kept (True), none (False), or its columns have to be read (None)."""
+        """Return True if all rows of a row group are kept, False if none, None if its columns have to be read."""
         decided = []
         for number in range(group.num_columns):
             chunk = group.column(number)
@@ -71,7 +72,7 @@ class RowFilter:
 
 
 def parse_filter(value: Mapping[str, Any], where: str) -> RowFilter:
-    """The filter of a manifest's options. Raises DamagedData when it is not one that this version can apply."""
+    """Return the filter of a manifest's options. Raises DamagedData when it is not one that this version can apply."""
     score, dumps = value.get("min_language_score"), value.get("dumps", [])
     known = set(value) <= {"min_language_score", "dumps"} and isinstance(score, int | float | None)
     if not known or type(dumps) is not list or not all(isinstance(dump, str) for dump in dumps):

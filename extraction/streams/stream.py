@@ -1,16 +1,14 @@
 """The records of one stream, from any position.
 
-In: a manifest, and the streams folder that its relative names are in. Out: `Record`s of one stream in order, starting
-anywhere.
+In: a manifest, and the streams folder for its relative names. Out: `Record`s of one stream in order, from any start.
 
-Guarantee: every record comes from the bytes that the manifest pinned, which are compared with it as they are read, and
-record k is the same whatever is read before it. A file that is missing, cut, replaced or not readable, a text that is
-null or not UTF-8, and rows that the manifest's filter does not count as the manifest does, raise `DamagedData` naming
-the file and the row; nothing is skipped but the rows that the manifest lists.
+Guarantee: every record comes from the pinned bytes, which are compared as they are read, and record k is the same for
+every start. A file that is missing, cut, replaced or not readable, a text that is null or not UTF-8, and a row group
+whose number of records differs from the manifest raise `DamagedData` naming the file and the row; only the rows that
+the manifest lists are skipped.
 
-Cost: a file's footer is read when the first of its records is wanted. Starting at record k costs one row group,
-whatever k is. Row groups are read in the background, ahead of their use. Memory: of the columns asked for, the row
-groups that `PREFETCH_BYTES` hold, or one.
+Cost: a file's footer is read with the first of its records. Any start costs one row group. Row groups are prefetched.
+Memory: the requested columns of the row groups that fit into `PREFETCH_BYTES`, at least of one.
 """
 
 import contextlib
@@ -48,7 +46,7 @@ class _Rows:
 
 
 class Stream:
-    """One stream of a manifest. Reading keeps no state here: every call opens its files anew and closes them."""
+    """One stream of a manifest. It keeps no state between calls: each opens its files and closes them."""
 
     def __init__(self, manifest: Manifest, home: Storage, index: int) -> None:
         self.index = index
@@ -69,22 +67,22 @@ class Stream:
         return self._entry.digest
 
     def read_records(self, start: int = 0) -> Iterator[Record]:
-        """The records from number `start` on. Raises InvalidRequest at once when the stream does not reach there."""
+        """Return the records from number `start` on. Raises InvalidRequest at once for a start beyond the end."""
         self._check_range(start, self.num_records)
         wanted = (self._columns.id, self._columns.text)
         rows = self._strings(wanted, self._columns.meta, (start, self.num_records))
         if self._is_ours:
-            return (Record(index, *row) for index, row in enumerate(rows, start))
-        return (Record(index, *row[:2], self._meta(row[2:])) for index, row in enumerate(rows, start))
+            return (Record(index, id, text, meta) for index, (id, text, meta) in enumerate(rows, start))
+        return (Record(index, row[0], row[1], self._meta(row[2:])) for index, row in enumerate(rows, start))
 
     def _meta(self, values: tuple[Any, ...]) -> str | None:
-        """The meta of a record by reference: its values of the columns that the manifest names."""
+        """Return the meta of a record by reference: its values of the columns that the manifest names."""
         if not values:
             return None
         return json.dumps(dict(zip(self._columns.meta, values, strict=True)), ensure_ascii=False, default=str)
 
     def read_ids(self, start: int = 0, stop: int | None = None) -> Iterator[str]:
-        """The ids of records [start, stop), from the id column alone (and those of the manifest's filter)."""
+        """Return the ids of records [start, stop), from the id column alone (and those of the manifest's filter)."""
         stop = self.num_records if stop is None else stop
         self._check_range(start, stop)
         return (row[0] for row in self._strings((self._columns.id,), (), (start, stop)))
@@ -96,18 +94,18 @@ class Stream:
     # ------------------------------------------------------------------------------------------ in the background
 
     def _groups(self, columns: tuple[str, ...], span: tuple[int, int], budget: Budget) -> Iterator[tuple[_Rows, int]]:
-        """Records [start, stop) row group by row group, each with the bytes that it reserved."""
+        """Yield records [start, stop) row group by row group, each with the bytes that it reserved."""
         start, stop = span
         if start == stop:
             return
-        number, chunks = None, None
+        number, chunks = -1, None
         with contextlib.ExitStack() as opened:
             for position in range(bisect_right(self._ends, start), len(self._ends)):
                 piece, end = self._entry.pieces[position], self._ends[position]
                 begin = end - piece.records
                 if begin >= stop:
                     return
-                if piece.file != number:
+                if chunks is None or piece.file != number:
                     opened.close()
                     number, chunks = piece.file, self._open(piece.file, columns, opened)
                 for part in self._single_groups(chunks.metadata, piece):
@@ -121,7 +119,7 @@ class Stream:
                     begin += part.records
 
     def _single_groups(self, metadata: Any, piece: Piece) -> Iterator[Piece]:
-        """A piece as pieces of one row group each. Raises DamagedData when the file has not so many rows."""
+        """Yield a piece as pieces of one row group each. Raises DamagedData when the file has fewer rows."""
         last = piece.row_group + 1 if piece.records < piece.rows else metadata.num_row_groups
         sizes = row_group_sizes(metadata)[piece.row_group : last]
         if piece.first_row + piece.rows > sum(sizes) or piece.first_row > sizes[0]:
@@ -143,7 +141,7 @@ class Stream:
         return chunks
 
     def _read(self, chunks: ColumnChunks, piece: Piece, columns: tuple[str, ...], first_record: int) -> _Rows:
-        """The records of a piece that is of one row group."""
+        """Return the records of a piece that is of one row group."""
         import numpy
         import pyarrow
 
@@ -167,7 +165,7 @@ class Stream:
     def _strings(
         self, names: tuple[str, ...], optional: tuple[str, ...], span: tuple[int, int]
     ) -> Iterator[tuple[Any, ...]]:
-        """The values of records [start, stop): strings in the columns `names`, anything in those that are optional."""
+        """Yield the values of records [start, stop): strings in the columns `names`, any values in `optional`."""
         columns = tuple(dict.fromkeys(names + optional + self._filter.columns))
         groups = read_ahead(lambda budget: self._groups(columns, span, budget), PREFETCH_BYTES)
         with contextlib.closing(groups):
@@ -196,19 +194,19 @@ class Stream:
 
 
 def _stored(columns: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the columns that are in a file."""
+    """Return the columns that are in a file."""
     return tuple(column for column in columns if column != ROW_ID)
 
 
 def _uncompressed(group: Any, columns: tuple[str, ...]) -> int:
-    """Bytes of some columns of a row group, as its footer says, and those of ids that are made of row numbers."""
+    """Return the uncompressed bytes of columns of a row group, and of the ids that are made of row numbers."""
     chunks = (group.column(number) for number in range(group.num_columns))
     stored = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns)
     return stored + (ROW_ID_BYTES * group.num_rows if ROW_ID in columns else 0)
 
 
 def _cut(whole: _Rows, start: int, stop: int) -> _Rows:
-    """Those of the records that are in [start, stop)."""
+    """Return the records in [start, stop)."""
     begin = max(start - whole.first_record, 0)
     end = min(stop - whole.first_record, whole.table.num_rows)
     table = whole.table.slice(begin, end - begin)
@@ -216,7 +214,7 @@ def _cut(whole: _Rows, start: int, stop: int) -> _Rows:
 
 
 def _values(columns: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """The rows of Arrow columns as Python values; what is not UTF-8 becomes the error that says so."""
+    """Return the rows of Arrow columns as Python values; what is not UTF-8 becomes the error that says so."""
     try:
         return list(zip(*(column.to_pylist() for column in columns), strict=True))
     except UnicodeDecodeError:
@@ -231,7 +229,7 @@ def _decoded(scalar: Any) -> object:
 
 
 def open_stream(manifest: Manifest, location: Storage | str, index: int) -> Stream:
-    """Stream number `index` of the manifest read from `location`. Raises InvalidRequest when there is none."""
+    """Return stream number `index` of the manifest read from `location`. Raises InvalidRequest when there is none."""
     if not 0 <= index < manifest.num_streams:
         raise InvalidRequest(f"there is no stream {index}: {location} has {manifest.num_streams}, numbered from 0")
     return Stream(manifest, open_storage(location) if isinstance(location, str) else location, index)

@@ -26,7 +26,7 @@ PROMPT = "Question: Which of these is a mineral?\nA. wood\nB. quartz\nC. wool\nA
 
 def records_of(tmp_path, source, **options):
     location = str(tmp_path / "out")
-    manifest = ai2_arc.create(open_storage(location), str(source), 1, **options).manifest
+    manifest = ai2_arc.create(open_storage(location), str(source), 1, ai2_arc.Ai2ArcOptions(**options)).manifest
     return list(open_stream(manifest, location, 0).read_records())
 
 
@@ -88,5 +88,5 @@ def test_a_row_that_is_no_question_is_named(tmp_path, change, error, said):
 
 
 def test_an_id_that_is_there_twice_is_named(tmp_path):
-    with pytest.raises(DamagedData, match="the id 'Mercury_7' is there twice: record 0 and record 2"):
+    with pytest.raises(DamagedData, match="the id 'Mercury_7' is in two records: record 0 and record 2"):
         records_of(tmp_path, write_rows(tmp_path / "x.jsonl", [ROW, NUMBERED, ROW]))

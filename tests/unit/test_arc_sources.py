@@ -91,6 +91,18 @@ def test_lists_of_pairs_become_tasks_of_four_and_none_is_lost(tmp_path, files, s
     assert [len(task["train"]) for task in tasks] == [3, 5]
 
 
+def test_the_pairs_of_a_task_are_a_flag_that_the_manifest_records(tmp_path):
+    path = write(tmp_path / "a.json", json.dumps(PAIRS))
+    made = create("arc-agi", path, 1, tmp_path / "out", "--pairs-per-task", 3)
+    assert ids_of(made, tmp_path / "out") == [f"a-{number:04d}/0/0" for number in range(3)]
+    tasks = [json.loads(record.meta)["original"] for record in records_of(tmp_path / "out")]
+    assert [len(task["train"]) for task in tasks] == [2, 2, 3]
+    assert load_manifest(str(tmp_path / "out")).options["pairs_per_task"] == 3
+    write(tmp_path / "task.json", json.dumps(TASK))
+    create("arc-agi", tmp_path / "task.json", 1, tmp_path / "other", "--pairs-per-task", 3)
+    assert "pairs_per_task" not in load_manifest(str(tmp_path / "other")).options
+
+
 @pytest.mark.parametrize("source", ["folder", "file", "rows"])
 def test_a_bad_grid_ends_the_command_or_is_skipped_and_named(tmp_path, source):
     if source == "folder":

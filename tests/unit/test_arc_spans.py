@@ -16,7 +16,7 @@ def test_spans_are_the_test_input_and_the_answer_as_they_are_shown(tmp_path, enc
     """Though the same grid is an example's, and a part of others."""
     one = {"train": [{"input": [[1]], "output": [[3, 1]]}, {"input": [[1, 1]], "output": [[1]]}]}
     tasks = {"a": TASK, "b": one | {"test": [{"input": [[1]], "output": [[3, 1]]}]}}
-    options = {"prompt": PromptOptions(encoding=encoding), "predictions": predictions, "with_answer": True}
+    options = {"grid_encoding": encoding, "predictions_per_task": predictions, "with_answer": True}
     encoder, source = parse_encoder(encoding), write_json(tmp_path / "all.json", tasks)
     without = records_of(tmp_path / "without", source, **options | {"with_answer": False})
     assert load_manifest(str(tmp_path / "without/out")).options["spans"] == ["test-input"]
@@ -37,8 +37,8 @@ def test_spans_are_the_test_input_and_the_answer_as_they_are_shown(tmp_path, enc
 def test_the_answer_counts_when_examples_are_dropped(tmp_path):
     task = PLENTY | {"test": [{"input": [[3] * 10], "output": [[4] * 10]}]}
     source, full = write_json(tmp_path / "t.json", task), Prompter(PromptOptions(model=str(MODEL)))
-    fits = PromptOptions(model=str(MODEL), seq_len=full._num_tokens(full.text(pairs_of(task), [[3] * 10])))
-    (without,) = records_of(tmp_path / "without", source, prompt=fits)
-    (record,) = records_of(tmp_path / "with", source, prompt=fits, with_answer=True)
+    fits = {"model": str(MODEL), "seq_len": full.num_tokens(full.text(pairs_of(task), [[3] * 10]))}
+    (without,) = records_of(tmp_path / "without", source, **fits)
+    (record,) = records_of(tmp_path / "with", source, **fits, with_answer=True)
     assert (meta_of(without)["examples_dropped"], meta_of(record)["examples_dropped"]) == (0, 1)
     assert shown(record, "answer") == "1x10\n1 4444444444"

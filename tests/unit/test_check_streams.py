@@ -42,7 +42,7 @@ def assert_wrong(result, *said):
     """Exit code 65, a line for each thing, and one on stderr that counts them."""
     assert result.exit_code == 65, result.output
     lines = result.stdout.splitlines()
-    assert len(lines) == len(said) and f"{len(said)} things are wrong" in result.stderr
+    assert len(lines) == len(said) and f"{len(said)} problems found" in result.stderr
     for words, line in zip(said, lines, strict=True):
         assert words in line
 
@@ -67,7 +67,7 @@ def test_a_part_of_a_hub_dataset_is_proven(tmp_path, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         for name, options in (("whole", {}), ("part", {"max_tokens": 40})):
             fineweb.create(
-                open_storage(str(tmp_path / name)), "hf://datasets/lab/web/data", 2, FinewebOptions(**options)
+                open_storage(str(tmp_path / name)), "hf://datasets/lab/web/data", 2, FinewebOptions(footer_cache="", **options)
             )
             assert check(tmp_path / name).exit_code == 0
         write_corpus(tmp_path / "web/data", [*FILES, [1]])
@@ -95,8 +95,8 @@ def test_ids_that_are_there_twice_are_named_with_both_places(tmp_path):
     write_parquet(tmp_path / "corpus/0.parquet", [table])
     write_parquet(tmp_path / "corpus/1.parquet", [table.slice(1, 1)])
     fineweb.create(open_storage(str(tmp_path / "out")), str(tmp_path / "corpus"), 2)
-    assert_wrong(check(tmp_path / "out"), "the id 'x' is there twice: record 0 of stream 0 and record 2 of stream 0",
-                 "the id 'y' is there twice: record 1 of stream 0 and record 0 of stream 1")  # fmt: skip
+    assert_wrong(check(tmp_path / "out"), "the id 'x' is in two records: record 0 of stream 0 and record 2 of stream 0",
+                 "the id 'y' is in two records: record 1 of stream 0 and record 0 of stream 1")  # fmt: skip
     assert check(tmp_path / "out", "--no-ids").exit_code == 0
 
 

@@ -193,7 +193,7 @@ def test_the_same_again_does_nothing(corpus, tasks, tmp_path, dataset):
     create(dataset, source, 2, output)
     before = snapshot(output)
     result = create(dataset, source, 2, output)
-    assert result.exit_code == 0 and "says the same" in result.stdout and "nothing to do" in result.stdout
+    assert result.exit_code == 0 and "is the same" in result.stdout and "nothing to do" in result.stdout
     assert snapshot(output) == before
 
 

@@ -38,7 +38,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def create(source, output, num_streams=2, **options):
-    return fineweb.create(open_storage(str(output)), str(source), num_streams, FinewebOptions(**options)).manifest
+    return fineweb.create(open_storage(str(output)), str(source), num_streams, FinewebOptions(**{"footer_cache": ""} | options)).manifest
 
 
 # ---------------------------------------------------------------------------------------------- the hub
@@ -138,17 +138,17 @@ def test_a_file_that_changed_on_the_hub_is_damage(hub, tmp_path):
 def test_making_a_manifest_goes_on_where_it_was_interrupted(hub, tmp_path):
     hub.trouble = [("*/002.parquet", "403", 1)]
     with pytest.raises(PermissionDenied):
-        create(SAMPLE, tmp_path / "out", cache=tmp_path / "cache")
+        create(SAMPLE, tmp_path / "out", footer_cache=str(tmp_path / "cache"))
     assert not (tmp_path / "out").exists()
     (cache,) = (tmp_path / "cache").iterdir()
     cache.write_bytes(cache.read_bytes() + b'{"facts": {"na')  # killed while it wrote
     hub.asked.clear()
-    manifest = create(SAMPLE, tmp_path / "out", cache=tmp_path / "cache")
+    manifest = create(SAMPLE, tmp_path / "out", footer_cache=str(tmp_path / "cache"))
     assert {path.rpartition("/")[2] for path in hub.asked if path.startswith("/stored/")} == {"002.parquet"}
     assert manifest == create(SAMPLE, tmp_path / "without")
     hub.asked.clear()
     replace(tmp_path / "web/sample/10BT/001.parquet")
-    changed = create(SAMPLE, tmp_path / "changed", cache=tmp_path / "cache")
+    changed = create(SAMPLE, tmp_path / "changed", footer_cache=str(tmp_path / "cache"))
     assert {path.rpartition("/")[2] for path in hub.asked if path.startswith("/stored/")} == {"001.parquet"}
     assert changed.files[1].etag != manifest.files[1].etag
 
@@ -185,7 +185,7 @@ rows = st.tuples(
 )  # fmt: skip
 options = st.fixed_dictionaries({}, optional={
     "min_language_score": st.sampled_from([0.7, 0.8, 1.0]),
-    "dumps": st.lists(st.sampled_from(DUMPS), min_size=1, max_size=2),
+    "dump": st.lists(st.sampled_from(DUMPS), min_size=1, max_size=2),
     "max_records": st.integers(1, 20), "max_tokens": st.integers(1, 300),
 })  # fmt: skip
 
@@ -214,7 +214,7 @@ def expected_ids(everything, asked):
     for name, (score, dump, tokens) in everything:
         if "min_language_score" in asked and not (score is not None and score >= asked["min_language_score"]):
             continue
-        if "dumps" in asked and dump not in asked["dumps"]:
+        if "dump" in asked and dump not in asked["dump"]:
             continue
         kept.append((name, tokens))
     kept = kept[: asked.get("max_records")]
@@ -250,7 +250,7 @@ def test_a_part_of_a_source_is_exactly_what_was_asked_for(tmp_path_factory, file
 
 def test_the_part_stands_in_the_manifest(tmp_path):
     write_rows(tmp_path / "web", [[[(0.9, DUMPS[1], 3), (0.7, DUMPS[1], 3)]]])
-    asked = {"min_language_score": 0.8, "dumps": (DUMPS[1],), "max_records": 5, "max_tokens": 100}
+    asked = {"min_language_score": 0.8, "dump": (DUMPS[1],), "max_records": 5, "max_tokens": 100}
     manifest = create(tmp_path / "web", tmp_path / "out", 1, **asked)
     assert manifest.options == {
         "filter": {"min_language_score": 0.8, "dumps": [DUMPS[1]]},
@@ -271,21 +271,21 @@ def test_statistics_decide_where_they_can(tmp_path):
         if column == "dump":
             data[begin:end] = b"\xff" * (end - begin)
     path.write_bytes(data)
-    wanted = Wanted(filter=FinewebOptions(dumps=(DUMPS[0], DUMPS[2])).filter)
+    wanted = Wanted(filter=FinewebOptions(dump=(DUMPS[0], DUMPS[2])).filter)
     assert inspect(Files(), SourceFile(str(path)), wanted).records.tolist() == [3, 0, 3]
     data = bytearray(whole)
     for group, _, begin, end in column_chunks(path):
         if group == 1:
             data[begin:end] = b"\xff" * (end - begin)
     path.write_bytes(data)
-    manifest = create(tmp_path / "web", tmp_path / "out", 1, dumps=(DUMPS[0], DUMPS[2]))
+    manifest = create(tmp_path / "web", tmp_path / "out", 1, dump=(DUMPS[0], DUMPS[2]))
     assert [piece.to_json() for piece in manifest.streams[0].pieces] == [[0, 0, 0, 3], [0, 2, 0, 3]]
 
 
 @pytest.mark.parametrize("other", [DUMPS[1], None])
 def test_statistics_that_do_not_decide_are_not_trusted(tmp_path, other):
     write_rows(tmp_path / "web", [[[(0.9, DUMPS[0], 1), (0.9, other, 1)]]])
-    assert create(tmp_path / "web", tmp_path / "out", 1, dumps=(DUMPS[0],)).num_records == 1
+    assert create(tmp_path / "web", tmp_path / "out", 1, dump=(DUMPS[0],)).num_records == 1
 
 
 def test_rows_that_the_filter_counts_otherwise_are_damage(tmp_path):
@@ -301,7 +301,7 @@ def test_rows_that_the_filter_counts_otherwise_are_damage(tmp_path):
 
 @pytest.mark.parametrize("asked, said", [
     ({"max_tokens": 5}, "no single column 'token_count'; it has text, id"),
-    ({"dumps": ("x",)}, "no single column 'dump'"),
+    ({"dump": ("x",)}, "no single column 'dump'"),
     ({"min_language_score": 0.5}, "no single column 'language_score'"),
     ({"meta_columns": ("url",)}, "no single column 'url'"),
 ])  # fmt: skip

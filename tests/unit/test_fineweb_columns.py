@@ -124,7 +124,7 @@ def test_a_column_that_is_missing_or_of_another_type_is_named_with_its_file(tmp_
         write(tmp_path / f"web/{number}.parquet", {"id": ["a"], "text": ["b"]})
     write(tmp_path / "web/1.parquet", columns)
     result = create(tmp_path / "web", tmp_path / "out", *flags)
-    assert result.exit_code == 2 and result.stderr == f"error: {tmp_path}/web/{said}\n"
+    assert result.exit_code == 2 and result.stderr.endswith(f"error: {tmp_path}/web/{said}\n")
 
 
 # ---------------------------------------------------------------------------------------------- bad records
@@ -143,7 +143,7 @@ BAD = {"text": strings([b"a", None, b"c\xff", b"d", b"e"]), "id": strings([b"0",
 def test_bad_records_stop_the_making_of_streams_unless_they_are_skipped(tmp_path, write_statistics):
     path = write(tmp_path / "web/x.parquet", BAD, row_group_size=2, write_statistics=write_statistics)
     result = create(path, tmp_path / "out")
-    assert result.exit_code == 65 and result.stderr == (
+    assert result.exit_code == 65 and result.stderr.endswith(
         f"error: {path}: row 1 of row group 0: text is null; take it out, or leave such rows out by "
         "--on-bad-record skip\n"
     )
@@ -151,9 +151,9 @@ def test_bad_records_stop_the_making_of_streams_unless_they_are_skipped(tmp_path
     assert created(path, tmp_path / "out", "--on-bad-record", "skip") == [("0", "a"), ("4", "e")]
     manifest = load_manifest(str(tmp_path / "out"))
     assert manifest.options["skipped"] == {"count": 3, "first": [f"{path} row {row}" for row in (1, 2, 3)]}
-    assert run("check", tmp_path / "out").stdout.splitlines()[0] == (
-        f"3 records were skipped when the streams were made: {path} row 1, {path} row 2, {path} row 3"
-    )
+    assert run("check", tmp_path / "out").stderr.splitlines()[:4] == [
+        "3 records were skipped when the streams were made:", *(f"{path} row {row}" for row in (1, 2, 3))
+    ]  # fmt: skip
     assert "nothing to do" in create(path, tmp_path / "out", "--on-bad-record", "skip").stdout
 
 
@@ -171,7 +171,7 @@ def test_of_many_bad_records_the_first_hundred_are_named(tmp_path):
     assert len(created(path, tmp_path / "out", "--on-bad-record", "skip", num_streams=3)) == 150
     skipped = load_manifest(str(tmp_path / "out")).options["skipped"]
     assert skipped == {"count": 150, "first": [f"{path} row {row}" for row in range(0, 200, 2)]}
-    assert run("check", tmp_path / "out").stdout.startswith("150 records were skipped")
+    assert run("check", tmp_path / "out").stderr.startswith("150 records were skipped")
 
 
 @settings(max_examples=60, deadline=None)

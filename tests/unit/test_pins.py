@@ -72,7 +72,7 @@ def test_two_words_that_change_places_are_found_by_check_worker_and_create(sourc
     (source / "000.parquet").write_bytes(swapped(texts_of(0))[1])
     said = "000.parquet: row group 1: column 'text': the manifest pins other content: the file was changed"
     result = check(streams)
-    assert result.returncode == 65 and said in result.stdout and "1 things are wrong" in result.stderr
+    assert result.returncode == 65 and said in result.stdout and "1 problems found" in result.stderr
     result = extract(streams, tmp_path / "output")
     assert result.returncode == 65 and said in result.stderr and "Traceback" not in result.stderr
     proof = verify(tmp_path / "output")
@@ -135,7 +135,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_found_by_its_generation(
     bucket = open_storage("gs://bucket/web")
     bucket.create("x.parquet", encode(texts_of(0)))
     storage = open_storage(str(tmp_path / "streams"))
-    manifest = fineweb.create(storage, "gs://bucket/web", 1).manifest
+    manifest = fineweb.create(storage, "gs://bucket/web", 1, fineweb.FinewebOptions(footer_cache="")).manifest
     assert manifest.files[0].content is None and manifest.files[0].etag.startswith("crc32c:")
     records = open_stream(manifest, storage, 0).read_records()
     assert next(records).text == texts_of(0)[0]

@@ -111,11 +111,11 @@ def test_a_folder_without_data_is_one_line(tmp_path, dataset):
 
 
 @pytest.mark.parametrize("dataset, name, data, said", [
-    ("text", "x.jsonl", "", "no records there"), ("text", "x.csv", "", "no records there"),
-    ("text", "x.txt", "", "no records there"), ("text", "x.json", "", "no records there"),
-    ("text", "x.json", "[]", "no records there"), ("text", "x.jsonl.gz", gzip.compress(b"", mtime=0), "no records there"),
-    ("ai2-arc", "x.jsonl", "\n", "no records there"), ("arc-agi", "x.jsonl", "", "no tasks there"),
-    ("arc-agi", "x.json", "{}", "no tasks there"),
+    ("text", "x.jsonl", "", "it has no records"), ("text", "x.csv", "", "it has no records"),
+    ("text", "x.txt", "", "it has no records"), ("text", "x.json", "", "it has no records"),
+    ("text", "x.json", "[]", "it has no records"), ("text", "x.jsonl.gz", gzip.compress(b"", mtime=0), "it has no records"),
+    ("ai2-arc", "x.jsonl", "\n", "it has no records"), ("arc-agi", "x.jsonl", "", "it has no tasks"),
+    ("arc-agi", "x.json", "{}", "it has no tasks"),
 ])  # fmt: skip
 def test_a_file_without_a_record_is_one_line(tmp_path, dataset, name, data, said):
     write(tmp_path / name, data)
@@ -356,7 +356,7 @@ def test_of_many_damaged_records_the_first_hundred_are_named(tmp_path):
 def test_only_damaged_records_are_no_records(tmp_path):
     write(tmp_path / "x.jsonl", lines(None, None))
     result = create("text", tmp_path / "x.jsonl", 1, tmp_path / "out", "--on-bad-record", "skip")
-    assert_refused(result, 2, "no records there: all 2 are damaged, the first: ", "line 1: text is null")
+    assert_refused(result, 2, "it has no records: all 2 are damaged, the first: ", "line 1: text is null")
 
 
 @pytest.mark.parametrize("name, data, said", [
@@ -423,7 +423,7 @@ def test_a_part_of_a_file_is_not_pinned_and_many_files_are_pinned_together(tmp_p
     write(tmp_path / "x.jsonl", lines("one", "two"))
     assert create("text", tmp_path / "x.jsonl", 1, tmp_path / "out", "--max-records", 1).exit_code == 0
     assert load_manifest(str(tmp_path / "out")).options["source_files"]["files"][0][2] is None
-    monkeypatch.setattr("extraction.streams.build.reading.MOST_FILES", 1)
+    monkeypatch.setattr("extraction.streams.build.source_reading.MOST_FILES", 1)
     write(tmp_path / "many/a.jsonl", lines("one"))
     write(tmp_path / "many/b.jsonl", lines("two"))
     assert create("text", tmp_path / "many", 1, tmp_path / "many-out").exit_code == 0

@@ -14,7 +14,6 @@ from extraction.datasets import text
 from extraction.datasets.text import TextOptions
 from extraction.storage import open_storage
 from extraction.streams.build import materialize as materialised
-from extraction.streams.build.sources import Choice
 from tests.helpers.corpora import contents, read_all
 from tests.helpers.fake_hub import COMMIT, FakeHub
 from tests.helpers.workers import ROOT
@@ -24,10 +23,7 @@ BOTH = {"text_column": "body", "id_column": "key"}
 
 
 def create(source, output, num_streams=2, **options):
-    choice = Choice(*(options.pop(name, None) for name in ("split", "config")), options.pop("skip_bad", False))
-    return text.create(
-        open_storage(str(output)), str(source), num_streams, TextOptions(choice=choice, **options)
-    ).manifest
+    return text.create(open_storage(str(output)), str(source), num_streams, TextOptions(**options)).manifest
 
 
 def write(path, rows=ROWS):
@@ -106,7 +102,7 @@ def test_large_streams_go_on_in_further_files_and_are_completed(tmp_path, monkey
     (ROWS, {"text_column": "key"}, DamagedData, "x.jsonl: line 1: key is not a string"),
     ([*ROWS, {"body": None, "key": 1}], {"text_column": "body"}, DamagedData, "line 8: body is null"),
     ([*ROWS, {"body": "x", "key": None}], BOTH, DamagedData, "line 8: key is neither"),
-    ([*ROWS, ROWS[2]], BOTH, DamagedData, "the id '102' is there twice: record 2 and record 7"),
+    ([*ROWS, ROWS[2]], BOTH, DamagedData, "the id '102' is in two records: record 2 and record 7"),
     (ROWS, {"text_column": "body", "split": "test"}, InvalidRequest, "--split test: .* no such split; its files are in no split"),
     (ROWS, {"text_column": "body", "revision": "main"}, InvalidRequest, "--revision main"),
 ])  # fmt: skip

@@ -50,30 +50,30 @@ class Augmentation:
     order: tuple[int, ...]
 
     def apply(self, grid: Grid) -> Grid:
-        """The grid as it is shown."""
+        """Return the grid as it is shown."""
         return [[self.colors[cell] for cell in row] for row in SYMMETRIES[self.symmetry](grid)]
 
     def undo(self, grid: Grid) -> Grid:
-        """The grid that `apply` was given."""
+        """Return the grid before `apply`."""
         return SYMMETRIES[INVERSES[self.symmetry]]([[self.colors.index(cell) for cell in row] for row in grid])
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a record's meta."""
+        """Return the JSON of a record's meta."""
         return {"symmetry": self.symmetry, "colors": list(self.colors), "order": list(self.order)}
 
 
 def from_json(value: dict[str, Any]) -> Augmentation:
-    """The augmentation of a record's meta."""
+    """Return the augmentation of a record's meta."""
     return Augmentation(value["symmetry"], tuple(value["colors"]), tuple(value["order"]))
 
 
 def unchanged(num_examples: int) -> Augmentation:
-    """The task as it is."""
+    """Return the augmentation that changes nothing."""
     return Augmentation("identity", tuple(range(COLORS)), tuple(range(num_examples)))
 
 
 def augmentation(task: str, number: int, num_examples: int, seed: int, permute_background: bool) -> Augmentation:
-    """Augmentation `number` of a task: the symmetries by turns, each time with other colours and another order."""
+    """Return augmentation `number` of a task: the symmetries in turn, each with its own colours and order."""
     fixed = 0 if permute_background else 1
     colors = _shuffled(list(range(fixed, COLORS)), f"{seed}/{task}/{number}/colors")
     order = _shuffled(list(range(num_examples)), f"{seed}/{task}/{number}/order")
@@ -81,5 +81,5 @@ def augmentation(task: str, number: int, num_examples: int, seed: int, permute_b
 
 
 def _shuffled(items: list[int], key: str) -> list[int]:
-    """The items in an order that is a function of the key, in every version of Python."""
+    """Return the items in an order that is a function of the key, in every version of Python."""
     return sorted(items, key=lambda item: hashlib.sha256(f"{key}/{item}".encode()).digest())

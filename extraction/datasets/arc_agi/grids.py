@@ -41,12 +41,12 @@ class Encoder:
 
 
 def minimal() -> Encoder:
-    """One line for each row, one digit for each cell."""
+    """Return the encoder with one line for each row, one digit for each cell."""
     return separated("")
 
 
 def separated(separator: str = " ") -> Encoder:
-    """Digits with something between them: `0|7|7`."""
+    """Return the encoder with a separator between digits: `0|7|7`."""
 
     def decode(text: str) -> Grid:
         return _rectangle([_digits(line.split(separator) if separator else list(line)) for line in text.split("\n")])
@@ -55,7 +55,7 @@ def separated(separator: str = " ") -> Encoder:
 
 
 def repeated(times: int = 2) -> Encoder:
-    """Each digit several times: `007777`."""
+    """Return the encoder that repeats each digit: `007777`."""
 
     def decode(text: str) -> Grid:
         lines = ([_one(line[at : at + times], times) for at in range(0, len(line), times)] for line in text.split("\n"))
@@ -139,7 +139,7 @@ _TOKEN = re.compile(r"""\s*(?:(?P<name>[a-z_]+)|(?P<number>\d+)|(?P<string>'[^'\
 
 
 def parse_encoder(text: str) -> Encoder:
-    """The encoder that an expression names. Raises InvalidRequest that says where it is wrong."""
+    """Return the encoder that an expression names. Raises InvalidRequest that says where it is wrong."""
     if len(text) > LONGEST_EXPRESSION:
         raise InvalidRequest(f"--grid-encoding is {len(text)} characters long, over {LONGEST_EXPRESSION}")
     return _Parser(text).parse()
@@ -163,7 +163,7 @@ class _Parser:
         )
 
     def _take(self, kind: str) -> str | None:
-        """The next token if it is of this kind."""
+        """Return the next token if it is of this kind."""
         match = _TOKEN.match(self._text, self._at)
         if not match or match[kind] is None:
             return None
@@ -214,7 +214,7 @@ class _Parser:
 
 
 def check_grid(grid: Any, where: str) -> None:
-    """Raises DamagedData unless this is a rectangle of 1 to 30 rows and columns of colours 0 to 9."""
+    """Raise DamagedData unless this is a rectangle of 1 to 30 rows and columns of colours 0 to 9."""
     if not isinstance(grid, list) or not all(isinstance(row, list) for row in grid):
         raise DamagedData(f"{where} is missing or not a list of rows")
     widths = sorted({len(row) for row in grid})

@@ -1,23 +1,23 @@
 """ARC-AGI prompts: examples and a test input as text that ends where the answer begins, or with the answer.
 
-In: pairs of grids, a test grid and its answer, as they are to be shown. Out: the text, which characters of it are the
-test input and the answer, and how many examples were dropped from the front so that it fits a number of tokens.
-Guarantee: the test input, and an answer that was asked for, are always there, whole; a prompt that cannot fit is None,
-never cut; with an answer it is the prompt without it, and then the answer as the model would say it. Cost: the
-tokenizer's, once for each prompt and each example that is dropped.
+In: pairs of grids, a test grid and its answer, already augmented. Out: the text, the spans of its test input and
+answer, and the number of first examples that were dropped so that it fits a number of tokens. Guarantee: the test
+input, and a requested answer, are always whole; a prompt that cannot fit is None, never cut; a text with an answer is
+the prompt without it, followed by the answer in the model's turn. Cost: the tokenizer's, once for each prompt and each
+dropped example.
 
-Templates: `plain` shows the grids under `Input:` and `Output:`; `instructed` says before them what is asked; `turns` is
-a conversation in which the model has answered the examples. With a tokenizer that has a chat template, `plain` and
-`instructed` are what the user says in it; `turns` needs one.
+Templates: `plain` shows the grids under `Input:` and `Output:`; `instructed` begins with an instruction; `turns` is a
+conversation in which the model has answered the examples. With a tokenizer that has a chat template, `plain` and
+`instructed` are the user's turn; `turns` needs one.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...core.errors import InvalidRequest
-from .grids import DEFAULT_ENCODING, Encoder, Grid, parse_encoder
+from .grids import Encoder, Grid, parse_encoder
+from .options import PromptOptions
 
 if TYPE_CHECKING:
     from ...batching.tokenizer import RecordTokenizer
@@ -32,32 +32,20 @@ TASK = (
 )
 
 
-@dataclass(frozen=True)
-class PromptOptions:
-    """How prompts are written. `model` is a folder with a tokenizer, `seq_len` the most tokens of a prompt."""
-
-    encoding: str = DEFAULT_ENCODING
-    template: str = "plain"
-    chat: str = "auto"
-    model: str | None = None
-    seq_len: int | None = None
-    bos: str = "auto"
-
-
 def plain(encode: Callable[[Grid], str], pairs: Sequence[Pair], test: Grid) -> Messages:
-    """Everything in one text."""
+    """Return a conversation of one text, with the grids alone."""
     shown = "".join(f"Input:\n{encode(given)}\nOutput:\n{encode(answer)}\n\n" for given, answer in pairs)
     return [_says("user", f"{shown}Input:\n{encode(test)}\nOutput:\n")]
 
 
 def instructed(encode: Callable[[Grid], str], pairs: Sequence[Pair], test: Grid) -> Messages:
-    """One text that begins with what is asked."""
+    """Return a conversation of one text, which begins with the instruction."""
     (message,) = plain(encode, pairs, test)
     return [_says("user", TASK + message["content"])]
 
 
 def turns(encode: Callable[[Grid], str], pairs: Sequence[Pair], test: Grid) -> Messages:
-    """A conversation: the user gives inputs, the model has answered those of the examples."""
+    """Return a conversation: the user gives inputs, the model has answered those of the examples."""
     said = [
         _says(*turn) for given, answer in pairs for turn in (("user", encode(given)), ("assistant", encode(answer)))
     ]
@@ -85,7 +73,7 @@ class Prompter:
 
     def __init__(self, options: PromptOptions):
         self._options = options
-        self.encoder: Encoder = parse_encoder(options.encoding)
+        self.encoder: Encoder = parse_encoder(options.grid_encoding)
         self._template = TEMPLATES[options.template]
         if options.model is None and options.seq_len is not None:
             raise InvalidRequest("--seq-len needs --model: tokens are counted with its tokenizer")
@@ -97,25 +85,26 @@ class Prompter:
             raise InvalidRequest("--template turns needs --model, a folder whose tokenizer has a chat template")
 
     def to_json(self) -> dict[str, Any]:
-        """What decides the text, as it stands in the manifest."""
-        used = {"grid_encoding": self._options.encoding, "template": self._options.template}
+        """Return the options of a manifest: everything that decides the text."""
+        used: dict[str, Any] = {"grid_encoding": self._options.grid_encoding, "template": self._options.template}
         if self._tokenizer is not None:
             used |= {"chat": self.chat, "tokenizer_digest": self._tokenizer.digest}
-        if self.chat:
-            used["chat_template_digest"] = self._tokenizer.chat_digest
+            used |= {"chat_template_digest": self._tokenizer.chat_digest} if self.chat else {}
         return used | ({"seq_len": self._options.seq_len} if self._options.seq_len is not None else {})
 
     def text(self, pairs: Sequence[Pair], test: Grid) -> str:
-        """A prompt with all of the pairs."""
+        """Return a prompt with all of the pairs."""
         return self._written(self.encoder.encode, pairs, test)
 
     def fitted(self, pairs: Sequence[Pair], test: Grid, answer: Grid | None = None) -> Prompt | None:
-        """The prompt, and behind it the answer if there is one, with as many of the last pairs as fit; None if it
-        cannot fit."""
+        """Return the prompt, followed by the answer if there is one, with as many of the last pairs as fit.
+
+        Returns None when the test input and the answer alone do not fit.
+        """
         said = "" if answer is None else self.encoder.encode(answer)
         for dropped in range(len(pairs) + 1):
             text = self.text(pairs[dropped:], test)
-            if self._options.seq_len is None or self._num_tokens(text + said) <= self._options.seq_len:
+            if self._options.seq_len is None or self.num_tokens(text + said) <= self._options.seq_len:
                 spans = self._test_span(pairs[dropped:], test, text)
                 spans |= {"answer": [len(text), len(text) + len(said)]} if said else {}
                 return Prompt(text + said, spans, dropped)
@@ -123,19 +112,22 @@ class Prompter:
 
     def _written(self, encode: Encode, pairs: Sequence[Pair], test: Grid) -> str:
         messages = self._template(encode, pairs, test)
-        return self._tokenizer.chat(messages) if self.chat else messages[0]["content"]
+        return self._tokenizer.chat(messages) if self._tokenizer and self.chat else messages[0]["content"]
 
     def _test_span(self, pairs: Sequence[Pair], test: Grid, text: str) -> dict[str, list[int]]:
-        """Where the test input is: where a mark would be in its place. Nothing if a chat template changes it."""
+        """Return the span of the test input, found by a mark in its place; none if a chat template changes it."""
         shown = self.encoder.encode(test)
         marked = self._written(lambda grid: _MARK if grid is test else self.encoder.encode(grid), pairs, test)
         before, _, after = marked.partition(_MARK)
         found = before + shown + after == text
         return {"test-input": [len(before), len(before) + len(shown)]} if found else {}
 
-    def _num_tokens(self, text: str) -> int:
+    def num_tokens(self, text: str) -> int:
+        """Return how many token ids a record with this text has; 0 without a tokenizer."""
         from ...format.records import Record
 
+        if self._tokenizer is None:
+            return 0
         (record,) = self._tokenizer.tokenize([Record(0, "", text)])
         return len(record.tokens)
 

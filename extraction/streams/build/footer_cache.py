@@ -1,8 +1,8 @@
-"""What was read of the footers of remote files, kept in a folder of this machine.
+"""A cache of the footers of remote files, in a folder of this machine.
 
-In: what was asked of the files, and `FileGroups`. Out: the same, for the same version of a file. Guarantee: none is
-needed: any line may be missing or cut and is read again; a file's etag is part of what it is found by. Local files are
-not kept: they are read as fast. Cost: a line of JSON for each file.
+In: the requested columns and limits, and `FileGroups`. Out: the same, for the same version of a file. Guarantee: a
+missing or cut line only causes the footer to be read again; the key contains the file's etag. Local files are not
+cached: they are read as fast. Cost: a line of JSON for each file.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class FooterCache:
     def __init__(self, folder: Path | None, question: object):
         digest = hashlib.sha256(json.dumps([SCHEMA, question], sort_keys=True).encode()).hexdigest()
         self._path = folder and folder / f"{digest[:32]}.jsonl"
-        self._known: dict[tuple[str, str], dict[str, Any]] = {}
+        self._known: dict[tuple[str, str | None], dict[str, Any]] = {}
         self._file: Any = None
 
     def __enter__(self) -> "FooterCache":
@@ -46,15 +46,15 @@ class FooterCache:
             self._file.close()
 
     def get(self, file: SourceFile) -> FileGroups | None:
-        """What is known of this version of a remote file."""
+        """Return the cached groups of this version of a remote file."""
         entry = self._known.get((file.name, etag_of(file.info))) if file.info else None
         if entry is None:
             return None
-        arrays = {key: None if entry[key] is None else np.array(entry[key], kind) for key, kind in ARRAYS.items()}
+        arrays = {key: np.array(entry[key], kind) for key, kind in ARRAYS.items() if entry[key] is not None}
         return FileGroups(ParquetFacts(**entry["facts"]), **arrays)
 
     def keep(self, file: SourceFile, groups: FileGroups) -> None:
-        """Write down what was read, if the file is a remote one."""
+        """Store the groups of a remote file."""
         if self._path is None or file.info is None or groups.facts.etag is None:
             return
         if self._file is None:

@@ -1,11 +1,11 @@
-"""The footers of many Parquet files, read in parallel, and what of their rows are records.
+"""The footers of many Parquet files, read in parallel, and the number of records in each row group.
 
-In: the files of a source, and what is wanted of them. Out: `FileGroups` in the order of the files, up to the number of
-records or tokens asked for. Guarantee: the result does not depend on threads or on what a cache held. Cost: one or two
+In: the files of a source, and `Wanted`. Out: `FileGroups` in the order of the files, up to the requested number of
+records or tokens. Guarantee: the result does not depend on threads or on what a cache held. Cost: one or two
 reads for each file; with a filter or a number of tokens also its small columns, of the row groups whose statistics do
 not decide.
 
-What was read of a remote file is kept in a cache folder, so that a making that was interrupted goes on where it was.
+The footers of remote files are kept in a cache folder, so that an interrupted command continues.
 """
 
 from collections import deque
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..columns import ROW_ID, Columns, is_bytes, is_id, is_string, is_text
 from ...core.errors import InvalidRequest
+from ...core.progress_bar import track
+from ..columns import ROW_ID, Columns, is_bytes, is_id, is_string, is_text
 from ..parquet import Files, OpenFile, damage_named, read_footer, row_group_sizes
 from ..row_filter import DUMP, SCORE, RowFilter
 from .footer_cache import FooterCache
 from .references import FileGroups
 from .sources import SourceFile
-from ...core.progress_bar import track
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -38,7 +38,7 @@ _OTHER_ID = "; name the id's column by --id-column, or give --id-column '' for i
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is wanted of a source: columns that have to be there, and which part of the rows."""
+    """The requested part of a source: its columns and its rows."""
 
     columns: Columns = field(default_factory=Columns)
     filter: RowFilter = field(default_factory=RowFilter)
@@ -47,7 +47,7 @@ class Wanted:
 
     @property
     def is_limited(self) -> bool:
-        """Whether the end of the source may not be wanted."""
+        """Whether the source may be read only in part."""
         return self.max_records is not None or self.max_tokens is not None
 
     @property
@@ -57,7 +57,7 @@ class Wanted:
 
 
 def read_groups(files: Sequence[SourceFile], wanted: Wanted, cache: Path | None) -> list[FileGroups]:
-    """The row groups of the files, as much of them as is wanted.
+    """Return the row groups of the files, up to the requested limits.
 
     Raises InvalidRequest when a column is missing or of another type, DamagedData when a file is cut or not Parquet.
     """
@@ -80,7 +80,7 @@ def read_groups(files: Sequence[SourceFile], wanted: Wanted, cache: Path | None)
 
 
 def _cut_after(file: SourceFile, groups: FileGroups, whole: int, wanted: Wanted, left: Mapping[str, int]) -> FileGroups:
-    """The first `whole` groups, and of the next one the rows up to the last record that is within what is `left`."""
+    """Return the first `whole` groups, and the rows of the next one up to the last record within what is `left`."""
     opened = Files().open(file.name, file.info)
     with opened.handle:
         mask, tokens = _small_columns(_parquet(opened), whole, wanted, file.name)
@@ -94,12 +94,12 @@ def _cut_after(file: SourceFile, groups: FileGroups, whole: int, wanted: Wanted,
 
 
 def _all_groups(files: Sequence[SourceFile], wanted: Wanted, cache: Path | None) -> Iterator[FileGroups]:
-    """The groups of all files in order, some ahead of their use, from the cache where it has them."""
+    """Yield the groups of all files in order, some ahead of their use, from the cache where it has them."""
     opener = Files()
     question = [wanted.columns.to_json(), wanted.filter.to_json(), wanted.max_tokens]
     ahead = 1 if wanted.is_limited else AHEAD  # grows as it turns out how far the limit is
     with ThreadPoolExecutor(THREADS) as pool, FooterCache(cache, question) as known:
-        waiting: deque[tuple[SourceFile, FileGroups | Future]] = deque()
+        waiting: deque[tuple[SourceFile, FileGroups | Future[FileGroups]]] = deque()
         try:
             for file in files:
                 waiting.append((file, known.get(file) or pool.submit(inspect, opener, file, wanted)))
@@ -112,7 +112,7 @@ def _all_groups(files: Sequence[SourceFile], wanted: Wanted, cache: Path | None)
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _finished(known: FooterCache, file: SourceFile, groups: FileGroups | Future) -> FileGroups:
+def _finished(known: FooterCache, file: SourceFile, groups: FileGroups | Future[FileGroups]) -> FileGroups:
     if isinstance(groups, Future):
         groups = groups.result()
         known.keep(file, groups)
@@ -123,7 +123,7 @@ def _finished(known: FooterCache, file: SourceFile, groups: FileGroups | Future)
 
 
 def inspect(files: Files, file: SourceFile, wanted: Wanted) -> FileGroups:
-    """The groups of one file. Raises as `read_groups` does."""
+    """Return the groups of one file. Raises as `read_groups` does."""
     opened = files.open(file.name, file.info)
     with opened.handle:
         facts, metadata = read_footer(opened)
@@ -156,7 +156,7 @@ def _parquet(opened: OpenFile, metadata: Any = None) -> Any:
 
 
 def _small_columns(parquet: Any, number: int, wanted: Wanted, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of a row group: which rows are records (bool), and the tokens of each row (int64, zeros if they do not count)."""
+    """Return which rows of a row group are records (bool), and the tokens of each row (int64, zeros if not counted)."""
     rows = parquet.metadata.row_group(number).num_rows
     mask, tokens = np.ones(rows, bool), np.zeros(rows, np.int64)
     if not wanted.small_columns:
@@ -194,7 +194,7 @@ def _check_columns(name: str, schema: "pyarrow.Schema", wanted: Wanted) -> None:
 
 
 def _unclear(metadata: "pyarrow.parquet.FileMetaData", schema: "pyarrow.Schema", columns: Columns) -> np.ndarray:
-    """bool [row groups]: where the footer does not say that every text and id is there, and that it is UTF-8."""
+    """Return bool [row groups]: whether the footer leaves open that every text and id exists and is UTF-8."""
     places = {metadata.schema.column(number).path: number for number in range(metadata.num_columns)}
     unclear = np.zeros(metadata.num_row_groups, bool)
     for column in columns.strings:

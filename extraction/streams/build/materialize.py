@@ -1,14 +1,13 @@
-"""Materialised streams: rows that are made once, in order, and written as files of our own.
+"""Materialised streams: rows are made once, in order, and copied to stream files.
 
-In: rows from anywhere, as many as there are. Out: `stream-NNNNN.parquet` files (a large stream goes on in
+In: an iterable of rows. Out: `stream-NNNNN.parquet` files (a large stream continues in
 `stream-NNNNN-PPPPP.parquet`) and the manifest. Stream s is the s-th contiguous run of rows; streams differ by at most
 one.
 
-Guarantee: ids are unique over all streams. The same rows give the same bytes, so what an interrupted call left behind
-is completed. What is there already is compared before the first write; others' streams are refused and nothing is
-touched.
+Guarantee: ids are unique over all streams. The same rows give the same bytes, so the next call completes an interrupted
+one. Existing files are compared before the first write; other streams are refused and left unchanged.
 
-Cost: the rows lie in a temporary file (in TMPDIR, compressed) until they are published; in memory is one file of a
+Cost: a temporary file (in TMPDIR, compressed) keeps the rows until they are published; in memory is one file of a
 stream, at most about `PART_BYTES` of text.
 """
 
@@ -21,11 +20,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..column_chunks import pin_file
 from ...core.errors import DamagedData
+from ...core.progress_bar import track
+from ...storage import Storage
+from ..column_chunks import pin_file
 from ..manifest import Manifest, ParquetFacts, Piece, StreamEntry, sha256
 from ..parquet import OpenFile, row_group_sizes
-from ...storage import Storage
 from .publish import (
     Origin,
     OtherStreams,
@@ -37,7 +37,6 @@ from .publish import (
     published_before,
     stream_entry,
 )
-from ...core.progress_bar import track
 
 ROWS_PER_GROUP = 1000
 GROUP_BYTES = 16 << 20
@@ -55,7 +54,7 @@ class Row(NamedTuple):
 
 
 class UniqueIds:
-    """Ids that were seen, and where; on disk beyond a few MiB. Use as a context manager."""
+    """The ids so far and their places, on disk beyond a few MiB. Use as a context manager."""
 
     def __init__(self) -> None:
         self._table = sqlite3.connect("", isolation_level=None)  # a temporary database, deleted when it is closed
@@ -70,7 +69,7 @@ class UniqueIds:
         self._table.close()
 
     def add(self, ids: Sequence[str], place: Callable[[int], str]) -> Iterator[str]:
-        """Take some ids, number i of which is at `place(i)`; a sentence for each one that was there before."""
+        """Add some ids, number i of which is at `place(i)`; yield a sentence for each duplicate."""
         begin = 0
         while begin < len(ids):
             before = self._table.total_changes
@@ -81,14 +80,14 @@ class UniqueIds:
             except sqlite3.IntegrityError:
                 again = begin + self._table.total_changes - before
             (first,) = self._table.execute("SELECT place FROM seen WHERE id = ?", [ids[again]]).fetchone()
-            yield f"the id {ids[again]!r} is there twice: {first} and {place(again)}"
+            yield f"the id {ids[again]!r} is in two records: {first} and {place(again)}"
             begin = again + 1
 
 
 class Spool:
-    """Rows in a temporary file, in order. Use as a context manager: the file goes with it.
+    """Rows in a temporary file, in order. Use as a context manager, which deletes the file.
 
-    Raises DamagedData for an id that is there twice, text that is not Unicode, or a meta beyond `META_BYTES`.
+    Raises DamagedData for a duplicate id, text that is not Unicode, or a meta beyond `META_BYTES`.
     """
 
     def __init__(self, rows: Iterable[Row]):
@@ -99,13 +98,16 @@ class Spool:
         self._starts = [0]
         options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
         try:
-            with pyarrow.OSFile(str(self._path), "wb") as sink, UniqueIds() as ids:
-                with pyarrow.ipc.new_file(sink, _schema(), options=options) as writer:
-                    for group in _groups(track(rows, "records")):
-                        for problem in ids.add([row.id for row in group], lambda i: f"record {self._starts[-1] + i}"):
-                            raise DamagedData(problem)
-                        writer.write_batch(_batch(group))
-                        self._starts.append(self._starts[-1] + len(group))
+            with (
+                pyarrow.OSFile(str(self._path), "wb") as sink,
+                UniqueIds() as ids,
+                pyarrow.ipc.new_file(sink, _schema(), options=options) as writer,
+            ):
+                for group in _groups(track(rows, "records")):
+                    for problem in ids.add([row.id for row in group], lambda i: f"record {self._starts[-1] + i}"):
+                        raise DamagedData(problem)
+                    writer.write_batch(_batch(group))
+                    self._starts.append(self._starts[-1] + len(group))
         except BaseException:
             self._folder.cleanup()
             raise
@@ -120,7 +122,7 @@ class Spool:
         return self._starts[-1]
 
     def batches(self, begin: int, end: int) -> Iterator[Any]:
-        """Rows [begin, end) as Arrow record batches."""
+        """Yield rows [begin, end) as Arrow record batches."""
         import pyarrow
 
         with pyarrow.OSFile(str(self._path)) as source, pyarrow.ipc.open_file(source) as reader:
@@ -131,13 +133,13 @@ class Spool:
 
 
 def publish_rows(storage: Storage, origin: Origin, rows: Iterable[Row], num_streams: int) -> Published:
-    """Publish rows as `num_streams` streams. Raises OtherStreams when others are there, and what `Spool` raises."""
+    """Publish rows as `num_streams` streams. Raises OtherStreams, and as `Spool`."""
     with Spool(rows) as spool:
         return publish_spool(storage, origin, spool, num_streams)
 
 
 def publish_spool(storage: Storage, origin: Origin, spool: Spool, num_streams: int) -> Published:
-    """Publish the rows of a spool. Raises OtherStreams when others are there."""
+    """Publish the rows of a spool. Raises OtherStreams for other streams in the output."""
     there = {info.name for info in storage.list(PREFIX)}
     if there or manifest_there(storage):
         names: set[str] = set()
@@ -152,7 +154,7 @@ def publish_spool(storage: Storage, origin: Origin, spool: Spool, num_streams: i
         if published := published_before(storage, manifest):
             return published
         for name in sorted([*differing, *(there - names)]):
-            raise OtherStreams(f"the output holds {name} of other streams, which were never finished")
+            raise OtherStreams(f"the output has {name} of other streams, which were never finished")
 
     def write(name: str, data: bytes) -> None:
         if name not in there:
@@ -162,7 +164,7 @@ def publish_spool(storage: Storage, origin: Origin, spool: Spool, num_streams: i
 
 
 def _make(origin: Origin, spool: Spool, num_streams: int, take: Callable[[str, bytes], None]) -> Manifest:
-    """Make all files, one after the other, and the manifest; `take` is given each."""
+    """Make all files, one after the other, pass each to `take`, and return the manifest."""
     files: list[ParquetFacts] = []
     streams: list[StreamEntry] = []
     for stream in range(num_streams):
@@ -181,7 +183,7 @@ def _make(origin: Origin, spool: Spool, num_streams: int, take: Callable[[str, b
 
 
 def encode_files(batches: Iterator[Any]) -> Iterator[bytes]:
-    """Rows as the bytes of Parquet files with checksummed pages and small row groups; of no rows, one empty file."""
+    """Yield Parquet files, as bytes, with checksummed pages and small row groups; without rows one empty file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -206,7 +208,7 @@ def encode_files(batches: Iterator[Any]) -> Iterator[bytes]:
 
 
 def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Rows in groups that are small in number and in bytes."""
+    """Yield rows in groups that are small in number and in bytes."""
     group: list[Row] = []
     size = 0
     for row in rows:

@@ -1,10 +1,10 @@
-"""Publishing a manifest: the last thing written, and only where no other streams are.
+"""Publish a manifest: the last write, and only to an output without other streams.
 
 In: where the records come from (`Origin`), files and streams. Out: `manifest.json` in the output folder; see
 `Published`.
 
 Guarantee: the manifest is written last and create-only, so a folder with a manifest is complete. The same streams are
-left as they are; others are refused and nothing is touched.
+left unchanged; other streams are refused.
 """
 
 import itertools
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ...core.errors import InvalidRequest, ObjectExists, ObjectNotFound
+from ...storage import Storage
 from ..manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -24,16 +25,15 @@ from ..manifest import (
     parse_manifest,
     sha256,
 )
-from ...storage import Storage
 
 
 class OtherStreams(InvalidRequest):
-    """The output folder already holds other streams than those asked for. Nothing was written."""
+    """The output folder already has other streams. Nothing was written."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What the streams are made from. `options` holds whatever else decides their content."""
+    """The source of the streams. `options` has everything else that decides their content."""
 
     dataset: str
     source: str
@@ -43,19 +43,19 @@ class Origin:
 
 @dataclass(frozen=True)
 class Published:
-    """The manifest in the output folder, and whether it was there before this call."""
+    """The manifest in the output folder, and whether it existed before this call."""
 
     manifest: Manifest
     already_there: bool
 
 
 def stream_entry(pieces: Sequence[Piece], digest: str) -> StreamEntry:
-    """A stream of these pieces."""
+    """Return the manifest entry of a stream of these pieces."""
     return StreamEntry(sum(piece.records for piece in pieces), digest, tuple(pieces))
 
 
 def manifest_of(origin: Origin, files: Sequence[ParquetFacts], streams: Sequence[StreamEntry]) -> Manifest:
-    """The manifest of these streams, with its digest."""
+    """Return the manifest of these streams, with its digest."""
     num_records = sum(stream.num_records for stream in streams)
     values = {field.name: getattr(origin, field.name) for field in fields(origin)}
     draft = Manifest(**values, num_streams=len(streams), num_records=num_records, files=tuple(files),
@@ -64,7 +64,7 @@ def manifest_of(origin: Origin, files: Sequence[ParquetFacts], streams: Sequence
 
 
 def manifest_there(storage: Storage) -> Manifest | None:
-    """The manifest in the output, if there is one. Raises DamagedData when it cannot be read as one."""
+    """Return the manifest in the output, if there is one. Raises DamagedData when it is not a manifest."""
     try:
         return parse_manifest(storage.read(MANIFEST_NAME), f"{storage}/{MANIFEST_NAME}")
     except ObjectNotFound:
@@ -72,12 +72,12 @@ def manifest_there(storage: Storage) -> Manifest | None:
 
 
 def published_before(storage: Storage, manifest: Manifest) -> Published | None:
-    """The manifest that is there, when it says the same. Raises OtherStreams when it says something else."""
+    """Return the stored manifest when it is equal. Raises OtherStreams when it differs."""
     there = manifest_there(storage)
     if there is None:
         return None
     if differences := list(_differences(there, manifest)):
-        raise OtherStreams(f"the output already holds other streams: {'; '.join(differences)}")
+        raise OtherStreams(f"the output already has other streams: {'; '.join(differences)}")
     return Published(there, already_there=True)
 
 
@@ -98,14 +98,14 @@ def _differences(there: Manifest, asked: Manifest) -> Iterator[str]:
 
 
 def publish_manifest(storage: Storage, manifest: Manifest) -> Published:
-    """Write the manifest: from here on the streams exist."""
+    """Write the manifest: from now on the streams exist."""
     create_only(storage, MANIFEST_NAME, encode_manifest(manifest))
     return Published(manifest, already_there=False)
 
 
 def create_only(storage: Storage, name: str, data: bytes) -> None:
-    """Write an object; the same bytes may be there already. Raises OtherStreams when others are."""
+    """Write an object; adopt the same bytes. Raises OtherStreams for other bytes."""
     try:
         storage.create(name, data)
     except ObjectExists:
-        raise OtherStreams(f"somebody else wrote {name} with other content to the output at the same time") from None
+        raise OtherStreams(f"another process wrote {name} with other content to the output") from None

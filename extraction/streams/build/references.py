@@ -1,7 +1,7 @@
-"""Streams by reference: runs of row groups of Parquet files that stay where they lie.
+"""Streams by reference: runs of row groups of the source's Parquet files, which are not copied.
 
 In: the footers of the source's files, in order. Out: the published manifest. Guarantee: the streams are disjoint, hold
-every record of the source (or of the part of it that was asked for), and are the same for the same source; each is a
+every record of the source (or of the requested part), and are the same for the same source; each is a
 contiguous run of row groups, as many as any other stream or one more. Cost: one write; a few numbers for each row group
 in memory.
 """
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...storage import Storage
 from ..columns import columns_of
 from ..manifest import ParquetFacts, Piece, StreamEntry
-from ...storage import Storage
 from .publish import Origin, Published, manifest_of, publish_manifest, published_before, stream_entry
 
 
@@ -24,8 +24,8 @@ from .publish import Origin, Published, manifest_of, publish_manifest, published
 class FileGroups:
     """A file and its row groups: int64 arrays of `rows` and of how many of them are `records`, one for each group.
 
-    `tokens` are those of a group's records, where tokens are counted. `unclear` (bool) is where the footer does not say
-    that every text and id can be read.
+    `tokens` are those of a group's records, where tokens are counted. `unclear` (bool) marks groups whose footer
+    leaves open that every text and id can be read.
     """
 
     facts: ParquetFacts
@@ -36,7 +36,7 @@ class FileGroups:
 
 
 def publish_references(storage: Storage, origin: Origin, files: Sequence[FileGroups], num_streams: int) -> Published:
-    """Publish streams that point into the source's files. Raises OtherStreams when others are there."""
+    """Publish streams that point into the source's files. Raises OtherStreams for other streams in the output."""
     facts = [file.facts for file in files]
     streams = [_entry(pieces, facts, origin) for pieces in cut(files, num_streams)]
     manifest = manifest_of(origin, facts, streams)
@@ -44,7 +44,7 @@ def publish_references(storage: Storage, origin: Origin, files: Sequence[FileGro
 
 
 def cut(files: Sequence[FileGroups], num_streams: int) -> list[list[Piece]]:
-    """The pieces of each stream; row groups that follow one another and are records throughout make one piece."""
+    """Return the pieces of each stream; consecutive row groups whose rows are all records make one piece."""
     total = sum(int(np.count_nonzero(file.records)) for file in files)
     starts = np.array([total * stream // num_streams for stream in range(num_streams)])
     streams: list[list[Piece]] = [[] for _ in range(num_streams)]
@@ -59,7 +59,7 @@ def cut(files: Sequence[FileGroups], num_streams: int) -> list[list[Piece]]:
 
 
 def _runs(file: FileGroups, kept: np.ndarray, owner: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Of the row groups `kept` in a file, each run that makes one piece: its first one, its rows and its records."""
+    """Yield (first row group, rows, records) of each run of `kept` row groups that makes one piece."""
     end = np.cumsum(file.rows)[kept]
     rows, records = file.rows[kept], file.records[kept]
     whole = records == rows
@@ -71,7 +71,7 @@ def _runs(file: FileGroups, kept: np.ndarray, owner: np.ndarray) -> Iterator[tup
 
 
 def _entry(pieces: Sequence[Piece], files: Sequence[ParquetFacts], origin: Origin) -> StreamEntry:
-    """The digest covers the rows, the files they are of, the filter, and which columns make a record."""
+    """Return the entry of a stream; its digest covers rows, their files, the filter and the columns of a record."""
     decides = [origin.options.get("filter"), columns_of(origin.options).to_json()]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     for number, mine in itertools.groupby(pieces, lambda piece: piece.file):

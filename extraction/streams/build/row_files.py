@@ -1,11 +1,11 @@
-"""Rows of files of all kinds, wherever they lie and however they are packed, as Python values.
+"""Rows of files of all kinds, in any storage and compression, as Python values.
 
-In: a `Reading`, and the columns that are wanted. Out: each row with where it is, in order. Other columns are not looked
-at: they may change their type, be null or appear later.
+In: a `Reading`, and the requested columns. Out: each row with its place, in order. Other columns are ignored: they may
+change their type, be null or appear later.
 
-Guarantee: nothing is passed over; a row that cannot be read is a `Located` with the problem, and a file that is cut or
-not what its name says raises `DamagedData` naming it. Cost: in memory are a few rows of Parquet, or a line; a `.json`
-file that is not lines of objects as a whole.
+Guarantee: no row is skipped; a row that cannot be read is a `Located` with the problem, and a file that is cut or not
+of its kind raises `DamagedData` naming it. Cost: in memory are a few rows of Parquet, or a line; a `.json` file that is
+not lines of objects is in memory whole.
 """
 
 import csv
@@ -14,7 +14,7 @@ import io
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData
 from ..parquet import Files, damage_named, read_footer
-from .kinds import packing_of
-from .reading import MissingColumn, Reading, file_sha256
+from .file_kinds import packing_of
+from .source_reading import MissingColumn, Reading, file_sha256
 from .sources import SourceFile
 
 ROWS_AT_A_TIME = 64
@@ -34,7 +34,7 @@ LINES = "text"  # the column of a text file
 class Located(NamedTuple):
     """A row, `where` it is, and its split where several are read; or the `problem` that makes it unreadable.
 
-    `row` has of the wanted columns those that there are, and `names` are those of all.
+    `row` has the requested columns that exist, `names` are all columns.
     """
 
     where: str
@@ -44,18 +44,21 @@ class Located(NamedTuple):
     problem: DamagedData | None = None
 
     def value(self, column: str) -> Any:
-        """The value of a column. Raises MissingColumn."""
+        """Return the value of a column. Raises MissingColumn."""
         if column not in self.row:
             raise MissingColumn(f"{self.where} has no column {column!r}; it has {', '.join(self.names) or 'none'}")
         return self.row[column]
 
     def text(self, column: str) -> str:
-        """The value of a column if it is Unicode text. Raises DamagedData."""
+        """Return the value of a column if it is Unicode text. Raises DamagedData."""
         return checked_text(self.value(column), f"{self.where}: {column}")
 
 
+Rows = Generator[Located, None, None]
+
+
 def checked_text(value: Any, what: str) -> str:
-    """The value if it is Unicode text. Raises DamagedData."""
+    """Return the value if it is Unicode text. Raises DamagedData."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
     if not isinstance(value, str):
@@ -68,13 +71,13 @@ def checked_text(value: Any, what: str) -> str:
     return value
 
 
-def read_rows(reading: Reading, columns: Sequence[str], limit: int | None = None) -> Iterator[Located]:
-    """The rows of all files, or the first `limit` ones, one file after the other, with these columns."""
+def read_rows(reading: Reading, columns: Sequence[str], limit: int | None = None) -> Rows:
+    """Yield the rows of all files, or the first `limit` ones, one file after the other, with these columns."""
     with closing(_all_rows(reading, columns)) as rows:
         yield from itertools.islice(rows, limit)
 
 
-def _all_rows(reading: Reading, columns: Sequence[str]) -> Iterator[Located]:
+def _all_rows(reading: Reading, columns: Sequence[str]) -> Rows:
     files, source = Files(), reading.source
     for file in source.files:
         opened = files.open(file.name, file.info)
@@ -117,7 +120,7 @@ def _parquet_rows(opened: Any, columns: Sequence[str]) -> Iterator[Located]:
 
 
 def _values(column: Any) -> list[Any]:
-    """A column as Python values; what is not UTF-8 becomes the error that says so."""
+    """Return a column as Python values; what is not UTF-8 becomes the error that says so."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -149,20 +152,20 @@ class _Digested(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        """Leave the file to the one who opened it: readers around this one close what they read."""
+        """Do nothing: the caller closes the file, and not the readers around this one."""
 
 
 def _plain_rows(file: SourceFile, handle: Any, reading: Reading) -> Iterator[Located]:
     raw = _Digested(handle)
     with damage_named(file.name):
         yield from _READERS[file.kind](file.name, unpacked(file.name, io.BufferedReader(raw, READ_AHEAD)))
-        while raw.read(READ_AHEAD):  # what is behind the end of a packed file
+        while raw.read(READ_AHEAD):  # bytes after the end of a compressed file
             pass
     reading.finish(file, f"sha256:{raw.digest.hexdigest()}")
 
 
 def unpacked(name: str, stored: Any) -> io.BufferedReader:
-    """The bytes of a file as they were before it was packed."""
+    """Return the bytes of a file as they were before it was packed."""
     import pyarrow
 
     packing = packing_of(name)
@@ -192,7 +195,7 @@ def _object(where: str, row: Any) -> Located:
 
 
 def _json(name: str, handle: io.BufferedReader) -> Iterator[Located]:
-    """One list of objects, one object, or, as many such files are, lines of objects."""
+    """Yield the rows of one list of objects, of one object, or of lines of objects."""
     head = next((line for line in handle if line.strip()), b"")
     if not _is_json(head) or head.lstrip().startswith(b"["):
         head += handle.read()
@@ -214,7 +217,7 @@ def _is_json(data: bytes) -> bool:
 
 
 def _table(name: str, handle: io.BufferedReader, delimiter: str = ",") -> Iterator[Located]:
-    """The rows of CSV below its line of names. An empty field is an empty text."""
+    """Yield the rows of CSV below its line of names. An empty field is an empty text."""
     csv.field_size_limit(sys.maxsize)
     lines = csv.reader(_characters(handle), delimiter=delimiter)
     try:
@@ -236,7 +239,7 @@ def _lines(name: str, handle: io.BufferedReader) -> Iterator[Located]:
 
 
 def _characters(handle: io.BufferedReader, newline: str | None = "") -> io.TextIOWrapper:
-    """Bytes that are no UTF-8 stay to be found, so that the row they are in can be named."""
+    """Return a text file; bytes that are not UTF-8 become surrogates, so that `checked_text` can name their row."""
     return io.TextIOWrapper(handle, "utf-8-sig", errors="surrogateescape", newline=newline)
 
 

@@ -1,17 +1,17 @@
-"""Where the files of a source are: a local folder, file or glob, or the same in any storage: a bucket, the hub.
+"""The files of a source: a local folder, file or glob, or the same in any storage.
 
 In: `--source`, the kinds of files that a dataset reads, and a `Choice` of split and configuration. Out: a `Source` with
-its files in the order of their names, the same however the source was spelled. On the hub the revision is pinned to a
+its files in the order of their names, the same for each spelling of the source. On the hub the revision is pinned to a
 commit.
 
-Guarantee: exactly the files that were named. A path that exists is that file or folder, whatever characters it has;
-`*`, `?`, `[` and `**` are wildcards where nothing has that literal name. A folder, also one that a glob names, is
-searched with its subfolders, but not what is named .hidden or _hidden. Of what a folder or glob names, files that are
-no data (see `kinds`) are left out and named; several splits, several configurations or files of several kinds are
-refused until one is chosen. Cost: one listing, and a README.md in the folder.
+Guarantee: exactly the named files. An existing path is that file or folder, whatever characters it has; `*`, `?`, `[`
+and `**` are wildcards unless a file has that literal name. A folder, also one that a glob names, is searched with its
+subfolders, without .hidden and _hidden names. In a folder or glob, files that are not data (see `file_kinds`) are left
+out and reported; several splits, configurations or kinds of files are refused until one is chosen. Cost: one listing,
+and a README.md in the folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from ...core.errors import InvalidRequest
 from ...core.logs import say
 from ...storage import ObjectInfo, backend_of, open_storage
 from .configurations import choose_configuration
-from .kinds import COMPRESSED, KINDS, holds_data, kind_of
-from .places import Place, local_place, remote_place
+from .file_kinds import COMPRESSED, KINDS, holds_data, kind_of
+from .find_files import Place, local_place, remote_place
 from .splits import choose_split, split_of
 
 SHOWN = 5
@@ -28,7 +28,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file by the name that a manifest gives it; `info` is what a listing told of it, if it did."""
+    """A file by its name in a manifest; `info` is its entry in a listing, if there was one."""
 
     name: str
     info: ObjectInfo | None = None
@@ -39,14 +39,13 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is taken of a source that holds more than one data set; `skip_bad`: leave out records that are damaged."""
+    """Which data set of a source with several is read."""
 
     split: str | None = None
     config: str | None = None
-    skip_bad: bool = False
 
     def to_json(self) -> dict[str, str]:
-        """As it stands in the manifest: what was asked for."""
+        """Return the options of a manifest: the requested split and configuration."""
         asked = {"split": self.split, "config": self.config}
         return {name: value for name, value in asked.items() if value is not None}
 
@@ -55,7 +54,7 @@ class Choice:
 class Source:
     """`place` is the source without its revision; `revision` the commit, or None where there are none.
 
-    `left_out` names what is beside the files and was not taken.
+    `left_out` names the files of the place that are not read.
     """
 
     place: str
@@ -69,7 +68,7 @@ class Source:
         return len({file.split for file in self.files if file.split}) > 1
 
     def announced(self) -> "Source":
-        """The source, after a line on stderr about its files and their size."""
+        """Return the source, after a line on stderr about its files."""
         size = sum(file.size for file in self.files)
         say(f"reading {len(self.files)} files, {size:,} bytes: {_few([file.name for file in self.files])}")
         if self.left_out:
@@ -78,22 +77,20 @@ class Source:
 
 
 def find_source(source: str, kinds: Sequence[str] = ("Parquet",), choice: Choice = Choice()) -> Source:
-    """The files at `source` of one of the `kinds`.
+    """Return the files at `source` of one of the `kinds`.
 
-    Raises InvalidRequest when there are none, or when they are of several kinds, splits or configurations of which none
-    was chosen.
+    Raises InvalidRequest when there are none, or several kinds, splits or configurations without a choice.
     """
     place = _remote(source) if "://" in source else local_place(Path(source).expanduser())
     if place.is_file:
-        chosen = {name: None for name in place.names}
+        chosen: Mapping[str, str | None] = dict.fromkeys(place.names)
     else:
         chosen = choose_configuration(place, source, choice.config)
-    data = {name: split for name, split in chosen.items() if _kind(place, name, kinds)}
-    if not data:
+    kind_by_name = {name: kind for name in chosen if (kind := _kind(place, name, kinds))}
+    if not kind_by_name:
         raise _nothing(source, place, kinds)
-    splits = {name: split or split_of(name) for name, split in data.items()}
-    splits = choose_split(splits, source, choice.split)
-    files = tuple(_file(place, name, _kind(place, name, kinds), split) for name, split in splits.items())
+    splits = choose_split({name: chosen[name] or split_of(name) for name in kind_by_name}, source, choice.split)
+    files = tuple(_file(place, name, kind_by_name[name], split) for name, split in splits.items())
     _check_kinds(source, files)
     return Source(place.name, place.revision, files, tuple(name for name in place.names if name not in splits))
 
@@ -104,7 +101,7 @@ def _remote(source: str) -> Place:
 
 
 def _kind(place: Place, name: str, kinds: Sequence[str]) -> str | None:
-    """The kind of a file if it is one of these; a single file that is named is what a dataset of one kind reads."""
+    """Return the kind of a file if it is one of these; a single named file has the only kind of a dataset."""
     kind = kind_of(name) if place.is_file or holds_data(name) else None
     if place.is_file and kind is None and len(kinds) == 1:
         return kinds[0]
@@ -126,11 +123,11 @@ def _nothing(source: str, place: Place, kinds: Sequence[str]) -> InvalidRequest:
     if not place.names:
         there = "no file in this folder" if place.is_folder else "no such file or folder"
         return InvalidRequest(f"{source}: {what} there: {there}")
-    return InvalidRequest(f"{source}: {what} there ({read}{packed}); it has {_few(place.names)}")
+    return InvalidRequest(f"{source}: {what} ({read}{packed}); it has {_few(place.names)}")
 
 
 def _check_kinds(source: str, files: Sequence[SourceFile]) -> None:
-    """Raises InvalidRequest for files of several kinds: which of them are the data only the user knows."""
+    """Raise InvalidRequest for files of several kinds: only the user knows which of them are the data."""
     first = {file.kind: file for file in reversed(files)}
     if len(first) > 1:
         found = " and ".join(f"{kind} files ({first[kind].name})" for kind in sorted(first))
@@ -139,5 +136,5 @@ def _check_kinds(source: str, files: Sequence[SourceFile]) -> None:
 
 
 def _few(names: Sequence[str]) -> str:
-    """Some names, and how many more there are."""
+    """Return some names, and the number of the others."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

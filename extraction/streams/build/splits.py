@@ -1,8 +1,8 @@
-"""Splits of a source, as the names of its files and folders tell them.
+"""Splits of a source, from the names of its files and folders.
 
-In: names relative to the source. Out: the split of each. A folder's name counts before the file's; in a name, a word
-such as `train` or `Dev`, or what stands before `-00000-of-00007`. Guarantee: files of several splits are never taken
-together unless `--split all` says so. Cost: none.
+In: names relative to the source. Out: the split of each: a word such as `train` or `Dev` in a folder's name, or else in
+the file's name, or the part before `-00000-of-00007`. Guarantee: files of several splits are read together only with
+`--split all`. Cost: none.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from ...core.errors import InvalidRequest
-from .kinds import stem_of
+from .file_kinds import stem_of
 
 ALL = "all"
 WORDS = {
@@ -24,7 +24,7 @@ _BETWEEN_WORDS = re.compile(r"[-._ 0-9]+")
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name tells, if it does."""
+    """Return the split that a name contains, if any."""
     *folders, file = name.split("/")
     shard = _SHARD.match(stem_of(file))
     found = [_word_in(part) for part in folders] + [canonical(shard[1]) if shard else _word_in(stem_of(file))]
@@ -32,7 +32,7 @@ def split_of(name: str) -> str | None:
 
 
 def canonical(split: str) -> str:
-    """One spelling for `train` and `training`, `dev` and `validation`."""
+    """Return one spelling for `train` and `training`, `dev` and `validation`."""
     return WORDS.get(split.lower(), split)
 
 
@@ -41,10 +41,11 @@ def _word_in(part: str) -> str | None:
 
 
 def choose_split(splits: Mapping[str, str | None], source: str, asked: str | None) -> dict[str, str | None]:
-    """The files of the split that was asked for, from {file: split}.
+    """Return the files of the requested split, from {file: split}.
 
-    Files in no split are taken where none was asked for; a source without any is all `train`, as on the hub. Raises
-    InvalidRequest when there are several splits and none was asked for, or when the one asked for is not there.
+    Files without a split are read if no split was requested; a source without any is `train`, as on the hub.
+
+    Raises InvalidRequest when there are several splits and none was requested, or when the requested one is missing.
     """
     counts = Counter(split for split in splits.values() if split)
     if asked is None and len(counts) > 1:

@@ -1,7 +1,7 @@
-"""Kinds of files by their names: which ones hold rows, and which ones are there beside the data.
+"""Kinds of files by their names: files of rows, and files that are not data.
 
-In: a file's name. Out: its kind, a key of `KINDS`, and how it is packed. Guarantee: a file without one of the suffixes
-below is no data, and neither is one whose stem is in `NOT_DATA`, in capitals or not. Cost: none.
+In: a file's name. Out: its kind, a key of `KINDS`, and its compression. Guarantee: a file without one of the suffixes
+below is not data, nor is a file whose stem is in `NOT_DATA`, in any case. Cost: none.
 """
 
 from pathlib import PurePosixPath
@@ -22,7 +22,7 @@ NOT_DATA = {
 
 
 def packing_of(name: str) -> str | None:
-    """How a file is compressed, by its last suffix."""
+    """Return how a file is compressed, by its last suffix."""
     return COMPRESSED.get(PurePosixPath(name).suffix.lower())
 
 
@@ -32,17 +32,17 @@ def _unpacked(name: str) -> PurePosixPath:
 
 
 def kind_of(name: str) -> str | None:
-    """The kind of a file. Parquet is packed inside: a `.parquet.gz` is no kind."""
+    """Return the kind of a file. Parquet is compressed inside: a `.parquet.gz` has no kind."""
     suffix = _unpacked(name).suffix.lower()
     kind = next((kind for kind, suffixes in KINDS.items() if suffix in suffixes), None)
     return None if kind == "Parquet" and packing_of(name) else kind
 
 
 def stem_of(name: str) -> str:
-    """The file's name without folder and suffixes of kind and packing."""
+    """Return the file's name without folder and suffixes of kind and packing."""
     return _unpacked(name).stem
 
 
 def holds_data(name: str) -> bool:
-    """Whether a file in a folder is data, by its name."""
+    """Return whether a file in a folder is data, by its name."""
     return kind_of(name) is not None and stem_of(name).lower() not in NOT_DATA

@@ -1,90 +1,77 @@
-"""One reading of a source: what was read of each file, and the records that were left out.
+"""One reading of a source: the digest of each file, and the records that were left out.
 
-In: a `Source`, and whether damaged records are left out or end the reading. Out: what the manifest says of both.
-Guarantee: a record that is left out is counted, and the first `NAMED` are named by file and row. Each file that was
-read to its end is pinned by its content: a bucket's checksum, the hub's etag, or a sha256 of its bytes, made as they
-are read. Cost: a sha256 of local files; Parquet, of which only columns are read, is read once more for it.
+In: a `Source`, and whether damaged records are left out or end the reading. Out: both in the options of a manifest.
+Guarantee: a record that is left out is counted and named (`skipped_records`). Each file that was read to its end is
+pinned by its content: a bucket's checksum, the hub's etag, or a sha256 of the bytes read. Cost: a sha256 of local
+files; local Parquet, of which only columns are read, is read again for it.
 """
 
 import hashlib
+import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from ...core.errors import DamagedData, InvalidRequest, ObjectNotFound
+from ...core.progress_bar import track
+from ...storage import Storage
 from ..manifest import Manifest, canonical_json, sha256
 from ..parquet import Files, etag_of
-from ...storage import Storage
-from .publish import Origin, Published
 from .materialize import Row, Spool, publish_spool
+from .publish import Origin, Published
+from .skipped_records import Skipped
 from .sources import Source, SourceFile
-from ...core.progress_bar import track
 
-SKIPPED, FILES = "skipped", "source_files"
+FILES = "source_files"
 Made = TypeVar("Made")
-NAMED = 100
 MOST_FILES = 1000
 
 
 class MissingColumn(DamagedData):
-    """A row without a column that was asked for; of the first row, it is the request that is wrong."""
+    """A row lacks a requested column; in the first row this is an error of the request."""
 
 
 class Reading:
-    """What a reading of a source comes to, for the manifest."""
+    """The digests and skipped records of a reading, for the manifest."""
 
     def __init__(self, source: Source, skip_bad: bool):
         self.source = source
         self._skip_bad = skip_bad
-        self._num_skipped = 0
-        self._first: list[str] = []
+        self._skipped = Skipped()
         self._files: dict[str, list[Any]] = {file.name: [file.name, file.size, None] for file in source.files}
 
     def refuse(self, error: DamagedData, is_first: bool = False) -> None:
-        """Leave out the record that the error tells of, or raise it."""
+        """Leave out the damaged record of the error, or raise the error."""
         if not self._skip_bad:
             raise InvalidRequest(str(error)) if is_first and isinstance(error, MissingColumn) else error
-        self._num_skipped += 1
-        if len(self._first) < NAMED:
-            self._first.append(str(error)[:300])
+        self._skipped.add(str(error)[:300])
 
     def finish(self, file: SourceFile, digest: str) -> None:
-        """Say that a file was read to its end; `digest` is of its content."""
+        """Note that a file was read to its end; `digest` is of its content."""
         self._files[file.name] = [file.name, file.size, etag_of(file.info) if file.info else digest]
 
     def nothing(self, what: str = "records") -> InvalidRequest:
-        """The error for a source without a single one of these."""
-        skipped = f": all {self._num_skipped} are damaged, the first: {self._first[0]}" if self._num_skipped else ""
-        return InvalidRequest(f"{self.source.place}: no {what} there{skipped}")
+        """Return the error for a source without records."""
+        skipped = self._skipped
+        why = f": all {skipped.count} are damaged, the first: {skipped.first[0]}" if skipped.count else ""
+        return InvalidRequest(f"{self.source.place}: it has no {what}{why}")
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the options of the manifest: the files, and the records that were left out, if there are."""
-        value: dict[str, Any] = {}
-        if self._files:
-            value[FILES] = _pinned(list(self._files.values()))
-        if self._num_skipped:
-            value[SKIPPED] = {"count": self._num_skipped, "first": self._first}
-        return value
+        """Return the options of a manifest: the files, and the records that were left out, if any."""
+        files = {FILES: _pinned(list(self._files.values()))} if self._files else {}
+        return files | self._skipped.to_json()
 
 
 def _pinned(files: list[list[Any]]) -> dict[str, Any]:
-    """[name, size, digest] of each file, or a digest of that list where it is long."""
+    """Return [name, size, digest] of each file, or a digest of that list where it is long."""
     facts = {"count": len(files), "size": sum(size for _, size, _ in files)}
     return facts | ({"digest": sha256(canonical_json(files))} if len(files) > MOST_FILES else {"files": files})
 
 
-def told_skipped(options: Mapping[str, Any]) -> list[str]:
-    """Sentences about the records that were left out, from the options of a manifest."""
-    skipped = options.get(SKIPPED)
-    if not skipped:
-        return []
-    return [f"{skipped['count']} records were skipped when the streams were made:", *skipped["first"]]
-
-
 def changed_sources(manifest: Manifest) -> Iterator[str]:
-    """A sentence for each source file that is not what was copied; at a commit of the hub none changes."""
+    """Yield a sentence for each source file that changed since it was copied; at a commit of the hub none can."""
     listed = manifest.options.get(FILES, {}).get("files", []) if manifest.revision is None else []
     for name, size, digest in track(listed, "source files", len(listed)):
         now = _facts_now(name)
@@ -94,8 +81,8 @@ def changed_sources(manifest: Manifest) -> Iterator[str]:
             yield f"{name} has changed since the streams were made"
 
 
-def _facts_now(name: str) -> tuple[int, str] | None:
-    """Size and digest of a source file, if it is there."""
+def _facts_now(name: str) -> tuple[int, str | None] | None:
+    """Return size and digest of a source file, if it exists."""
     try:
         if "://" in name:
             storage, base = Files().locate(name)
@@ -107,15 +94,15 @@ def _facts_now(name: str) -> tuple[int, str] | None:
         return None
 
 
-def file_sha256(file: BinaryIO) -> str:
-    """The digest of a file's bytes as the manifest spells it."""
+def file_sha256(file: io.BufferedReader) -> str:
+    """Return the digest of a file's bytes as the manifest spells it."""
     return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def sound(rows: Iterator[Any], make: Callable[[int, Any], Made], reading: Reading) -> Iterator[Made]:
-    """What `make(number, row)` makes of each located row, without those that are damaged.
+def sound(rows: Generator[Any, None, None], make: Callable[[int, Any], Made], reading: Reading) -> Iterator[Made]:
+    """Yield `make(number, row)` of each located row, without damaged rows.
 
-    Raises InvalidRequest when it is the first row that misses a column.
+    Raises InvalidRequest when the first row lacks a column.
     """
     with closing(rows):
         for number, located in enumerate(rows):

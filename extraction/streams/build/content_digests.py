@@ -1,29 +1,30 @@
-"""The pages of a source's Parquet files: pinned where nothing else pins them, and searched for what cannot be read.
+"""Content digests of a source's Parquet files, and a search for rows that cannot be read.
 
-In: `FileGroups`, and what is wanted of them. Out: the same with the content of local files pinned by row group, and
+In: `FileGroups`, and the requested columns. Out: the same with the content of local files pinned by row group, and
 without the rows whose text, id or meta cannot be read, which are counted; or an error that names the first such row.
 
-Guarantee: the result does not depend on threads. Read are row groups that hold records: all of a file of which no store
-says what its content is, and elsewhere those of which the footer does not say that texts and ids are there and UTF-8.
-Cost: one pass over the columns of records of what is read; the memory of a row group for each of `THREADS`.
+Guarantee: the result does not depend on threads. Row groups with records are read: all of them in a file without an
+etag, and elsewhere those whose footer leaves open that texts and ids exist and are UTF-8. Cost: one pass over the
+columns of records of these row groups; the memory of a row group for each of `THREADS`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from ...core.errors import DamagedData
+from ...core.progress_bar import track
 from ..column_chunks import ColumnChunks, open_chunks
 from ..columns import Columns, as_strings
-from ...core.errors import DamagedData
 from ..manifest import ParquetFacts
 from ..parquet import Files
 from .footers import Wanted
 from .references import FileGroups
-from ...core.progress_bar import track
+from .skipped_records import Skipped
 
 if TYPE_CHECKING:
     import pyarrow
@@ -31,11 +32,10 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 THREADS = 4
 GROUPS_AT_A_TIME = 16  # row groups that are read for one opening of their file
-MOST_NAMED = 100
 
 
 class _Group(NamedTuple):
-    """What was found in a row group: crc32c by column, and what is wrong with rows, by their number in it."""
+    """The crc32c by column of a row group, and the problems of its rows by their number in it."""
 
     file: int
     row_group: int
@@ -43,25 +43,8 @@ class _Group(NamedTuple):
     bad: dict[int, str]
 
 
-@dataclass
-class Skipped:
-    """Records that are left out: how many, and the first of them."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, place: str) -> None:
-        self.count += 1
-        if len(self.first) < MOST_NAMED:
-            self.first.append(place)
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the options of a manifest."""
-        return {"count": self.count, "first": self.first}
-
-
 def read_contents(files: Sequence[FileGroups], wanted: Wanted, skip: bool) -> tuple[list[FileGroups], Skipped]:
-    """The files with their content pinned and without bad records, and those records.
+    """Return the files with their content pinned and without bad records, and those records.
 
     Raises DamagedData for the first bad record unless they are to be skipped.
     """
@@ -85,7 +68,7 @@ def each_row_group(
     groups: Sequence[Sequence[int]],
     read: Callable[[ColumnChunks, int, int], Found],
 ) -> Iterator[Found]:
-    """What `read(chunks, number of the file, row group)` finds, in order, for the row groups of each file."""
+    """Yield `read(chunks, number of the file, row group)` for the row groups of each file, in order."""
     jobs = [
         (number, mine[at : at + GROUPS_AT_A_TIME])
         for number, mine in enumerate(groups)
@@ -121,7 +104,7 @@ def _read_group(chunks: ColumnChunks, number: int, file: FileGroups, group: int,
 
 
 def _bad_rows(table: "pyarrow.Table", columns: Columns, kept: np.ndarray) -> dict[int, str]:
-    """What is wrong with rows that are kept, by number: a text or id that is null, a value that is not UTF-8."""
+    """Return {row: problem} of the rows that the filter keeps: a text or id that is null, a value that is not UTF-8."""
     bad: dict[int, str] = {}
     for column in columns.strings:
         values = as_strings(table[column])
@@ -150,7 +133,7 @@ def _undecodable(column: str, values: "pyarrow.ChunkedArray") -> dict[int, str]:
 
 
 def _with_content(file: FileGroups, found: Sequence[_Group], wanted: Wanted) -> FileGroups:
-    """The file without the bad rows that were found, and with the content of what was read if nothing else pins it."""
+    """Return the file without its bad rows, with the content digests of the row groups read if it has no etag."""
     records, bad = file.records.copy(), []
     content: dict[str, list[int | None]] | None = None
     if file.facts.etag is None:

@@ -1,8 +1,8 @@
-"""The names of the files at a place: a path in a folder of this machine or in a storage, literal or with wildcards.
+"""The names of the files at a place: a path of this machine or in a storage, literal or with wildcards.
 
-In: a path. Out: a `Place` with the names of its files, relative to it. Guarantee: as `sources` says; a folder that is
-reached again through a link to itself is not searched again. Cost: locally a look into each folder that may hold such
-files; elsewhere one listing of what the path begins with.
+In: a path. Out: a `Place` with the names of its files, relative to it. Guarantee: that of `sources`; a link to a parent
+folder is not followed. Cost: locally a listing of each folder that may contain such files; elsewhere one listing of the
+names with the path's literal prefix.
 """
 
 import glob
@@ -26,17 +26,17 @@ class Place:
     base: str
     names: tuple[str, ...]
     read: Callable[[str], bytes]
-    facts: Callable[[str], tuple[ObjectInfo | None, int]]  # of a file: what a listing told, and its size
+    facts: Callable[[str], tuple[ObjectInfo | None, int]]  # of a file: its listing entry, if any, and its size
     is_file: bool = False
     is_folder: bool = False
     revision: str | None = None
 
     def file_name(self, name: str) -> str:
-        """A file's name as a manifest gives it."""
+        """Return a file's name as a manifest gives it."""
         return f"{self.base}{name}"
 
     def matching(self, pattern: str) -> Iterator[str]:
-        """Those of the names that a path or glob means."""
+        """Yield the names that match a path or glob."""
         return _expand(_children_of(self.names), "", pattern.strip("/").split("/"))
 
 
@@ -44,7 +44,7 @@ class Place:
 
 
 def local_place(path: Path) -> Place:
-    """A path of this machine."""
+    """Return the files at a path of this machine."""
     parts = path.parts
     exists = os.path.lexists(path)
     fixed = len(parts) if exists else _first_wildcard(parts)
@@ -66,7 +66,7 @@ def local_place(path: Path) -> Place:
 
 
 def _first_wildcard(parts: Sequence[str]) -> int:
-    """How many parts of a path that does not exist lead to its first wildcard, which no file has in its name."""
+    """Return how many parts of a path precede its first wildcard that is not the literal name of a file."""
     for number, part in enumerate(parts):
         if glob.has_magic(part) and not os.path.lexists(Path(*parts[: number + 1])):
             return number
@@ -74,7 +74,7 @@ def _first_wildcard(parts: Sequence[str]) -> int:
 
 
 def _scan(base: Path, at: str) -> list[str]:
-    """What is in a local folder, without links that lead back to where they are."""
+    """Return the entries of a local folder, without links to a parent of themselves."""
     folder = base / at
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -97,7 +97,7 @@ def _leads_back(entry: os.DirEntry[str]) -> bool:
 
 
 def remote_place(storage: Storage, path: str) -> Place:
-    """A path in a storage. Raises what the storage raises when it cannot be listed."""
+    """Return the files at a path in a storage. Raises the storage's errors when it cannot be listed."""
     single = _stat(storage, path) if path else None
     wildcard = None if single else next((i for i, character in enumerate(path) if character in "*?["), None)
     if single or wildcard is not None:
@@ -134,7 +134,7 @@ def _listed(storage: Storage, prefix: str) -> list[ObjectInfo]:
 
 
 def _children_of(names: Iterable[str]) -> Children:
-    """Folders and files as the names tell of them."""
+    """Return a function that lists the entries of a folder among these names."""
     folders: dict[str, set[str]] = {}
     for name in names:
         at, parts = "", name.split("/")
@@ -149,7 +149,7 @@ def _children_of(names: Iterable[str]) -> Children:
 
 
 def _expand(children: Children, at: str, parts: Sequence[str]) -> Iterator[str]:
-    """The files that a path from the folder `at` on means; of a folder, those in it."""
+    """Yield the files that match a path below the folder `at`; for a folder, the files in it."""
     if not parts:
         yield from _walk(children, at)
         return
@@ -174,7 +174,7 @@ def _walk(children: Children, at: str) -> Iterator[str]:
 
 
 def _matching(names: Sequence[str], pattern: str) -> Sequence[str]:
-    """The one of that very name, or else all that the wildcards mean; what is hidden only if the pattern says so."""
+    """Return the literal match, or else all that the wildcards match; hidden names only for a hidden pattern."""
     exact = [name for name in names if name.rstrip("/") == pattern]
     return exact or [
         name for name in names if fnmatchcase(name.rstrip("/"), pattern) and (not _hidden(name) or _hidden(pattern))

@@ -11,7 +11,6 @@ besides, since nothing else knows its checksum. With `deep` each data object is 
 `AHEAD` commits, a line for each problem, and with `deep` as many data objects as the pool has threads.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ import checkpoint
 from checkpoint import Commit, Totals
 
 from ..core.errors import DamagedData, ObjectNotFound
+from ..core.threads import prefetch
 from ..format.batch_file import BatchRef, StoredBatch
 from ..format.not_finite import added
 from ..format.records import Cursor
@@ -71,7 +71,7 @@ def audit_worker(reading: Reading, worker_id: int, run: AuditedRun, expected: Ex
     uncommitted = dict.fromkeys(stored)
     reading.expect(len(commits))
     walk = _Walk(audit, run, expected)
-    for seen in _in_order(reading.pool, lambda info: _look(reading, info, stored, run), commits):
+    for seen in prefetch(commits, lambda info: _look(reading, info, stored, run), AHEAD, reading.pool):
         walk.step(seen)
         if seen.commit and seen.commit.data:
             uncommitted.pop(checkpoint.data_name(seen.commit), None)
@@ -110,16 +110,6 @@ def _by_batch(infos: Iterable[ObjectInfo]) -> tuple[dict[int, ObjectInfo], list[
         else:
             found[batch] = info
     return found, strays
-
-
-def _in_order(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> Iterator:
-    """The function's results in the order of the items, at most `AHEAD` of them in work or waiting."""
-    rest = iter(items)
-    waiting = deque(pool.submit(function, item) for item in islice(rest, AHEAD))
-    while waiting:
-        result = waiting.popleft().result()
-        waiting.extend(pool.submit(function, item) for item in islice(rest, 1))
-        yield result
 
 
 def _look(reading: Reading, info: ObjectInfo, stored: dict[str, ObjectInfo], run: AuditedRun) -> _Seen:

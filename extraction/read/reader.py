@@ -14,9 +14,8 @@ listing for each worker and a request for each commit. Data is mapped from a loc
 parallel ranges, one batch ahead of its use.
 """
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -26,6 +25,7 @@ import numpy as np
 import checkpoint
 
 from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound
+from ..core.threads import prefetch
 from ..format.batch_file import BatchRef, StoredBatch
 from ..format.commit import Commit
 from ..format.records import Cursor
@@ -37,8 +37,6 @@ _THREADS = 16
 _READ_AHEAD = 1
 
 Values = TypeVar("Values", np.ndarray, dict[str, np.ndarray])
-_Item = TypeVar("_Item")
-_Loaded = TypeVar("_Loaded")
 
 
 class Rows(NamedTuple, Generic[Values]):
@@ -132,7 +130,7 @@ class ActivationReader:
         known = {worker_id: self._refs[worker_id] for worker_id in wanted if worker_id in self._refs}
         found: list[BatchRef] = []
         number, cursor = 0, Cursor(0, 0)
-        for worker_id, name, commit in self._ahead(self._steps(wanted, known), self._take_step, _THREADS):
+        for worker_id, name, commit in prefetch(self._steps(wanted, known), self._take_step, _THREADS, self._pool):
             if commit is None:
                 yield from known.get(worker_id, ())
                 if worker_id not in known:
@@ -162,7 +160,9 @@ class ActivationReader:
     def _steps(self, workers: Sequence[int], known: Collection[int]) -> Iterator[tuple[int, str | None]]:
         """(worker, name of a commit) for the commits of those that are not known, (worker, None) at the end of each."""
         unread = [worker_id for worker_id in workers if worker_id not in known]
-        listed = self._ahead(unread, lambda worker_id: checkpoint.list_commits(self.storage, worker_id), _THREADS)
+        listed = prefetch(
+            unread, lambda worker_id: checkpoint.list_commits(self.storage, worker_id), _THREADS, self._pool
+        )
         for worker_id in workers:
             if worker_id not in known:
                 yield from ((worker_id, name) for name in next(listed))
@@ -175,16 +175,6 @@ class ActivationReader:
     def num_tokens(self) -> int:
         """How many tokens are committed; reads every commit that was not read yet."""
         return sum(ref.num_tokens for ref in self.all_refs())
-
-    def _ahead(self, items: Iterable[_Item], load: Callable[[_Item], _Loaded], depth: int) -> Iterator[_Loaded]:
-        """`load(item)` of each item in order, up to `depth` of them being loaded while one is used."""
-        waiting: deque[Future[_Loaded]] = deque()
-        for item in items:
-            waiting.append(self._pool.submit(load, item))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
     # ------------------------------------------------------------------------------------------ reading
 
@@ -266,10 +256,10 @@ class ActivationReader:
                 stored.fetch(names_of_statistics(hook_points))
             return stored
 
-        return self._ahead(self.all_refs(), load, _THREADS)
+        return prefetch(self.all_refs(), load, _THREADS, self._pool)
 
     def _load_batches(self, refs: Iterable[BatchRef], names: Sequence[str]) -> Iterator[Batch]:
-        return self._ahead(refs, lambda ref: self._load(ref, names), _READ_AHEAD)
+        return prefetch(refs, lambda ref: self._load(ref, names), _READ_AHEAD, self._pool)
 
     def _load(self, ref: BatchRef, names: Sequence[str]) -> Batch:
         stored = StoredBatch(self.storage, ref)

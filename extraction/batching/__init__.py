@@ -1,1 +1,1 @@
-"""Records become token ids, and these become packed batches."""
+"""Tokenizer, token selection and packing: records in, packed batches out."""

@@ -1,13 +1,12 @@
-"""Packing: tokenised records in, `PackedBatch`es out. Pure NumPy, no I/O.
+"""Packing: tokenized records in, `PackedBatch`es out. Pure NumPy, no I/O.
 
-In: tokenised records from the cursor on, in stream order. Out: batches of `rows` rows of `seq_len` slots; in each row
-whole sequences side by side, `segment_ids` 1, 2, ... telling them apart and 0 for padding, positions counting from 0
-in each sequence.
+In: tokenized records from the cursor on, in stream order. Out: batches of `rows` rows of `seq_len` slots. A row holds
+whole sequences side by side, with `segment_ids` 1, 2, ... (0 is padding) and positions from 0 in each sequence.
 
 Guarantee: a batch is a pure function of the stream, the shape and the cursor. It holds the longest prefix of the
 remaining sequences that best-fit decreasing places in an empty batch, so every token is in exactly one batch and the
-next cursor is known without state. A record longer than a row is split into windows of `seq_len` tokens (or cut). What
-is stored of a record does not change where its tokens are placed.
+next cursor is known without state. A record longer than a row is split into windows of `seq_len` tokens (or cut). The
+token selection does not change the places of tokens.
 
 Cost: O(n log rows) for each prefix that is tried; a handful of prefixes for real document lengths.
 """
@@ -32,25 +31,30 @@ class BatchShape:
 
     @property
     def total_rows(self) -> int:
+        """Rows of a batch."""
         return self.steps * self.rows
 
     @property
     def num_slots(self) -> int:
+        """Places for tokens in a batch."""
         return self.total_rows * self.seq_len
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """What one commit covers.
+    """The tokens and records that one commit covers. A record in two batches counts in both.
 
-    `tokens`, `segment_ids`, `positions`: int32 [steps, B, T]. `slots`: int64 [N], the flat place in those arrays of
-    each token that is stored, in record order; `record_positions`: int32 [N], its place in its record. `record_index`:
-    int64 [R], `record_offsets`: int64 [R+1] into the N rows, `record_lengths`: int64 [R], tokens of each record in this
-    batch, stored or not, `record_ids`: the R ids, `record_meta`: for each JSON text or None. A record that continues
-    from or into another batch counts in both.
-
-    Where a row is the mean over a window: `slots` are those of the last tokens, `mean_over`: int32 [N], of how many
-    tokens, `pooled`: bool [steps, B, T], of which.
+    Attributes:
+        tokens, segment_ids, positions: int32 [steps, B, T].
+        slots: int64 [N], the flat index in those arrays of each stored token, in record order; for means over windows
+            that of the window's last token.
+        record_positions: int32 [N], the position of each row in its record.
+        record_index: int64 [R].
+        record_offsets: int64 [R+1], the first row of each record.
+        record_lengths: int64 [R], tokens of each record in this batch, stored or not.
+        record_ids, record_meta: R ids, and for each its meta as JSON text or None.
+        mean_over: int32 [N], the number of tokens in each mean, or None.
+        pooled: bool [steps, B, T], the tokens that are part of a mean, or None.
     """
 
     tokens: np.ndarray
@@ -81,14 +85,15 @@ class PackedBatch:
 
     @property
     def num_records(self) -> int:
+        """Records that have tokens in the batch, R."""
         return len(self.record_ids)
 
 
 @dataclass(frozen=True)
 class _Window:
-    """A sequence: tokens of `record` from `offset` on; `last` if no further window of that record follows.
+    """A sequence: tokens of `record` from `offset` on; `last` if it is the record's last window.
 
-    `kept`: bool [length], which of them are stored or counted in a mean; None for all.
+    `kept`: bool [length], the tokens that are stored or part of a mean; None for all.
     """
 
     record: TokenizedRecord
@@ -105,8 +110,10 @@ class _Window:
 def pack(lengths: Sequence[int], rows: int, seq_len: int) -> np.ndarray | None:
     """Place sequences into rows by best-fit decreasing.
 
-    Returns int64 [n, 2] of (row, first slot) for each length, or None if they do not fit. Empty sequences get row 0 and
-    take no space. Ties go to the earlier sequence and to the row opened first.
+    Empty sequences get row 0 and need no space. Of equal choices, the earlier sequence and the row opened first win.
+
+    Returns:
+        int64 [n, 2] of (row, first slot) for each length, or None if they do not fit.
     """
     places = np.zeros((len(lengths), 2), np.int64)
     free: list[tuple[int, int]] = []  # (free slots, row), sorted: the first that is large enough is the best fit
@@ -130,10 +137,10 @@ def pack(lengths: Sequence[int], rows: int, seq_len: int) -> np.ndarray | None:
 
 
 def longest_prefix(lengths: Sequence[int], rows: int, seq_len: int) -> tuple[int, np.ndarray]:
-    """The largest n such that `lengths[:n]` packs, with its places.
+    """Return the largest n such that `lengths[:n]` packs, and its places.
 
-    Tries from above, starting where the tokens, or the sequences over half a row (no two of which share one), exceed
-    what the rows can hold.
+    Tries from above. The first n tried is bounded by the tokens of the rows, and by the sequences over half a row, of
+    which a row holds one.
     """
     sizes = np.asarray(lengths, np.int64)
     by_tokens = np.searchsorted(np.cumsum(sizes), rows * seq_len, side="right")
@@ -147,14 +154,14 @@ def longest_prefix(lengths: Sequence[int], rows: int, seq_len: int) -> tuple[int
 
 @dataclass(frozen=True)
 class Cut:
-    """How records become sequences of at most `seq_len` tokens, and which of their tokens are stored."""
+    """The rule that cuts records into sequences of at most `seq_len` tokens, with the token selection."""
 
     seq_len: int
     long_documents: str
     selector: Selector = EVERYTHING
 
     def windows(self, record: TokenizedRecord, first: int) -> Iterator[_Window]:
-        """The sequences of `record` from token `first` on: at least one, empty if the record has no tokens left."""
+        """Yield the sequences of `record` from token `first` on: at least one, empty if no tokens are left."""
         end = len(record.tokens) if self.long_documents == "split" else min(len(record.tokens), self.seq_len)
         kept = self.selector.kept(record, end)
         starts = range(first, end, self.seq_len) if first < end else (first,)
@@ -164,7 +171,7 @@ class Cut:
             yield _Window(record, offset, length, offset + length >= end, here)
 
     def count(self, record: TokenizedRecord) -> tuple[int, int]:
-        """Tokens of a record, and how many rows are stored of it."""
+        """Return the number of tokens of a record, and of its stored rows."""
         windows = list(self.windows(record, 0))
         kept = [int(np.count_nonzero(_all_or(window.kept, window.length))) for window in windows]
         rows = sum(map(bool, kept)) if self.selector.selection.pools else sum(kept)
@@ -178,10 +185,10 @@ def pack_batches(
     long_documents: str,
     selector: Selector = EVERYTHING,
 ) -> Iterator[PackedBatch]:
-    """Batches from `start` to the end of the stream; `records` begin at record `start.record`.
+    """Yield the batches from `start` to the end of the stream; `records` begin at record `start.record`.
 
-    The last batch has `end_of_stream` set; a stream with nothing left gives one empty batch with it set. Reads ahead of
-    a batch by no more than the sequences that might have fitted into it.
+    The last batch has `end_of_stream` set; a stream with no records left gives one empty batch with it set. No more
+    sequences are read ahead than might fit into a batch.
     """
     cut = Cut(shape.seq_len, long_documents, selector)
     source = (
@@ -251,7 +258,7 @@ def _fill(
 
 
 def _in_record(taken: list[_Window], rows: list[int], positions: np.ndarray, slots: np.ndarray) -> np.ndarray:
-    """int32 [N]: place in its record of each slot; the windows have so many rows each, positions count in them."""
+    """Return int32 [N], the position in its record of each slot. `rows` are the rows of each window."""
     offsets = np.array([window.offset for window in taken], np.int32)
     return positions.reshape(-1)[slots] + np.repeat(offsets, np.array(rows, np.int64))
 
@@ -261,7 +268,7 @@ def _all_or(kept: np.ndarray | None, length: int) -> np.ndarray:
 
 
 def _pooled(batch: PackedBatch, taken: list[_Window], places: np.ndarray) -> PackedBatch:
-    """The batch with one row for each window that has a token to count, at its last token."""
+    """Return the batch with one row for each window that has a token in its mean, at its last token."""
     seq_len = batch.tokens.shape[-1]
     pooled = np.zeros(batch.tokens.size, bool)
     pooled[batch.slots] = True
@@ -284,7 +291,7 @@ def _offsets(sizes: list[int]) -> np.ndarray:
 
 
 def _by_record(taken: list[_Window], sizes: list[int]) -> tuple[list[TokenizedRecord], list[int]]:
-    """Each record that the windows touch, in order, and the sum of the sizes of its windows."""
+    """Return each record of the windows, in order, and the sum of the sizes of its windows."""
     records: list[TokenizedRecord] = []
     sums: list[int] = []
     for window, size in zip(taken, sizes, strict=True):

@@ -1,7 +1,8 @@
-"""What the first records of a manifest say of all of them: how long they are, and how much of them is stored.
+"""Size estimate: length and stored share of records, from the first records of a manifest.
 
-In: where the streams lie, a tokenizer, how records are cut and what is kept. Out: counts. Guarantee: the same from the
-same streams and flags, so that workers that start at once agree. Cost: the first row group of one stream.
+In: the location of the streams, a tokenizer, and the rule that cuts records. Out: counts. Guarantee: the same streams
+and flags give the same counts, so that workers that start at the same time agree. Cost: the first row group of one
+stream.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ _RECORDS = 256
 
 
 class Sample(NamedTuple):
-    """Of some records: how many, their tokens, and the rows that are stored of them."""
+    """Counts of some records: records, tokens, stored rows."""
 
     records: int
     tokens: int
@@ -29,6 +30,7 @@ class Sample(NamedTuple):
 
     @property
     def tokens_per_record(self) -> float:
+        """Tokens for each record."""
         return self.tokens / max(self.records, 1)
 
     @property
@@ -38,7 +40,7 @@ class Sample(NamedTuple):
 
 
 def take_sample(manifest: Manifest, location: str, tokenizer: RecordTokenizer, cut: Cut) -> Sample:
-    """Of the first stream's first records. Raises what reading a stream raises."""
+    """Count the first records of the first stream. Raises as reading a stream does."""
     records = first_records(manifest, location, _RECORDS)
     with_offsets = cut.selector.selection.span is not None
     counts = [cut.count(record) for record in tokenizer.tokenize(records, offsets=with_offsets)]
@@ -46,13 +48,13 @@ def take_sample(manifest: Manifest, location: str, tokenizer: RecordTokenizer, c
 
 
 def first_records(manifest: Manifest, location: str, most: int) -> list[Record]:
-    """Of the first stream that has any."""
+    """Return up to `most` records of the first stream that has records."""
     number = next((number for number, stream in enumerate(manifest.streams) if stream.num_records), 0)
     return list(islice(open_stream(manifest, location, number).read_records(), most))
 
 
 def all_records(manifest: Manifest, location: str, first: int) -> Iterator[Record]:
-    """Of stream `first` and then of the others, read as they are asked for; what is damaged is left out."""
+    """Yield the records of stream `first` and then of the others; skip the rest of a damaged stream."""
     for number in range(manifest.num_streams):
         stream = open_stream(manifest, location, (first + number) % manifest.num_streams)
         with contextlib.suppress(DamagedData):  # the worker of that stream reports it
@@ -60,7 +62,7 @@ def all_records(manifest: Manifest, location: str, first: int) -> Iterator[Recor
 
 
 def check_spans(selection: Selection, manifest: Manifest, location: str) -> None:
-    """Raises InvalidRequest if the manifest and the first records know nothing of the span that is to be stored."""
+    """Raise InvalidRequest if neither the manifest nor the first records have the span of the selection."""
     name = selection.span
     if name is None or name in manifest.options.get("spans", ()):
         return

@@ -1,9 +1,9 @@
-"""Which tokens of a record are stored: `--positions` and `--drop-special`. Pure, no I/O.
+"""Token selection: the tokens of a record to store, from `--positions` and `--drop-special`. Pure, no I/O.
 
-In: the flags, and a record as token ids. Out: a mask of its tokens, and for `verify` the rows that the lengths of
-records alone tell. Guarantee: what is stored of a record is a function of the record and the flags. Positions count
-from 0 in the record as it is worked on, with `truncate` after it was cut; negative ones from its end. Cost: nothing
-for `all`, one pass over the ids otherwise; the text is looked at for spans only.
+In: the flags, and a record as token ids. Out: a mask of its tokens, and for `verify` the rows that follow from the
+lengths of records alone. Guarantee: the mask is a function of the record and the flags. Positions count from 0 in the
+record, with `truncate` in the cut record; negative positions count from its end. Cost: nothing for `all`, one pass over
+the ids otherwise; spans also need the offsets of tokens in the text.
 
     all | last | mean | every:K | a list such as 0,1,5,-1 | answer | test-input
 """
@@ -26,7 +26,7 @@ _MOST = 1 << 31
 
 @dataclass(frozen=True)
 class Selection:
-    """The two flags. `kind` is all, last, mean, every, list or span; `numbers` K, or the positions of a list."""
+    """The two flags. `kind` is all, last, mean, every, list or span; `numbers` is K, or the positions of a list."""
 
     kind: str = "all"
     numbers: tuple[int, ...] = ()
@@ -35,7 +35,7 @@ class Selection:
 
     @classmethod
     def parse(cls, text: str, drop_special: bool = False) -> "Selection":
-        """Raises InvalidRequest that says what may stand there."""
+        """Return the selection of `--positions`. Raises InvalidRequest that lists the valid values."""
         word = text.strip()
         if word in ("all", "last", "mean"):
             return cls(word, drop_special=drop_special)
@@ -50,37 +50,40 @@ class Selection:
         return cls("every" if is_every else "list", ordered, drop_special=drop_special)
 
     def __str__(self) -> str:
-        """As it is written in `run.json`: one text for one meaning."""
+        """Return the text in `run.json`: one text for one meaning."""
         numbers = ",".join(map(str, self.numbers))
         return {"every": f"every:{numbers}", "list": numbers, "span": self.span}.get(self.kind, self.kind)
 
     @property
     def is_everything(self) -> bool:
+        """Whether all tokens are stored."""
         return self.kind == "all" and not self.drop_special
 
     @property
     def pools(self) -> bool:
-        """Is a row the mean over a window?"""
+        """Whether a row is the mean over a window."""
         return self.kind == "mean"
 
     @property
     def is_told_by_lengths(self) -> bool:
-        """Does the length of a record tell which of its tokens are stored?"""
+        """Whether the length of a record alone decides which of its tokens are stored."""
         return self.span is None and not self.drop_special
 
     @property
     def known_share(self) -> float:
-        """Rows for each token, where the rule alone tells; 1 where it depends on the records."""
+        """Rows for each token if the rule alone decides it; 1 if it depends on the records."""
         return 1 / self.numbers[0] if self.kind == "every" else 1.0
 
     @property
     def reach(self) -> int:
-        """How far before the end of a record a position may lie that counts from there."""
+        """The largest distance from the end of a record of a position that counts from there."""
         return {"last": 1, "list": max(0, -min(self.numbers, default=0))}.get(self.kind, 0)
 
     def named(self, first: int, last: int, length: int | None) -> np.ndarray:
-        """int64, rising: positions in [first, last) of a record of this length that the rule names; all of them for
-        `mean` and spans. Where the length is None, those that count from the end are left out."""
+        """Return the positions in [first, last) of a record that the rule names: int64, rising.
+
+        `mean` and spans name all of them. If the length is None, positions that count from the end are left out.
+        """
         if self.kind == "every":
             (step,) = self.numbers
             return np.arange(-(-first // step) * step, last, step, dtype=np.int64)
@@ -92,8 +95,14 @@ class Selection:
         return np.array(sorted(place for place in places if first <= place < last), np.int64)
 
     def most_without_row(self, first: int, ends: bool) -> float:
-        """The largest n for which tokens [first, first + n) of a record, which ends with them or goes on, may have no
-        row; any fewer may have none either. Infinite where nothing tells."""
+        """Return the largest n such that tokens [first, first + n) of a record may have no row.
+
+        This holds for any smaller n, too. The result is infinite if lengths alone do not decide it.
+
+        Args:
+            first: position of the first token in its record.
+            ends: whether the record ends with these tokens.
+        """
         if not self.is_told_by_lengths:
             return inf
         if self.kind == "every":
@@ -110,7 +119,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Selector:
-    """A selection with what the tokenizer knows: the ids of its special tokens."""
+    """A selection, and the ids of the special tokens of the tokenizer."""
 
     selection: Selection = Selection()
     special_ids: tuple[int, ...] = ()
@@ -120,8 +129,10 @@ class Selector:
         return np.array(sorted(self.special_ids), np.int64)
 
     def kept(self, record: TokenizedRecord, length: int) -> np.ndarray | None:
-        """bool [length]: which of the first `length` tokens, with which the record ends, are stored or counted in a
-        mean; None for all of them. Raises DamagedData for spans that are none."""
+        """Return bool [length], the tokens that are stored or part of a mean; None for all of them.
+
+        The record ends after `length` tokens. Raises DamagedData for a span that is not two rising numbers.
+        """
         selection = self.selection
         if selection.is_everything or (selection.pools and not selection.drop_special):
             return None
@@ -138,7 +149,7 @@ EVERYTHING = Selector()
 
 
 def _inside(record: TokenizedRecord, name: str) -> np.ndarray:
-    """bool [n]: which tokens overlap the span of characters; none where the record has no such span."""
+    """Return bool [n], the tokens that overlap the span of characters; none if the record has no such span."""
     span = spans_of(record.meta, record.id).get(name)
     if span is None:
         return np.zeros(len(record.tokens), bool)
@@ -149,7 +160,7 @@ def _inside(record: TokenizedRecord, name: str) -> np.ndarray:
 
 
 def spans_of(meta: str | None, record_id: str) -> dict[str, Sequence[int]]:
-    """{name: [first, last)} in characters of the record's text, from its meta. Raises DamagedData."""
+    """Return {name: [first, last)} in characters of the record's text, from its meta. Raises DamagedData."""
     try:
         value = {} if meta is None else loads(meta.encode())
         spans = value.get("spans", {}) if isinstance(value, dict) else {}

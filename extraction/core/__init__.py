@@ -1,1 +1,1 @@
-"""What everything else uses: errors, logs, JSON, threads, flags, versions, fault points."""
+"""Shared basics: errors, logs, JSON, threads, flags, versions, fault points."""

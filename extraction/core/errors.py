@@ -1,8 +1,8 @@
-"""Domain errors: what can go wrong for a reason that a user can do something about.
+"""Domain errors: failures that a user can act on.
 
-In: a sentence that names the object or flag and what is wrong with it. Out: an exception whose class says what kind
-of trouble it is; `exit_code` is the process exit status that the command lines give it (the contract with
-`launch_worker.sh` and schedulers).
+In: a sentence that names the object or flag, what was expected, and what to do. Out: an exception whose class is the
+kind of failure. Guarantee: `exit_code` is the exit status of the command lines for it, on which `launch_worker.sh` and
+schedulers rely. Cost: none.
 """
 
 
@@ -13,20 +13,22 @@ class ExtractionError(Exception):
 
 
 class InvalidRequest(ExtractionError):
-    """A flag, an environment variable or a combination of them asks for something that cannot be."""
+    """A flag, an environment variable or a combination of them is invalid."""
 
     exit_code = 2
 
 
 class DamagedData(ExtractionError):
-    """Stored data or input is not what it was committed as, or cannot be read as what it claims to be."""
+    """Stored data differs from its commit, or input is not readable in the format that it claims."""
 
     exit_code = 65
 
 
 class Fenced(ExtractionError):
-    """Another worker owns this stream: it committed the batch that this worker was about to commit; `winner` is its
-    attempt."""
+    """Another worker owns this stream: it committed the batch that this worker was about to commit.
+
+    `winner` is its attempt.
+    """
 
     exit_code = 73
 
@@ -36,17 +38,17 @@ class Fenced(ExtractionError):
 
 
 class TryAgain(ExtractionError):
-    """Storage did not answer within the retry deadline, a disk is full, or the machine is being taken away."""
+    """Storage did not answer within the retry deadline, a disk is full, or the machine is preempted."""
 
     exit_code = 75
 
 
 class Stopped(TryAgain):
-    """Told to stop, by a signal or because the machine is being taken away; what was under way is committed."""
+    """A shutdown signal ended the attempt; the batches in flight are committed."""
 
 
 class PermissionDenied(ExtractionError):
-    """Storage refused for lack of a permission or of valid credentials."""
+    """Storage refused a request: a permission or valid credentials are missing."""
 
     exit_code = 77
 
@@ -56,22 +58,22 @@ class BucketDenied(PermissionDenied):
 
 
 class NoCredentials(PermissionDenied):
-    """There are no credentials for a bucket, or they are no longer taken: it was not even asked."""
+    """Credentials for a bucket are missing or expired."""
 
 
 class ConfigurationMismatch(ExtractionError):
-    """The configuration of this start is not the one that the run was made with."""
+    """The run config of this attempt differs from that of the run."""
 
     exit_code = 78
 
 
 class ObjectNotFound(ExtractionError):
-    """No object of this name. Callers that know what its absence means turn it into one of the errors above."""
+    """No object has this name. Callers that know the meaning of its absence raise another domain error."""
 
     exit_code = 65
 
 
 class ObjectExists(ExtractionError):
-    """A create-only write found another object of that name, with other bytes."""
+    """A create-only write found an object of that name with other bytes."""
 
     exit_code = 73

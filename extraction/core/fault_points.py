@@ -1,7 +1,7 @@
-"""Named kill points, so that a test can stop a worker dead at an exact place.
+"""Named kill points: a test kills a worker at an exact place.
 
-In: the environment variable `EXTRACT_KILL_AT`, `POINT` or `POINT:BATCH`. Out: SIGKILL to this process when it comes by.
-Without the variable a point costs one dictionary look-up.
+In: the environment variable `EXTRACT_KILL_AT`, `POINT` or `POINT:BATCH`. Out: SIGKILL to this process at that point.
+Guarantee: without the variable nothing happens. Cost: one dictionary look-up.
 """
 
 import os
@@ -11,7 +11,7 @@ KILL_POINTS = ("before-run", "after-run", "before-data", "after-data", "before-c
 
 
 def kill_point(name: str, batch: int = 0) -> None:
-    """Die here by SIGKILL if this point is armed (for this batch, or for any if no batch was named)."""
+    """Kill this process if this point is armed, for this batch or for all batches."""
     armed = os.environ.get("EXTRACT_KILL_AT")
     if armed in (name, f"{name}:{batch}"):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,7 +1,8 @@
-"""Lines about what happens, on stderr: for people, or as JSON that Google Cloud Logging understands.
+"""Log lines on stderr: for people, or as JSON for Google Cloud Logging.
 
-In: a sentence and how grave it is. Out: the sentence, or one JSON object in a line with `severity`, `message`, `time`
-(cloud.google.com/logging/docs/structured-logging) and the worker's number.
+In: a sentence and its severity. Out: the sentence, or one line of JSON with `severity`, `message`, `time`
+(cloud.google.com/logging/docs/structured-logging) and the worker's number. Guarantee: each line is flushed. Cost: one
+write.
 """
 
 import json
@@ -19,7 +20,7 @@ def use_format(name: str) -> None:
 
 
 def is_json() -> bool:
-    """Whether lines are JSON."""
+    """Return whether lines are JSON."""
     return _chosen == "json"
 
 

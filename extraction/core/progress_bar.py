@@ -1,6 +1,7 @@
 """Progress of making streams: a live bar on a terminal, a line every 30 seconds elsewhere.
 
-In: items as they are done. Out: the same items; stderr. Cost: none to speak of.
+In: items as they are done. Out: the same items, and lines on stderr. Guarantee: items are not read ahead. Cost: one
+look at the clock for each item.
 """
 
 import sys
@@ -13,7 +14,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """The items, counted on stderr as `what`."""
+    """Yield the items and count them on stderr as `what`."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track as show

@@ -1,15 +1,15 @@
-"""JSON as this project writes it, from bytes that anybody may have changed.
+"""Strict JSON: one text has one meaning, and no text harms its reader.
 
-In: bytes. Out: the value. Guarantee: what is not UTF-8, repeats a key, nests too deeply, or holds NaN, an infinity or
-half a surrogate pair raises ValueError and nothing else, so no two readers see two things in one text. Cost: at most
-64 bytes of memory for each byte of input.
+In: bytes from any source. Out: the value. Guarantee: bytes that are not UTF-8, a repeated key, too deep nesting, NaN,
+an infinity or half a surrogate pair raise ValueError. No other error is raised. Cost: at most 64 bytes of memory for
+each byte of input.
 """
 
 import json
 
 
 def loads(data: bytes) -> object:
-    """The value of one JSON text. Raises ValueError."""
+    """Return the value of one JSON text. Raises ValueError."""
     try:
         value = json.loads(data.decode(), object_pairs_hook=_unrepeated, parse_constant=_refuse)
         if b"\\u" in data:

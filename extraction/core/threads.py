@@ -1,9 +1,9 @@
 """Bounded look-ahead: `prefetch` on a pool of threads, `read_ahead` and `in_background` on one thread.
 
-In: items and a function to load them, an iterable, or a function that makes an iterator and asks `Budget.reserve(bytes)`
-before it makes each item. Out: the results in the order of the items. Guarantee: what is made and not yet used up is
-within the given depth or budget, or is one item; an error is raised, with its traceback, after the items that came
-before it; closing the result cancels what has not begun. Cost: the threads of the pool, or one thread.
+In: items and a function to load them, an iterable, or a function that makes an iterator and asks
+`Budget.reserve(bytes)` before it makes each item. Out: the results in the order of the items. Guarantee: results that
+wait or are in use fit the depth or the budget, or are one; an error is raised, with its traceback, after the items
+before it; closing the result cancels work that has not begun. Cost: the threads of the pool, or one thread.
 """
 
 import threading

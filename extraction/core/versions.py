@@ -1,7 +1,7 @@
-"""Which software a worker runs: what may change rounding, or the project itself.
+"""Versions of the software of a worker: packages that may change rounding, and the project itself.
 
-In: the installed packages' metadata (nothing is imported) and the project's own source files. Out: {name: version}.
-Cost: some ten milliseconds, once.
+In: the metadata of installed packages and the project's source files. Out: {name: version}. Guarantee: no package is
+imported. Cost: some ten milliseconds, once.
 """
 
 import functools
@@ -17,7 +17,7 @@ _ROOT = Path(__file__).parents[2]
 
 @functools.cache
 def software_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that are there; `project` is a digest of the sources."""
+    """Return the versions of Python and of the installed packages; `project` is a digest of the sources."""
     versions = {"python": platform.python_version(), "project": _source_digest()}
     for name in PACKAGES:
         try:
@@ -35,7 +35,7 @@ def _source_digest() -> str:
 
 
 def version_differences(stored: dict[str, str], own: dict[str, str]) -> list[str]:
-    """A line for each compared name that differs: `jax: 0.10.1 in the run, 0.10.2 here`."""
+    """Return a line for each compared name that differs: `jax: 0.10.1 in the run, 0.10.2 here`."""
     return [
         f"{name}: {stored.get(name, 'none')} in the run, {own.get(name, 'none')} here"
         for name in COMPARED

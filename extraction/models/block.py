@@ -1,9 +1,8 @@
 """The block that the families share: attention, then an mlp, each added to the residual stream.
 
-In: x [B, T, D] and what is common to all blocks (segments, rotations) with the flags of this layer. Out: x [B, T, D];
-hook points go to `tap`. Guarantee: one program serves all layers of a stack. Where only some layers have a window, both
-forms of attention are compiled and a layer runs one of them, so that a window saves arithmetic and each form knows its
-window when it is compiled.
+In: x [B, T, D], the values that all blocks share (segments, rotations), and the flags of this layer. Out: x [B, T, D];
+hook points go to `tap`. Guarantee: one program serves all layers of a stack. Cost: if only some layers have a window,
+both forms of attention are compiled and a layer runs one of them, so that a window saves arithmetic.
 """
 
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from .modules import (
 )
 from .rope import rotate
 
-# What a family may name.
+# The modules that `Modules` of a family can name.
 NORMS: dict[str, Callable[[int, float, jnp.dtype], Any]] = {
     norm.__name__: norm for norm in (RMSNorm, WideRMSNorm, OffsetRMSNorm, LayerNorm)
 }
@@ -45,7 +44,7 @@ PARTS: dict[str, Callable[[ModelConfig, jnp.dtype], nnx.Module]] = {
 
 
 class Attention(nnx.Module):
-    """q, k and v from x, rotated where the model rotates, attention, output projection. `norm` is that of q and k."""
+    """q, k and v of x, rotation, attention, output projection. `norm` makes the norms of q and k."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, norm: Callable):
         self.config = config
@@ -59,6 +58,7 @@ class Attention(nnx.Module):
             self.q_norm, self.k_norm = (norm(width, config.norm_epsilon, dtype) for width in widths)
 
     def __call__(self, x: jax.Array, shared: dict[str, jax.Array], tap: Tap) -> jax.Array:
+        """Return what attention adds to the residual stream, [B, T, D], given x [B, T, D]."""
         q, k, v = self.q(x), self.k(x), self.v(x)  # [B, T, H, Dh], [B, T, K, Dh], [B, T, K, Dh]
         if self.config.qk_norm == "width":
             normed = (norm(y.reshape(*x.shape[:2], -1)) for norm, y in ((self.q_norm, q), (self.k_norm, k)))
@@ -88,7 +88,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and mlp in turn. `before` makes the norms of what they read, `after` of what they add; None is none."""
+    """Attention and mlp in turn. `before` makes the norms of their inputs, `after` of their outputs, if not None."""
 
     def __init__(
         self,
@@ -105,6 +105,7 @@ class Block(nnx.Module):
         self.before, self.after = before is not None, after is not None
 
     def __call__(self, x: jax.Array, shared: dict[str, jax.Array], tap: Tap) -> jax.Array:
+        """Return the residual stream after this block, [B, T, D]."""
         added = self.attention(self.norm_attention(x) if self.before else x, shared, tap)
         added = self.norm_attention_out(added) if self.after else added
         tap("hook_attn_out", added)
@@ -119,9 +120,10 @@ class Block(nnx.Module):
 
 
 class ParallelBlock(Block):
-    """Attention and mlp read the same x, each through its own norm, and are added at once: there is no middle."""
+    """Attention and mlp of the same x, each with its own norm, added together: `hook_resid_mid` does not exist."""
 
     def __call__(self, x: jax.Array, shared: dict[str, jax.Array], tap: Tap) -> jax.Array:
+        """Return the residual stream after this block, [B, T, D]."""
         from_attention = self.attention(self.norm_attention(x), shared, tap)
         tap("hook_attn_out", from_attention)
         from_mlp = self.mlp(self.norm_mlp(x), tap)

@@ -1,4 +1,4 @@
-"""What the model code of transformers reads of a configuration, found in its source. No jax and no torch.
+"""The attributes that the model code of transformers reads, found in its source. No jax and no torch.
 
 In: a configuration of transformers. Out: a `ModelView` of it, which has the attributes that the model's forward pass
 reads and no others. Guarantee: no model code is run or imported. Its source is parsed, from the model's class on
@@ -33,9 +33,9 @@ _WITHOUT_EFFECT = {
 
 
 class ModelView:
-    """A configuration as its model reads it: an attribute that the model does not read is not there.
+    """A configuration with only the attributes that its model reads.
 
-    It keeps in mind what was asked of it, so that `left` can tell what was not.
+    It records the attributes that were read, so that `left` returns the others.
     """
 
     def __init__(self, config: Any):
@@ -52,7 +52,7 @@ class ModelView:
         return getattr(self._config, name)
 
     def left(self) -> dict[str, Any]:
-        """The attributes that the model reads, that nobody has asked for, and that are not at their defaults."""
+        """Return the attributes that the model reads, that were not read here, and that differ from their defaults."""
         default = type(self._config)()
         found = {}
         for name in sorted(self._read.keys() - self._asked - _WITHOUT_EFFECT):
@@ -63,14 +63,14 @@ class ModelView:
         return found
 
     def ignored(self, written: dict[str, Any]) -> list[str]:
-        """The keys of a file that neither the class of the configuration nor the model knows."""
+        """Return the keys of a file that neither the class of the configuration nor the model has."""
         kind = type(self._config)
         own = _strings(_definitions(Path(inspect.getfile(kind)))[kind.__name__])
         known = self._read.keys() | kind.__dataclass_fields__.keys() | own
         return sorted(key for key in written if key in vars(self._config) and self._real(key) not in known)
 
     def rope_keys(self, kind: str) -> set[str]:
-        """The parameters that the model reads for a rotation of this kind."""
+        """Return the parameters that the model reads for a rotation of this kind."""
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         if kind in ROPE_INIT_FUNCTIONS:
@@ -84,14 +84,14 @@ class ModelView:
 
 
 def _source_of(config: Any) -> Path:
-    """The file of the model that belongs to a configuration."""
+    """Return the source file of the model of a configuration."""
     path = Path(inspect.getfile(type(config)))
     return path.with_name(path.name.replace("configuration_", "modeling_"))
 
 
 @cache
 def _reads(source: Path, name: str) -> dict[str, Any]:
-    """Each attribute of a configuration that a class reads, and the value that stands in for one that is not there."""
+    """Return each attribute of a configuration that a class reads, and the default in its code."""
     found: dict[str, Any] = {}
     seen, left = set[tuple[Path, str]](), [(source, name)]
     while left:
@@ -112,7 +112,7 @@ def _reads(source: Path, name: str) -> dict[str, Any]:
 
 @cache
 def _definitions(source: Path) -> dict[str, ast.stmt]:
-    """What a file defines or imports at its top, by name."""
+    """Return the definitions and imports at the top of a file, by name."""
     found: dict[str, ast.stmt] = {}
     for node in ast.parse(source.read_bytes()).body if source.exists() else ():
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -125,7 +125,7 @@ def _definitions(source: Path) -> dict[str, ast.stmt]:
 
 
 def _followed(source: Path, node: ast.ImportFrom, name: str) -> Iterator[tuple[Path, str]]:
-    """Where an imported name is defined, if that is another model's code or shared by models."""
+    """Yield the file that defines an imported name, if it is code of a model or shared by models."""
     target = source.parents[node.level - 1].joinpath(*(node.module or "").split(".")).with_suffix(".py")
     if target.name in _SHARED or (target.name.startswith("modeling_") and target.parents[1].name == "models"):
         yield target, next(alias.name for alias in node.names if name in (alias.asname, alias.name))
@@ -136,7 +136,7 @@ def _strings(node: ast.AST) -> set[str]:
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """The node and all inside it that a forward pass may run."""
+    """Yield the node and the nodes in it that a forward pass may run."""
     if isinstance(node, ast.FunctionDef) and node.name == _NOT_RUN:
         return
     yield node
@@ -145,7 +145,7 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _read(node: ast.AST) -> dict[str, Any]:
-    """The attribute that an expression reads, as `config.x` or `getattr(self.config, "x", otherwise)`."""
+    """Return the attribute that an expression reads, as `config.x` or `getattr(self.config, "x", otherwise)`."""
     if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and _is_config(node.value):
         return {node.attr: None}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):

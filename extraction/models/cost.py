@@ -1,7 +1,7 @@
-"""What a step costs: memory, arithmetic, traffic, bytes that are stored. No device is used.
+"""The cost of a step: memory, arithmetic, memory traffic, stored bytes.
 
-In: a model's configuration and `StepOptions`. Out: numbers by formula, or the compiler's of a compiled step. Operations
-count a multiplication and an addition as two.
+In: a model's configuration and `StepOptions`. Out: numbers by formula, or the compiler's of a compiled step. A
+multiplication and an addition are two operations. Guarantee: no device is used. Cost: shapes are traced, not values.
 """
 
 import math
@@ -24,7 +24,7 @@ _TOKENS_ON_A_DEVICE, _TOKENS_ON_A_CPU = 32768, 4096  # more in one step gain lit
 
 @dataclass(frozen=True)
 class Counts:
-    """Of a step on one device: operations, bytes moved in its memory, bytes needed; `source` of the first and last."""
+    """A step on one device: operations, bytes moved in its memory, bytes needed; `source` of the first and last."""
 
     flops: float
     traffic_bytes: float
@@ -33,16 +33,16 @@ class Counts:
 
 
 def stored_bytes(config: ModelConfig, options: StepOptions) -> int:
-    """For one token, with the scales of its rows."""
+    """Return the stored bytes of one token, with the scales of its rows."""
     scale = 4 if options.store_dtype in LARGEST_CODE else 0
     values = sum(map(config.hook_width, options.hook_points)) * STORE_DTYPES[options.store_dtype]
     return values + scale * len(options.hook_points)
 
 
 def demand_of(config: ModelConfig, options: StepOptions) -> Demand:
-    """Return about what a step needs on the devices.
+    """Estimate the memory that a step needs on the devices.
 
-    Counted are the weights and, for each slot: captured values in the scan and gathered, the results of two steps on
+    It counts the weights and, for each slot: captured values in the scan and gathered, the results of two steps on
     their way to the host, and the widest tensors of one block in float32.
     """
     weights = sum(leaf.size * leaf.dtype.itemsize for _, leaf in weight_shapes(config, options))
@@ -58,8 +58,10 @@ def demand_of(config: ModelConfig, options: StepOptions) -> Demand:
 
 
 def choose_rows(config: ModelConfig, options: StepOptions, num_devices: int, device_bytes: int | None) -> int:
-    """Rows of a step for `--batch-size auto`: for each device a power of two that fits its memory, and no more than
-    32768 tokens, or 4096 where the device does not say what memory it has, as a CPU."""
+    """Return the rows of a step for `--batch-size auto`: for each device a power of two that fits its memory.
+
+    A step has at most 32,768 tokens for each device, or 4,096 if the device's memory is unknown, as on a CPU.
+    """
     tokens = _TOKENS_ON_A_CPU if device_bytes is None else _TOKENS_ON_A_DEVICE
     rows = num_devices * 2 ** max(0, int(math.log2(tokens / options.seq_len)))
     while rows > num_devices:
@@ -73,14 +75,14 @@ def choose_rows(config: ModelConfig, options: StepOptions, num_devices: int, dev
 
 
 def counts_by_formula(config: ModelConfig, options: StepOptions) -> Counts:
-    """Return what a step takes on one device, where the compiler for TPUs is missing."""
+    """Return the counts of a step by formula, for hosts without the compiler for TPUs."""
     memory_bytes = demand_of(config, options).bytes_on(options.mesh)
     source = "by formula, libtpu is missing"
     return Counts(ideal_flops(config, options), _traffic(config, options), memory_bytes, source)
 
 
 def counts_of(compiled: jax.stages.Compiled, config: ModelConfig, options: StepOptions) -> Counts:
-    """The compiler's account of a step. It counts a loop's body once, and the arithmetic of kernels not at all."""
+    """Return the compiler's counts of a step; it counts a loop's body once and no arithmetic of kernels."""
     layers = max(1, num_layers(config, options))
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     if cost is None or memory is None:
@@ -90,13 +92,15 @@ def counts_of(compiled: jax.stages.Compiled, config: ModelConfig, options: StepO
 
 
 def num_layers(config: ModelConfig, options: StepOptions) -> int:
-    """Layers that run."""
+    """Return the number of layers that run."""
     return next((leaf.shape[0] for path, leaf in weight_shapes(config, options) if path[0] == "blocks"), 0)
 
 
 def ideal_flops(config: ModelConfig, options: StepOptions) -> float:
-    """Operations of one step on one device: two for each weight and token, and four for each element of a head and pair
-    of a query and a key that it sees, in rows of one document."""
+    """Return the operations of one step on one device, for rows of one document.
+
+    Two for each weight and token, and four for each element of a head and pair of a query and a key that it sees.
+    """
     tokens = options.batch_size * options.seq_len
     products = 0.0
     for path, leaf in weight_shapes(config, options):
@@ -108,13 +112,13 @@ def ideal_flops(config: ModelConfig, options: StepOptions) -> float:
 
 
 def visible_pairs(length: int, window: int | None) -> int:
-    """Pairs of a query and a key that it sees, for one head of a row of one document."""
+    """Return the pairs of a query and a key that it sees, for one head of a row of one document."""
     reach = min(length, window or length)
     return reach * (reach + 1) // 2 + (length - reach) * reach
 
 
 def _attention_flops(config: ModelConfig, options: StepOptions, pairs: Callable[[int, int | None], int]) -> float:
-    """Of all layers on one device: two products over as many pairs of a query and a key as `pairs` says."""
+    """Return the operations of attention on one device: two products over `pairs(length, window)` in each layer."""
     rows, length, layers = options.batch_size, options.seq_len, num_layers(config, options)
     windowed = config.windowed[:layers] or (False,) * layers
     near = config.window if config.window is not None and config.window < length else None
@@ -124,8 +128,10 @@ def _attention_flops(config: ModelConfig, options: StepOptions, pairs: Callable[
 
 
 def _traffic(config: ModelConfig, options: StepOptions) -> float:
-    """Bytes moved in the memory of one device: each weight once, each tensor of a block written and read once, the
-    captured ones three times."""
+    """Return the bytes moved in the memory of one device.
+
+    Each weight is read once; each tensor of a block is written and read once, captured ones three times.
+    """
     element, devices = jnp.dtype(options.compute_dtype).itemsize, options.mesh.data * options.mesh.model
     weights = sum(leaf.size * element for path, leaf in weight_shapes(config, options) if path[0] == "blocks")
     heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_width

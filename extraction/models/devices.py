@@ -1,9 +1,8 @@
-"""The devices of this host: opened, or a clear refusal; and what their errors mean.
+"""The devices of this host, and their errors as domain errors.
 
-Out: what jax computes on, and domain errors. Guarantee: a host that was set up for an accelerator never computes on its
-CPU unasked, which jax does in silence when the accelerator is taken or gone: it would be slow, and in another dtype
-than the other workers.
-Cost: what it takes jax to open the devices, once in a process.
+In: the devices that jax opens. Out: `Hardware`. Guarantee: a host with an accelerator's package never computes on its
+CPU unless JAX_PLATFORMS asks for it. jax would do so silently when the accelerator is busy or gone: slowly, and in
+another dtype than the other workers. Cost: the start of jax, once in a process.
 """
 
 import contextlib
@@ -26,8 +25,8 @@ _PACKAGES = {"TPU": "libtpu", "GPU": "jax_cuda13_plugin"}
 class Hardware:
     """The devices that a step runs on.
 
-    `memory_bytes` is what arrays can have on one of them, None where it does not say, as on a CPU. `compute_dtype` is
-    the dtype that `auto` means: bfloat16 where the hardware multiplies it fast.
+    `memory_bytes` is the memory for arrays on one device, None if it is unknown, as on a CPU. `compute_dtype` is the
+    dtype for `auto`: bfloat16 if the hardware multiplies it fast.
     """
 
     name: str
@@ -37,7 +36,7 @@ class Hardware:
 
 
 def open_devices() -> Hardware:
-    """Open the devices of this host. Raises TryAgain if an accelerator cannot be opened."""
+    """Open the devices of this host. Raises TryAgain if an accelerator does not open."""
     try:
         devices = jax.local_devices()
     except RuntimeError as error:
@@ -54,14 +53,14 @@ def open_devices() -> Hardware:
 
 
 def current_platform() -> str:
-    """Of the mesh that is set, which may be of machines that are not here; else of this machine."""
+    """Return the platform of the mesh that is set, which may be another machine's, else of this machine."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 @contextlib.contextmanager
 def device_errors() -> Iterator[None]:
-    """Names what a device reports: too little memory is InvalidRequest, a device that fails or vanishes TryAgain."""
+    """Raise InvalidRequest if the device has too little memory, TryAgain if it fails or disappears."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -1,6 +1,7 @@
-"""The hook points of a block, in one table, and the choice among them. No jax.
+"""The table of hook points, and the choice among them. No jax.
 
-In: `--layers`, `--hooks`, `--hook-points`, and which hook points a model lacks. Out: full names in depth order.
+In: `--layers`, `--hooks`, `--hook-points`, and the hook points that a model lacks. Out: full names in depth order.
+Guarantee: each chosen name exists in the model. Cost: none.
 """
 
 from collections.abc import Container, Mapping
@@ -95,7 +96,11 @@ def resolve_hook_points(
     """Return full names in depth order, from `--layers` with `--hooks`, and from `--hook-points` (names, globs).
 
     Args:
-        absent: {suffix: reason} of the hook points that the blocks of this model lack; a glob passes them over.
+        layers: the value of `--layers`, or None.
+        hooks: the value of `--hooks`, short names.
+        hook_points: the value of `--hook-points`, full names and globs, or None.
+        num_layers: layers of the model.
+        absent: {suffix: reason} of the hook points that the blocks of this model lack; globs ignore them.
 
     Raises InvalidRequest for a layer, short name or pattern that the model does not have.
     """

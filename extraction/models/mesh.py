@@ -1,7 +1,8 @@
-"""The mesh `(data, model)` of one host as numbers: which there can be, and which to choose. No jax.
+"""The mesh `(data, model)` of one host as numbers: the valid shapes, and the choice. No jax.
 
 `data` groups of devices share the rows of a step; `model` devices in each group share the weights. In: a model's
-configuration, what a step needs, the devices' number and memory. Out: a `MeshShape`, or InvalidRequest.
+configuration, the memory that a step needs, the devices' number and memory. Out: a `MeshShape`, or InvalidRequest.
+Guarantee: a chosen mesh fits the model. Cost: none.
 """
 
 import re
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from ..core.errors import InvalidRequest
 from .config import ModelConfig
 
-USABLE = 0.9  # of a device's memory; the rest is for what was not foreseen
+USABLE = 0.9  # of a device's memory; the rest is a reserve
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class MeshShape:
 
     @classmethod
     def parse(cls, text: str) -> "MeshShape":
-        """From `data=4,model=2`; an axis that is left out is 1. Raises InvalidRequest."""
+        """Return the mesh of `data=4,model=2`; a missing axis is 1. Raises InvalidRequest."""
         parts = text.split(",")
         found = [re.fullmatch(r"\s*(data|model)\s*=\s*([1-9]\d{0,5})\s*", part) for part in parts]
         axes = {match[1]: int(match[2]) for match in found if match}
@@ -36,34 +37,34 @@ class MeshShape:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a step asks of the devices: rows, and bytes of all its weights and of one row's results and working set."""
+    """The needs of a step: rows, bytes of all its weights, bytes of one row's results and working set."""
 
     rows: int
     weight_bytes: int
     row_bytes: int
 
     def bytes_on(self, mesh: MeshShape) -> int:
-        """On each device, about."""
+        """Estimate the bytes on each device."""
         return self.weight_bytes // mesh.model + self.rows // mesh.data * self.row_bytes // mesh.model
 
 
 def misfit(mesh: MeshShape, config: ModelConfig, rows: int, num_devices: int) -> str | None:
-    """Why this mesh cannot be, None if it can."""
+    """Return the reason why this mesh is invalid, or None."""
     kv_heads = config.num_kv_heads
     if mesh.data * mesh.model > num_devices:
         return f"needs {mesh.data * mesh.model} devices, this host has {num_devices}"
     if rows % mesh.data:
-        return f"--batch-size {rows} cannot be shared by data={mesh.data}"
+        return f"--batch-size {rows} is not divisible by data={mesh.data}"
     for name, size in (("heads", config.num_heads), ("mlp columns", config.mlp_width), ("columns", config.width)):
         if size % mesh.model:
-            return f"the model's {size} {name} cannot be shared by model={mesh.model}"
+            return f"the model's {size} {name} are not divisible by model={mesh.model}"
     if kv_heads % mesh.model and mesh.model % kv_heads:
-        return f"the model's {kv_heads} key-value heads can neither be shared by model={mesh.model} nor doubled for it"
+        return f"model={mesh.model} is neither a divisor nor a multiple of the model's {kv_heads} key-value heads"
     return None
 
 
 def choose_mesh(config: ModelConfig, demand: Demand, num_devices: int, device_bytes: int | None) -> MeshShape:
-    """Rows over as many devices as divide them; weights over as few as their memory allows, if it is known.
+    """Choose rows over as many devices as divide them, weights over as few as their memory allows, if known.
 
     Raises InvalidRequest if the step fits into no mesh.
     """

@@ -1,9 +1,9 @@
-"""Attention on a TPU: jax's splash kernel, which keeps the scores on the chip and leaves out blocks that nobody sees.
+"""Attention on a TPU: jax's splash kernel, which keeps the scores on the chip and skips blocks without visible pairs.
 
-In, out and guarantee as of `attention.attention`, for any T: rows are padded to the kernel's blocks with padding. On a
-mesh each device works on its own rows and heads. Cost: about half of the T x T scores, or those of the window; in whole
-blocks (`tiling.multiplied_pairs`), so for T=2048 a quarter more. The kernel reads heads before tokens, which is how the
-products before it write them: no copy.
+In, out and guarantee are those of `attention.attention`, for any T: rows are padded to the kernel's blocks. On a mesh
+each device computes its own rows and heads. Cost: about half of the T x T scores, or those of the window, in whole
+blocks (`tiling.multiplied_pairs`), so for T=2048 a quarter more. The kernel reads heads before tokens, the layout of
+the products before it: no copy.
 """
 
 from functools import partial
@@ -24,12 +24,12 @@ _ROWS_AND_HEADS = PartitionSpec("data", None, "model", None)
 def attend_splash(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule, interpret: bool = False
 ) -> jax.Array:
-    """Attention as it is on a TPU; `interpret` runs the kernel in Python, on any machine."""
+    """Compute attention with the kernel; `interpret` runs it in Python, on any machine."""
     mesh = jax.sharding.get_abstract_mesh()
     local = partial(_attend_local, rule=rule, interpret=interpret)
     if mesh.size <= 1:
         return local(q, k, v, segment_ids)
-    copies = -(-mesh.shape["model"] // k.shape[2])  # with fewer key-value heads than devices each gets its own
+    copies = -(-mesh.shape["model"] // k.shape[2])  # with fewer key-value heads than devices, each device gets a copy
     k, v = (jnp.repeat(part, copies, axis=2) if copies > 1 else part for part in (k, v))
     in_specs = (_ROWS_AND_HEADS, _ROWS_AND_HEADS, _ROWS_AND_HEADS, PartitionSpec("data", None))
     mapped = jax.shard_map(local, in_specs=in_specs, out_specs=_ROWS_AND_HEADS, check_vma=False)
@@ -39,7 +39,7 @@ def attend_splash(
 def _attend_local(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule, interpret: bool
 ) -> jax.Array:
-    """On one device, [B, T, H, Dh]."""
+    """Compute attention on one device, [B, T, H, Dh]."""
     length, heads = q.shape[1:3]
     block = block_of(length)
     added = -length % block

@@ -1,17 +1,18 @@
-"""The jitted step: packed tokens in, activations at the hook points out, and nothing else.
+"""The jitted step: packed tokens in, activations at the hook points out.
 
-In: tokens, segment_ids and positions, int32 [B, T], and `slots` int32 [n], which slots hold real tokens, in the order
-wanted. Out: for each hook point [n, width] in the store dtype, and its sums. Guarantee: a value does not depend on the
-row's other documents, the padding or n, and on the mesh by rounding only; one compiled step serves every call.
+In: tokens, segment_ids and positions, int32 [B, T], and `slots` int32 [n], the slots of real tokens in the wanted
+order. Out: for each hook point [n, width] in the store dtype, and its statistics. Guarantee: a value does not depend on
+the row's other documents, the padding or n, and depends on the mesh by rounding only; one compiled step serves every
+call.
 
 How: blocks are stacked and scanned, up to the deepest hook point. For each kind of hook point the scan carries one
-buffer with a place for each captured layer. A layer writes to the place of the first captured layer at or above it; the
-captured layer itself comes last, so what remains is right without a condition in the loop and without memory for
-layers that nobody asked for.
+buffer with a place for each captured layer. A layer writes to the place of the first captured layer at or above it.
+The captured layer itself writes last, so the buffer ends right without a condition in the loop and without memory for
+other layers.
 
-Cost: beside the model's arithmetic, one write of [B, T, width] for each layer and kind, and one gather that drops the
-padding. Every device keeps, compacts and sends the rows and columns that are its own. Means over windows (`pool`) add
-log2(T) passes over [B, T, width] in float32.
+Cost: besides the model's arithmetic, one write of [B, T, width] for each layer and kind, and one gather that drops the
+padding. Each device keeps, compacts and sends its own rows and columns. Means over windows (`pool`) add log2(T) passes
+over [B, T, width] in float32.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +43,7 @@ from .weights import check_shapes, leaves_of, load_params, plan_fills
 
 
 class Loaded(NamedTuple):
-    """Parameters on the devices, part by part, and the digest of what they were read from."""
+    """Parameters on the devices, part by part, and the digest of the weights that they were read from."""
 
     params: dict[str, Any]
     digest: str
@@ -63,8 +64,17 @@ class Step:
         slots: np.ndarray,
         pooled: np.ndarray | None = None,
     ) -> StepOutput:
-        """Dispatch one step; returns at once. With `pool` the `slots` are the last tokens of windows,
-        and `pooled`, bool [B, T], says which tokens count in their means."""
+        """Dispatch one step and return at once.
+
+        Args:
+            tokens: int32 [B, T].
+            segment_ids: int32 [B, T], 0 for padding.
+            positions: int32 [B, T].
+            slots: int [n], the flat indices of tokens to return; with `pool` the last tokens of windows.
+            pooled: bool [B, T], the tokens that are part of a mean; only with `pool`.
+
+        Raises as `device_errors`.
+        """
         groups = self.options.mesh.data
         size = self.options.num_slots // groups
         places = [np.flatnonzero(slots // size == group) for group in range(groups)]
@@ -81,9 +91,8 @@ class Step:
 def load_step(folder: ModelFolder, config: ModelConfig, options: StepOptions, compile_cache: str | None = None) -> Step:
     """Compile the step while the weights that the hook points need are read.
 
-    `compile_cache` is the folder of compiled steps, None for none. Raises InvalidRequest (options that do not fit the
-    model or the devices), DamagedData (weights that are not those of the configuration) and TryAgain (a device that
-    fails).
+    `compile_cache` is the folder of compiled steps or None. Raises InvalidRequest (options that do not fit the model or
+    the devices), DamagedData (weights that do not fit the configuration) and TryAgain (a device failed).
     """
     check_step(config, options, len(jax.local_devices()))
     _use_compile_cache(compile_cache)
@@ -97,7 +106,7 @@ def load_step(folder: ModelFolder, config: ModelConfig, options: StepOptions, co
 def lower_step(
     config: ModelConfig, options: StepOptions, devices: Sequence[Device] | None = None
 ) -> jax.stages.Lowered:
-    """Return the step before its compilation, from the configuration alone: no weights are read, nothing is allocated.
+    """Return the step before its compilation. No weights are read and no memory is allocated.
 
     Raises InvalidRequest for options that do not fit the model or the devices.
     """
@@ -122,7 +131,7 @@ def lower_step(
 
 
 def weight_shapes(config: ModelConfig, options: StepOptions) -> list[tuple[tuple[str, ...], jax.ShapeDtypeStruct]]:
-    """Path and whole shape of each parameter that a step needs; those of blocks have their layer axis first."""
+    """Return path and shape of each parameter that a step needs; those of blocks have a leading layer axis."""
     _, params = _abstract_model(config, CapturePlan.of(options.hook_points, config), options)
     return list(leaves_of(params))
 
@@ -130,27 +139,28 @@ def weight_shapes(config: ModelConfig, options: StepOptions) -> list[tuple[tuple
 def _use_compile_cache(folder: str | None) -> None:
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", folder)
-        # Else the folder's path is a part of each entry's name, and what another machine compiled is never found.
+        # Otherwise an entry's name contains the folder's path, and other machines do not find it.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _abstract_model(config: ModelConfig, plan: CapturePlan, options: StepOptions) -> tuple[dict, dict]:
-    """For each part that runs: the flax graph (of one block), and its parameters' whole shapes as a nested dict."""
+    """Return for each part that runs its flax graph (of one block), and the shapes of its parameters."""
     parts = family_of(config.family).parts(config, jnp.dtype(options.compute_dtype))
     runs = {"embedding": True, "blocks": plan.num_layers > 0, "final_norm": plan.final_norm}
     split = {name: nnx.split(nnx.eval_shape(parts[name])) for name in runs if runs[name]}
     params = {name: nnx.to_pure_dict(state) for name, (_, state) in split.items()}
     if plan.num_layers:
-        stack = lambda leaf: jax.ShapeDtypeStruct((plan.num_layers, *leaf.shape), leaf.dtype)
-        params["blocks"] = jax.tree.map(stack, params["blocks"])
+        params["blocks"] = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((plan.num_layers, *leaf.shape), leaf.dtype), params["blocks"]
+        )
     return split, params
 
 
 @contextmanager
 def _opened_weights(folder: ModelFolder, config: ModelConfig, options: StepOptions) -> Iterator[Callable[[], Loaded]]:
-    """A function that loads the weights; their names and shapes are known to be right."""
+    """Yield a function that loads the weights, after their names and shapes have been checked."""
     family = family_of(config.family)
     plan = CapturePlan.of(options.hook_points, config)
     _, abstract = _abstract_model(config, plan, options)
@@ -164,7 +174,7 @@ def _opened_weights(folder: ModelFolder, config: ModelConfig, options: StepOptio
 
 
 def make_step(graphs: dict, plan: CapturePlan, options: StepOptions, layout: Layout) -> Callable:
-    """The function that is compiled: parameters and one step's arrays -> {hook point: Compacted}."""
+    """Return the function to compile: parameters and one step's arrays -> {hook point: Compacted}."""
     capture_dtype = jnp.dtype(options.capture_dtype)
     compaction = Compaction(options.store_dtype, options.batch_size // options.mesh.data, layout)
     # A float32 product on an accelerator is otherwise made of shorter ones.
@@ -192,8 +202,11 @@ def make_step(graphs: dict, plan: CapturePlan, options: StepOptions, layout: Lay
             shared["segment_ids"] = segment_ids
             if plan.num_layers:
                 stacked = params["blocks"]
-                weights = lambda layer: of_layer(layer["params"], stacked)
-                block = lambda layer, x, tap: part(weights(layer), "blocks")(x, shared | layer["flags"], tap)
+
+                def block(layer: dict, x: jax.Array, tap: Callable) -> jax.Array:
+                    weights = of_layer(layer["params"], stacked)
+                    return part(weights, "blocks")(x, shared | layer["flags"], tap)
+
                 layers = {"params": to_slice(stacked), "flags": plan.flags()}
                 x, captured = _scan(block, layers, x, (plan, capture_dtype, layout))
                 found |= captured
@@ -211,7 +224,7 @@ def make_step(graphs: dict, plan: CapturePlan, options: StepOptions, layout: Lay
 
 
 def _scan(block: Callable, layers: dict, x: jax.Array, what: tuple[CapturePlan, jnp.dtype, Layout]):
-    """x after the last layer that runs, and {capture: [B, T, width]}. Leaves of `layers` have a leading layer axis."""
+    """Return x after the last layer, and {capture: [B, T, width]}. Leaves of `layers` have a leading layer axis."""
     plan, dtype, layout = what
 
     def run(x: jax.Array, layer: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -226,7 +239,7 @@ def _scan(block: Callable, layers: dict, x: jax.Array, what: tuple[CapturePlan, 
         written = {kind: write[kind](buffers[kind], taps[kind], places[kind], 0) for kind in buffers}
         return (x, {kind: layout.captured(buffer) for kind, buffer in written.items()}), None
 
-    # Only a kind whose captures end below the last layer has layers that must not write; else that is not asked.
+    # Layers must not write after the last capture of their kind; without such layers no check is compiled.
     write = {
         kind: _write if captured[-1] < plan.num_layers - 1 else jax.lax.dynamic_update_index_in_dim
         for kind, captured in plan.layers_of.items()
@@ -247,7 +260,7 @@ def _scan(block: Callable, layers: dict, x: jax.Array, what: tuple[CapturePlan, 
 
 
 def _write(buffer: jax.Array, value: jax.Array, place: jax.Array, axis: int = 0) -> jax.Array:
-    """The buffer with `value` at `place`; unchanged when `place` is one beyond the last captured layer."""
+    """Return the buffer with `value` at `place`, or unchanged if `place` is beyond the last captured layer."""
     last = len(buffer) - 1
     at = jnp.minimum(place, last)
     kept = jnp.where(place > last, buffer[at], value)

@@ -1,6 +1,7 @@
-"""What a compiled step is made for: `StepOptions`, and whether a model and devices can do it. No jax.
+"""The options of a compiled step, and their check against a model and devices. No jax.
 
-In: hook points, shape, dtypes and mesh, all decided. Out: InvalidRequest for what does not fit.
+In: hook points, shape, dtypes and mesh. Out: `StepOptions`. Guarantee: `check_step` raises InvalidRequest for options
+that do not fit. Cost: none.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from .mesh import MeshShape, misfit
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What is captured, in which shape [B, T] and dtypes, on which mesh. `pool`: rows are means over windows."""
+    """Hook points, shape [B, T], dtypes and mesh of a step. `pool`: rows are means over windows."""
 
     hook_points: tuple[str, ...]
     batch_size: int
@@ -42,7 +43,7 @@ class StepOptions:
 
 
 def check_step(config: ModelConfig, options: StepOptions, num_devices: int) -> None:
-    """Raise InvalidRequest if the model or the devices cannot do what the options ask."""
+    """Raise InvalidRequest if the options do not fit the model or the devices."""
     unknown = set(options.hook_points) - set(config.hook_points)
     if unknown:
         reason = config.absent_hooks.get(suffix_of(min(unknown)), f"the model has {config.num_layers} layers")

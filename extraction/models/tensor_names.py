@@ -1,10 +1,10 @@
-"""Which tensor of the files is which of the model's.
+"""The mapping from the names of a weight table to the tensors of the files.
 
-In: the tensors by their names in the files, and a family's table. Out: the place of each tensor that counts, by the
-table's name. Guarantee: in a layer that runs, the embedding and the final norm, a tensor that is unknown, missing or
-there twice raises. Elsewhere (heads, further layers, other towers) tensors are ignored. Cost: headers alone are read.
+In: the tensors by their names in the files, and a family's table. Out: the place of each needed tensor, by the table's
+name. Guarantee: an unknown, missing or doubled tensor of a layer that runs, the embedding or the final norm raises.
+Other tensors (heads, further layers, other towers) are ignored. Cost: only headers are read.
 
-Files may have any prefix before the names of a text model, or none: it is found by the names that follow it.
+Files may have any prefix before the names of a text model, or none. The prefix is found by the names that follow it.
 """
 
 import re
@@ -22,7 +22,7 @@ _HEADS = ("lm_head.weight", "embed_out.weight")  # each holds the embedding wher
 class TextModel:
     """The tensors of a text model, by their names without a prefix.
 
-    Layers below `running` run. `tied`: the head is the embedding.
+    The layers below `running` run. `tied`: the head is the embedding.
     """
 
     family: Family
@@ -31,17 +31,17 @@ class TextModel:
     tied: bool
 
     def names(self, num_layers: int) -> list[str]:
-        """Those of embedding, final norm and as many layers."""
+        """Return the names of embedding, final norm and this many layers."""
         entries = (entry for part in self.table.values() for entry in part.values())
         return list(dict.fromkeys(self.short(name) for entry in entries for _, name in entry.names(num_layers)))
 
     @property
     def embedding(self) -> str:
-        """The table of tokens."""
+        """The name of the embedding."""
         return self.short(self.table["embedding"]["table"].name)
 
     def covers(self, name: str) -> bool:
-        """Whether a tensor of this name lies in a layer that runs, the embedding or the final norm."""
+        """Return whether a tensor of this name belongs to a layer that runs, the embedding or the final norm."""
         layers = self.short(next(iter(self.table["blocks"].values())).name).partition("{l}")[0]
         if number := re.match(rf"{re.escape(layers)}(\d+)\.", name):
             return int(number[1]) < self.running and not re.search(self.family.buffers, name)
@@ -49,12 +49,12 @@ class TextModel:
         return _module(name) in {_module(self.short(entry.name)) for entry in entries}
 
     def short(self, name: str) -> str:
-        """A name of the table without its prefix."""
+        """Return a name of the table without its prefix."""
         return name.removeprefix(self.family.prefix)
 
 
 def find_tensors(files: WeightFiles, model: TextModel) -> dict[str, Place]:
-    """The place of each tensor that counts, by the name that the table has for it. Raises DamagedData."""
+    """Return the place of each needed tensor, by its name in the table. Raises DamagedData."""
     prefix, known = _prefix(files, model), dict.fromkeys(model.names(model.running))
     for name, place in files.places.items():
         if name.startswith(prefix):
@@ -72,7 +72,7 @@ def find_tensors(files: WeightFiles, model: TextModel) -> dict[str, Place]:
 
 
 def _prefix(files: WeightFiles, model: TextModel) -> str:
-    """What is before the names of the text model in the files."""
+    """Return the prefix of the text model's names in the files."""
     whole = model.names(max(model.running, 1))
     layer = model.short(next(iter(model.table["blocks"].values())).name.replace("{l}", "0"))
     found = {
@@ -90,7 +90,9 @@ def _prefix(files: WeightFiles, model: TextModel) -> str:
     complete = [prefix for prefix in count if count[prefix] == len(whole)]
     if len(complete) > 1:
         names = " and ".join(prefix + layer for prefix in complete)
-        raise DamagedData(f"{files}: the whole text model is there more than once, with {names}; leave one alone in it")
+        raise DamagedData(
+            f"{files}: the whole text model is there more than once, with {names}; save one of them alone"
+        )
     return max(count, key=count.__getitem__)
 
 
@@ -99,12 +101,12 @@ def _refuse_doubled(files: WeightFiles, prefixes: set[str], name: str) -> None:
     if len(there) > 1:
         where = files.where(files.places[there[0]].file)
         raise DamagedData(
-            f"{where}: tensor {there[0]} is there twice, also as {there[1]}; leave one of them alone in it"
+            f"{where}: tensor {there[0]} is doubled, also stored as {there[1]}; save the model with one of them"
         )
 
 
 def _missing(files: WeightFiles, model: TextModel, prefix: str, name: str) -> str:
-    """What was looked for, and what to do."""
+    """Return an error message for a missing tensor."""
     what = f"tensor {prefix}{name} is missing from the safetensors files"
     if name == model.embedding and (heads := _heads(files, prefix)):
         return f"{what}; {heads[0]} is there, but config.json says that it is another matrix (tie_word_embeddings)"
@@ -116,7 +118,7 @@ def _missing(files: WeightFiles, model: TextModel, prefix: str, name: str) -> st
 
 
 def _stored(files: WeightFiles, model: TextModel, prefix: str, name: str) -> str | None:
-    """The name in the files of a tensor, or of what has its values."""
+    """Return the name of a tensor in the files, or of a tied head in place of the embedding; None if missing."""
     if prefix + name in files.places:
         return prefix + name
     heads = _heads(files, prefix) if model.tied and name == model.embedding else []
@@ -124,7 +126,7 @@ def _stored(files: WeightFiles, model: TextModel, prefix: str, name: str) -> str
 
 
 def _heads(files: WeightFiles, prefix: str) -> list[str]:
-    """The heads that go with a text model: beside it, or above it."""
+    """Return the heads of a text model: with its prefix, or with the beginning of it."""
     parts = prefix.split(".")
     above = {"".join(f"{part}." for part in parts[:depth]) for depth in range(len(parts))}
     return sorted(head for place in above | {prefix} for name in _HEADS if (head := place + name) in files.places)

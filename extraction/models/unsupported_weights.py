@@ -1,4 +1,7 @@
-"""What to do with a model whose weights are in another form than safetensors: a sentence with a command. No jax."""
+"""Instructions to convert a model whose weights are not in safetensors. No jax.
+
+In: the file names of a folder. Out: a sentence with a command. Guarantee: no file is read. Cost: none.
+"""
 
 from collections.abc import Collection
 
@@ -7,9 +10,12 @@ _LOAD = "python -c 'from transformers import AutoModelForCausalLM as M; M.from_p
 
 
 def how_to_convert(model: str, names: Collection[str], base: str | None) -> str | None:
-    """How to make safetensors of the files of these names; None if there are no weights in a form that is known.
+    """Return how to make safetensors of the files of these names; None if no known form of weights is among them.
 
-    `base` is the model that an adapter is for, None where it is not known.
+    Args:
+        model: the location of the model.
+        names: the names of the files in its folder.
+        base: the base model of an adapter, None if it is unknown.
     """
     place = "FOLDER" if "://" in model else model
     first = f"copy the folder here as {place}, then run " if "://" in model else "run "
@@ -23,8 +29,8 @@ def how_to_convert(model: str, names: Collection[str], base: str | None) -> str 
     if ggufs:
         load = _LOAD.replace(" as M;", " as M, GgufConfig as G;")
         return (
-            f'only GGUF is here; convert it: pip install gguf accelerate, {first}{load}"{place}", gguf_file="{ggufs[0]}"'
-            f", quantization_config=G(dequantize=True)){_SAVE}"
+            f'only GGUF is here; convert it: pip install gguf accelerate, {first}{load}"{place}", '
+            f'gguf_file="{ggufs[0]}", quantization_config=G(dequantize=True)){_SAVE}'
         )
     if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in names):
         return f'only pytorch_model.bin is here; convert it: {first}{_LOAD}"{place}"){_SAVE}'

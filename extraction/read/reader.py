@@ -199,7 +199,7 @@ class ActivationReader:
 
         Raises ObjectNotFound, and InvalidRequest if several records have the id: `record_at` tells them apart.
         """
-        places: tuple[tuple[int, int], ...] = self._places.get(record_id, ())
+        places = list(self._places.get(record_id, ()))
         if not places:
             raise ObjectNotFound(f"{self.storage.location} holds no record {record_id!r}")
         if len(places) > 1:

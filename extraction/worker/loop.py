@@ -274,7 +274,8 @@ class _Watch:
         if unchecked and facts[name].overflow:
             raise InvalidRequest(
                 f"--store-dtype {self._layout.dtype}: {name} has values of up to {facts[name].overflow:.4g} in the "
-                f"first step, {_largest_of(self._layout)}; nothing is stored: use bfloat16 or float32, with a new --output"
+                f"first step, {_largest_of(self._layout)}; nothing is stored: use bfloat16 or float32, with a "
+                f"new --output"
             )
 
     def tell(self, flight: BatchInFlight, facts: dict[str, Facts]) -> None:

@@ -149,7 +149,7 @@ def test_the_digest_covers_bytes_shape_and_dtype(model):
         (lambda t: t.update({UP: t[UP].astype(np.int8)}), f"{UP} is I8"),
         (
             lambda t: t.update({"norm.weight": t["model.norm.weight"]}),
-            r"tensor model\.norm\.weight is there twice, also as norm",
+            r"tensor model\.norm\.weight is doubled, also stored as norm",
         ),
         (
             lambda t: t.pop("model.embed_tokens.weight"),
@@ -161,7 +161,7 @@ def test_the_digest_covers_bytes_shape_and_dtype(model):
         ),
         (
             lambda t: t.update({f"draft.{name}": tensor for name, tensor in t.items()}),
-            r"more than once, with draft\.model\.layers\.0\.\S+ and model\.layers\.0\.\S+; leave one",
+            r"more than once, with draft\.model\.layers\.0\.\S+ and model\.layers\.0\.\S+; save one",
         ),
         (
             lambda t: t.update(
@@ -258,7 +258,7 @@ def test_a_tied_model_with_neither_name_says_both(models, tmp_path):
 def test_a_tensor_in_two_files_is_refused(model):
     split(model, index=False)
     save_file({UP: np.zeros((48, 32), np.float32)}, model / "part-2.safetensors")
-    with pytest.raises(DamagedData, match=rf"part-2\.safetensors: tensor {UP} is there twice, also in .*part-\d"):
+    with pytest.raises(DamagedData, match=rf"part-2\.safetensors: tensor {UP} is doubled, also in .*part-\d"):
         load(model, LAST)
 
 

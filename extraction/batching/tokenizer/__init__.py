@@ -1,10 +1,10 @@
-"""Tokenisation: records in, records as int32 token ids out, in the same order.
+"""Tokenization: records in, records as int32 token ids out, in the same order.
 
 In: the folder of a model with its `tokenizer.json`, and records. Out: `TokenizedRecord`s. Guarantee: the ids are those
-of `tokenizers.Tokenizer.from_file("tokenizer.json")` and depend on the record and the configuration alone; nothing is
+of `tokenizers.Tokenizer.from_file("tokenizer.json")` and depend on the record and the configuration alone; ids are not
 cut, padded or reordered. Cost: the pipeline's, on `group_size` records at a time, so at most that many texts are held.
 
-Classes of transformers play no part: those that a configuration names build another pipeline from the vocabulary.
+The tokenizer classes of transformers are not used: some build another pipeline from the vocabulary.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from .chat import find_template, render
 from .files import TokenizerFiles, read_files
 from .special import SpecialTokens, find_special_tokens
 
-GROUP_SIZE = 256  # records tokenised at once: enough for all cores to have work
+GROUP_SIZE = 256  # records tokenized at once: enough for all cores to have work
 BOS_MODES = ("auto", "always", "never")
 _RULE = 2  # of how ids come from files; 1 was transformers' AutoTokenizer
 _TRIED = 256  # first records, one of which must give a token
@@ -36,10 +36,10 @@ class RecordTokenizer:
     """The tokenizer of the model in `folder`.
 
     `bos` is `auto` (begin a record as the model was trained, see `special`), `always` (begin with the
-    beginning-of-text token) or `never` (no special tokens). An end-of-text token that a tokenizer would append is never
-    added. Where the embedding has `num_rows`, an added token beyond them is read as the text that it is: the tokenizer
-    of Gemma 3 1B has one for images, which that model does not see. Raises InvalidRequest (no tokenizer, no such token,
-    a vocabulary beyond the embedding) and DamagedData (unreadable files).
+    beginning-of-text token) or `never` (no special tokens). An end-of-text token is never appended. An added token
+    whose id is not below `num_rows`, the rows of the embedding, is read as plain text: the tokenizer of Gemma 3 1B has
+    such a token for images. Raises InvalidRequest (no tokenizer, no such token, a vocabulary larger than the embedding)
+    and DamagedData (unreadable files).
     """
 
     def __init__(self, folder: Path, bos: str = "auto", num_rows: int | None = None):
@@ -60,14 +60,14 @@ class RecordTokenizer:
 
     @cached_property
     def digest(self) -> str:
-        """Of all that decides the ids; `bos` is not a part of it."""
+        """The digest of everything that decides the ids except `bos`."""
         return _digest(self._files, self._special)
 
     def _has_row(self, token_id: int) -> bool:
         return self._num_rows is None or token_id < self._num_rows
 
     def _without_rowless(self, whole: Any) -> Any:
-        """The pipeline without the added tokens that have no row."""
+        """Return the pipeline without the added tokens that have no row."""
         added = whole.get_added_tokens_decoder().items()
         rowless = {token.content for number, token in added if not self._has_row(number)}
         if not rowless:
@@ -82,16 +82,19 @@ class RecordTokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the model was trained on conversations that its tokenizer can write."""
+        """Whether the tokenizer has a chat template."""
         return self._chat_template is not None
 
     @property
     def chat_digest(self) -> str:
-        """Of the chat template."""
+        """The digest of the chat template."""
         return f"sha256:{hashlib.sha256((self._chat_template or '').encode()).hexdigest()}"
 
     def chat(self, messages: list[dict[str, str]]) -> str:
-        """A conversation as text, ended where the model speaks next; without the beginning that `tokenize` adds."""
+        """Return a conversation as text, up to the model's next turn, without the prefix that `tokenize` adds.
+
+        Raises InvalidRequest if there is no chat template, or if it refuses these messages.
+        """
         if self._chat_template is None:
             raise InvalidRequest(f"{self._files.folder}: this tokenizer has no chat template")
         text = render(self._chat_template, messages, self._files.named)
@@ -103,7 +106,7 @@ class RecordTokenizer:
         return {"never": [], "always": [self._special.begin], "auto": self._special.prefix}[bos]
 
     def special_tokens(self) -> SpecialTokenIds:
-        """What of the stored tokens is no text: ids of the special tokens, and the ids that begin each record."""
+        """Return the ids of the special tokens, and the ids that begin each record."""
         ids = {token: number for token, number in sorted(self._special.ids.items()) if self._has_row(number)}
         return SpecialTokenIds(ids, tuple(self._prefix))
 
@@ -113,7 +116,7 @@ class RecordTokenizer:
         return tuple(sorted(set(self.special_tokens().ids.values())))
 
     def require_tokens(self, records: Iterable[Record]) -> None:
-        """Raise InvalidRequest if the first texts have characters, and this tokenizer knows nothing of any of them."""
+        """Raise InvalidRequest if the first records have text, and no text has a token that the tokenizer knows."""
         tried = 0
         for record in filter(lambda record: record.text.strip(), islice(records, _TRIED)):
             if set(self._encode([record], offsets=False)[0].ids) - {self._special.unknown}:
@@ -128,7 +131,7 @@ class RecordTokenizer:
     def tokenize(
         self, records: Iterable[Record], group_size: int = GROUP_SIZE, offsets: bool = False
     ) -> Iterator[TokenizedRecord]:
-        """Token ids of each record, in order; with `offsets` also the characters that each token is of."""
+        """Yield the token ids of each record, in order; with `offsets` also the characters of each token."""
         prefix = [(0, 0)] * len(self._prefix)
         for group in filter(None, _groups(records, group_size)):
             for record, found in zip(group, self._encode(group, offsets), strict=True):
@@ -175,13 +178,16 @@ def load_pipeline(location: Path) -> Any:
 
 
 def parse_pipeline(data: bytes, path: Path) -> Any:
-    """The tokenizer in the bytes of a tokenizer.json; it neither cuts nor pads. `path` is what errors name."""
+    """Return the tokenizer in the bytes of a tokenizer.json, without truncation and padding.
+
+    Raises DamagedData and InvalidRequest that name `path`.
+    """
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_buffer(data)
     except Exception as error:  # the package raises nothing narrower
-        raise DamagedData(f"{path}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from error
+        raise DamagedData(f"{path}: not a readable tokenizer: {str(error).splitlines()[0]}") from error
     if getattr(tokenizer.model, "dropout", None):
         raise InvalidRequest(f"{path}: its model has a dropout, which makes ids random; set it to null there")
     tokenizer.no_truncation()
@@ -190,7 +196,7 @@ def parse_pipeline(data: bytes, path: Path) -> Any:
 
 
 def _digest(files: TokenizerFiles, special: SpecialTokens) -> str:
-    """The bytes of tokenizer.json, not what a version of a package writes of them; and what was read beside it."""
+    """Return a digest of the bytes of tokenizer.json and of the settings that were read."""
     facts = {"rule": _RULE, "begin": special.begin, "prefix": special.prefix, "ids": special.ids}
     data = json.dumps(facts, sort_keys=True).encode() + b"\n" + files.pipeline
     return f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -1,6 +1,6 @@
-"""Write conversations as text, by the chat template of a model.
+"""Write conversations as text with the chat template of a model.
 
-In: a folder's files, messages. Out: text. Guarantee: the same as transformers' tokenizers write. Cost: jinja's.
+In: a folder's files, messages. Out: text. Guarantee: the text equals that of transformers' tokenizers. Cost: jinja's.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ _NEEDS_JINJA = "chat templates need the jinja2 package: pip install 'jinja2>=3.1
 
 
 def find_template(files: TokenizerFiles) -> str | None:
-    """The chat template of `chat_template.jinja`, tokenizer_config.json or `chat_template.json`, in this order.
+    """Return the chat template of `chat_template.jinja`, tokenizer_config.json or `chat_template.json`, in this order.
 
     Raises InvalidRequest if there are several and none is the default.
     """
@@ -28,7 +28,7 @@ def find_template(files: TokenizerFiles) -> str | None:
 
 
 def render(template: str, messages: list[dict[str, str]], names: dict[str, Any]) -> str:
-    """The text of a conversation, ended where the model speaks next; `names` are the special tokens by name.
+    """Return the text of a conversation, up to the model's next turn; `names` are the special tokens by name.
 
     Raises InvalidRequest (the template refuses these messages, jinja2 is missing).
     """

@@ -1,8 +1,8 @@
-"""Read what the files of a folder say of its tokenizer.
+"""Read the tokenizer files of a folder.
 
 In: a folder of a model, or a tokenizer.json. Out: `TokenizerFiles`: the pipeline that decides the ids, as the bytes of
 a tokenizer.json, and the settings around it. Guarantee: the pipeline is that of `tokenizer.json`, byte for byte,
-whatever class the settings name; only where that file is missing it is converted from `tokenizer.model`. Cost: reading
+for any class in the settings; only if that file is missing, `tokenizer.model` is converted. Cost: reading
 some megabytes; a conversion takes some seconds.
 """
 
@@ -22,8 +22,14 @@ _OTHER_FORMS = {"vocab.json": "vocab.json and merges.txt", "vocab.txt": "vocab.t
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """`source` is the file that the pipeline comes from, `settings` what tokenizer_config.json says, with what only
-    special_tokens_map.json says; `model` is config.json."""
+    """The contents of the files of a tokenizer.
+
+    Attributes:
+        pipeline: the bytes of a tokenizer.json.
+        source: the file that the pipeline comes from.
+        settings: tokenizer_config.json, with the keys that only special_tokens_map.json has.
+        model: config.json.
+    """
 
     folder: Path
     pipeline: bytes
@@ -48,7 +54,7 @@ class TokenizerFiles:
 
     @property
     def added(self) -> Iterator[tuple[str, int]]:
-        """Tokens with their ids, as the files beside tokenizer.json have them."""
+        """Tokens with their ids, from the files beside tokenizer.json."""
         for number, value in (self.settings.get("added_tokens_decoder") or {}).items():
             if (token := _content(value)) is not None:
                 yield token, int(number)
@@ -56,7 +62,7 @@ class TokenizerFiles:
 
 
 def read_files(folder: Path) -> TokenizerFiles:
-    """Raises InvalidRequest (no tokenizer that can be used, and what to do) and DamagedData (unreadable files)."""
+    """Read the files of `folder`. Raises InvalidRequest (no usable tokenizer) and DamagedData (unreadable files)."""
     settings, pipeline = read_json(folder / "tokenizer_config.json"), folder / PIPELINE
     settings = read_json(folder / "special_tokens_map.json") | settings
     source = PIPELINE if pipeline.exists() else SENTENCEPIECE
@@ -67,13 +73,13 @@ def read_files(folder: Path) -> TokenizerFiles:
 
 
 def _content(value: Any) -> str | None:
-    """The text of a token, which files write as a string or as an object."""
+    """Return the text of a token, which is a string or an object in the files."""
     value = value.get("content") if isinstance(value, dict) else value
     return value if isinstance(value, str) else None
 
 
 def _advice(folder: Path) -> str:
-    """What is there in place of tokenizer.json, and what to do."""
+    """Return an error message for a folder without tokenizer.json."""
     for name, found in _OTHER_FORMS.items():
         if (folder / name).exists():
             return (
@@ -86,7 +92,7 @@ def _advice(folder: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file, an empty one if there is no file. Raises DamagedData."""
+    """Return the object in a file, an empty one if there is no file. Raises DamagedData."""
     if not path.exists():
         return {}
     try:

@@ -1,7 +1,8 @@
-"""Convert a SentencePiece model into the pipeline of a tokenizer.json, and hold it against the original.
+"""Convert a SentencePiece model into the pipeline of a tokenizer.json, and compare it with the original.
 
 In: a `tokenizer.model`, with the files beside it. Out: the bytes of a tokenizer.json. Guarantee: on a battery of odd
-texts the ids are those of the sentencepiece package, or there is no conversion. Cost: some seconds for 256,000 pieces.
+texts the ids equal those of the sentencepiece package, otherwise InvalidRequest is raised. Cost: some seconds for
+256,000 pieces.
 """
 
 from pathlib import Path
@@ -43,7 +44,7 @@ _BATTERY = (
 
 
 def open_original(path: Path) -> Any:
-    """The sentencepiece package's own processor. Raises InvalidRequest (not installed) and DamagedData (no model)."""
+    """Return sentencepiece's processor. Raises InvalidRequest (not installed) and DamagedData (no model)."""
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError as error:
@@ -61,12 +62,12 @@ def open_original(path: Path) -> Any:
 
 
 def convert(path: Path) -> bytes:
-    """Raises InvalidRequest if it cannot be converted, or the ids would be others."""
+    """Return the bytes of a tokenizer.json. Raises InvalidRequest if the conversion fails or changes ids."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
     original = open_original(path)
-    try:  # the class that takes its pipeline from the model's own settings, whatever class tokenizer_config.json names
+    try:  # this class reads the pipeline from the model's own settings, for any class in tokenizer_config.json
         converted = PreTrainedTokenizerFast.from_pretrained(path.parent).backend_tokenizer
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise InvalidRequest(_refusal(path, f"transformers cannot convert it ({error})")) from error

@@ -1,10 +1,10 @@
-"""Find the tokens that are no text, and what a record begins with.
+"""Find the special tokens, and the ids that begin each record.
 
-In: the files of a tokenizer and its pipeline. Out: `SpecialTokens`, with a sentence for each thing on which the files
-disagree. Guarantee: every id is one that the pipeline has. Cost: none.
+In: the files of a tokenizer and its pipeline. Out: `SpecialTokens`, with a sentence for each disagreement of the files.
+Guarantee: the pipeline has every id. Cost: none.
 
-What a record begins with is what the post-processor of tokenizer.json puts before a text, unless tokenizer_config.json
-says `add_bos_token`: true puts the beginning-of-text token before it, false takes that token away.
+A record begins with the ids that the post-processor of tokenizer.json puts before a text. `add_bos_token` in
+tokenizer_config.json changes them: true puts the beginning-of-text token first, false removes it.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class SpecialTokens:
 
 
 def find_special_tokens(files: TokenizerFiles, tokenizer: Any) -> SpecialTokens:
-    """`tokenizer` is the pipeline, a `tokenizers.Tokenizer`."""
+    """Return the special tokens. `tokenizer` is the pipeline, a `tokenizers.Tokenizer`."""
     added = tokenizer.get_added_tokens_decoder().items()
     ids = {token.content: number for number, token in added if token.special}
     named = {token: tokenizer.token_to_id(token) for token in [*files.named.values(), *files.extra]}
@@ -47,7 +47,7 @@ def find_special_tokens(files: TokenizerFiles, tokenizer: Any) -> SpecialTokens:
 
 
 def _beginning(files: TokenizerFiles, named: dict[str, int | None], ids: dict[str, int]) -> int | None:
-    """What the settings name; where they are silent the model's own configuration, if its id is a special token's."""
+    """Return the beginning-of-text id of the settings, else of config.json if a special token has that id."""
     if "bos_token" in files.settings:
         return named.get(files.named.get("bos_token", ""))
     number = files.model.get("bos_token_id", files.model.get("text_config", {}).get("bos_token_id"))
@@ -55,7 +55,7 @@ def _beginning(files: TokenizerFiles, named: dict[str, int | None], ids: dict[st
 
 
 def _put_before(tokenizer: Any) -> list[int]:
-    """The ids that the post-processor puts before a text."""
+    """Return the ids that the post-processor puts before a text."""
     from tokenizers import Tokenizer, models
 
     text = Tokenizer(models.WordLevel({"x": 0}, unk_token="x")).encode("x")
@@ -64,7 +64,7 @@ def _put_before(tokenizer: Any) -> list[int]:
 
 
 def _prefix(files: TokenizerFiles, begin: int | None, before: list[int]) -> tuple[list[int], list[str]]:
-    """What a record begins with, and what to say of it."""
+    """Return the ids that begin a record, and a sentence if the files disagree."""
     wanted = files.settings.get("add_bos_token")
     if not isinstance(wanted, bool) or begin is None or wanted == (begin in before):
         return before, []

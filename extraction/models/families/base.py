@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import jax.numpy as jnp
     from flax import nnx
 
-# Where each hook point is in Llama of transformers: the module's name, and whether its input or its output.
+# The place of each hook point in transformers' Llama: a module's name, and its input or output.
 LLAMA_PLACES = {
     "hook_resid_pre": ("model.layers.{l}", "in"),
     "attn.hook_z": ("model.layers.{l}.self_attn.o_proj", "in"),
@@ -28,7 +28,7 @@ LLAMA_PLACES = {
     "hook_resid_post": ("model.layers.{l}", "out"),
     "ln_final.hook_normalized": ("model.norm", "out"),
 }
-# Rotary frequencies, which the layers of older checkpoints carry along.
+# Rotary frequencies in the layers of older checkpoints.
 _BUFFERS = r"rotary_emb\.inv_freq$"
 
 

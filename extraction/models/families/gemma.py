@@ -1,8 +1,8 @@
 """Gemma 2 and 3: norms before and after attention and mlp, and a scaled embedding; of Gemma 3, the text model alone.
 
-Gemma 2 caps its attention scores; Gemma 3 has q/k norms, and a rotation of their own for its windowed layers. Norms
-scale by 1 + weight. `hook_attn_out` and `hook_mlp_out` are what is added to the residual stream, after the second norm,
-as in TransformerLens. The weight names are those of `Gemma2ForCausalLM`, `Gemma3ForCausalLM` and, for the models that
+Gemma 2 caps its attention scores; Gemma 3 has q/k norms, and its windowed layers have their own rotation. Norms scale
+by 1 + weight. `hook_attn_out` and `hook_mlp_out` are the values added to the residual stream, after the second norm, as
+in TransformerLens. The weight names are those of `Gemma2ForCausalLM`, `Gemma3ForCausalLM` and, for the models that
 also see (4B and larger), `Gemma3ForConditionalGeneration`.
 """
 
@@ -35,7 +35,7 @@ def _gemma2(config: ModelView, path: Path) -> ModelConfig:
 
 
 def _gemma3(config: ModelView, path: Path) -> ModelConfig:
-    """Layers with the window have their own rotation."""
+    """Read a model whose windowed layers have their own rotation."""
     kinds = config.rope_parameters
     return _gemma(
         config,

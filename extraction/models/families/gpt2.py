@@ -70,7 +70,7 @@ def _weight_table(config: ModelConfig) -> Table:
 
 
 def _third(index: int, head_width: int, tensor: "jax.Array") -> "jax.Array":
-    """q, k or v, [H, Dh, D] or [H, Dh], of what is [D, 3*D] or [3*D]."""
+    """Return q, k or v, [H, Dh, D] or [H, Dh], made of [D, 3*D] or [3*D]."""
     return to_heads(head_width, tensor.reshape(*tensor.shape[:-1], 3, -1)[..., index, :].T)
 
 

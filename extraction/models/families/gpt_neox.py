@@ -17,7 +17,7 @@ from .reading import decoder, rope
 if TYPE_CHECKING:
     import jax
 
-# Masks, which are no biases, and frequencies, which older checkpoints carry along.
+# Masks, which are named `bias` but are none, and the frequencies of older checkpoints.
 _BUFFERS = r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$"
 _PLACES = {
     "hook_resid_pre": ("gpt_neox.layers.{l}", "in"),
@@ -32,7 +32,7 @@ _PLACES = {
 
 
 def _read(config: ModelView, path: Path) -> ModelConfig:
-    """A part of each head's width is rotated."""
+    """Read a model that rotates a part of each head's width."""
     parameters = config.rope_parameters
     fraction = float(parameters.get("partial_rotary_factor", 1.0))
     return decoder(
@@ -66,7 +66,7 @@ def _weight_table(config: ModelConfig) -> Table:
 
 
 def _third(index: int, num_heads: int, tensor: "jax.Array") -> "jax.Array":
-    """q, k or v, [H, Dh, D] or [H, Dh], of what is [H*3*Dh, D] or [H*3*Dh]."""
+    """Return q, k or v, [H, Dh, D] or [H, Dh], made of [H*3*Dh, D] or [H*3*Dh]."""
     return tensor.reshape(num_heads, 3, -1, *tensor.shape[1:])[:, index]
 
 

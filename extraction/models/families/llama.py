@@ -1,6 +1,6 @@
 """Llama (SmolLM2), Mistral, Qwen2, Qwen2.5 and Qwen3: RMS norms before attention and a gated mlp.
 
-Biases, q/k norms and windows are where the configuration says so. The weight names are those of `LlamaForCausalLM`.
+Biases, q/k norms and windows follow the configuration. The weight names are those of `LlamaForCausalLM`.
 """
 
 from pathlib import Path
@@ -16,13 +16,13 @@ def _llama(config: ModelView, path: Path) -> ModelConfig:
 
 
 def _mistral(config: ModelView, path: Path) -> ModelConfig:
-    """A file with `layer_types` is read as Ministral's, whatever it calls itself."""
+    """Read a file with `layer_types` as Ministral's, independent of its model type."""
     by_layer = hasattr(config, "layer_types")
     return decoder(config, path, **(window_by_layer(config, path) if by_layer else window_everywhere(config)))
 
 
 def _qwen2(config: ModelView, path: Path) -> ModelConfig:
-    """Biases on q, k and v, whatever the configuration says, and none elsewhere."""
+    """Read a model with biases on q, k and v, and no others, independent of the configuration."""
     return decoder(config, path, qkv_bias=True, output_bias=False, **window_by_layer(config, path))
 
 

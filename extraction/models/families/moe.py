@@ -1,6 +1,6 @@
 """Mixtral and Qwen3-MoE: the block of Llama with a mixture of experts as its mlp, see `mixture`.
 
-There is no `mlp.hook_post`: its place would be another choice of experts for each token. The weight names are those of
+`mlp.hook_post` does not exist: each token has its own choice of experts. The weight names are those of
 `MixtralForCausalLM` and `Qwen3MoeForCausalLM`, one tensor for each expert.
 """
 
@@ -21,7 +21,7 @@ def _mixtral(config: ModelView, path: Path) -> ModelConfig:
 
 
 def _qwen3_moe(config: ModelView, path: Path) -> ModelConfig:
-    """Blocks are scanned, so all must be made alike: a model that mixes dense and sparse layers is refused."""
+    """Read a model whose layers all have experts. Blocks are scanned, so a model with dense layers is refused."""
     layers = range(config.num_hidden_layers)
     dense = [n for n in layers if n in config.mlp_only_layers or (n + 1) % config.decoder_sparse_step]
     if dense:

@@ -1,7 +1,7 @@
 """OLMo 2: no norm before attention and mlp but one after each, and q/k norms over all heads at once.
 
-`hook_attn_out` and `hook_mlp_out` are what is added to the residual stream, after the norm. The weight names are those
-of `Olmo2ForCausalLM`.
+`hook_attn_out` and `hook_mlp_out` are the values added to the residual stream, after the norm. The weight names are
+those of `Olmo2ForCausalLM`.
 """
 
 from functools import partial

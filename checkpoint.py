@@ -1,30 +1,30 @@
-"""The commit chain: what makes a batch exist, and where a worker goes on.
+"""The commit chain: a batch exists when its commit does, and a worker continues at the cursor of the last commit.
 
-In: finished data objects with the cursor before and after them. Out: create-only commits
-`worker-NNNNN/commits/NNNNNNNN.json`, numbered without gaps. The checkpoint of a worker *is* this chain; there is no
-other state, so nothing can disagree with it.
+In: finished batch files with the cursor before and after them. Out: create-only commits
+`worker-NNNNN/commits/NNNNNNNN.json`, numbered without gaps. The checkpoint of a stream *is* this chain; there is no
+other state that could disagree with it.
 
-The protocol, and why each step is where it is. A start of a worker
+The protocol, and why each step has its place. An attempt
 
 1. lists the commits and refuses a gap: create-only commits in sequence leave none, so a gap is damage;
-2. reads the last commit and compares its data object with the store: the one that a fault can have touched last. Its
-   `cursor_after` is where this start goes on. Earlier data was compared before anything was put on top of it;
+2. reads the last commit and compares its batch file with the store: the one that a fault can have touched last. The
+   attempt continues at its `cursor_after`. Earlier batch files were compared before a batch followed them;
 
 and then for each batch, one after the other,
 
-3. creates the data object `batches/NNNNNNNN`. First, so that no commit names data that is not there. Without a commit
-   nobody reads it: a kill leaves at worst an object that the next start adopts, if its bytes are the same, or leaves
-   where it is, writing under `NNNNNNNN-<attempt>`, a name that no other attempt has;
+3. creates the batch file `batches/NNNNNNNN`. First, so that no commit names a missing batch file. Without a commit
+   nobody reads it: a kill leaves at worst an orphaned file that the next attempt adopts, if its bytes are the same, or
+   keeps, and writes under `NNNNNNNN-<attempt>`, a name that no other attempt has;
 4. creates the commit. From here on the batch exists. Of two workers that get here with batch n the store lets one
-   create it; the other is *fenced* and writes nothing more. Whose a commit is, its attempt id tells, which only its
-   writer knows: one of ours whose answer was lost is ours, however late it landed;
+   create it; the other is *fenced* and writes nothing more. The attempt id in a commit, which only its writer knows,
+   names its owner: a commit whose answer was lost belongs to its writer, however late it landed;
 5. moves the cursor in memory. Last, so that no batch is built on one that may not exist.
 
-A batch is a pure function of stream, configuration and cursor, and begins where the one before ended: a chain without
-gaps from (0, 0) to the end of the stream holds each token once. This rests on the store, which creates an object whole
-or not at all, never over another, and then shows it to everybody; what an answer that was lost or odd has done is
-settled by storage, which reads back and compares. It rests on no clock, no lock and no deletion.
-tests/helpers/protocol_model.py is this text as a model, explored to its last state.
+A batch is a pure function of stream, run config and cursor, and begins where the one before ended: a chain without gaps
+from (0, 0) to the end of the stream holds each token once. The guarantee needs a store that creates an object whole or
+not at all, never over another, and then shows it to every reader; after a lost or odd answer, storage reads back and
+compares. It needs no clock, no lock and no deletion. tests/helpers/protocol_model.py is this text as a model, explored
+to its last state.
 
 Cost: one listing and two reads to resume; two create requests for each batch.
 """
@@ -71,7 +71,7 @@ def join_run(storage: Storage, own: RunDescription) -> RunDescription:
 
 
 class CommitChain:
-    """The chain of one worker, positioned after its last commit. One thread commits at a time."""
+    """The chain of one stream, positioned after its last commit. One thread commits at a time."""
 
     def __init__(self, storage: Storage, stream: int, fingerprint: str):
         self.storage, self.stream, self.fingerprint = storage, stream, fingerprint
@@ -81,7 +81,7 @@ class CommitChain:
 
     @classmethod
     def load(cls, storage: Storage, stream: int, fingerprint: str) -> "CommitChain":
-        """Where this worker stands. Raises DamagedData (rule 6) or ConfigurationMismatch."""
+        """Return the chain after its last commit. Raises DamagedData or ConfigurationMismatch."""
         chain = cls(storage, stream, fingerprint)
         names = list_commits(storage, stream)
         if names:
@@ -94,7 +94,7 @@ class CommitChain:
         check_place(commit, name, self.stream, batch)
         if commit.fingerprint != self.fingerprint:
             raise ConfigurationMismatch(
-                f"{name}: committed with fingerprint {commit.fingerprint}, this start has {self.fingerprint}"
+                f"{name}: committed with fingerprint {commit.fingerprint}, this attempt has {self.fingerprint}"
             )
         if commit.data is not None:
             check_data(self.storage, commit)
@@ -111,15 +111,21 @@ class CommitChain:
         reconstruction_error: dict[str, float] | None = None,
         not_finite: NotFinite | None = None,
     ) -> Commit:
-        """Store `data` (None if nothing of the batch is stored), then the commit; move the cursor.
+        """Store the batch file, then the commit; move the cursor. Return the commit.
 
-        `reconstruction_error` is that of each hook point whose rows have a scale, `not_finite` counts what is not finite.
-        Raises Fenced if another worker committed this batch; storage's errors pass through, with nothing committed.
+        Args:
+            batch: begins at the cursor.
+            data: the bytes of the batch file; None for a batch without rows.
+            seconds: of each stage.
+            reconstruction_error: of each hook point whose rows have a scale.
+            not_finite: the counts of NaN and infinite values.
+
+        Raises Fenced if another worker committed this batch. Errors of storage pass through, with nothing committed.
         """
         if self.end_of_stream:
             raise ValueError("the stream has ended: there is nothing to commit after its last batch")
         if batch.cursor_before != self.cursor:
-            raise ValueError(f"batch begins at {batch.cursor_before}, the chain stands at {self.cursor}")
+            raise ValueError(f"batch begins at {batch.cursor_before}, the chain ends at {self.cursor}")
         begin = time.perf_counter()
         stored = None if data is None else self._store(data)
         seconds = {key: round(value, 3) for key, value in (seconds | {"upload": time.perf_counter() - begin}).items()}
@@ -161,7 +167,7 @@ class CommitChain:
         folder, name = worker_folder(self.stream), f"batches/{self.next_batch:08d}"
         try:
             info = self.storage.create(f"{folder}/{name}.safetensors", data)
-        except ObjectExists:  # of a killed attempt or a rival: it stays, and ours goes beside it
+        except ObjectExists:  # of a killed attempt or a rival: keep it and write another name
             name = f"{name}-{self.attempt.id}"
             info = self._store_as_ours(f"{folder}/{name}.safetensors", data)
         kill_point("after-data", self.next_batch)
@@ -174,8 +180,9 @@ class CommitChain:
             raise DamagedData(f"{name}: only this worker writes it, and it holds other bytes than were sent") from None
 
     def _publish(self, commit: Commit) -> Commit:
-        """Create the commit. Returns the one that is stored: this one, or what an earlier request of this attempt that
-        landed late has made of the same batch. Raises Fenced if it is another's.
+        """Create the commit. Return the stored one: an earlier request of this attempt may have landed late.
+
+        Raises Fenced if another attempt created it.
         """
         name = commit_name(self.stream, commit.batch)
         try:
@@ -183,7 +190,7 @@ class CommitChain:
             return commit
         except ObjectExists:
             winner = parse_commit(self.storage.read(name), name)
-        if winner.attempt != self.attempt.id:  # which nobody else can have written
+        if winner.attempt != self.attempt.id:  # an id that no other attempt has
             raise Fenced(
                 f"{name} was committed by another worker: attempt {winner.attempt} on host {winner.host}, "
                 f"started {winner.started}",

@@ -53,7 +53,7 @@ def make_run(location: str, num_bytes: int) -> None:
         chain = checkpoint.CommitChain.load(storage, worker_id, CONFIG.fingerprint)
         records = (TokenizedRecord(i, f"record-{i}", np.zeros(n, np.int32)) for i, n in enumerate(lengths))
         for batch in pack_batches(records, chain.cursor, SHAPE, "split"):
-            shard = BatchInFlight(batch, chain.next_batch, layout).shard
+            shard = BatchInFlight(batch, chain.next_batch, layout).file
             shard.arrays[HOOK][:] = 1.0
             chain.commit(batch, shard.data, {"step": 1.0})
             if chain.totals.bytes >= num_bytes // WORKERS:

@@ -57,7 +57,7 @@ def make_objects(count: int, mib: int) -> Objects:
     records = (TokenizedRecord(number, f"record-{number}", tokens) for number in range(count))
     made = []
     for number, batch in enumerate(pack_batches(records, Cursor(0, 0), BatchShape(1, rows, SEQ_LEN), "split")):
-        shard = BatchInFlight(batch, number, layout).shard
+        shard = BatchInFlight(batch, number, layout).file
         values = shard.arrays[HOOK].view(np.uint16)
         values[:] = rng.integers(1 << 14, size=values.shape, dtype=np.uint16)
         made.append((batch, shard.data))

@@ -105,7 +105,7 @@ def batches_of(worker: int, size: Size) -> Iterator[PackedBatch]:
 
 def data_of(batch: PackedBatch, place: tuple[int, int], size: Size) -> memoryview:
     layout = Layout(place[0], {HOOK: size.width}, np.dtype("bfloat16"))
-    shard = BatchInFlight(batch, place[1], layout).shard
+    shard = BatchInFlight(batch, place[1], layout).file
     shard.arrays[HOOK][:] = 1
     shard.arrays[f"{HOOK}.sum"][:] = shard.arrays[f"{HOOK}.sum_of_squares"][:] = batch.num_rows
     shard.arrays[f"{HOOK}.norm_counts"][:] = norm_counts(np.full(batch.num_rows, size.width**0.5))

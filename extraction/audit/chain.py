@@ -1,13 +1,13 @@
-"""One worker's folder: its commits in order, its data objects, and the ids of its stream.
+"""The audit of one stream: its commits in order, its batch files, and the ids of its records.
 
-In: the worker's number, the facts of the run, its stream, a pool to read in. Out: a `StreamAudit`. Guarantee: what a
-running worker adds meanwhile is not taken for damage. The commits are listed first and the data objects after them, so
-data of a listed commit must be in the second list; a commit that is missing in the middle was created before the one
-after it, so a second listing must show it.
+In: the stream's number, the facts of the run, its records, a pool to read in. Out: a `StreamAudit`. Guarantee: objects
+that a running worker adds meanwhile are not reported as damage. The commits are listed first and the batch files after
+them, so the second list has the batch file of each listed commit; a commit that is missing in the middle was created
+before the one after it, so a second listing must show it.
 
-Cost: a request for each 1,000 commits and each 1,000 data objects, one for each commit, and one column of the stream; of a local folder every data object is read
-besides, since nothing else knows its checksum. With `deep` each data object is read once, wherever it lies. Memory:
-`AHEAD` commits, a line for each problem, and with `deep` as many data objects as the pool has threads.
+Cost: a request for each 1,000 commits and each 1,000 batch files, one for each commit, and one column of the stream; of
+a local folder each batch file is read besides, since only its bytes tell its checksum. With `deep` each batch file is
+read once. Memory: `AHEAD` commits, a line for each problem, and with `deep` a batch file for each thread of the pool.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ ReadIds = Callable[[int, int], Iterator[str]]
 
 @dataclass(frozen=True)
 class Expected:
-    """What a worker's stream holds: its number of records, and their ids from one record up to another."""
+    """The number of records of a stream, and a function that reads their ids from one record up to another."""
 
     num_records: int
     read_ids: ReadIds
@@ -51,7 +51,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Reading:
-    """How an audit reads: from where, in which threads, whether data objects too, and whom it tells of each commit."""
+    """How an audit reads: the storage, its threads, whether to read batch files, and what to call for each commit."""
 
     storage: Storage
     pool: ThreadPoolExecutor
@@ -62,16 +62,21 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A commit as found: None if it cannot be read; what is wrong with it and its data; what its data holds."""
+    """A commit as found, None if it is not readable; its problems and those of its batch file; the file's contents."""
 
     name: str
     commit: Commit | None
     problems: tuple[str, ...] = ()
     contents: Contents = field(default_factory=lambda: Contents(()))
 
+    @property
+    def batch(self) -> int:
+        """The batch of its name."""
+        return batch_of(self.name) or 0
+
 
 def audit_stream(reading: Reading, stream: int, run: AuditedRun, expected: Expected) -> StreamAudit:
-    """Check one worker against its stream. Storage errors pass through; damage is listed, not raised."""
+    """Return the audit of one stream. Storage errors pass through; damage is listed, not raised."""
     audit = StreamAudit(stream, expected.num_records)
     commits = _list_commits(reading.storage, stream, audit.problems)
     stored = {info.name: info for info in reading.storage.list(f"{worker_folder(stream)}/batches/")}
@@ -107,7 +112,7 @@ def _list_commits(storage: Storage, stream: int, problems: list[str]) -> list[Ob
 
 
 def _look(reading: Reading, info: ObjectInfo, stored: dict[str, ObjectInfo], run: AuditedRun) -> _Seen:
-    """Read a commit, and hold its data object against it."""
+    """Read a commit and compare its batch file with it."""
     try:
         if info.size > MAX_COMMIT:
             raise DamagedData(f"{info.name}: not a readable commit ({info.size:,} bytes are too many)")
@@ -115,7 +120,7 @@ def _look(reading: Reading, info: ObjectInfo, stored: dict[str, ObjectInfo], run
     except DamagedData as error:
         return _Seen(info.name, None, (str(error),))
     except ObjectNotFound:
-        return _Seen(info.name, None, (f"{info.name}: it was listed, and then it was not there; restore it",))
+        return _Seen(info.name, None, (f"{info.name}: it was listed, and then it was missing; restore it",))
     if commit.data is None or info.name != commit_name(commit.stream, commit.batch):
         return _Seen(info.name, commit)
     try:
@@ -127,7 +132,7 @@ def _look(reading: Reading, info: ObjectInfo, stored: dict[str, ObjectInfo], run
 def _look_at_data(reading: Reading, commit: Commit, data: ObjectInfo | None, run: AuditedRun) -> _Seen:
     name = commit_name(commit.stream, commit.batch)
     if data is None or data.crc32c:
-        compare_data(commit, data)
+        data = compare_data(commit, data)
     elif not reading.deep:
         check_data(reading.storage, commit)
     if not reading.deep:
@@ -137,7 +142,7 @@ def _look_at_data(reading: Reading, commit: Commit, data: ObjectInfo | None, run
 
 
 class _Walk:
-    """Goes along the commits of one worker and notes down in `audit` what does not follow from the one before."""
+    """Walks along the commits of one stream and lists in `audit` what does not follow from the one before."""
 
     def __init__(self, audit: StreamAudit, run: AuditedRun, expected: Expected):
         self._audit, self._run, self._expected = audit, run, expected
@@ -150,7 +155,7 @@ class _Walk:
     def step(self, seen: _Seen) -> None:
         audit, commit = self._audit, seen.commit
         audit.problems += seen.problems
-        batch = batch_of(seen.name)
+        batch = seen.batch
         if batch != self._batch:
             self._cursor = self._totals = None
         self._batch = batch + 1
@@ -236,7 +241,7 @@ class _Walk:
     def _check_widths(self, seen: _Seen) -> None:
         for hook_point, width in seen.contents.widths.items():
             known = self._audit.widths.setdefault(width_kind(hook_point), width)
-            if width != known:
+            if width != known and seen.commit is not None:
                 what = f"{hook_point} is {width} wide, and such are {known} wide elsewhere"
                 self._audit.problems.append(f"{data_name(seen.commit)}: {what}")
 

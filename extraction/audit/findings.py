@@ -1,16 +1,16 @@
 """What an audit found: plain values, for people as lines and for machines as JSON.
 
-In: what `chain` and `contents` noted down for each stream. Out: `RunAudit`, its verdict and exit code. Guarantee: equal
+In: what `chain` and `contents` found in each stream. Out: `RunAudit`, its verdict and exit code. Guarantee: equal
 findings give equal text and JSON, whatever threads found them. Cost: none to speak of.
 
 The JSON of `verify --json`; keys stay, more may follow:
 
     schema            1
-    output, deep      what was looked at; whether the data objects were read
+    output, deep      what was read; whether the batch files were, too
     verdict           "proven", "in progress" or "damaged"
     problems          a sentence for each thing that is wrong; it begins with the object's name
     unfinished        numbers of the streams that have not ended and have no problem
-    uncommitted       names of data objects that no commit names: of attempts that were killed, or in flight
+    uncommitted       names of orphaned files, which no commit names: of killed attempts, or in flight
     num_records, num_batches, num_bytes     committed, over all streams
     num_rows          rows that are stored
     num_tokens        tokens that the committed batches cover, stored or not
@@ -26,15 +26,15 @@ from dataclasses import dataclass, field
 from ..core.errors import DamagedData, TryAgain
 
 SCHEMA = 1
-LINES = 20  # of a kind and worker that people are shown
+LINES = 20  # of a kind and stream that people see
 COUNTS = ("num_records", "num_rows", "num_tokens", "num_batches", "num_bytes", "expected_records")
 
 
 @dataclass
 class StreamAudit:
-    """What was found in one worker's folder. `finished`: the end of its stream is committed.
+    """What was found in the folder of one stream. `finished`: the end of the stream is committed.
 
-    `non_finite` counts (hook point, "nan" or "inf"); `widths` are those of its data objects, {hook point: width}.
+    `non_finite` counts (hook point, "nan" or "inf"); `widths` are those of its batch files, {hook point: width}.
     """
 
     stream: int
@@ -51,6 +51,7 @@ class StreamAudit:
     widths: dict[str, int] = field(default_factory=dict)
 
     def to_json(self, deep: bool) -> dict:
+        """Return what was found in the stream as JSON."""
         names = ("stream", "finished", "problems", "uncommitted", *COUNTS)
         return {name: getattr(self, name) for name in names} | {"not_finite": _table(self.non_finite) if deep else None}
 
@@ -66,39 +67,47 @@ class RunAudit:
 
     @property
     def problems(self) -> list[str]:
+        """A sentence for each thing that is wrong, strays first."""
         return [*self.strays, *(problem for stream in self.streams for problem in stream.problems)]
 
     @property
     def unfinished(self) -> list[int]:
+        """The streams that have not ended and have no problem."""
         return [stream.stream for stream in self.streams if not stream.finished and not stream.problems]
 
     @property
     def uncommitted(self) -> list[str]:
+        """The names of orphaned files."""
         return [name for stream in self.streams for name in stream.uncommitted]
 
     @property
     def non_finite(self) -> Counter[tuple[str, str]]:
+        """The counts of NaN and infinite values over all streams."""
         return sum((stream.non_finite for stream in self.streams), Counter())
 
     @property
     def verdict(self) -> str:
+        """One of proven, in progress and damaged."""
         return "damaged" if self.problems else "in progress" if self.unfinished else "proven"
 
     @property
     def exit_code(self) -> int:
+        """The exit code of `verify`."""
         return {"damaged": DamagedData.exit_code, "in progress": TryAgain.exit_code, "proven": 0}[self.verdict]
 
     def totals(self) -> dict[str, int]:
+        """Return the sums over all streams."""
         return {name: sum(getattr(stream, name) for stream in self.streams) for name in COUNTS}
 
     def to_json(self) -> dict:
+        """Return what `verify --json` prints."""
         found = {"schema": SCHEMA, "output": self.output, "deep": self.deep, "verdict": self.verdict}
         found |= {"problems": self.problems, "unfinished": self.unfinished, "uncommitted": self.uncommitted}
         found |= self.totals() | {"not_finite": _table(self.non_finite) if self.deep else None}
         return found | {"streams": [stream.to_json(self.deep) for stream in self.streams]}
 
     def to_text(self) -> str:
-        """A line for each thing that is wrong, not finished or ignored, and the summary."""
+        """Return a line for each thing that is wrong, not finished or ignored, and the summary."""
         lines, unfinished = [f"wrong: {problem}" for problem in self.strays], set(self.unfinished)
         for stream in self.streams:
             lines += _shortened([f"wrong: {problem}" for problem in stream.problems], f"stream {stream.stream}")
@@ -126,7 +135,7 @@ class RunAudit:
 
 
 def _printable(line: str) -> str:
-    """A name in a bucket may hold what would steer a terminal."""
+    """Return the line without the characters that steer a terminal; a name in a bucket may hold any."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
 
 

@@ -30,7 +30,7 @@ class Meter:
     def expect(self, count: int) -> None:
         """So many more commits will be looked at."""
         if self._bar:
-            self._bar.update(self._task, total=self._bar.tasks[0].total + count)
+            self._bar.update(self._task, total=(self._bar.tasks[0].total or 0) + count)
 
     def advance(self, count: int) -> None:
         """So many more commits were looked at."""

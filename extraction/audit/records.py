@@ -1,6 +1,6 @@
-"""Which records the rows of a data object are of, and which of their tokens, held against the commit and the flags.
+"""Which records the rows of a batch file are of, and which of their tokens, held against the commit and the flags.
 
-In: the arrays of a data object whose shapes are right, its commit, the facts of the run. Out: a sentence for each thing
+In: the arrays of a batch file whose shapes are right, its commit, the facts of the run. Out: a sentence for each thing
 that is wrong.
 
 Of a commit alone, with data or without: its cursors tell how many tokens it covers where both stand in one record, and
@@ -58,7 +58,7 @@ def check_cover(commit: Commit, run: AuditedRun) -> Iterator[str]:
 
 
 def check_records(arrays: Arrays, commit: Commit, run: AuditedRun) -> Iterator[str]:
-    """What is wrong with the records of a data object."""
+    """What is wrong with the records of a batch file."""
     before, after, n = commit.cursor_before, commit.cursor_after, commit.num_rows
     index, offsets = arrays["record_index"], arrays["record_offsets"]
     if not np.array_equal(index, np.arange(before.record, before.record + commit.num_records)):

@@ -1,15 +1,15 @@
-"""The proof of exactly once: commits, data objects and the manifest in, what is wrong out.
+"""The proof of exactly once: commits, batch files and the manifest in, what is wrong out.
 
 In: where a run and its streams lie. Out: a `RunAudit`, with a `StreamAudit` for each stream (`findings`).
 
 What is proven without `deep`, from metadata and the id column of the streams (`chain`): each chain has no gap; each
-cursor begins where the one before ended, from (0, 0) on; each data object is there with the committed size and crc32c;
+cursor begins where the one before ended, from (0, 0) on; each batch file is there with the committed size and crc32c;
 the ids of the records of each commit are those of the stream; counts and sums agree with each other, with the
 configuration and with the manifest; no folder belongs to a stream that there is not. If every chain reaches the end of
-its stream, every token of every record was committed exactly once. With `deep` every data object is read and held
+its stream, every token of every record was committed exactly once. With `deep` every batch file is read and held
 against its commit as well (`contents`).
 
-A run may be audited while it is made: what is there so far is proven, and the verdict is "in progress". Data objects
+A run may be audited while it is made: what is there so far is proven, and the verdict is "in progress". Batch files
 that no commit names are listed and are no damage. A generation is not compared: an object that was restored, or a run
 that was copied, has the same bytes under others. Symbolic links in a local folder are followed, since who can place
 one can replace every object anyway; no name that is read from an object leads out of its worker's folder.

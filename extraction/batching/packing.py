@@ -75,7 +75,7 @@ class PackedBatch:
 
     @property
     def num_rows(self) -> int:
-        """Stored rows, N."""
+        """N, the rows that are stored."""
         return len(self.slots)
 
     @property

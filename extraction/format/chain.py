@@ -2,7 +2,7 @@
 
 In: a storage, streams, and the fingerprint of their run. Out: commits, each with the object that holds it. Guarantee: a
 chain with a gap, a commit of another stream, batch or run, and one that does not begin where the one before it ended
-raise DamagedData that names the object. Cost: a listing for each stream and a request for each commit, `AHEAD` at a time.
+raise DamagedData that names the object. Cost: a listing for each stream, a request for each commit, `AHEAD` at a time.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,6 +1,6 @@
 """A commit as values and as JSON, and the names of the objects of a stream.
 
-In: values, or the bytes of a commit that anybody may have changed. Out: JSON, or the values. Guarantee: a commit that is
+In: values, or the bytes of a commit that anybody may have changed. Out: JSON, or values. Guarantee: a commit that is
 parsed has every field with its type and range, and its data has the name of a batch file of the same batch in the
 folder of the stream; anything else raises DamagedData that names the object. Unknown keys are ignored. Cost: memory of
 at most 64 bytes for each byte that is parsed.
@@ -67,26 +67,32 @@ class BatchToCommit(Protocol):
     @property
     def cursor_before(self) -> Cursor:
         """The cursor that the batch begins at."""
+        ...
 
     @property
     def cursor_after(self) -> Cursor:
         """The cursor after the batch."""
+        ...
 
     @property
     def end_of_stream(self) -> bool:
         """Whether the stream ends with this batch."""
+        ...
 
     @property
     def record_ids(self) -> tuple[str, ...]:
         """The ids of the R records that the batch covers."""
+        ...
 
     @property
     def num_rows(self) -> int:
         """N, the rows that are stored."""
+        ...
 
     @property
     def num_tokens(self) -> int:
         """The tokens that the batch covers, stored or not."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ class Totals:
 class Commit:
     """The content of a commit; names and units are those of the JSON.
 
-    `num_rows` are the rows that are stored, `num_tokens` the tokens of the records that the batch covers, stored or not.
+    `num_rows` are the stored rows, `num_tokens` the tokens of the records that the batch covers, stored or not.
     """
 
     stream: int
@@ -187,7 +193,7 @@ def parse_commit(data: bytes, name: str) -> Commit:
     try:
         if len(data) > MAX_COMMIT:
             raise ValueError(f"{len(data):,} bytes are too many")
-        value = loads(data)
+        value: Any = loads(data)
         check_format(value["format"], f"{name}: commit")
         known = {key: value[key] for key in Commit.__dataclass_fields__}
         for key, kind in (

@@ -55,7 +55,9 @@ class RunConfig:
         """Return the run config of a JSON object. Raises ValueError, TypeError or KeyError for one that is none."""
         if type(value["hook_points"]) is not list:
             raise ValueError("hook_points are not a list of names")
-        given = {one.name: value[one.name] for one in fields(cls)} | {"hook_points": tuple(value["hook_points"])}
+        given: dict[str, Any] = {one.name: value[one.name] for one in fields(cls)} | {
+            "hook_points": tuple(value["hook_points"])
+        }
         config = cls(**given)
         _check(config)
         return config
@@ -158,7 +160,7 @@ def parse_run(data: bytes, name: str) -> RunDescription:
     Raises DamagedData, or ConfigurationMismatch for another format.
     """
     try:
-        value = loads(data)
+        value: Any = loads(data)
         _check_format(value, name)
         config = RunConfig.from_json(value["config"])
         if config.fingerprint != value["fingerprint"]:

@@ -1,4 +1,4 @@
-"""What a data object holds of one hook point: which arrays, and what their numbers mean.
+"""The statistics of one hook point in a batch file: which arrays, and what their numbers mean.
 
 In and out: NumPy arrays. The norms of rows are counted in the bins of a DDSketch (the library `ddsketch`, relative
 accuracy 0.01): bin i counts the norms with key i - 1024, lower ones and zero in bin 0, higher ones in the last, NaN
@@ -23,14 +23,13 @@ _KEYS_PER_OCTAVE = math.log(2) / math.log1p(2 * ACCURACY / (1 - ACCURACY))
 SUMS = (".sum", ".sum_of_squares")
 COUNTS, MAX, MAX_AT, SCALE = ".norm_counts", ".max", ".max_at", ".scale"
 
-ArrayLayout = dict[str, tuple[tuple[int, ...], np.dtype]]
-
 
 class Facts(NamedTuple):
-    """What a step says of its n rows of a hook point: float32 sum and sum_of_squares [width], of each row the norm and
-    the largest |x| [n]. Where rows have a scale: scales [n], and over the finite rows the squared error of what is
-    stored and the power of what was computed. `overflow`: the largest finite |x| that is infinite as it is stored, 0 if
-    there is none.
+    """The statistics that a step computes of its n rows of a hook point.
+
+    `sum`, `sum_of_squares`: float32 [width]; `norms`, `largest`: norm and largest |x| of each row [n]. Where rows have
+    a scale: `scales` [n], and over the finite rows the squared error of what is stored and the power of what was
+    computed. `overflow`: the largest finite |x| that is infinite as it is stored, 0 if there is none.
     """
 
     sum: np.ndarray
@@ -43,15 +42,15 @@ class Facts(NamedTuple):
     overflow: float = 0.0
 
 
-def statistics_layout(width: int) -> ArrayLayout:
-    """{suffix of the hook point's name: (shape, dtype)} of what lies before the rows, whole and aligned."""
+def statistics_layout(width: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return {suffix of the hook point's name: (shape, dtype)} of the statistics of a batch file."""
     sums = {suffix: ((width,), np.dtype(np.float64)) for suffix in SUMS}
     counts = {COUNTS: ((NORM_BINS,), np.dtype(np.int64)), MAX_AT: ((2,), np.dtype(np.int64))}
     return sums | counts | {MAX: ((1,), np.dtype(np.float32))}
 
 
 def unscaled(codes: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
-    """The values of [n, width] as stored: the same where rows have no scale, else float32."""
+    """Return the values of stored rows [n, width]: the same where rows have no scale, else float32."""
     if scale is None:
         return codes
     values = codes.astype(np.float32)
@@ -60,7 +59,7 @@ def unscaled(codes: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
 
 
 def norm_counts(norms: np.ndarray) -> np.ndarray:
-    """int64 [NORM_BINS] of float32 [n]."""
+    """Return the counts int64 [NORM_BINS] of norms float32 [n]."""
     norms = norms[~np.isnan(norms)].astype(np.float64)
     with np.errstate(divide="ignore"):
         keys = np.ceil(np.log(norms) / math.log(2) * _KEYS_PER_OCTAVE)
@@ -69,7 +68,7 @@ def norm_counts(norms: np.ndarray) -> np.ndarray:
 
 
 def norm_sketch(counts: np.ndarray) -> "DDSketch":
-    """The sketch that has seen these counts. `get_quantile_value(0.5)` of it is the median."""
+    """Return the sketch with these counts; its `get_quantile_value(0.5)` is the median."""
     from ddsketch import DDSketch, LogarithmicMapping
 
     sketch, mapping = DDSketch(ACCURACY), LogarithmicMapping(ACCURACY)

@@ -12,6 +12,7 @@ look-ups more for each doubling of the commits that it does not know.
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..core.errors import DamagedData, ObjectNotFound
 from ..core.strict_json import loads
@@ -122,7 +123,7 @@ def read_stream_state(storage: Storage, stream: int) -> StreamState:
 def parse_ending(data: bytes) -> Ending:
     """Return the ending that a note describes, or an ending that says that the note is not readable."""
     try:
-        value = loads(data)
+        value: Any = loads(data)
         ending = Ending(*(value[key] for key in Ending.__dataclass_fields__))
         if ending.state in _ENDINGS and all(type(text) is str for text in asdict(ending).values()):
             return ending
@@ -189,7 +190,7 @@ def _is_committed(storage: Storage, stream: int, batch: int) -> bool:
 
 @dataclass(frozen=True)
 class Hint:
-    """What `progress.json` says about a chain: a batch that was committed, and when batch 0 was, by the store's clock."""
+    """What `progress.json` says: a batch that was committed, and when batch 0 was, by the store's clock."""
 
     batch: int
     begun: float
@@ -198,7 +199,7 @@ class Hint:
 def parse_progress(data: bytes) -> Hint | None:
     """Return what `progress.json` says, None if it is not readable."""
     try:
-        value = loads(data)
+        value: Any = loads(data)
         hint = Hint(value["batch"], float(value["begun"]))
     except (ValueError, KeyError, TypeError, OverflowError):
         return None

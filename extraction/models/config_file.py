@@ -63,7 +63,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InvalidRequest(f"{path.parent}: no config.json here; --model needs a Hugging Face model folder") from None
     except OSError as error:
-        raise InvalidRequest(f"{path}: cannot be read ({error.strerror})") from error
+        raise InvalidRequest(f"{path}: not readable ({error.strerror})") from error
     except ValueError as error:
         raise DamagedData(f"{path}: not JSON ({error})") from error
     if not isinstance(written, dict) or not isinstance(written.get("model_type"), str):

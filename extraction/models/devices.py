@@ -36,7 +36,7 @@ class Hardware:
 
 
 def open_devices() -> Hardware:
-    """Open the devices of this host. Raises TryAgain if an accelerator cannot be opened."""
+    """Open the devices of this host. Raises TryAgain if an accelerator does not open."""
     try:
         devices = jax.local_devices()
     except RuntimeError as error:

@@ -2,8 +2,8 @@
 
 In: q [B, S, H, Dh], k and v [B, S, K, Dh], float16 or bfloat16, H a multiple of K, Dh one of 64, 128 and 256, any S;
 segment_ids int32 [B, S] with 0 for padding, or None for one segment in each row. Out: [B, S, H, Dh] in q's dtype.
-Guarantee: the attention of `attention.attend`, causal or not, whatever S is: what a tile holds beyond the end of a
-row is neither read nor written. Scores, softmax and sums are in float32; weights are rounded to v's dtype before the
+Guarantee: the attention of `attention.attend`, causal or not, for any S: a tile neither reads nor writes beyond the
+end of a row. Scores, softmax and sums are in float32; weights are rounded to v's dtype before the
 product with v.
 
 How: a program loads one tile of queries of one head, loops over the tiles of keys that any of them can see, and keeps

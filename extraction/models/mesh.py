@@ -54,12 +54,12 @@ def misfit(mesh: MeshShape, config: ModelConfig, rows: int, num_devices: int) ->
     if mesh.data * mesh.model > num_devices:
         return f"needs {mesh.data * mesh.model} devices, this host has {num_devices}"
     if rows % mesh.data:
-        return f"--batch-size {rows} cannot be shared by data={mesh.data}"
+        return f"--batch-size {rows} is not divisible by data={mesh.data}"
     for name, size in (("heads", config.num_heads), ("mlp columns", config.mlp_width), ("columns", config.width)):
         if size % mesh.model:
-            return f"the model's {size} {name} cannot be shared by model={mesh.model}"
+            return f"the model's {size} {name} are not divisible by model={mesh.model}"
     if kv_heads % mesh.model and mesh.model % kv_heads:
-        return f"the model's {kv_heads} key-value heads can neither be shared by model={mesh.model} nor doubled for it"
+        return f"model={mesh.model} is neither a divisor nor a multiple of the model's {kv_heads} key-value heads"
     return None
 
 

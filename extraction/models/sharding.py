@@ -31,7 +31,7 @@ _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"mlp\.(.*\.)?down\.kernel", ("model", None)),
     (r"attention\.(q|k|v)\.bias", ("model", None)),
     (r"mlp\.(.*\.)?(gate|up)\.bias", ("model",)),
-    # Cut by width and not by token: looking a token up is then local, whatever the size of the vocabulary.
+    # Split by width and not by token: a lookup of a token is then local for any size of the vocabulary.
     (r"embedding\.(table|positions)", (None, "model")),
     (r"mlp\.router\..*|.*norm.*\.(scale|bias)|.*(o|down)\.bias", ()),
 )

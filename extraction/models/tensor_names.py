@@ -91,7 +91,7 @@ def _prefix(files: WeightFiles, model: TextModel) -> str:
     if len(complete) > 1:
         names = " and ".join(prefix + layer for prefix in complete)
         raise DamagedData(
-            f"{files}: the whole text model is there more than once, with {names}; save the model with one of them"
+            f"{files}: the whole text model is there more than once, with {names}; save one of them alone"
         )
     return max(count, key=count.__getitem__)
 

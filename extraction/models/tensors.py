@@ -23,13 +23,13 @@ import ml_dtypes
 import numpy as np
 
 from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound
+from ..format.safetensors import MAX_HEADER, decode_header
 from ..storage import ObjectInfo, Storage
 from .location import ModelFolder, model_files
 
 PART_BYTES = 8 << 20
 NUM_READERS = 8
 MARGIN_BYTES = 2 * NUM_READERS * PART_BYTES  # parts on their way, and small tensors read ahead
-_MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _ALIGNMENT = 64  # a CPU backend uses an aligned buffer without copying it
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -183,14 +183,11 @@ def _read_header(storage: Storage, file: str) -> list[Place]:
         with closing(storage.open(file)) as handle:
             total = handle.seek(0, os.SEEK_END)
             handle.seek(0)
-            size = int.from_bytes(handle.read(8), "little")
-            if total < 8 or not 0 < size <= min(_MAX_HEADER, total - 8):
-                raise DamagedData(f"{where}: not a whole safetensors file, it is cut off inside its header")
-            header = json.loads(handle.read(size))
-    except (ValueError, RecursionError) as error:
-        raise DamagedData(f"{where}: not a whole safetensors file, its header is not JSON ({error})") from error
+            head = handle.read(8)
+            head += handle.read(min(int.from_bytes(head, "little"), MAX_HEADER))
     except ObjectNotFound as error:
         raise DamagedData(f"{where}: the file is missing") from error
+    first, header = decode_header(head, where)
     try:
         entries = sorted(
             (*entry["data_offsets"], entry["dtype"], tuple(entry["shape"]), name)
@@ -198,10 +195,10 @@ def _read_header(storage: Storage, file: str) -> list[Place]:
             if name != "__metadata__"
         )
         places = [
-            Place(file, name, dtype, shape, 8 + size + start, end - start) for start, end, dtype, shape, name in entries
+            Place(file, name, dtype, shape, first + start, end - start) for start, end, dtype, shape, name in entries
         ]
         ends = [0, *(end for _, end, *_ in entries)]
-        whole = [start for start, *_ in entries] == ends[:-1] and 8 + size + ends[-1] == total
+        whole = [start for start, *_ in entries] == ends[:-1] and first + ends[-1] == total
         broken = next((place.name for place in places if not _is_of_its_size(place)), None)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DamagedData(f"{where}: not a whole safetensors file ({error})") from error

@@ -91,7 +91,9 @@ def _check(files: WeightFiles, place: Place, fill: Fill) -> None:
     try:
         shape = place.shape if fill.transform is unchanged else jax.eval_shape(fill.transform, stored).shape
     except (TypeError, ValueError, IndexError) as error:
-        raise DamagedData(f"{where} has shape {place.shape}, from which {needed} cannot be made") from error
+        raise DamagedData(
+            f"{where} has shape {place.shape}, which does not fit; the configuration needs {needed}"
+        ) from error
     if shape != needed:
         raise DamagedData(f"{where} has shape {place.shape}, which becomes {shape}; the configuration needs {needed}")
 

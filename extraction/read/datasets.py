@@ -11,6 +11,7 @@ disk of float32 values, and is made again when more was committed.
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import datasets
 import numpy as np
@@ -24,21 +25,22 @@ _ROWS = 4096  # tokens in an Arrow table
 
 
 def iterable_dataset(output: str, hook_points: Sequence[str] | None = None) -> datasets.IterableDataset:
-    """The run as it lies, read as it is used. Raises InvalidRequest for a run without tokens or such a hook point."""
-    return _Builder(ActivationReader(output), hook_points).as_streaming_dataset(split="train")
+    """Return the run as an iterable dataset. Raises InvalidRequest for a run without rows or an unknown hook."""
+    found = _Builder(ActivationReader(output), hook_points).as_streaming_dataset(split="train")
+    return cast(datasets.IterableDataset, found)
 
 
 def dataset(
     output: str, hook_points: Sequence[str] | None = None, cache_dir: str | None = None, num_proc: int | None = None
 ) -> datasets.Dataset:
-    """A copy in the cache of `datasets`, with random access. Raises as `iterable_dataset` does."""
+    """Return a copy in the cache of `datasets`, with random access. Raises as `iterable_dataset`."""
     builder = _Builder(ActivationReader(output), hook_points, cache_dir)
     builder.download_and_prepare(num_proc=num_proc)
-    return builder.as_dataset(split="train")
+    return cast(datasets.Dataset, builder.as_dataset(split="train"))
 
 
 class _Builder(datasets.ArrowBasedBuilder):
-    """What `datasets` makes both forms with; it is sent to other processes."""
+    """Makes both forms; `datasets` sends it to other processes."""
 
     def __init__(self, reader: ActivationReader, hook_points: Sequence[str] | None, cache_dir: str | None = None):
         self._output, self._names = str(reader.storage), reader.checked(hook_points)
@@ -50,10 +52,12 @@ class _Builder(datasets.ArrowBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(features=self._features)
 
-    def _split_generators(self, manager: object) -> list[datasets.SplitGenerator]:
+    def _split_generators(self, dl_manager: object) -> list[datasets.SplitGenerator]:
         return [datasets.SplitGenerator("train", gen_kwargs={"refs": self._refs})]
 
-    def _generate_tables(self, refs: list[BatchRef]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    def _generate_tables(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, refs: list[BatchRef]
+    ) -> Iterator[tuple[tuple[int, int], pa.Table]]:
         for shard, batch in enumerate(ActivationReader(self._output).read(refs, self._names)):
             for part, first in enumerate(range(0, len(batch.tokens), _ROWS)):
                 yield (shard, part), _table(batch, slice(first, first + _ROWS), self._features)

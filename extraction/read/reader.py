@@ -1,17 +1,17 @@
-"""Reading what a run stored: by batch, by record, by hook point, and the statistics of all of it.
+"""Reading a run: by batch, by record, by hook point, and the statistics of all of it.
 
-In: OUTPUT, a folder or gs://bucket/prefix, finished or not. Out: NumPy arrays in the stored dtype; rows with
-a scale (int8, float8) come as their values in float32.
+In: OUTPUT, a folder or gs://bucket/prefix, finished or not. Out: NumPy arrays in the stored dtype; rows with a scale
+(int8, float8) come as their values in float32.
 
     reader = ActivationReader("gs://bucket/run")
     for activations, tokens, record, position in reader.rows("blocks.6.hook_resid_post"): ...
 
-Guarantee: only what is committed is seen, each token once, in the order of streams, batches and records; a chain with a
-gap, a commit of another run or an object of another size raises DamagedData. Shuffled reading is in `shuffle`.
+Guarantee: only committed rows are read, each once, in the order of streams, batches and records; a chain with a gap, a
+commit of another run or a batch file of another size raises DamagedData. Shuffled reading is in `shuffle`.
 
-Cost: opening reads `run.json` and lists the streams. Commits are read as they are wanted, 16 ahead; a whole run costs a
-listing for each worker and a request for each commit. Data is mapped from a local disk; from a bucket it comes in
-parallel ranges, one batch ahead of its use.
+Cost: opening reads `run.json` and lists the streams. Commits are read when they are needed, 16 ahead; a whole run costs
+a listing for each stream and a request for each commit. Local files are mapped; those of a bucket come in parallel
+ranges, one batch ahead.
 """
 
 from collections import deque
@@ -55,11 +55,11 @@ class Rows(NamedTuple, Generic[Values]):
 
 @dataclass(frozen=True)
 class Batch:
-    """One commit: N rows of R records. A record that goes on in the next batch is in both.
+    """One batch: N rows of R records. A record that continues in the next batch is in both.
 
     `activations`: {hook point: [N, width]}, `tokens`, `positions`: int32 [N], `record_index`: int64 [R],
-    `record_offsets`: int64 [R+1] into the N rows, `record_ids`: the R ids, `record_meta`: what the streams say of them
-    beside their text, or None. `mean_over`: int32 [N], of how many tokens each row is the mean; None if rows are
+    `record_offsets`: int64 [R+1] into the N rows, `record_ids`: the R ids, `record_meta`: the R metas or
+    None. `mean_over`: int32 [N], of how many tokens each row is the mean; None if rows are
     tokens.
     """
 
@@ -82,9 +82,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class RecordActivations:
-    """What is stored of one whole record, n rows: `activations` {hook point: [n, width]}, `tokens` and `positions`
-    int32 [n]. `mean_over`: int32 [n], of how many tokens each row is the mean; None if rows are tokens. `meta`: what
-    the streams say of it beside its text, such as the answer key of a question, or None.
+    """The n stored rows of one whole record.
+
+    `activations`: {hook point: [n, width]}, `tokens` and `positions`: int32 [n]. `mean_over`: int32 [n], of how many
+    tokens each row is the mean; None if rows are tokens. `meta`: such as the answer key of a question, or None.
     """
 
     stream: int
@@ -97,14 +98,14 @@ class RecordActivations:
     meta: Any = None
 
     def mean(self, hook_point: str) -> np.ndarray:
-        """float64 [width]: over the tokens of the record that rows were stored of. Raises ValueError without rows."""
+        """Return the mean over the selected tokens, float64 [width]. Raises ValueError for a record without rows."""
         if not len(self.tokens):
             raise ValueError(f"record {self.id}: nothing of it is stored")
         return np.average(self.activations[hook_point].astype(np.float64), axis=0, weights=self.mean_over)
 
 
 class ActivationReader:
-    """A run, open for reading. What is committed after a worker's commits were first read is not seen."""
+    """A run, open for reading. Batches that are committed after the commits of a stream were read are not seen."""
 
     def __init__(self, output: str):
         self.storage = open_storage(output)
@@ -120,11 +121,11 @@ class ActivationReader:
     # ------------------------------------------------------------------------------------------ what is there
 
     def refs(self, stream: int) -> Iterator[BatchRef]:
-        """The batches of one worker that have data, in order."""
+        """Yield the batches of one stream that have a batch file, in order."""
         return self.all_refs([stream])
 
     def all_refs(self, streams: Iterable[int] | None = None) -> Iterator[BatchRef]:
-        """The batches of these streams, of all by default. Their commits are read ahead, over the ends of streams."""
+        """Yield the batches of these streams, of all by default, reading commits ahead over the ends of streams."""
         wanted = self.streams if streams is None else self._known(streams)
         unread = [stream for stream in dict.fromkeys(wanted) if stream not in self._refs]
         commits, pending = walk(self.storage, unread, self.run.fingerprint, self._pool), set(unread)
@@ -148,7 +149,7 @@ class ActivationReader:
         self._refs[stream], self._lasts[stream] = tuple(found), last
 
     def _known(self, streams: Iterable[int]) -> tuple[int, ...]:
-        """These streams. Raises InvalidRequest for one that the run does not have."""
+        """Return these streams. Raises InvalidRequest for one that the run does not have."""
         wanted, planned = tuple(streams), len(self.run.records_per_stream)
         for number in wanted:
             if number not in self.streams and not 0 <= number < planned:
@@ -170,33 +171,35 @@ class ActivationReader:
     def batches(
         self, hook_points: Sequence[str] | None = None, streams: Iterable[int] | None = None
     ) -> Iterator[Batch]:
-        """Every batch, with these hook points (all by default). Raises InvalidRequest for one the run does not have."""
+        """Yield every batch with these hook points, all by default. Raises InvalidRequest for an unknown one."""
         return self.read(self.all_refs(streams), hook_points)
 
     def read(self, refs: Iterable[BatchRef], hook_points: Sequence[str] | None = None) -> Iterator[Batch]:
-        """The batches of these refs, in their order: for those who share batches out themselves."""
+        """Yield the batches of these refs in their order, for callers that distribute batches themselves."""
         return self._load_batches(refs, self.checked(hook_points))
 
     def rows(self, hook_point: str, streams: Iterable[int] | None = None) -> Iterator[Rows[np.ndarray]]:
-        """The tokens of every batch with their activations at one hook point."""
+        """Yield the rows of every batch at one hook point."""
         for batch in self.batches([hook_point], streams):
             yield Rows(batch.activations[hook_point], batch.tokens, batch.record, batch.positions)
 
     def records(
         self, hook_points: Sequence[str] | None = None, streams: Iterable[int] | None = None
     ) -> Iterator[RecordActivations]:
-        """Every record that is committed whole, joined where it goes over batches. One of which nothing is stored is
-        there, without rows, if a batch that it is in has rows of others.
+        """Yield every record that is committed whole, joined over batches.
+
+        A record without stored rows is yielded, without rows, if its batch has rows of other records.
         """
         names = self.checked(hook_points)
         for stream in self.streams if streams is None else self._known(streams):
             yield from self._join(stream, self._load_batches(self.refs(stream), names))
 
     def record(self, record_id: str, hook_points: Sequence[str] | None = None) -> RecordActivations:
-        """The record of this id. Raises ObjectNotFound, and InvalidRequest if several records have it, which
-        `record_at` tells apart. The first call reads the header of every batch.
+        """Return the record of this id. The first call reads the header of every batch file.
+
+        Raises ObjectNotFound, and InvalidRequest if several records have the id: `record_at` tells them apart.
         """
-        places = self._places.get(record_id, ())
+        places = list(self._places.get(record_id, ()))
         if not places:
             raise ObjectNotFound(f"{self.storage.location} holds no record {record_id!r}")
         if len(places) > 1:
@@ -208,8 +211,10 @@ class ActivationReader:
         return self.record_at(*places[0], hook_points)
 
     def record_at(self, stream: int, index: int, hook_points: Sequence[str] | None = None) -> RecordActivations:
-        """The record of this index in a stream. Raises ObjectNotFound if it is not there, or not yet whole, or if
-        nothing is stored of all records beside it; InvalidRequest if there is no such stream.
+        """Return the record of this index in a stream.
+
+        Raises ObjectNotFound if it is missing, not yet whole, or in a batch without rows; InvalidRequest for an unknown
+        stream.
         """
         names = self.checked(hook_points)
         refs = (ref for ref in self.refs(stream) if ref.begin.record <= index and ref.end > Cursor(index, 0))
@@ -220,18 +225,19 @@ class ActivationReader:
 
     @cached_property
     def _places(self) -> dict[str, tuple[tuple[int, int], ...]]:
-        """{id: stream and index of each record that has it}"""
+        """{id: stream and index of each record that has it}."""
         places: dict[str, tuple[tuple[int, int], ...]] = {}
         for stored in self.headers():
             for record_id, index in zip(stored.record_ids, stored.array("record_index").tolist(), strict=True):
                 place, known = (stored.ref.stream, index), places.get(record_id, ())
-                if place not in known:  # a record that goes over batches is in each
+                if place not in known:  # a record that continues over batches is in each
                     places[record_id] = (*known, place)
         return places
 
     def statistics(self, hook_points: Sequence[str] | None = None) -> dict[str, Statistics]:
-        """{hook point: Statistics} of all rows, from each object's first bytes; of rows only those with a maximum are
-        read. Raises InvalidRequest if nothing is stored yet.
+        """Return {hook point: Statistics} of all rows, from the first bytes of each batch file and the maximal rows.
+
+        Raises InvalidRequest if nothing is stored yet.
         """
         names = self.checked(hook_points)
         found = statistics_of(self.headers(names), names)
@@ -240,9 +246,7 @@ class ActivationReader:
         return found
 
     def headers(self, hook_points: Sequence[str] = ()) -> Iterator[StoredBatch]:
-        """The data object of every batch, opened: its header and the statistics of these hook points are there, the
-        rows are not.
-        """
+        """Yield every batch file with its header and the statistics of these hook points fetched, without its rows."""
 
         def load(ref: BatchRef) -> StoredBatch:
             stored = StoredBatch(self.storage, ref)
@@ -273,8 +277,10 @@ class ActivationReader:
         )
 
     def _join(self, stream: int, batches: Iterator[Batch]) -> Iterator[RecordActivations]:
-        """Whole records of consecutive batches of one worker. Batches without rows, and so without data, may lie
-        between these, before and after them; of a first record that began earlier, what is here is given.
+        """Yield the whole records of consecutive batches of one stream.
+
+        Batches without rows have no batch file and may be missing between them. Of a first record that began earlier,
+        its part in these batches is yielded.
         """
         parts: list[RecordActivations] = []
         for batch in batches:
@@ -292,7 +298,7 @@ class ActivationReader:
             yield _concatenate(parts)
 
     def checked(self, hook_points: Sequence[str] | None) -> tuple[str, ...]:
-        """These hook points, all of the run by default. Raises InvalidRequest for one that the run does not have."""
+        """Return these hook points, all by default. Raises InvalidRequest for one that the run does not have."""
         names = self.hook_points if hook_points is None else tuple(hook_points)
         for name in names:
             if name not in self.hook_points:

@@ -2,7 +2,7 @@
 
 In: an `ActivationReader` and `ShuffleOptions`. Out: `Rows` of `batch_size` tokens.
 
-The order of one epoch is a pure function of the seed, the epoch, the options and what is committed: the data objects
+The order of one epoch is a pure function of the seed, the epoch, the options and what is committed: the batch files
 are permuted, the tokens of all of them in that order are cut into equal spans, one for each rank, a span into blocks of
 `buffer` tokens, and the rows of a block are permuted. So the state is one number, and a block is the only thing that
 has to be read again after a restart.
@@ -23,6 +23,7 @@ from typing import Any, Generic, NamedTuple, cast, overload
 import numpy as np
 
 from ..core.errors import InvalidRequest
+from ..core.threads import prefetch
 from ..format.batch_file import BatchRef, StoredBatch
 from .reader import ActivationReader, Rows, Values
 
@@ -113,11 +114,8 @@ class ShuffledReader(Generic[Values]):
         begin = self.position // block * block
         firsts = range(begin, self._num_rows, block) if self.position < self._num_rows else ()
         with ThreadPoolExecutor(1, "shuffle") as background:
-            waiting = [background.submit(self._read_block, order, first) for first in firsts[:1]]
-            for number, first in enumerate(firsts):
-                rows = waiting.pop().result()
-                for later in firsts[number + 1 : number + 2]:
-                    waiting.append(background.submit(self._read_block, order, later))
+            blocks = prefetch(firsts, lambda first: self._read_block(order, first), 1, background)
+            for first, rows in zip(firsts, blocks, strict=True):
                 yield from self._batches(rows, first)
         self.epoch, self.position = self.epoch + 1, 0
 

@@ -1,9 +1,9 @@
-"""What is known of all rows of a run at one hook point, from what each data object says of its own.
+"""The statistics of all rows of a run at one hook point, from the statistics of each batch file.
 
-In: opened data objects, `StoredBatch`. Out: `Statistics`. Guarantee: sums, counts and maxima of objects add up to those
-of all rows, in whatever order and on however many workers these were made; nothing is a mean of means.
+In: opened batch files, `StoredBatch`. Out: `Statistics`. Guarantee: sums, counts and maxima of batch files add up to
+those of all rows, whatever their order and number of workers; no value is a mean of means.
 
-Cost: the first bytes of each object, where its statistics lie; and one row, the one with the maximum.
+Cost: the first bytes of each batch file, which hold its statistics; and one row, the one with the maximum.
 """
 
 from collections.abc import Iterable, Sequence
@@ -54,7 +54,7 @@ class Statistics:
 
     @property
     def std(self) -> np.ndarray:
-        """float64 [width]"""
+        """The standard deviation of each coordinate, float64 [width]."""
         return np.sqrt(self.variance)
 
     @cached_property
@@ -64,16 +64,17 @@ class Statistics:
 
 
 class Tally:
-    """The statistics of one hook point, object by object."""
+    """The statistics of one hook point, one batch file after the other."""
 
     def __init__(self, name: str):
-        self._name, self._count, self._sums = name, 0, [0.0, 0.0]
+        self._name, self._count = name, 0
+        self._sums = [np.zeros(1), np.zeros(1)]
         self._norm_counts = np.zeros(NORM_BINS, np.int64)
         self._most, self._at = -1.0, np.zeros(2, np.int64)
         self._found_in: StoredBatch | None = None
 
     def add(self, stored: StoredBatch) -> None:
-        """One object. Raises DamagedData if it lacks statistics."""
+        """Add a batch file. Raises DamagedData if it lacks statistics."""
         name = self._name
         self._count += stored.ref.num_rows
         with np.errstate(invalid="ignore"):  # a sum is infinite in one object and -infinite in another
@@ -86,7 +87,7 @@ class Tally:
             self._most, self._at, self._found_in = float(most[0]), at, stored
 
     def result(self) -> Statistics:
-        """What the objects add up to; at least one was added. Raises DamagedData if a maximum is where no row is."""
+        """Return the sums over at least one batch file. Raises DamagedData for a maximum outside the rows."""
         total, squares = self._sums
         mean = total / self._count
         with np.errstate(invalid="ignore", over="ignore"):  # a coordinate that was infinite has the variance NaN
@@ -97,9 +98,9 @@ class Tally:
     def _largest(self) -> Largest:
         stored, (row, column) = self._found_in, self._at.tolist()
         if stored is None:
-            raise ValueError("statistics of no object")
+            raise ValueError("statistics of no batch file")
         if not (0 <= row < stored.ref.num_rows and 0 <= column < len(self._sums[0])):
-            raise DamagedData(f"{stored.ref.name}: {self._name}{MAX_AT} is [{row}, {column}], where no row is")
+            raise DamagedData(f"{stored.ref.name}: {self._name}{MAX_AT} is [{row}, {column}], outside its rows")
         here = (row, row + 1)
         ((stream, record),) = stored.records_of(*here).tolist()
         at = int(np.searchsorted(stored.array("record_offsets"), row, side="right")) - 1
@@ -110,7 +111,7 @@ class Tally:
 
 
 def statistics_of(stored_batches: Iterable[StoredBatch], names: Sequence[str]) -> dict[str, Statistics]:
-    """{hook point: Statistics} of all rows; empty if there are none."""
+    """Return {hook point: Statistics} of all rows; empty if there are none."""
     tallies = {name: Tally(name) for name in names}
     count = 0
     for stored in stored_batches:
@@ -121,5 +122,5 @@ def statistics_of(stored_batches: Iterable[StoredBatch], names: Sequence[str]) -
 
 
 def names_of_statistics(names: Sequence[str]) -> list[str]:
-    """The arrays of an object that hold the statistics of these hook points."""
+    """Return the arrays of a batch file that hold the statistics of these hook points."""
     return [name + suffix for name in names for suffix in (*SUMS, COUNTS, MAX_AT, MAX)]

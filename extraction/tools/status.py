@@ -1,7 +1,7 @@
-"""Who is where: the state, pace and time left of every stream of a run, from what lies in its output.
+"""The state, pace and time left of every stream of a run, from its output.
 
 In: OUTPUT. Out: a `RunStatus`, as JSON or as a table. Ages and rates are by the store's clock. Numbers come from each
-stream's last commit, which sums up its chain; nothing here is proof, that is `verify`'s.
+stream's last commit, which sums up its chain; `verify` is the proof.
 
 Cost: three requests for the run, a few for each stream that was begun (see `format/stream_state.py`), 32
 at a time.
@@ -34,7 +34,7 @@ STUCK_AFTER = 900.0
 
 @dataclass(frozen=True)
 class StreamStatus:
-    """One stream. Rates are in tokens per second, times in seconds; None is not known, or not to be had in this state.
+    """One stream. Rates are in tokens per second, times in seconds; None is unknown, or has no meaning in this state.
 
     `tokens` are those of the committed records, `rows` those that are stored; `not_finite` counts the NaN and infinite
     values of these, {hook point: {"nan": n, "inf": n}}.
@@ -72,18 +72,21 @@ class RunStatus:
 
     @property
     def finished(self) -> bool:
+        """Whether every stream of the run is finished."""
         return self.is_size_known and all(stream.state == "finished" for stream in self.streams)
 
     @property
     def exit_code(self) -> int:
+        """The exit code of `status`."""
         return 0 if self.finished else TryAgain.exit_code
 
     def total(self, name: str) -> int | float:
-        """The sum of a number over all streams that have it."""
+        """Return the sum of a number over all streams that have it."""
         return sum(getattr(stream, name) or 0 for stream in self.streams)
 
     @property
     def states(self) -> dict[str, int]:
+        """How many streams are in each state."""
         return dict(Counter(stream.state for stream in self.streams))
 
     @property
@@ -96,6 +99,7 @@ class RunStatus:
         return max([together, *(stream.seconds_left or 0.0 for stream in self.streams if stream.state == "running")])
 
     def to_json(self) -> dict:
+        """Return what `status --json` prints."""
         names = ("num_records", "records", "batches", "tokens", "rows", "bytes", "rate_now", "preemptions")
         found = {"output": self.output, "time": self.time, "finished": self.finished, "states": self.states}
         found |= {"seconds_left": self.seconds_left} | {name: self.total(name) for name in names}
@@ -103,8 +107,9 @@ class RunStatus:
 
 
 def read_status(output: str, stuck_after: float = STUCK_AFTER) -> RunStatus:
-    """Look at every stream. Raises InvalidRequest where there is no run, DamagedData about `run.json`, and what storage
-    raises.
+    """Return the status of every stream.
+
+    Raises InvalidRequest where there is no run, DamagedData for `run.json`, and what storage raises.
     """
     storage = open_storage(output)
     run, now = read_existing_run(storage), storage.now()
@@ -130,9 +135,9 @@ def _status(found: StreamState, num_records: int | None, now: float, stuck_after
     records, tokens = (last.cursor_after.record, last.totals.tokens) if last else (0, 0)
     mean = _mean_rate(found)
     rate_now = _rate_now(found, now) if state == "running" else None
-    left = None
-    if state == "running" and num_records is not None and records and tokens:
-        left = (num_records - records) * (tokens / records) / (rate_now or mean) if rate_now or mean else None
+    rate, left = rate_now or mean, None
+    if state == "running" and num_records is not None and records and tokens and rate:
+        left = (num_records - records) * (tokens / records) / rate
     return StreamStatus(
         stream=found.stream,
         state=state,
@@ -161,7 +166,7 @@ def _message(found: StreamState, state: str, now: float) -> str:
 
 
 def _mean_rate(found: StreamState) -> float | None:
-    """Tokens per second since the first commit, pauses included; what came before it has no known beginning."""
+    """Return tokens per second since the first commit, pauses included; the time before it is unknown."""
     if found.last is None or found.begun is None or found.commit_times[-1] <= found.begun:
         return None
     share = found.last.batch / found.num_batches
@@ -169,12 +174,12 @@ def _mean_rate(found: StreamState) -> float | None:
 
 
 def _rate_now(found: StreamState, now: float) -> float | None:
-    """Tokens per second over the last minutes, or the last commits, taking each batch for an average one."""
+    """Return tokens per second over the last minutes, or the last commits, taking each batch for an average one."""
     times = found.commit_times
     recent = [time for time in times if time > now - WINDOW]
     since, count = (now - WINDOW, len(recent)) if len(recent) < len(times) else (times[0], len(times) - 1)
     until = max(now, times[-1])  # a bucket tells the time in whole seconds
-    if count < 1 or until <= since:
+    if count < 1 or until <= since or found.last is None:
         return None
     return found.last.totals.tokens / found.num_batches * count / (until - since)
 
@@ -185,7 +190,7 @@ def _stages(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """`3 h 20 min`, `45 s`, or nothing."""
+    """Return text such as `3 h 20 min` or `45 s`, none for None."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
@@ -196,7 +201,7 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """`1.5 GiB`"""
+    """Return text such as `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -224,10 +229,10 @@ _ROOM_FOR_TEXT = 24  # characters, in which "time goes to" still reads well
 
 
 def table(status: RunStatus, most_rows: int, width: int = WIDTH) -> "Table":
-    """The status as a rich table: those in trouble first, at most `most_rows` streams.
+    """Return the status as a rich table, streams with problems first, at most `most_rows` streams.
 
-    Where `width` is too small for all columns, the least needed are left out, so that no number is cut; what went
-    wrong then stands below.
+    Where `width` is too small for all columns, the least needed are left out, so that no number is cut; messages then
+    follow below.
     """
     from rich.console import Console
 
@@ -319,8 +324,8 @@ def _row(stream: StreamStatus) -> tuple[str, ...]:
     )
 
 
-def _share(part: int, whole: int | None) -> str:
-    """`████░░░░  52.3%`"""
+def _share(part: float, whole: float | None) -> str:
+    """Return text such as `████░░░░  52.3%`."""
     if whole is None:
         return ""
     share = part / whole if whole else 1.0
@@ -329,7 +334,7 @@ def _share(part: int, whole: int | None) -> str:
 
 
 def watch(output: str, stuck_after: float, every: float, show: Callable[[RunStatus], None]) -> RunStatus:
-    """Look anew every some seconds until the run is finished or the user has seen enough; `show` gets each look."""
+    """Read the status every some seconds until the run is finished or the user interrupts; `show` gets each one."""
     status = read_status(output, stuck_after)
     try:
         show(status)
@@ -343,7 +348,7 @@ def watch(output: str, stuck_after: float, every: float, show: Callable[[RunStat
 
 
 def watch_table(output: str, stuck_after: float, every: float, most_rows: int, console: "Console") -> RunStatus:
-    """`watch` as a table: on a terminal one that changes, elsewhere one for each look."""
+    """Show the status as a table: on a terminal one that changes, elsewhere one after the other."""
     from rich.live import Live
 
     if not console.is_terminal:

@@ -76,7 +76,7 @@ class StreamChooser:
         return attempt if first is None or attempt.id in first[1] else None
 
     def wait_for_one(self, stop: threading.Event) -> int | None:
-        """Return a free stream as soon as there is one, None when all are finished. Raises TryAgain when `stop` is set."""
+        """Return a free stream as soon as there is one, None when all are finished. Raises TryAgain on `stop`."""
         waiting = False
         while not stop.is_set():
             stream = self.choose()
@@ -85,7 +85,7 @@ class StreamChooser:
             if not waiting:
                 waiting = True
                 say(
-                    f"waits for one of {len(self._free_at):,} streams to become free: other workers work on them, or "
+                    f"waits for one of {len(self._free_at):,} streams to become free: others work on them, or "
                     f"did within --idle-after {self._idle_after:g} s"
                 )
             stop.wait(min(self._idle_after / 4, _LONGEST_WAIT) * self._random.uniform(0.5, 1.0))

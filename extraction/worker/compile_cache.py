@@ -27,7 +27,7 @@ class CompileCache:
         self._made_step = True
 
     def __enter__(self) -> Self:
-        if "://" in self._location:
+        if self.folder and "://" in self._location:
             self._exchange(self._location, self.folder)
         self._there = self._entries()
         return self
@@ -35,7 +35,7 @@ class CompileCache:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         added = self._entries() - self._there
         self._made_step = self.folder is None or any(name.startswith(_STEP) for name in added)
-        if kind is None and added and "://" in self._location:
+        if kind is None and added and self.folder and "://" in self._location:
             self._exchange(self.folder, self._location)
 
     @property

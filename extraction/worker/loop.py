@@ -1,11 +1,11 @@
-"""The loop: packed batches in, activations through the model, data objects to the writer.
+"""The loop: packed batches in, activations through the model, batch files to the uploader.
 
-In: an iterator of `PackedBatch`es and the compiled step. Out: one data object for each batch, handed to `submit`
-in order. Guarantee: what is submitted depends on the batches alone. Steps are dispatched ahead of their results, at most
+In: an iterator of `PackedBatch`es and the compiled step. Out: one batch file for each batch, handed to `submit` in
+order. Guarantee: what is submitted depends on the batches alone. Steps are dispatched ahead of their results, at most
 `STEPS_IN_FLIGHT`, so the host packs, collects and stores while the device computes; device memory for results is
 bounded by the same number.
 
-Cost: beside the model, one copy of each stored value, from the device's result to its place in the object.
+Cost: beside the model, one copy of each stored value, from the device's result to its place in the batch file.
 """
 
 import json
@@ -21,10 +21,11 @@ import numpy as np
 from ..batching.packing import PackedBatch
 from ..core.errors import ExtractionError, InvalidRequest
 from ..core.logs import say
+from ..format.batch_file import batch_arrays
 from ..format.dtypes import has_scale
 from ..format.not_finite import NotFinite, counted
 from ..format.run_config import FORMAT
-from ..format.safetensors import Shard, allocate
+from ..format.safetensors import SafetensorsFile, allocate
 from ..format.statistics import (
     COUNTS,
     MAX,
@@ -33,7 +34,6 @@ from ..format.statistics import (
     SUMS,
     Facts,
     norm_counts,
-    statistics_layout,
     unscaled,
 )
 
@@ -42,7 +42,7 @@ _WAITS_FOR = {
     "pack": "records that are read, tokenised and packed in the background",
     "dispatch": "the step handed to the device",
     "step": "the device's results, on their way to the host",
-    "collect": "results put in record order into the data object",
+    "collect": "results put in record order into the batch file",
     "submit": "room in the queue of uploads",
 }
 STAGES = tuple(_WAITS_FOR)
@@ -52,9 +52,7 @@ _BLOCK = 1 << 18  # values that are looked at together
 
 @dataclass
 class StageTimes:
-    """Seconds the loop spent in each stage (`step`: waiting for results of the device), and how full the steps were:
-    tokens that went through the model, stored or not.
-    """
+    """Seconds that the loop spent in each stage, and how many slots of its steps held tokens, stored or not."""
 
     pack: float = 0.0
     dispatch: float = 0.0
@@ -73,15 +71,15 @@ class StageTimes:
         self._since = now
 
     def take(self) -> dict[str, float]:
-        """Seconds of each stage since this was last called: what went into one batch and the ones under way."""
+        """Return the seconds of each stage since the last call: those of one batch and of the batches in flight."""
         now = {name: getattr(self, name) for name in STAGES}
         since, self._taken = self._taken, now
         return {name: value - since.get(name, 0.0) for name, value in now.items()}
 
     def table(self) -> list[str]:
-        """A line of totals, then a line for each stage: what the loop spent there, of its time, waiting for what."""
+        """Return a line of totals, then a line for each stage: its seconds, share, and what the loop waited for."""
         stages = {name: getattr(self, name) for name in STAGES}
-        slowest, seconds = max(stages, key=stages.get), sum(stages.values())
+        slowest, seconds = max(stages, key=lambda name: stages[name]), sum(stages.values())
         padding = 1 - self.num_tokens / max(self.num_slots, 1)
         rate = self.num_tokens / max(seconds, 1e-9)
         lines = [f"{self.num_tokens:,} tokens in {seconds:.1f} s, {rate:,.0f} tokens/s, padding {padding:.1%}"]
@@ -93,7 +91,7 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class Layout:
-    """What every data object of a worker has: whose it is, {hook point: width}, and the stored dtype."""
+    """What every batch file of a stream shares: the stream, {hook point: width}, and the stored dtype."""
 
     stream: int
     widths: dict[str, int]
@@ -108,47 +106,47 @@ class BatchInFlight:
 
     def __init__(self, batch: PackedBatch, number: int, layout: Layout):
         self.batch, self.number = batch, number
-        self.shard = _allocate(batch, number, layout)
+        self.file = _allocate(batch, number, layout)
         self._hooks = {name: _HookInFlight(name, has_scale(layout.dtype)) for name in layout.widths}
         self.step_size = batch.tokens[0].size
         self.steps = np.unique(batch.slots // self.step_size)
 
     def places(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which tokens of the batch this step computes (places in record order), and their slots in the step."""
+        """Return which rows of the batch this step computes, and their slots in the step."""
         tokens = np.flatnonzero(self.batch.slots // self.step_size == step)
         return tokens, (self.batch.slots[tokens] - step * self.step_size).astype(np.int32)
 
     def put(self, tokens: np.ndarray, parts: Iterable, facts: dict) -> None:
-        """Take over the results of one step: what each device computed for its part of these tokens, and the facts."""
+        """Put in the results of one step: what each device computed for its part of these rows, and the statistics."""
         for name, places, columns, values in parts:
-            self.shard.arrays[name][:, columns][tokens[places]] = values
+            self.file.arrays[name][:, columns][tokens[places]] = values
         for name, found in facts.items():
-            self._hooks[name].add(self.shard.arrays, tokens, found)
+            self._hooks[name].add(self.file.arrays, tokens, found)
 
     def finish(self) -> tuple[memoryview | None, dict[str, float]]:
-        """When all steps are put: the data object, and what `commit` takes as reconstruction error."""
+        """Return the batch file, None without rows, and its reconstruction errors, when all steps are put in."""
         if not self.batch.num_rows:
             return None, {}
         for hook in self._hooks.values():
-            hook.finish(self.shard.arrays)
+            hook.finish(self.file.arrays)
         errors = {name: hook.reconstruction_error for name, hook in self._hooks.items() if hook.is_scaled}
-        return self.shard.data, errors
+        return self.file.data, errors
 
     @property
     def not_finite(self) -> NotFinite:
-        """What is not finite of the steps that were put."""
+        """The counts of NaN and infinite values of the steps that were put in."""
         return {name: hook.not_finite for name, hook in self._hooks.items() if any(hook.not_finite.values())}
 
     def where_first(self, hook_point: str) -> str:
-        """The row in which the first value was found that is not finite, for people."""
-        row, arrays = self._hooks[hook_point].first_odd, self.shard.arrays
+        """Return the record and position of the first value that is not finite, for people."""
+        row, arrays = self._hooks[hook_point].first_odd, self.file.arrays
         record = int(np.searchsorted(arrays["record_offsets"], row, side="right")) - 1
         return f"record {self.batch.record_ids[record]!r} at position {arrays['positions'][row]}"
 
 
 @dataclass
 class _HookInFlight:
-    """What the steps of a batch add up to at one hook point, beside what lies in the arrays."""
+    """The sums of a batch's steps at one hook point that are not in the arrays."""
 
     name: str
     is_scaled: bool
@@ -160,8 +158,8 @@ class _HookInFlight:
     first_odd: int = -1
 
     def add(self, arrays: dict[str, np.ndarray], tokens: np.ndarray, found: Facts) -> None:
-        """One step: `found` of the rows at the places `tokens`, which rise."""
-        with np.errstate(invalid="ignore"):  # of one sign in this step, of the other in that
+        """Add one step: `found` of the rows at the places `tokens`, in increasing order."""
+        with np.errstate(invalid="ignore"):  # infinities of both signs
             for suffix, part in zip(SUMS, (found.sum, found.sum_of_squares), strict=True):
                 arrays[self.name + suffix] += part
         if self.is_scaled:
@@ -171,7 +169,7 @@ class _HookInFlight:
         arrays[self.name + COUNTS] += norm_counts(found.norms)
         largest, odd = found.largest.copy(), np.flatnonzero(~np.isfinite(found.norms))
         height = max(1, _BLOCK // len(found.sum))
-        for first in range(0, len(odd), height):  # past a NaN the device does not look
+        for first in range(0, len(odd), height):  # the device stops its search at a NaN
             rows = odd[first : first + height]
             largest[rows] = self._look(arrays, tokens[rows])
         first = int(np.argmax(largest))
@@ -180,7 +178,7 @@ class _HookInFlight:
             self.largest, self.row = most, row
 
     def _look(self, arrays: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-        """The largest |x| of each of these rows, NaN aside; what is not finite in them is counted."""
+        """Return the largest |x| of each of these rows, NaN aside; count their values that are not finite."""
         values = self._values(arrays, rows)
         if self.first_odd < 0 and not np.isfinite(values).all():
             self.first_odd = int(rows[np.argmin(np.isfinite(values).all(axis=1))])
@@ -189,46 +187,44 @@ class _HookInFlight:
         return _sizes(values).max(axis=1)
 
     def finish(self, arrays: dict[str, np.ndarray]) -> None:
-        """The maximum and its place, of several the first."""
+        """Put in the maximum and its place, of several the first."""
         sizes = _sizes(self._values(arrays, np.array([self.row])))[0]
         column = int(np.argmax(sizes))
         arrays[self.name + MAX][0] = sizes[column]
         arrays[self.name + MAX_AT][:] = self.row, column
 
     def _values(self, arrays: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-        """These rows as they are read, in float32 [n, width]."""
+        """Return these rows as a reader sees them, float32 [n, width]."""
         scale = arrays[self.name + SCALE][rows] if self.is_scaled else None
         return unscaled(arrays[self.name][rows], scale).astype(np.float32)
 
     @property
     def reconstruction_error(self) -> float:
+        """The root of the squared error over the power."""
         return math.sqrt(self.squared_error / self.power) if self.power else 0.0
 
 
 def _sizes(values: np.ndarray) -> np.ndarray:
-    """|x|, 0 for NaN."""
+    """Return |x|, 0 for NaN."""
     return np.nan_to_num(np.abs(values), copy=False, nan=0.0, posinf=np.inf)
 
 
-def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
-    n, r = batch.num_rows, batch.num_records
-    statistics = {
-        f"{name}{suffix}": array
-        for name, width in layout.widths.items()
-        for suffix, array in statistics_layout(width).items()
-    }
-    scales = {f"{name}{SCALE}": ((n,), np.dtype(np.float32)) for name in layout.widths if has_scale(layout.dtype)}
-    arrays = {
-        "record_index": ((r,), np.dtype(np.int64)),
-        "record_offsets": ((r + 1,), np.dtype(np.int64)),
-        "record_lengths": ((r,), np.dtype(np.int64)),
-        **dict(sorted(statistics.items(), key=lambda item: -item[1][1].itemsize)),  # so that each is aligned
-        "tokens": ((n,), np.dtype(np.int32)),
-        "positions": ((n,), np.dtype(np.int32)),
-        **({} if batch.mean_over is None else {"mean_over": ((n,), np.dtype(np.int32))}),
-        **scales,
-        **{name: ((n, width), layout.dtype) for name, width in layout.widths.items()},
-    }
+def _allocate(batch: PackedBatch, number: int, layout: Layout) -> SafetensorsFile:
+    """Return the batch file with everything but activations, scales and statistics filled in."""
+    has_means = batch.mean_over is not None
+    arrays = batch_arrays(layout.widths, layout.dtype, batch.num_rows, batch.num_records, has_means)
+    file = allocate(arrays, _metadata(batch, number, layout))
+    file.arrays["tokens"][:] = batch.tokens.reshape(-1)[batch.slots]
+    file.arrays["positions"][:] = batch.record_positions
+    file.arrays["record_index"][:] = batch.record_index
+    file.arrays["record_offsets"][:] = batch.record_offsets
+    file.arrays["record_lengths"][:] = batch.record_lengths
+    if batch.mean_over is not None:
+        file.arrays["mean_over"][:] = batch.mean_over
+    return file
+
+
+def _metadata(batch: PackedBatch, number: int, layout: Layout) -> dict[str, str]:
     metadata = {
         "format": str(FORMAT),
         "record_ids": json.dumps(list(batch.record_ids), ensure_ascii=False),
@@ -237,21 +233,13 @@ def _allocate(batch: PackedBatch, number: int, layout: Layout) -> Shard:
     }
     if any(meta is not None for meta in batch.record_meta):
         metadata["record_meta"] = f"[{','.join(meta or 'null' for meta in batch.record_meta)}]"
-    shard = allocate(arrays, metadata)
-    shard.arrays["tokens"][:] = batch.tokens.reshape(-1)[batch.slots]
-    shard.arrays["positions"][:] = batch.record_positions
-    shard.arrays["record_index"][:] = batch.record_index
-    shard.arrays["record_offsets"][:] = batch.record_offsets
-    shard.arrays["record_lengths"][:] = batch.record_lengths
-    if batch.mean_over is not None:
-        shard.arrays["mean_over"][:] = batch.mean_over
-    return shard
+    return metadata
 
 
 def run_pipeline(
     batches: Iterable[PackedBatch], layout: Layout, forward: Callable, first_batch: int, submit: Submit
 ) -> StageTimes:
-    """Work through `batches`, numbered from `first_batch`; returns when the last one is submitted.
+    """Run the batches, numbered from `first_batch`; return when the last one is submitted.
 
     Raises InvalidRequest if the first step of a stream has values that float16 does not hold, before it submits any.
     """
@@ -274,23 +262,24 @@ def run_pipeline(
 
 
 class _Watch:
-    """Tells people of values that are not finite while an attempt goes on, once of each hook point."""
+    """Warns of values that are not finite while an attempt runs, once for each hook point."""
 
     def __init__(self, layout: Layout, begins_stream: bool):
         self._layout, self._unchecked, self._told = layout, begins_stream, set()
 
     def check(self, facts: dict[str, Facts]) -> None:
-        """Raises InvalidRequest if these are of the first step of a stream, and float16 does not hold its values."""
+        """Raise InvalidRequest if float16 overflows in the first step of a stream."""
         unchecked, self._unchecked = self._unchecked, False
         name = max(facts, key=lambda name: facts[name].overflow)
         if unchecked and facts[name].overflow:
             raise InvalidRequest(
-                f"--store-dtype {self._layout.dtype}: {name} has values of up to {facts[name].overflow:.4g} in the first "
-                f"step, {_largest_of(self._layout)}; nothing is stored: use bfloat16 or float32, with a new --output"
+                f"--store-dtype {self._layout.dtype}: {name} has values of up to {facts[name].overflow:.4g} in the "
+                f"first step, {_largest_of(self._layout)}; nothing is stored: use bfloat16 or float32, with a "
+                f"new --output"
             )
 
     def tell(self, flight: BatchInFlight, facts: dict[str, Facts]) -> None:
-        """Say which hook points have their first such values in the step that was put last."""
+        """Warn of the hook points whose first such values are in the step that was put in last."""
         for name, counts in flight.not_finite.items():
             if name in self._told:
                 continue
@@ -308,7 +297,7 @@ def _largest_of(layout: Layout) -> str:
 
 
 def _dispatch(batches: Iterable[PackedBatch], layout: Layout, forward: Callable, number: int, times: StageTimes):
-    """For each batch: (flight, (tokens, output)) for each dispatched step, then (flight, None)."""
+    """Yield for each batch (flight, (tokens, output)) of each dispatched step, then (flight, None)."""
     for batch in batches:
         flight = BatchInFlight(batch, number, layout)
         times.lap("pack")
@@ -325,9 +314,9 @@ def _dispatch(batches: Iterable[PackedBatch], layout: Layout, forward: Callable,
 
 
 def _ahead(items: Iterator, depth: int) -> Iterator:
-    """The same items, taken from their source `depth` ahead of their use.
+    """Yield the same items, taken from their source `depth` ahead of their use.
 
-    A domain error of the source, such as damaged input, is raised after the items that came before it.
+    Raises a domain error of the source, such as damaged input, after the items that came before it.
     """
     waiting: deque = deque()
     trouble = None

@@ -1,7 +1,7 @@
-"""What a worker has done, for Prometheus: an HTTP endpoint with counters that each commit moves.
+"""Counters of a worker for Prometheus: an HTTP endpoint that each commit updates.
 
-In: commits. Out: `http://HOST:PORT/metrics` in Prometheus' text format, by the package prometheus_client. Cost: one
-thread that waits for requests.
+In: commits. Out: `http://HOST:PORT/metrics` in Prometheus' text format, by the package prometheus_client. Guarantee:
+counters are of this process alone. Cost: one thread that waits for requests.
 """
 
 from ..core.errors import InvalidRequest
@@ -10,14 +10,14 @@ from ..format.not_finite import total
 
 
 class Metrics:
-    """Counters of this process, labelled with the stream. Raises InvalidRequest if the port cannot be had."""
+    """Counters of this process, labelled with the stream. Raises InvalidRequest for a port that is not free."""
 
     def __init__(self, port: int):
         try:
             import prometheus_client
         except ModuleNotFoundError:
             raise InvalidRequest("--metrics-port needs the package prometheus_client: install '.[metrics]'") from None
-        prometheus_client.disable_created_metrics()  # when a counter began is no news beside each of them
+        prometheus_client.disable_created_metrics()  # they add a line without use to each counter
         registry = prometheus_client.CollectorRegistry()
 
         def metric(kind: type, name: str, text: str, *labels: str):
@@ -26,7 +26,7 @@ class Metrics:
         counter, gauge = prometheus_client.Counter, prometheus_client.Gauge
         self._tokens = metric(counter, "tokens", "Tokens of records committed by this process.")
         self._rows = metric(counter, "stored_rows", "Rows of activations committed by this process.")
-        self._bytes = metric(counter, "stored_bytes", "Bytes of data objects committed by this process.")
+        self._bytes = metric(counter, "stored_bytes", "Bytes of batch files committed by this process.")
         self._batches = metric(counter, "batches", "Commits made by this process.")
         self._not_finite = metric(counter, "not_finite_values", "Stored values that are NaN or infinite.")
         self._seconds = metric(counter, "stage_seconds", "Seconds that each stage took.", "stage")
@@ -40,6 +40,7 @@ class Metrics:
 
     @property
     def port(self) -> int:
+        """The port of the endpoint."""
         return self._server.server_port
 
     def on_commit(self, commit: Commit) -> None:
@@ -57,6 +58,7 @@ class Metrics:
         self._time.labels(stream).set_to_current_time()
 
     def close(self) -> None:
+        """Stop the endpoint."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

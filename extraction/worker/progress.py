@@ -1,9 +1,9 @@
-"""What a person sees of a running worker: a live bar on a terminal, a line every 30 s elsewhere, `progress.json`.
+"""The progress of a running worker for people: a bar on a terminal, a line every 30 s elsewhere, `progress.json`.
 
 In: each commit. Out: text on stderr, at most one overwrite of `progress.json` in 10 s, and the name of the first commit
-of a start in the local file LAUNCH_COMMIT_FILE, if that is set, so that launch_worker.sh knows whether a start got
-anywhere. Nothing here is trusted when resuming: where overwriting is refused `progress.json` is skipped, and where
-storage is busy it is not waited for.
+of an attempt in the local file LAUNCH_COMMIT_FILE, if that is set, which tells launch_worker.sh that the attempt made
+progress. Guarantee: resuming trusts nothing of it; where overwriting is refused `progress.json` is skipped. Cost: some
+microseconds for each commit.
 """
 
 import json
@@ -55,7 +55,7 @@ class Progress:
             self._bar.update(self._task, completed=commit.cursor_after.record, rate=f"{rate:,.0f} tokens/s")
         elif self._lines and now - self._last_line >= LINE_EVERY:
             self._last_line = now
-            say(f"batch {commit.batch}: {self._standing(commit)}, {rate:,.0f} tokens/s", worker=self._stream)
+            say(f"batch {commit.batch}: {self._records(commit)}, {rate:,.0f} tokens/s", worker=self._stream)
         if self._writes_file and (now - self._last_file >= FILE_EVERY or commit.end_of_stream):
             self._last_file = now
             self._write_file(commit, rate)
@@ -71,10 +71,11 @@ class Progress:
             say(f"LAUNCH_COMMIT_FILE {path} is not written: {error}", "WARNING")
 
     def close(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
 
-    def _standing(self, commit: Commit) -> str:
+    def _records(self, commit: Commit) -> str:
         return f"{commit.cursor_after.record:,} of {self._total:,} records"
 
     def _write_file(self, commit: Commit, rate: float) -> None:
@@ -96,4 +97,4 @@ class Progress:
             self._writes_file = False
             say(f"progress.json is not written: {error}", "WARNING")
         except ExtractionError:
-            pass  # storage is busy: the next one, 10 s later, tells more
+            pass  # storage is busy: the next one, 10 s later, replaces it

@@ -1,11 +1,11 @@
-"""Being told to stop: SIGTERM, SIGINT or a preemption notice in, an event out, and an end that waits for nobody.
+"""The shutdown signal: SIGTERM, SIGINT or a preemption notice in, an event out, and an end within a fixed time.
 
-Guarantee: GRACE_SECONDS after being told, the process is gone with the exit code of `TryAgain`, whatever it does; at
-once if nothing is in flight. Being told again changes nothing. Nothing durable depends on those seconds.
+Guarantee: GRACE_SECONDS after the signal the process has ended with the exit code of `TryAgain`, whatever it does; at
+once if nothing is in flight. A second signal changes nothing. Nothing durable depends on those seconds.
 
 The notice is that of Google's metadata server, `instance/preempted`, which is asked for on machines of Google's and
-wherever GCE_METADATA_HOST (the variable of Google's own libraries) names one. It may come before the signal; that it
-cannot be asked for is never a reason to fail.
+wherever GCE_METADATA_HOST (the variable of Google's own libraries) names one. It may come before the signal; a server
+that does not answer is never a reason to fail.
 
 Cost: a waiting thread, and on such machines another one with one request a minute.
 """
@@ -27,7 +27,7 @@ _LONGEST_PAUSE = 60.0
 
 
 class Stop(threading.Event):
-    """Set when the worker is to stop. Whoever has work in flight that is worth the grace sets `busy`."""
+    """Set when the worker shall stop. A worker with work in flight that is worth the grace sets `busy`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Stop(threading.Event):
         if not self._once.acquire(blocking=False):
             return
         busy = self.busy
-        with contextlib.suppress(OSError, ValueError):  # of a log that nobody reads any more
+        with contextlib.suppress(OSError, ValueError):  # of a closed log
             say(f"{reason}: {'finishing what is in flight' if busy else 'nothing is in flight'}")
         if busy:
             self.set()
@@ -51,7 +51,7 @@ class Stop(threading.Event):
 
 
 def stop_when_told() -> Stop:
-    """An event that SIGTERM, SIGINT and a preemption notice set; to be called before any other thread is started.
+    """Return an event that SIGTERM, SIGINT and a preemption notice set; call it before any other thread starts.
 
     A thread waits for the signals, since a handler would not run while the main thread is inside a compilation.
     """
@@ -81,7 +81,7 @@ def _metadata_host() -> str | None:
 
 
 def _watch(host: str, stop: Stop) -> None:
-    """Wait for the notice for as long as the process lives; trouble is met with pauses of up to a minute."""
+    """Wait for the notice while the process lives; after an error pause for up to a minute."""
     from http.client import HTTPException
     from urllib.error import HTTPError
 
@@ -91,7 +91,8 @@ def _watch(host: str, stop: Stop) -> None:
             value, etag = _ask(host, etag)
             pause = 1.0
             if value == "TRUE":
-                return stop.order("preemption notice")
+                stop.order("preemption notice")
+                return
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, HTTPError) and error.code in (403, 404):
                 return None  # a server without this key, as inside some clusters
@@ -100,12 +101,12 @@ def _watch(host: str, stop: Stop) -> None:
 
 
 def _ask(host: str, etag: str | None) -> tuple[str, str | None]:
-    """The value of the notice and its mark; with a mark, as soon as the value is another, or after a minute."""
+    """Return the value of the notice and its ETag; with an ETag, when the value changes or after a minute."""
     from urllib.request import ProxyHandler, Request, build_opener
 
     query = f"?wait_for_change=true&timeout_sec={_WAIT_SECONDS}&last_etag={etag}" if etag else ""
     request = Request(f"http://{host}{NOTICE_PATH}{query}", headers={"Metadata-Flavor": "Google"})
     with build_opener(ProxyHandler({})).open(request, timeout=_WAIT_SECONDS + 30) as answer:
         if answer.headers.get("Metadata-Flavor") != "Google":
-            raise ValueError(f"{host} is no metadata server")
+            raise ValueError(f"{host} is not a metadata server")
         return answer.read(100).decode().strip(), answer.headers.get("ETag")

@@ -1,15 +1,14 @@
-"""The background writer: finished batches in, commits out, in order, on a thread of its own.
+"""The uploader: finished batches in, commits out, in order, on a thread of its own.
 
-In: batches with their data from the pipeline, and what else belongs into the commits. Out: commits through the chain,
-in the order of submission.
-Guarantee: at most `max_bytes` of data wait (one batch may always wait, however large); beyond that `submit` blocks, so
-compute waits for the bucket and the bucket never waits for compute while there is data. The first error ends the
-writer; it reaches the caller, with its traceback, at the next `submit` or at `close`, and nothing after the failed batch
-is written.
+In: batches with their batch files from the loop, and the facts of their commits. Out: commits through the chain, in the
+order of submission. Guarantee: at most `max_bytes` of batch files wait (one batch may always wait, however
+large); beyond that `submit` blocks, so compute waits for the bucket and the bucket never waits for compute while there
+is data. The first error ends the uploader; the next `submit`, or `close`, raises it with its traceback, and nothing
+after the failed batch is written.
 
-Host memory for results, however slow the bucket: `max_bytes` or one data object, whichever is larger, that waits or is
-being stored; two data objects that the pipeline fills (STEPS_IN_FLIGHT reaches into the next one, not further); and the
-request in hand, two copies of an object of up to 8 MiB, or 32 MiB of a larger one.
+Cost: host memory, however slow the bucket: `max_bytes` or one batch file, whichever is larger, that waits or is being
+stored; two batch files that the loop fills (STEPS_IN_FLIGHT reaches into the next one, not further); and the request in
+flight, two copies of a batch file of up to 8 MiB, or 32 MiB of a larger one.
 """
 
 import threading
@@ -17,14 +16,16 @@ from collections import deque
 from collections.abc import Callable
 
 from ..batching.packing import PackedBatch
+from ..format.commit import Commit
+from ..format.not_finite import NotFinite
 
-CommitFunction = Callable[..., object]
+CommitFunction = Callable[..., Commit]
 
 
 class BackgroundWriter:
     """Calls `commit` for each submitted batch. Use as a context manager: leaving it waits until all is committed."""
 
-    def __init__(self, commit: CommitFunction, max_bytes: int, on_commit: Callable[[object], None]):
+    def __init__(self, commit: CommitFunction, max_bytes: int, on_commit: Callable[[Commit], None]):
         self._commit, self._max_bytes, self._on_commit = commit, max_bytes, on_commit
         self._waiting: deque[tuple] = deque()
         self._waiting_bytes = 0
@@ -34,9 +35,10 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
-    def submit(self, batch: PackedBatch, data: memoryview | None, *facts: dict[str, float]) -> None:
-        """Queue a batch, to be committed with these facts; blocks while the queue is full. Raises the error that ended
-        the writer.
+    def submit(self, batch: PackedBatch, data: memoryview | None, *facts: dict[str, float] | NotFinite) -> None:
+        """Queue a batch, to be committed with these facts; block while the queue is full.
+
+        Raises the error that ended the uploader.
         """
         size = 0 if data is None else len(data)
         with self._changed:
@@ -49,7 +51,7 @@ class BackgroundWriter:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait until everything submitted is committed. Raises the error that ended the writer."""
+        """Wait until everything submitted is committed. Raises the error that ended the uploader."""
         self._drain()
         self._raise()
 
@@ -57,7 +59,7 @@ class BackgroundWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        self._drain()  # what came before an error of the caller is good, and is kept
+        self._drain()  # batches before an error of the caller are good
         if kind is None:
             self._raise()
 
@@ -80,7 +82,7 @@ class BackgroundWriter:
                     self._waiting.popleft()
                     self._waiting_bytes -= 0 if item[1] is None else len(item[1])
                     self._changed.notify_all()
-        except BaseException as error:  # handed to the caller, whatever it is
+        except BaseException as error:  # raised again in the thread of the caller
             with self._changed:
                 self._error = error
                 self._changed.notify_all()

@@ -26,7 +26,7 @@ def data_of(batch: PackedBatch, number: int) -> memoryview | None:
     """The data object of a batch, with activations that are a function of the tokens."""
     if not batch.num_rows:
         return None
-    shard = BatchInFlight(batch, number, Layout(0, WIDTHS, np.dtype(np.float32))).shard
+    shard = BatchInFlight(batch, number, Layout(0, WIDTHS, np.dtype(np.float32))).file
     fill_hook(shard.arrays, "blocks.0.hook_resid_post", shard.arrays["tokens"][:, None] * [1.0, 2.0, 3.0, 4.0])
     return shard.data
 

@@ -87,7 +87,7 @@ def extract(
     for number, batch in enumerate(pack_batches(records, chain.cursor, SHAPE, "split", selector)):
         if number == stop_after:
             return
-        data = fill(BatchInFlight(batch, chain.next_batch, layout).shard) if batch.num_rows else None
+        data = fill(BatchInFlight(batch, chain.next_batch, layout).file) if batch.num_rows else None
         chain.commit(batch, data, {"step": 0.5})
 
 

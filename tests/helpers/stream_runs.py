@@ -18,7 +18,7 @@ from extraction.batching.token_selection import EVERYTHING, Selection, Selector
 from extraction.datasets import fineweb
 from extraction.format.records import Cursor, Record, TokenizedRecord
 from extraction.format.run_config import RunConfig, RunDescription, SpecialTokenIds
-from extraction.format.safetensors import Shard, decode
+from extraction.format.safetensors import SafetensorsFile, decode
 from extraction.storage import Storage, crc32c_base64, open_storage
 from extraction.streams.stream import load_manifest, open_stream
 from extraction.worker.loop import BatchInFlight, Layout
@@ -85,9 +85,9 @@ def batches_of(
 
 def shard_of(
     batch: PackedBatch, worker_id: int, number: int, dtype: object = np.float32, widths: dict[str, int] = HOOKS
-) -> Shard:
+) -> SafetensorsFile:
     """The data object of a batch; values are small whole numbers, so that every dtype holds them."""
-    shard = BatchInFlight(batch, number, Layout(worker_id, widths, np.dtype(dtype))).shard
+    shard = BatchInFlight(batch, number, Layout(worker_id, widths, np.dtype(dtype))).file
     for factor, (hook_point, width) in enumerate(widths.items(), 1):
         fill_hook(shard.arrays, hook_point, shard.arrays["tokens"][:, None] % 16 * np.arange(-1, width - 1) * factor)
     return shard

@@ -185,8 +185,8 @@ def test_what_is_no_mesh_is_refused(text):
     "mesh, message",
     [
         ("data=2", "needs 2 devices, this host has 1"),
-        ("data=3", "--batch-size 8 cannot be shared by data=3"),
-        ("model=3", "4 heads cannot be shared by model=3"),
+        ("data=3", "--batch-size 8 is not divisible by data=3"),
+        ("model=3", "4 heads are not divisible by model=3"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused_by_name(models, mesh, message):

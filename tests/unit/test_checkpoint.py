@@ -137,7 +137,7 @@ def test_of_two_workers_on_one_stream_the_second_is_fenced(storage):
 
 def test_a_batch_that_does_not_begin_at_the_cursor_is_refused(storage):
     batches = batches_from(Cursor(0, 0))
-    with pytest.raises(ValueError, match="the chain stands at"):
+    with pytest.raises(ValueError, match="the chain ends at"):
         load(storage).commit(batches[1], data_of(batches[1], 0), {})
     assert checkpoint.list_commits(storage, 0) == []
 

@@ -25,13 +25,13 @@ def batch_of(metas, length=3):
 
 def test_the_header_lists_the_metas_of_the_records():
     batch = batch_of(['{"task": "ä", "n": [1, 2]}', None, '"plain"'])
-    metadata = shards.decode(BatchInFlight(batch, 0, LAYOUT).shard.data).metadata
+    metadata = shards.decode(BatchInFlight(batch, 0, LAYOUT).file.data).metadata
     assert json.loads(metadata["record_meta"]) == [{"task": "ä", "n": [1, 2]}, None, "plain"]
     assert json.loads(metadata["record_ids"]) == ["r0", "r1", "r2"]
 
 
 def test_without_any_meta_the_header_says_nothing_of_it():
-    assert "record_meta" not in BatchInFlight(batch_of([None, None]), 0, LAYOUT).shard.metadata
+    assert "record_meta" not in BatchInFlight(batch_of([None, None]), 0, LAYOUT).file.metadata
 
 
 def test_a_record_of_several_windows_has_its_meta_once():
@@ -44,6 +44,6 @@ def test_the_tokenizer_hands_the_meta_on():
 
 
 def test_a_header_that_no_reader_would_take_is_refused(monkeypatch):
-    monkeypatch.setattr(shards, "_MAX_HEADER", 2000)
+    monkeypatch.setattr(shards, "MAX_HEADER", 2000)
     with pytest.raises(InvalidRequest, match="--steps-per-batch"):
         BatchInFlight(batch_of([json.dumps("x" * 2000)]), 0, LAYOUT)

@@ -206,7 +206,7 @@ def test_a_maximum_where_no_row_is_is_damage(small, place):
     arrays = decode(data).arrays
     arrays[f"{name}.max"][:], arrays[f"{name}.max_at"][:] = math.inf, place
     path.write_bytes(data)
-    with pytest.raises(DamagedData, match=r"max_at is \[.*where no row is"):
+    with pytest.raises(DamagedData, match=r"max_at is \[.*outside its rows"):
         ActivationReader(str(small)).statistics()
 
 

@@ -144,7 +144,7 @@ def without(name):
             lambda folder: (folder / "tokenizer.json").write_text("{"),
             "auto",
             DamagedData,
-            "the tokenizer cannot be read",
+            "not a readable tokenizer",
         ),
         (
             lambda folder: (folder / "tokenizer_config.json").write_text(

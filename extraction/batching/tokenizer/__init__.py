@@ -187,7 +187,7 @@ def parse_pipeline(data: bytes, path: Path) -> Any:
     try:
         tokenizer = Tokenizer.from_buffer(data)
     except Exception as error:  # the package raises nothing narrower
-        raise DamagedData(f"{path}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from error
+        raise DamagedData(f"{path}: not a readable tokenizer: {str(error).splitlines()[0]}") from error
     if getattr(tokenizer.model, "dropout", None):
         raise InvalidRequest(f"{path}: its model has a dropout, which makes ids random; set it to null there")
     tokenizer.no_truncation()

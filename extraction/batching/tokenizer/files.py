@@ -2,7 +2,7 @@
 
 In: a folder of a model, or a tokenizer.json. Out: `TokenizerFiles`: the pipeline that decides the ids, as the bytes of
 a tokenizer.json, and the settings around it. Guarantee: the pipeline is that of `tokenizer.json`, byte for byte,
-whatever class the settings name; only where that file is missing it is converted from `tokenizer.model`. Cost: reading
+for any class in the settings; only if that file is missing, `tokenizer.model` is converted. Cost: reading
 some megabytes; a conversion takes some seconds.
 """
 

@@ -67,7 +67,7 @@ def convert(path: Path) -> bytes:
     from transformers import PreTrainedTokenizerFast
 
     original = open_original(path)
-    try:  # the class that takes its pipeline from the model's own settings, whatever class tokenizer_config.json names
+    try:  # this class reads the pipeline from the model's own settings, for any class in tokenizer_config.json
         converted = PreTrainedTokenizerFast.from_pretrained(path.parent).backend_tokenizer
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise InvalidRequest(_refusal(path, f"transformers cannot convert it ({error})")) from error

@@ -25,7 +25,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def short(value: float) -> str:
-    """`1.2M`, `350`, `0.02`"""
+    """Return text such as `1.2M`, `350` or `0.02`."""
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g}{unit}"
@@ -39,10 +39,12 @@ class Axes:
         self.x, self.y, self.logarithmic = x, y, logarithmic
 
     def across(self, value: float) -> float:
+        """Return the x of the drawing for a value."""
         low, high = self.x
         return LEFT + (WIDTH - LEFT - RIGHT) * ((value - low) / (high - low) if high > low else 0.5)
 
     def up(self, value: float) -> float:
+        """Return the y of the drawing for a value."""
         low, high = self.y
         if self.logarithmic:
             low, high, value = (math.log10(number) for number in (low, high, value))

@@ -1,10 +1,9 @@
-"""What a report shows, gathered from the output of a run.
+"""The facts of a report, gathered from the output of a run.
 
 In: OUTPUT. Out: `ReportFacts`: plain numbers, no drawing. Statistics, record lengths and times are of everything that
-is committed; what needs the rows themselves (outstanding tokens, norms by position) is of a sample of them, spread
-evenly over the batches.
+is committed; outstanding tokens and norms by position are of a sample of the rows, spread evenly over the batches.
 
-Cost: each commit and each data object's first bytes once, and `SAMPLED_BATCHES` runs of `SAMPLED_ROWS` rows.
+Cost: each commit and each batch file's first bytes once, and `SAMPLED_BATCHES` runs of `SAMPLED_ROWS` rows.
 """
 
 import math
@@ -65,9 +64,10 @@ class Outstanding:
 
 @dataclass(frozen=True)
 class HookFacts:
-    """Norms ‖x‖ of one hook point: of all rows the root mean square, and quantiles and largest within 1%, NaN if every
-    row has a NaN; of the sample medians by position in the window and outstanding tokens, but for the one with the
-    largest coordinate.
+    """Norms ‖x‖ of one hook point.
+
+    Of all rows: the root mean square, and quantiles and the largest within 1%, NaN if every row has a NaN. Of the
+    sample: medians by position in the window, and outstanding tokens, but for the one with the largest coordinate.
     """
 
     name: str
@@ -80,6 +80,7 @@ class HookFacts:
 
     @property
     def median(self) -> float:
+        """The median of the norms."""
         return self.quantiles[2]
 
 
@@ -101,6 +102,7 @@ class ReportFacts:
 
     @property
     def num_tokens(self) -> int:
+        """The tokens that are committed, stored or not."""
         return sum(commit.tokens for commit in self.commits)
 
     @property
@@ -128,7 +130,7 @@ class ReportFacts:
 
 
 def gather(output: str, streams: str | None = None) -> ReportFacts:
-    """Read what the report shows. Raises what the reader raises."""
+    """Return the facts of a run. Raises what the reader raises."""
     reader = ActivationReader(output)
     with ThreadPoolExecutor(AHEAD) as pool:
         walked = list(walk(reader.storage, reader.streams, reader.run.fingerprint, pool))
@@ -156,7 +158,7 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
 
 
 def _with_lengths(headers: Iterable[StoredBatch], lengths: list[int]) -> Iterator[StoredBatch]:
-    """The same objects; how long the records are that end in them goes into `lengths`."""
+    """Yield the same batch files; append the lengths of the records that end in them to `lengths`."""
     for stored in headers:
         begin, end = stored.ref.begin, stored.ref.end
         sizes = stored.record_lengths[: end.record - begin.record].copy()
@@ -166,8 +168,9 @@ def _with_lengths(headers: Iterable[StoredBatch], lengths: list[int]) -> Iterato
 
 
 def _lengths_without_rows(commit: Commit) -> list[int]:
-    """How long the records are that end in a commit without data, as far as its cursors tell: of one, or of several
-    that have no tokens in it; else nothing.
+    """Return the lengths of the records that end in a commit without batch file, where its cursors determine them.
+
+    They do for one record, and for several that have no tokens in the batch.
     """
     before, after = commit.cursor_before, commit.cursor_after
     num_ended = after.record - before.record
@@ -208,7 +211,7 @@ def _read_hook(name: str, sample: list[StoredBatch], of_all: Statistics, seq_len
 
 
 def _with_largest(outstanding: list[Outstanding], largest: Largest, median: float) -> list[Outstanding]:
-    """The list with the token that has the largest coordinate of all, in the sample or not."""
+    """Return the list with the token that has the largest coordinate of all, in the sample or not."""
     found = Outstanding(
         largest.token,
         largest.position,
@@ -234,11 +237,11 @@ def _outstanding(norm: float, stored: StoredBatch, row: int, values: np.ndarray,
 
 
 def _prove(output: str, streams: str | None) -> tuple[str, str]:
-    """The verdict of `verify` and what it said; that it could not be asked is no reason to show nothing."""
+    """Return the verdict and the text of `verify`, or why it did not run."""
     from ...audit.verify import audit_run
 
     try:
         audit = audit_run(output, streams)
     except ExtractionError as error:
-        return "not checked", f"verify could not be run: {error}"
+        return "not checked", f"verify did not run: {error}"
     return audit.verdict, audit.to_text()

@@ -45,8 +45,8 @@ def by_layer(facts: ReportFacts) -> str:
     content = axes.frame(lambda layer: f"{layer:g}" if layer == round(layer) else "", short, "layer")
     for number, (name, pairs) in enumerate(kinds.items()):
         color = f"c{number % _COLORS}"
-        content += charts.band(axes, [(layer, max(hook.quantiles[1], 1e-9), hook.quantiles[3]) for layer, hook in pairs],
-                               color)  # fmt: skip
+        middle = [(layer, max(hook.quantiles[1], 1e-9), hook.quantiles[3]) for layer, hook in pairs]
+        content += charts.band(axes, middle, color)
         content += charts.path(
             axes, [(layer, hook.largest) for layer, hook in pairs], f"{color} far", f"{name}: largest"
         )

@@ -27,7 +27,8 @@ def render(facts: ReportFacts, words: Words | None = None) -> str:
     title = f"Activations of {config.model}"
     sections = [
         over_time.progress(facts), over_time.pace(facts), over_time.streams(facts),
-        _not_finite(facts), norms.by_layer(facts), norms.by_position(facts), norms.spreads(facts), norms.outstanding(facts, words),
+        _not_finite(facts), norms.by_layer(facts), norms.by_position(facts), norms.spreads(facts),
+        norms.outstanding(facts, words),
         _lengths(facts), _padding(facts), _stages(facts), _proof(facts), _configuration(config.to_json()),
     ]  # fmt: skip
     badge = f'<span class="badge {facts.verdict.replace(" ", "-")}">{escape(facts.verdict)}</span>'

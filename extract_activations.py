@@ -89,7 +89,7 @@ def without_torch() -> None:
     "--stuck-after",
     default=900.0,
     show_default=True,
-    help="Seconds without a commit after which a stream counts as stuck.",
+    help="Seconds without a commit after which a stream is stuck.",
 )
 def status(output: str, as_json: bool, watch: bool, every: float, rows: int, stuck_after: float) -> None:
     """Show the state, the rate and the problems of each stream.

@@ -1,14 +1,14 @@
-"""Command line: extract activations (`run`, the default), prove what was extracted (`verify`), measure it (`parity`).
+"""Command line: extract activations (`run`, the default), verify them (`verify`), measure their accuracy (`parity`).
 
-In: flags, or environment variables of the same names (`EXTRACT_SEQ_LEN`). Out: data objects and commits under OUTPUT,
-lines on stderr, an exit code: 0 done, 2 usage, 65 damaged data, 73 fenced, 75 try again, 77 no permission, 78 the
-configuration is not the run's. A worker may be killed at any instant and started again with the same command.
+In: flags, or environment variables of the same names (`EXTRACT_SEQ_LEN`). Out: batch files and commits under OUTPUT,
+lines on stderr, an exit code: 0 done, 2 usage, 65 damaged data, 73 fenced, 75 try again, 77 no permission, 78 the run
+config differs. Guarantee: a worker may be killed at any instant; the same command continues. Cost: that of the command.
 """
 
 import os
 import signal
 
-if __name__ == "__main__":  # told to stop while the imports below are under way: try again, as at any later moment
+if __name__ == "__main__":  # SIGTERM during the imports below ends with "try again", as at any later time
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(75))
 
 import json
@@ -38,7 +38,7 @@ from extraction.worker.flags import ParityFlags, PlanFlags, RunFlags
 ADVICE = {
     DamagedData: "nothing was deleted; restore the object named above from a copy, or use a new --output",
     Fenced: "let that worker finish, or stop it and start this one again",
-    TryAgain: "start the same command again; what is committed stays",
+    TryAgain: "start the same command again; committed batches stay",
     BucketDenied: "a worker needs storage.objects.create, get and list on the bucket",
     NoCredentials: "`gcloud auth application-default login` gives them, or a service account of the machine",
     ConfigurationMismatch: "use the run's own flags, or a new --output",
@@ -47,7 +47,7 @@ ADVICE = {
 
 @click.group(cls=DefaultGroup, default="run", default_if_no_args=False, context_settings={"max_content_width": 110})
 def cli() -> None:
-    """Language model activations over millions of documents, exactly once, on machines that vanish."""
+    """Extract language model activations over millions of documents, exactly once, on preemptible machines."""
 
 
 @cli.command()
@@ -57,8 +57,9 @@ def cli() -> None:
     default="text",
     type=click.Choice(["text", "json"]),
     envvar="EXTRACT_LOG_FORMAT",
+    show_envvar=True,
     show_default=True,
-    help="json is for Google Cloud Logging.",
+    help="Format of the log lines; json is for Google Cloud Logging.",
 )
 def run(flags: RunFlags, log_format: str) -> None:
     """Extract the activations of one stream into this worker's folder; continue where its commits end."""
@@ -74,20 +75,25 @@ def run(flags: RunFlags, log_format: str) -> None:
 
 
 def without_torch() -> None:
-    """Keep transformers from importing torch, which takes a second and which neither worker nor plan use."""
+    """Keep transformers from importing torch, which takes a second and which neither worker nor plan uses."""
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # transformers advises to install torch
 
 
 @cli.command()
 @click.argument("output")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in a line instead of a table.")
-@click.option("--watch", is_flag=True, help="Show it anew until the run is finished.")
-@click.option("--every", default=10.0, show_default=True, help="With --watch: seconds between two looks.")
-@click.option("--rows", default=40, show_default=True, help="Streams in the table, those in trouble first.")
-@click.option("--stuck-after", default=900.0, show_default=True, help="Seconds without a commit that are too long.")
+@click.option("--watch", is_flag=True, help="Refresh the table until the run is finished.")
+@click.option("--every", default=10.0, show_default=True, help="Seconds between two refreshes of --watch.")
+@click.option("--rows", default=40, show_default=True, help="Streams in the table, streams with problems first.")
+@click.option(
+    "--stuck-after",
+    default=900.0,
+    show_default=True,
+    help="Seconds without a commit after which a stream is stuck.",
+)
 def status(output: str, as_json: bool, watch: bool, every: float, rows: int, stuck_after: float) -> None:
-    """Shows who is where, at which pace, and who is in trouble.
+    """Show the state, the rate and the problems of each stream.
 
     Exit 0: every stream is finished. 75: not yet.
     """
@@ -113,7 +119,7 @@ def status(output: str, as_json: bool, watch: bool, every: float, rows: int, stu
 @with_flags(PlanFlags)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; keys as in extraction/tools/plan.py.")
 def plan(flags: PlanFlags, as_json: bool) -> None:
-    """Say what a run will take, before anything is rented: memory, rate, size, hours, price, and what limits it."""
+    """Estimate a run before machines are rented: memory, rate, size, hours, price and the limiting resource."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # the step is compiled for the slice, not run
     without_torch()
     from extraction.tools.plan import make_plan
@@ -124,13 +130,13 @@ def plan(flags: PlanFlags, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("output")
-@click.option("--streams", default=None, help="Where the streams are, if not where run.json says.")
-@click.option("--deep", is_flag=True, help="Read every data object too, and check what it holds.")
+@click.option("--streams", default=None, help="Location of the streams; by default the one in run.json.")
+@click.option("--deep", is_flag=True, help="Also read every batch file and check its content.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; keys as in extraction/audit/findings.py.")
 def verify(output: str, streams: str | None, deep: bool, as_json: bool) -> None:
-    """Prove that every token of every record is in OUTPUT exactly once, or say what is missing.
+    """Prove that every token of every record is in OUTPUT exactly once, or name the missing or damaged objects.
 
-    Exit 0: proven. 65: damaged, a line for each thing. 75: nothing wrong, but not all streams are finished.
+    Exit 0: proven. 65: damaged, one line for each problem. 75: no problem, but not all streams are finished.
     """
     from extraction.audit.verify import audit_run
 
@@ -141,11 +147,11 @@ def verify(output: str, streams: str | None, deep: bool, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("output")
-@click.option("--html", required=True, help="File to write, one page that needs nothing else.")
-@click.option("--streams", default=None, help="Where the streams are, if not where run.json says.")
-@click.option("--tokenizer", default=None, help="Folder or tokenizer.json, to show what outstanding tokens say.")
+@click.option("--html", required=True, help="File to write: one self-contained page.")
+@click.option("--streams", default=None, help="Location of the streams; by default the one in run.json.")
+@click.option("--tokenizer", default=None, help="Folder or tokenizer.json, to show outstanding tokens as text.")
 def report(output: str, html: str, streams: str | None, tokenizer: str | None) -> None:
-    """Draw what was extracted: progress, norms, tokens that stand out, lengths, times, and the proof."""
+    """Draw a run: progress, norms, outstanding tokens, lengths, times and the proof."""
     from extraction.tools.report import write_report
 
     facts = write_report(output, html, streams, tokenizer)
@@ -154,16 +160,16 @@ def report(output: str, html: str, streams: str | None, tokenizer: str | None) -
 
 @cli.command()
 @click.argument("output")
-@click.option("--to", "layout", required=True, type=click.Choice(["npy", "openmoss", "saelens"]))
-@click.option("--folder", required=True, help="A new local folder.")
-@click.option("--hook-point", multiple=True, help="May be given more than once; by default all.")
+@click.option("--to", "layout", required=True, type=click.Choice(["npy", "openmoss", "saelens"]), help="Layout.")
+@click.option("--folder", required=True, help="New local folder for the files.")
+@click.option("--hook-point", multiple=True, help="Hook point to export, may be given several times; by default all.")
 @click.option(
     "--context-size",
     type=click.IntRange(1),
-    help="Tokens in a row: SAELens, 128 by default; OpenMOSS, rows of one record each, without it no rows.",
+    help="Tokens in a row: 128 by default for saelens; for openmoss each row has one record, by default no rows.",
 )
 def export(output: str, layout: str, folder: str, hook_point: tuple[str, ...], context_size: int | None) -> None:
-    """Write what is committed in the layout of another tool."""
+    """Write the committed activations in the layout of another tool."""
     from extraction.read.exports import ExportOptions
     from extraction.read.exports import export as write
 
@@ -173,13 +179,13 @@ def export(output: str, layout: str, folder: str, hook_point: tuple[str, ...], c
 
 @cli.command()
 @with_flags(ParityFlags)
-@click.option("--max-error", type=click.FloatRange(0), help="Exit 1 if a hook point's relative error is above it.")
-@click.option("--output", default=None, help="Also store the result in this run, as parity-<digest>.json.")
+@click.option("--max-error", type=click.FloatRange(0), help="Exit 1 if the relative error of a hook point is larger.")
+@click.option("--output", default=None, help="Run in which the result is also stored, as parity-<digest>.json.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def parity(flags: ParityFlags, max_error: float | None, output: str | None, as_json: bool) -> None:
-    """Measure how far activations are from those of the Hugging Face model in float32, per hook point; needs torch.
+    """Measure the error of the activations against the Hugging Face model in float32, per hook point; needs torch.
 
-    Token ids are checked against tokenizer.json alone, and AutoTokenizer's are counted where they differ.
+    Token ids are compared with those of tokenizer.json; records with other ids from AutoTokenizer are counted.
 
     Exit 0: measured. 1: above --max-error.
     """
@@ -213,11 +219,11 @@ def main() -> None:
     except Exception:
         if not is_json():
             raise
-        say(traceback.format_exc().rstrip(), "ERROR")  # as one entry of the log
+        say(traceback.format_exc().rstrip(), "ERROR")  # as one log entry
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # Everything durable is durable by now; threads of ours or of a library must not hold or break the exit.
+    # All writes are durable by now; background threads must not delay or break the exit.
     os._exit(code if isinstance(code, int) else 1)
 
 

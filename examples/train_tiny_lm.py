@@ -1,4 +1,4 @@
-"""Trains the tiny model of examples/tiny-lm from scratch on a CPU, in minutes.
+"""Train the tiny model of examples/tiny-lm from scratch on a CPU, in minutes.
 
 In: folders of Parquet files with a `text` column. Out: a Llama-style model folder (config, bfloat16 safetensors,
 byte-level BPE tokenizer) and the measured loss. One document in 20 is held out. Needs the `test` extra (torch).
@@ -25,7 +25,7 @@ END = "<|endoftext|>"
 
 
 def read_texts(folder: Path) -> tuple[list[str], list[str]]:
-    """(training documents, held-out documents) of a folder."""
+    """Return (training documents, held-out documents) of a folder."""
     texts = [
         text
         for file in sorted(folder.glob("*.parquet"))
@@ -35,7 +35,7 @@ def read_texts(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; digits stand alone, so that a grid's cells are tokens. Texts begin with END."""
+    """Return a byte-level BPE tokenizer; each digit is one token, as grids need. Texts begin with END."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -52,7 +52,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> np.ndarray:
-    """All documents behind one another, each after END."""
+    """Return the tokens of all documents in sequence, each after END."""
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return np.concatenate([[tokenizer.bos_token_id, *document] for document in ids]).astype(np.int64)
 
@@ -63,14 +63,14 @@ def windows(tokens: np.ndarray, starts: np.ndarray) -> torch.Tensor:
 
 @torch.no_grad()
 def held_out_loss(model: LlamaForCausalLM, tokens: np.ndarray) -> float:
-    """Mean nats per token over at most 100 windows."""
+    """Return the mean nats per token over at most 100 windows."""
     starts = np.arange(0, len(tokens) - WINDOW, WINDOW)[:100]
     losses = [model(input_ids=w, labels=w).loss.item() for w in windows(tokens, starts).split(20)]
     return float(np.mean(losses))
 
 
 def unigram_loss(train: np.ndarray, held_out: np.ndarray) -> float:
-    """Nats per token of the best guess that ignores the context."""
+    """Return the nats per token of the unigram distribution."""
     counts = np.bincount(train, minlength=VOCABULARY) + 1.0
     return float(-np.log(counts / counts.sum())[held_out].mean())
 

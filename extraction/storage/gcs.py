@@ -235,7 +235,7 @@ class GcsStorage(Storage):
         return f"gs://{self._bucket_name}/{self._prefix}{name}"
 
     def _info(self, blob: Any) -> ObjectInfo:
-        name, updated = blob.name.removeprefix(self._prefix), blob.updated  # parsed anew each time it is asked for
+        name, updated = blob.name.removeprefix(self._prefix), blob.updated  # a property that parses at each access
         return ObjectInfo(name, blob.size, blob.crc32c, blob.generation, updated.timestamp() if updated else None)
 
     def _call(self, permission: str, name: str, attempt: Callable[[], Result], tries: float = math.inf) -> Result:

@@ -32,7 +32,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class HubPlace:
-    """A place on the hub: `kind` is `dataset` or `model`, `revision` as asked for or None, `path` in the repository."""
+    """A place on the hub: `kind` is `dataset` or `model`, `revision` as requested or None, `path` in the repository."""
 
     kind: str
     repository: str
@@ -99,7 +99,7 @@ class HubStorage(Storage):
         wanted = f"bytes={start}-{'' if end is None else end - 1}"
         data = self._call(f"{self.location}/{name}", lambda: self._get(url, wanted, start, end))
         if end is not None and len(data) > end - start:
-            raise DamagedData(f"{self.location}/{name}: {len(data)} bytes came, {end - start} were asked for")
+            raise DamagedData(f"{self.location}/{name}: {len(data)} bytes arrived, {end - start} were requested")
         return data
 
     def _get(self, url: str, wanted: str, start: int, end: int | None) -> bytes:

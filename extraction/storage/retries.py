@@ -28,7 +28,7 @@ class Passing(NamedTuple):
 
 
 class RetryPolicy:
-    """Repeat requests until the deadline of the environment. Raises InvalidRequest for a deadline that is no number."""
+    """Repeat requests until the deadline. Raises InvalidRequest if the variable is not a number."""
 
     def __init__(self) -> None:
         text = os.environ.get(_VARIABLE, str(_DEFAULT_DEADLINE))

@@ -98,3 +98,18 @@ def as_strings(column: "pyarrow.ChunkedArray") -> "pyarrow.ChunkedArray":
         kind = pyarrow.large_string() if types.is_large_binary(column.type) else pyarrow.string()
         return pyarrow.chunked_array([chunk.view(kind) for chunk in column.chunks], kind)
     return column
+
+
+def python_values(column: "pyarrow.ChunkedArray | pyarrow.Array") -> list[Any]:
+    """Return a column as Python values; a value that is not UTF-8 becomes its UnicodeDecodeError."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_decoded(scalar) for scalar in column]
+
+
+def _decoded(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error

@@ -58,7 +58,7 @@ class ParquetFacts:
 class Piece(NamedTuple):
     """`rows` rows from `first_row` of row group `row_group` on, in file number `file` of the manifest.
 
-    `records` of them are records. Where all are, the rows may go on into the row groups that follow; where some are
+    `records` of them are records. Where all are, the rows may continue in the following row groups; where some are
     not, they are of one row group, so that the manifest alone gives the row group of record k.
     """
 
@@ -216,7 +216,7 @@ def _parse_file(fields: _Fields) -> ParquetFacts:
     etag = fields.text("etag") if "etag" in fields.value else None
     content = _parse_content(fields) if "content" in fields.value else None
     if etag is None and content is None:
-        raise fields.wrong("", "has neither etag nor content: nothing pins what is in the file")
+        raise fields.wrong("", "has neither etag nor content: nothing pins the content of the file")
     facts = ParquetFacts(name, fields.count("size"), fields.count("num_rows"), fields.digest("footer"), etag, content)
     return replace(facts, skipped=_parse_skipped(fields)) if "skipped" in fields.value else facts
 

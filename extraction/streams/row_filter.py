@@ -63,7 +63,7 @@ class RowFilter:
         return True if decided and all(decided) else None
 
     def _by_bounds(self, column: str, statistics: "pyarrow.parquet.Statistics") -> bool | None:
-        if column == SCORE:  # all cannot be known: a NaN is in no bounds
+        if column == SCORE:  # never True: bounds do not include NaN
             return False if statistics.max < self.min_language_score else None
         if not any(statistics.min <= dump <= statistics.max for dump in self.dumps):
             return False

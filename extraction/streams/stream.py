@@ -15,7 +15,7 @@ import contextlib
 import itertools
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..core.threads import Budget, read_ahead
 from ..format.records import Record
 from ..storage import Storage, open_storage
 from .column_chunks import ColumnChunks, open_chunks
-from .columns import ROW_ID, Columns, as_strings, columns_of
+from .columns import ROW_ID, Columns, as_strings, columns_of, python_values
 from .manifest import Manifest, Piece, is_outside, load_manifest
 from .parquet import Files, row_group_sizes
 
@@ -173,7 +173,8 @@ class Stream:
                 for offset in range(0, group.table.num_rows, ROWS_AT_A_TIME):
                     part = group.table.slice(offset, ROWS_AT_A_TIME)
                     values_of = [as_strings(part[name]) for name in names] + [part[name] for name in optional]
-                    for row, values in enumerate(_values(values_of), offset):
+                    rows = zip(*map(python_values, values_of), strict=True)
+                    for row, values in enumerate(rows, offset):
                         for name, value in zip(names, values, strict=False):
                             if not isinstance(value, str):
                                 raise self._bad_value(group, row, name, value)
@@ -211,21 +212,6 @@ def _cut(whole: _Rows, start: int, stop: int) -> _Rows:
     end = min(stop - whole.first_record, whole.table.num_rows)
     table = whole.table.slice(begin, end - begin)
     return _Rows(whole.place, whole.first_record + begin, table, whole.rows[begin:end])
-
-
-def _values(columns: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Return the rows of Arrow columns as Python values; what is not UTF-8 becomes the error that says so."""
-    try:
-        return list(zip(*(column.to_pylist() for column in columns), strict=True))
-    except UnicodeDecodeError:
-        return [tuple(_decoded(column[row]) for column in columns) for row in range(len(columns[0]))]
-
-
-def _decoded(scalar: Any) -> object:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError as error:
-        return error
 
 
 def open_stream(manifest: Manifest, location: Storage | str, index: int) -> Stream:

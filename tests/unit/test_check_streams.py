@@ -133,7 +133,7 @@ def test_a_stream_file_that_was_changed_is_named(materialised):
 
 def test_a_stream_file_that_is_of_no_stream_is_named(materialised):
     (materialised / "stream-00003.parquet").write_bytes(b"")
-    assert_wrong(check(materialised), "stream-00003.parquet is there, but not of this manifest")
+    assert_wrong(check(materialised), "stream-00003.parquet exists, but is not in this manifest")
 
 
 def test_rows_that_pass_the_filter_otherwise_are_named(tmp_path):

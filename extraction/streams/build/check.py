@@ -130,7 +130,7 @@ def _check_own_files(manifest: Manifest, home: Storage, problems: Sequence[str])
     own = {file.name for file in manifest.files if not is_outside(file.name)}
     for info in home.list(PREFIX):
         if info.name not in own:
-            yield f"{info.name} is there, but not of this manifest"
+            yield f"{info.name} exists, but is not in this manifest"
     if problems:
         return
     streams = track(manifest.streams, "stream files", manifest.num_streams) if own else ()

@@ -11,11 +11,10 @@ from typing import Any
 
 from ...core.errors import InvalidRequest
 from .file_kinds import holds_data
-from .find_files import Place
+from .find_files import Place, some_of
 from .splits import canonical
 
 README = "README.md"
-SHOWN = 10
 Chosen = dict[str, str | None]
 
 
@@ -30,21 +29,21 @@ def choose_configuration(place: Place, source: str, asked: str | None) -> Chosen
     folders = sorted({name.partition("/")[0] for name in place.names if "/" in name and holds_data(name)})
     if asked is not None:
         if asked not in folders:
-            raise InvalidRequest(f"--config {asked}: {source} has no such folder; it has {_few(folders) or 'none'}")
+            raise InvalidRequest(f"--config {asked}: {source} has no such folder; it has {some_of(folders) or 'none'}")
         return {name: None for name in place.names if name.startswith(f"{asked}/")}
     samples = [folder for folder in folders if folder.startswith("sample")]
     if place.is_folder and "data" in folders and samples:
         raise InvalidRequest(
-            f"{source} has data and {_few(samples)}, which holds parts of it again: choose one, such as {source}/data"
+            f"{source} has data and {some_of(samples)}, which repeats parts of it: choose one, such as {source}/data"
         )
     return dict.fromkeys(place.names)
 
 
 def _as_written(place: Place, source: str, asked: str | None, written: dict[str, Any]) -> Chosen:
     if asked is None and len(written) > 1:
-        raise InvalidRequest(f"{source} has the configurations {_few(list(written))}: choose one with --config")
+        raise InvalidRequest(f"{source} has the configurations {some_of(list(written))}: choose one with --config")
     if asked is not None and asked not in written:
-        raise InvalidRequest(f"--config {asked}: {source} has no such configuration; it has {_few(list(written))}")
+        raise InvalidRequest(f"--config {asked}: {source} has no such configuration; it has {some_of(list(written))}")
     name = asked or next(iter(written))
     found = {file: split for split, pattern in _patterns(written[name]) for file in place.matching(pattern)}
     if not found:
@@ -78,7 +77,3 @@ def _patterns(files: Any) -> Iterator[tuple[str, str]]:
         paths = entry.get("path") or []
         for path in paths if isinstance(paths, list) else [paths]:
             yield canonical(str(entry.get("split", "train"))), str(path)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -15,6 +15,7 @@ from pathlib import Path
 from ...core.errors import InvalidRequest, ObjectNotFound, PermissionDenied
 from ...storage import ObjectInfo, Storage
 
+SHOWN = 10
 Children = Callable[[str], Sequence[str]]  # names in a folder ("" or ending with /); those of folders end with /
 
 
@@ -38,6 +39,11 @@ class Place:
     def matching(self, pattern: str) -> Iterator[str]:
         """Yield the names that match a path or glob."""
         return _expand(_children_of(self.names), "", pattern.strip("/").split("/"))
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first names as text, and the number of the others."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 # ---------------------------------------------------------------------------------------------- local

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 THREADS = 16
-AHEAD = 4 * THREADS  # files whose footers are asked for before the first of them is used
+AHEAD = 4 * THREADS  # footers that are requested before the first of them is used
 TOKENS = "token_count"
 _OTHER_TEXT = "; name the text's column by --text-column"
 _OTHER_ID = "; name the id's column by --id-column, or give --id-column '' for ids of the form FILE#ROW"
@@ -144,7 +144,7 @@ def inspect(files: Files, file: SourceFile, wanted: Wanted) -> FileGroups:
                 mask, counts = _small_columns(parquet, number, wanted, file.name)
                 records[number], tokens[number] = mask.sum(), counts[mask].sum()
                 if wanted.max_tokens is not None and tokens.sum() > wanted.max_tokens:
-                    tokens[number + 1 :] = tokens[number]  # beyond the limit whatever they are: not read
+                    tokens[number + 1 :] = tokens[number]  # beyond the limit in any case: not read
                     break
     return FileGroups(facts, rows, records, unclear, tokens if wanted.max_tokens is not None else None)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData
+from ..columns import python_values
 from ..parquet import Files, damage_named, read_footer
 from .file_kinds import packing_of
 from .source_reading import MissingColumn, Reading, file_sha256
@@ -113,25 +114,10 @@ def _parquet_rows(opened: Any, columns: Sequence[str]) -> Iterator[Located]:
             batch = next(batches, None)
         if batch is None:
             return
-        values = [_values(column) for column in batch.columns]
+        values = [python_values(column) for column in batch.columns]
         for row in zip(*values, strict=True) if values else [()] * batch.num_rows:
             yield Located(f"{opened.name}: row {number}", dict(zip(batch.schema.names, row, strict=True)), names)
             number += 1
-
-
-def _values(column: Any) -> list[Any]:
-    """Return a column as Python values; what is not UTF-8 becomes the error that says so."""
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return [_decoded(scalar) for scalar in column]
-
-
-def _decoded(scalar: Any) -> Any:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError as error:
-        return error
 
 
 # ---------------------------------------------------------------------------------------------- other kinds

@@ -20,10 +20,8 @@ from ...core.logs import say
 from ...storage import ObjectInfo, backend_of, open_storage
 from .configurations import choose_configuration
 from .file_kinds import COMPRESSED, KINDS, holds_data, kind_of
-from .find_files import Place, local_place, remote_place
+from .find_files import Place, local_place, remote_place, some_of
 from .splits import choose_split, split_of
-
-SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,9 @@ class Source:
     def announced(self) -> "Source":
         """Return the source, after a line on stderr about its files."""
         size = sum(file.size for file in self.files)
-        say(f"reading {len(self.files)} files, {size:,} bytes: {_few([file.name for file in self.files])}")
+        say(f"reading {len(self.files)} files, {size:,} bytes: {some_of([file.name for file in self.files])}")
         if self.left_out:
-            say(f"not reading {len(self.left_out)} other files there: {_few(self.left_out)}")
+            say(f"not reading {len(self.left_out)} other files there: {some_of(self.left_out)}")
         return self
 
 
@@ -123,7 +121,7 @@ def _nothing(source: str, place: Place, kinds: Sequence[str]) -> InvalidRequest:
     if not place.names:
         there = "no file in this folder" if place.is_folder else "no such file or folder"
         return InvalidRequest(f"{source}: {what} there: {there}")
-    return InvalidRequest(f"{source}: {what} ({read}{packed}); it has {_few(place.names)}")
+    return InvalidRequest(f"{source}: {what} ({read}{packed}); it has {some_of(place.names)}")
 
 
 def _check_kinds(source: str, files: Sequence[SourceFile]) -> None:
@@ -133,8 +131,3 @@ def _check_kinds(source: str, files: Sequence[SourceFile]) -> None:
         found = " and ".join(f"{kind} files ({first[kind].name})" for kind in sorted(first))
         suffix = KINDS[files[0].kind][0]
         raise InvalidRequest(f"{source} has {found}: choose one kind with a glob, such as '{source}/**/*{suffix}*'")
-
-
-def _few(names: Sequence[str]) -> str:
-    """Return some names, and the number of the others."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

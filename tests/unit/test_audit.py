@@ -271,6 +271,7 @@ def test_a_run_of_the_first_records_is_proven(empty):
     assert (empty.audit(deep=True).verdict, empty.audit().totals()["num_records"]) == ("proven", 0)
 
 
+@pytest.mark.slow
 def test_the_command_says_json_on_stdout_and_nothing_else_on_a_pipe(store):
     result = verify(store.storage.location, "--deep", "--json")
     assert (result.returncode, result.stderr, json.loads(result.stdout)["verdict"]) == (0, "", "proven")
@@ -280,6 +281,7 @@ def test_the_command_says_json_on_stdout_and_nothing_else_on_a_pipe(store):
     assert result.stdout.startswith(f"wrong: {DATA}: ")
 
 
+@pytest.mark.slow
 def test_the_command_says_that_there_is_no_run(empty):
     result = verify(empty.storage.location)
     assert (result.returncode, result.stdout) == (2, "")

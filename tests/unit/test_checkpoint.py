@@ -69,6 +69,7 @@ def test_a_commit_has_the_keys_of_the_format(storage):
     assert commit["seconds"].keys() == {"step", "upload"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", range(NUM_BATCHES + 1))
 def test_stopped_after_any_batch_it_ends_with_the_same_bytes(storage, undisturbed, stop):
     chain = load(storage)
@@ -78,6 +79,7 @@ def test_stopped_after_any_batch_it_ends_with_the_same_bytes(storage, undisturbe
     assert committed(storage) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(NUM_BATCHES))
 def test_stopped_twice_it_ends_with_the_same_bytes(storage, undisturbed, first):
     for stop in (first, (NUM_BATCHES - first) // 2):

@@ -237,6 +237,7 @@ def test_the_end_of_a_chain_of_any_length_is_found(tmp_path, length):
         assert min(length, 20) <= len(found.commit_times) <= 40 and found.damage is None
 
 
+@pytest.mark.slow
 def test_a_real_worker_from_the_shell_does_all_streams_with_one_compiled_step(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", [text_of(i, 9) for i in range(12)])
     streams = make_streams(corpus, tmp_path / "streams", 3)

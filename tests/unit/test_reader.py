@@ -343,6 +343,7 @@ def test_all_hook_points_of_a_token_can_be_had_together(output):
             assert np.array_equal(rows.activations[name], activations_of(rows.tokens, width))
 
 
+@pytest.mark.slow
 def test_reading_imports_neither_jax_nor_torch():
     code = (
         "import sys, extraction.read.reader, extraction.read.shuffle\n"

@@ -158,6 +158,7 @@ def test_a_finished_run_is_finished_when_every_stream_is(tmp_path):
     assert (found.finished, found.exit_code, found.seconds_left) == (True, 0, 0.0)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_json(output):
     result = python("extract_activations.py", "status", output)
     assert result.returncode == 75, result.stderr

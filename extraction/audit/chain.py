@@ -247,7 +247,7 @@ class _Walk:
 
 
 def width_kind(hook_point: str) -> str:
-    """Hook points of one kind are equally wide: D, but for what lies inside attention or the mlp."""
+    """Return the kind of a hook point; those of one kind are equally wide: D, but for those inside attention or mlp."""
     return next((kind for kind in ("attn.hook_z", "mlp.hook_post") if hook_point.endswith(kind)), "residual stream")
 
 
@@ -260,7 +260,7 @@ class _StreamIds:
         self._next, self._last = -1, ""
 
     def take(self, first: int, stop: int) -> list[str]:
-        """The ids of records [first, stop). Raises DamagedData if the stream cannot be read."""
+        """The ids of records [first, stop). Raises DamagedData for a stream that is not readable."""
         if first == stop:
             return []
         ids = [self._last] if first == self._next - 1 else []

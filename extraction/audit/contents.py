@@ -177,7 +177,7 @@ def _check_norms(counts: np.ndarray, norms: np.ndarray, width: int, hook_point: 
 
 
 def _check_maximum(file: SafetensorsFile, hook_point: str, ours: float, first: list[int]) -> Iterator[str]:
-    """The largest |x|, and where it first stands; NaN counts as 0, so that a maximum of 0 stands at [0, 0]."""
+    """Compare the largest |x| and its first place; NaN counts as 0, so that the place of a maximum of 0 is [0, 0]."""
     theirs, place = float(file.arrays[hook_point + MAX][0]), file.arrays[hook_point + MAX_AT]
     values, scale = file.arrays[hook_point], file.arrays.get(hook_point + SCALE)
     if theirs != ours:

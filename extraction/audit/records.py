@@ -8,7 +8,7 @@ bound that number elsewhere. One without rows is refused where any records betwe
 have a row.
 
 What is proven without one: the records are those from `cursor_before` to `cursor_after`, one after the other; their
-lengths sum up to the tokens that the commit covers; a record that began in an earlier batch goes on where that ended,
+lengths sum up to the tokens that the commit covers; a record that began in an earlier batch continues at its end,
 one that goes on in the next ends at its cursor. The rows of each are those that `--positions` names by the record's
 length, no more and no fewer. Where a length does not tell, rows are proven to be of tokens that may be stored, each
 once and in order: with `--drop-special`, for spans, and for positions that count from the end of a record that goes on

@@ -55,7 +55,7 @@ class TorchActivations(IterableDataset[TorchRows]):
         self._epoch.fill_(number)
 
     def state_dict(self) -> State | None:
-        """Where iterating stands in this process, after the batch that was given last."""
+        """Return the state of this process after the batch that it yielded last."""
         return self._reached
 
     def load_state_dict(self, state: State | None) -> None:

@@ -25,6 +25,7 @@ from tests.helpers.workers import ROOT, python
 
 DOCS = ROOT / "docs"
 FORMAT = (DOCS / "storage-format.md").read_text()
+DTYPES = {"int64": "I64", "int32": "I32", "float64": "F64", "float32": "F32", "bfloat16": "BF16"}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,21 @@ def test_the_table_of_a_data_object_has_its_arrays(output, tmp_path, monkeypatch
     assert named == shard.arrays.keys() | pooled.arrays.keys()
     assert list(shard.arrays)[:2] == ["record_index", "record_offsets"]
     assert {"format", "stream", "batch", "record_ids"} <= shard.metadata.keys()
+
+
+def test_the_table_of_a_batch_file_has_its_dtypes_and_shapes(output):
+    """`verify` expects the layout that the loop allocates; here the page says what that is."""
+    arrays = decode(output.read("worker-00000/batches/00000000.safetensors")).arrays
+    sizes = {"N": len(arrays["tokens"]), "R": len(arrays["record_index"])}
+    assert sizes == {"N": 16, "R": 2}
+    for array, form, _ in rows_of_cells(FORMAT, "array"):
+        for hook, width in WIDTHS.items():
+            found = arrays.get(array.strip("`").replace("<hook point>", hook))
+            if found is not None:
+                axes = re.search(r"\[(.*)\]", form)[1].split(", ")
+                named = sizes | {"R+1": sizes["R"] + 1, "width": width}
+                assert list(found.shape) == [named.get(axis) or int(axis) for axis in axes], array
+                assert DTYPES[found.dtype.name] in re.findall(r"\w+", form), array
 
 
 def test_run_json_has_what_the_page_says(output):

@@ -19,12 +19,6 @@ NAN, INF, ZERO, TINY, HUGE = range(5)
 SCALED = sorted(LARGEST_CODE)
 
 
-@pytest.fixture(autouse=True)
-def strict_ranks():
-    with jax.numpy_rank_promotion("raise"):
-        yield
-
-
 def make_rows() -> np.ndarray:
     """Ten rows, the first five of them odd, and two of padding that nothing may know of."""
     rows = np.random.default_rng(0).standard_normal((N, WIDTH)).astype(np.float32)

@@ -73,12 +73,6 @@ UNREAD = {
 }
 
 
-@pytest.fixture(autouse=True)
-def strict_ranks():
-    with jax.numpy_rank_promotion("raise"):
-        yield
-
-
 @pytest.fixture
 def configured(tmp_path):
     """A function that reads a configuration with these attributes."""

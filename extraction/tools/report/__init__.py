@@ -20,7 +20,7 @@ __all__ = ["ReportFacts", "gather", "render", "write_report"]
 def write_report(output: str, file: str, streams: str | None = None, tokenizer: str | None = None) -> ReportFacts:
     """Write the page; `tokenizer` is a folder or tokenizer.json that tells what tokens say.
 
-    Raises InvalidRequest if a file cannot be read or written, and what reading the run raises.
+    Raises InvalidRequest for a file that is not readable or writable, and what reading the run raises.
     """
     words = _load_words(tokenizer) if tokenizer else None
     facts = gather(output, streams)

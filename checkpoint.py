@@ -30,16 +30,15 @@ Cost: one listing and two reads to resume; two create requests for each batch.
 """
 
 import time
-from dataclasses import asdict
 
 from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists
 from extraction.core.fault_points import kill_point
 from extraction.format.chain import check_data, check_place, list_commits
 from extraction.format.commit import (
+    Attempt,
     BatchToCommit,
     Commit,
     DataObject,
-    Instance,
     Totals,
     commit_name,
     digest_ids,
@@ -76,7 +75,7 @@ class CommitChain:
 
     def __init__(self, storage: Storage, stream: int, fingerprint: str):
         self.storage, self.stream, self.fingerprint = storage, stream, fingerprint
-        self.instance = Instance()
+        self.attempt = Attempt()
         self.cursor, self.next_batch, self.end_of_stream = Cursor(0, 0), 0, False
         self.totals, self._last_attempt = Totals(), ""
 
@@ -143,10 +142,13 @@ class CommitChain:
                 batch,
                 stored.size if stored else 0,
                 seconds,
-                self._last_attempt != self.instance.attempt,
+                self._last_attempt != self.attempt.id,
                 not_finite or {},
             ),
-            **asdict(self.instance),
+            attempt=self.attempt.id,
+            host=self.attempt.host,
+            started=self.attempt.started,
+            versions=self.attempt.versions,
         )
         kill_point("before-commit", commit.batch)
         stored = self._publish(commit)
@@ -160,7 +162,7 @@ class CommitChain:
         try:
             info = self.storage.create(f"{folder}/{name}.safetensors", data)
         except ObjectExists:  # of a killed attempt or a rival: it stays, and ours goes beside it
-            name = f"{name}-{self.instance.attempt}"
+            name = f"{name}-{self.attempt.id}"
             info = self._store_as_ours(f"{folder}/{name}.safetensors", data)
         kill_point("after-data", self.next_batch)
         return DataObject(f"{name}.safetensors", info.size, info.crc32c, info.generation)
@@ -180,7 +182,7 @@ class CommitChain:
             return commit
         except ObjectExists:
             winner = parse_commit(self.storage.read(name), name)
-        if winner.attempt != self.instance.attempt:  # which nobody else can have written
+        if winner.attempt != self.attempt.id:  # which nobody else can have written
             raise Fenced(
                 f"{name} was committed by another worker: attempt {winner.attempt} on host {winner.host}, "
                 f"started {winner.started}",

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results  # noqa: E402
-from checkpoint import Instance  # noqa: E402
+from checkpoint import Attempt  # noqa: E402
 from extraction.storage import Storage, open_storage  # noqa: E402
 from extraction.tools.status import read_status  # noqa: E402
 from extraction.worker.claims import StreamChooser, work_all  # noqa: E402
@@ -41,10 +41,10 @@ class Fleet:
         self.storage, self.streams, self.seconds = storage, streams, seconds
         self.lengths, self.computed = [runs.SHAPE.seq_len] * RECORDS_PER_BATCH * batches, Counter()
 
-    def work(self, number: int, instance: Instance) -> None:
+    def work(self, number: int, attempt: Attempt) -> None:
         """A batch takes some seconds, and counts as computed from its beginning on."""
         chain = checkpoint.CommitChain.load(self.storage, number, runs.FINGERPRINT)
-        chain.instance = instance
+        chain.attempt = attempt
         while not chain.end_of_stream:
             self.computed[number] += 1
             time.sleep(self.seconds)

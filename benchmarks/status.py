@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results, note  # noqa: E402
-from checkpoint import Commit, DataObject, Totals  # noqa: E402
+from extraction.format.commit import Commit, DataObject, Totals, batch_of, worker_number  # noqa: E402
 from extraction.format.records import Cursor  # noqa: E402
 from extraction.format.run_config import RunDescription  # noqa: E402
 from extraction.tools.status import read_status  # noqa: E402
@@ -80,7 +80,7 @@ class Bucket(Sequence):
         place = bisect.bisect_left(self, name)
         if place == len(self) or self[place] != name:
             return None
-        batch = checkpoint.batch_of(name)
+        batch = batch_of(name)
         age = 0.0 if batch is None else EVERY * (self.commits - batch - 1)
         return Object(name, self.content(name, batch), 1, self.now - age)
 
@@ -92,7 +92,7 @@ class Bucket(Sequence):
             return json.dumps({"batch": self.commits - 1, "begun": self.now - EVERY * (self.commits - 1)}).encode()
         if "/commits/" not in name:
             return b"{}"
-        return commit_of(checkpoint.worker_number(name.split("/")[1]), batch).to_bytes()
+        return commit_of(worker_number(name.split("/")[1]), batch).to_bytes()
 
 
 def serve(pipe: multiprocessing.connection.Connection, *shape: int) -> None:

@@ -29,9 +29,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results, note  # noqa: E402
-from checkpoint import Commit, DataObject, Totals  # noqa: E402
 from extraction.batching.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
 from extraction.datasets import fineweb  # noqa: E402
+from extraction.format.commit import Commit, DataObject, Totals, data_name  # noqa: E402
 from extraction.format.records import Cursor, TokenizedRecord  # noqa: E402
 from extraction.format.run_config import RunConfig, RunDescription  # noqa: E402
 from extraction.format.statistics import norm_counts  # noqa: E402
@@ -92,7 +92,7 @@ def make_run(folder: Path, streams: str, size: Size) -> None:
             data = data_of(batch, (worker, number), size)
             totals = totals.plus(batch, len(data), {}, number == 0, {})
             commit = commit_of(batch, (worker, number), data, (config.fingerprint, totals))
-            (folder / checkpoint.data_name(commit)).write_bytes(data)
+            (folder / data_name(commit)).write_bytes(data)
             (folder / checkpoint.commit_name(worker, number)).write_bytes(commit.to_bytes())
 
 

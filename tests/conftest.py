@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed jax would look for a TPU first
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"  # in this process and in its children
@@ -10,6 +11,9 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 from extraction.storage import open_storage
 from tests.helpers.fake_gcs import FakeGcs
+
+settings.register_profile("no-deadline", deadline=None)  # a busy machine makes no test wrong
+settings.load_profile("no-deadline")
 
 
 @pytest.fixture

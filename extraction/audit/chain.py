@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from ..core.errors import DamagedData, ObjectNotFound
-from ..core.threads import in_order
+from ..core.threads import prefetch
 from ..format.chain import check_data, compare_data, list_folder
 from ..format.commit import (
     MAX_COMMIT,
@@ -78,7 +78,7 @@ def audit_stream(reading: Reading, stream: int, run: AuditedRun, expected: Expec
     uncommitted = dict.fromkeys(stored)
     reading.expect(len(commits))
     walk = _Walk(audit, run, expected)
-    for seen in in_order(reading.pool, lambda info: _look(reading, info, stored, run), commits, AHEAD):
+    for seen in prefetch(commits, lambda info: _look(reading, info, stored, run), AHEAD, reading.pool):
         walk.step(seen)
         if seen.commit and seen.commit.data:
             uncommitted.pop(data_name(seen.commit), None)

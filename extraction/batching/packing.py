@@ -135,9 +135,9 @@ def longest_prefix(lengths: Sequence[int], rows: int, seq_len: int) -> tuple[int
     Tries from above, starting where the tokens, or the sequences over half a row (no two of which share one), exceed
     what the rows can hold.
     """
-    lengths = np.asarray(lengths, np.int64)
-    by_tokens = np.searchsorted(np.cumsum(lengths), rows * seq_len, side="right")
-    by_halves = np.searchsorted(np.cumsum(lengths > seq_len // 2), rows, side="right")
+    sizes = np.asarray(lengths, np.int64)
+    by_tokens = np.searchsorted(np.cumsum(sizes), rows * seq_len, side="right")
+    by_halves = np.searchsorted(np.cumsum(sizes > seq_len // 2), rows, side="right")
     for n in range(int(min(by_tokens, by_halves)), 0, -1):
         places = pack(lengths[:n], rows, seq_len)
         if places is not None:

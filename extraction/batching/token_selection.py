@@ -86,7 +86,9 @@ class Selection:
             return np.arange(-(-first // step) * step, last, step, dtype=np.int64)
         if self.kind not in ("last", "list"):
             return np.arange(first, last, dtype=np.int64)
-        places = {n if n >= 0 else length + n for n in self._listed if n >= 0 or length is not None}
+        places = {n for n in self._listed if n >= 0}
+        if length is not None:
+            places |= {length + n for n in self._listed if n < 0}
         return np.array(sorted(place for place in places if first <= place < last), np.int64)
 
     def most_without_row(self, first: int, ends: bool) -> float:
@@ -140,6 +142,8 @@ def _inside(record: TokenizedRecord, name: str) -> np.ndarray:
     span = spans_of(record.meta, record.id).get(name)
     if span is None:
         return np.zeros(len(record.tokens), bool)
+    if record.offsets is None:
+        raise ValueError(f"record {record.id}: tokenize it with offsets, a span is in characters")
     begins, ends = record.offsets.T
     return (begins < span[1]) & (ends > span[0]) & (begins < ends) & (span[0] < span[1])
 

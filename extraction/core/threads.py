@@ -1,20 +1,50 @@
-"""Working ahead: an iterator runs in a thread of its own, as far ahead as a number of bytes or of items allows.
+"""Bounded look-ahead: `prefetch` on a pool of threads, `read_ahead` and `in_background` on one thread.
 
-In: any iterable, or a function that makes an iterator and asks `Budget.reserve(bytes)` before it makes each item. Out:
-the same items, in order. Guarantee: what is made and not yet used up is within the budget, or is one item; an error of
-the iterator is raised, with its traceback, after the items that came before it; closing the result ends the thread and
-the iterator. Cost: one thread.
+In: items and a function to load them, an iterable, or a function that makes an iterator and asks `Budget.reserve(bytes)`
+before it makes each item. Out: the results in the order of the items. Guarantee: what is made and not yet used up is
+within the given depth or budget, or is one item; an error is raised, with its traceback, after the items that came
+before it; closing the result cancels what has not begun. Cost: the threads of the pool, or one thread.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from typing import Generic, TypeVar
+from queue import SimpleQueue
+from typing import TypeVar
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Loaded = TypeVar("Loaded")
 JOIN_SECONDS = 5.0  # how long closing waits for a read that is under way
+
+
+def prefetch(
+    items: Iterable[Item], load: Callable[[Item], Loaded], depth: int, pool: Executor
+) -> Generator[Loaded, None, None]:
+    """Yield `load(item)` of each item in order, with up to `depth` results loaded or loading besides the one in use.
+
+    Raises what `load` or the iterable raises, after the results of the items before it.
+    """
+    waiting: deque[Future[Loaded]] = deque()
+    source = iter(items)
+    trouble: Exception | None = None
+    try:
+        while trouble is None:
+            try:
+                waiting.append(pool.submit(load, next(source)))
+            except StopIteration:
+                break
+            except Exception as error:
+                trouble = error
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+        if trouble is not None:
+            raise trouble
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 class Budget:
@@ -25,66 +55,52 @@ class Budget:
         self._changed = threading.Condition()
 
     def reserve(self, size: int) -> bool:
-        """Wait until `size` bytes may be held; False when nobody wants them any more."""
+        """Wait until `size` bytes may be held. Return False if the budget was closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._held or self._held + size <= self._limit)
             self._held += size
             return not self._closed
 
     def release(self, size: int) -> None:
-        """Give back what an item held."""
+        """Give back the bytes of an item."""
         with self._changed:
             self._held -= size
             self._changed.notify()
 
     def close(self) -> None:
-        """Wake whoever waits: nobody wants anything any more."""
+        """End all waiting: no further item is wanted."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
 
-class _Handover(Generic[Item]):
-    """What the thread puts down and the reader picks up."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[Item | None, int, BaseException | None, bool]] = deque()
-        self._changed = threading.Condition()
-
-    def put(self, item: Item | None, size: int, error: BaseException | None, last: bool) -> None:
-        with self._changed:
-            self._waiting.append((item, size, error, last))
-            self._changed.notify()
-
-    def take(self) -> tuple[Item | None, int, BaseException | None, bool]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting)
-            return self._waiting.popleft()
-
-
 def read_ahead(make: Callable[[Budget], Iterator[tuple[Item, int]]], limit: int) -> Generator[Item, None, None]:
-    """The items of `make(budget)`, which yields each with the bytes it reserved, made up to `limit` bytes ahead."""
-    budget, handover = Budget(limit), _Handover()
+    """Yield the items of `make(budget)`, made on a thread up to `limit` bytes ahead.
+
+    Args:
+        make: makes the iterator, which yields each item with the bytes that it reserved for it.
+        limit: bytes that may be held at once.
+    """
+    budget = Budget(limit)
+    made: SimpleQueue[tuple[Item, int] | BaseException | None] = SimpleQueue()  # an error or None is the end
 
     def work() -> None:
-        error = None
         try:
-            for item, size in make(budget):
-                handover.put(item, size, None, False)
-                del item  # or the last one would be held by this thread, too
-        except BaseException as raised:  # whatever it is, it is the reader's to see
-            error = raised
-        handover.put(None, 0, error, True)
+            for pair in make(budget):
+                made.put(pair)
+                del pair  # otherwise this thread would hold the last item, too
+            made.put(None)
+        except BaseException as error:  # raised again in the reader's thread
+            made.put(error)
 
     thread = threading.Thread(target=work, name="read-ahead", daemon=True)
     thread.start()
     try:
-        while True:
-            item, size, error, last = handover.take()
-            if error is not None:
-                raise error
-            if last:
-                return
+        while (pair := made.get()) is not None:
+            if isinstance(pair, BaseException):
+                raise pair
+            item, size = pair
+            del pair
             yield item
             del item
             budget.release(size)
@@ -94,7 +110,7 @@ def read_ahead(make: Callable[[Budget], Iterator[tuple[Item, int]]], limit: int)
 
 
 def in_background(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
-    """The same items; up to `depth` wait for their use, besides the one that is in use."""
+    """Yield the same items, made on a thread; up to `depth` wait for their use besides the one in use."""
 
     def make(budget: Budget) -> Iterator[tuple[Item, int]]:
         source = iter(items)
@@ -107,14 +123,3 @@ def in_background(items: Iterable[Item], depth: int) -> Generator[Item, None, No
             del item
 
     return read_ahead(make, depth + 1)
-
-
-def in_order(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Result]:
-    """Yield `function(item)` of each item in order; up to `depth` of them are worked on in `pool` while one is used."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from ..core.errors import DamagedData, ObjectNotFound
-from ..core.threads import in_order
+from ..core.threads import prefetch
 from ..storage import ObjectInfo, Storage
 from .commit import Commit, batch_of, commit_name, data_name, parse_commit, worker_folder
 from .records import Cursor
@@ -74,7 +74,7 @@ def walk(
     streams = tuple(streams)
 
     def items() -> Iterator[tuple[int, ObjectInfo | None]]:
-        listed = in_order(pool, lambda stream: commit_objects(storage, stream), streams, AHEAD)
+        listed = prefetch(streams, lambda stream: commit_objects(storage, stream), AHEAD, pool)
         for stream, infos in zip(streams, listed, strict=True):
             yield from ((stream, info) for info in infos)
             yield stream, None
@@ -84,7 +84,7 @@ def walk(
         return stream, info and StoredCommit(info, parse_commit(storage.read(info.name), info.name))
 
     last: Commit | None = None
-    for stream, stored in in_order(pool, read, items(), AHEAD):
+    for stream, stored in prefetch(items(), read, AHEAD, pool):
         if stored is not None:
             _check_follows(stored, stream, last, fingerprint)
         last = stored and stored.commit

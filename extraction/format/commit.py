@@ -52,10 +52,10 @@ def batch_of(name: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class Instance:
-    """One attempt of a worker on a stream, as its commits name it."""
+class Attempt:
+    """The lifetime of one process that works on a stream, as its commits name it."""
 
-    attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
     host: str = field(default_factory=lambda: "".join(c if c.isprintable() else "?" for c in platform.node()))
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     versions: dict[str, str] = field(default_factory=software_versions)

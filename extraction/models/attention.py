@@ -15,6 +15,7 @@ than one block of scores is in memory; the kernels keep scores on the chip.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,12 @@ def cudnn_has(q: jax.Array, rule: AttentionRule) -> bool:
 
 
 def attend_library(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule, implementation: str
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    rule: AttentionRule,
+    implementation: Literal["cudnn", "xla"],
 ) -> jax.Array:
     """jax's own attention, `cudnn` or `xla`; it has no softcap."""
     window = None if rule.window is None else (rule.window - 1, 0)

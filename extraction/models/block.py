@@ -6,8 +6,9 @@ forms of attention are compiled and a layer runs one of them, so that a window s
 window when it is compiled.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,37 @@ from flax import nnx
 from .attention import attention
 from .attention_rule import AttentionRule
 from .config import ModelConfig
-from .modules import Embedding, FromHeads, Tap, ToHeads
+from .families.base import Modules
+from .mixture import Mixture
+from .modules import (
+    MLP,
+    Embedding,
+    FromHeads,
+    GatedMLP,
+    LayerNorm,
+    OffsetRMSNorm,
+    PositionEmbedding,
+    RMSNorm,
+    ScaledEmbedding,
+    Tap,
+    ToHeads,
+    WideRMSNorm,
+)
 from .rope import rotate
+
+# What a family may name.
+NORMS: dict[str, Callable[[int, float, jnp.dtype], Any]] = {
+    norm.__name__: norm for norm in (RMSNorm, WideRMSNorm, OffsetRMSNorm, LayerNorm)
+}
+PARTS: dict[str, Callable[[ModelConfig, jnp.dtype], nnx.Module]] = {
+    part.__name__: part for part in (MLP, GatedMLP, Mixture, Embedding, ScaledEmbedding, PositionEmbedding)
+}
 
 
 class Attention(nnx.Module):
     """q, k and v from x, rotated where the model rotates, attention, output projection. `norm` is that of q and k."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, norm: type[nnx.Module]):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, norm: Callable):
         self.config = config
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_width
         self.q = ToHeads(heads, width, config.width, config.qkv_bias, dtype)
@@ -51,7 +75,8 @@ class Attention(nnx.Module):
     def _rotation(self, shared: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         if self.config.window_rope is None:
             return shared["cos"], shared["sin"]
-        return tuple(jnp.where(shared["windowed"], shared[f"window_{name}"], shared[name]) for name in ("cos", "sin"))
+        cos, sin = (jnp.where(shared["windowed"], shared[f"window_{name}"], shared[name]) for name in ("cos", "sin"))
+        return cos, sin
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, shared: dict[str, jax.Array]) -> jax.Array:
         config = self.config
@@ -106,20 +131,14 @@ class ParallelBlock(Block):
         return x
 
 
-def parts(
-    config: ModelConfig,
-    dtype: jnp.dtype,
-    norm: type[nnx.Module],
-    mlp: type[nnx.Module],
-    embedding: type[nnx.Module] = Embedding,
-    norms: Container[str] = ("before",),
-) -> dict[str, Callable[[], nnx.Module]]:
-    """What makes the parts of a model out of these. `norms` says where a block has them: `before`, `after` or both."""
+def parts(config: ModelConfig, dtype: jnp.dtype, chosen: Modules) -> dict[str, Callable[[], nnx.Module]]:
+    """Return the functions that make the embedding, one block and the final norm of a model."""
+    norm, mlp, embedding = NORMS[chosen.norm], PARTS[chosen.mlp], PARTS[chosen.embedding]
     make_norm = partial(norm, config.width, config.norm_epsilon, dtype)
     block = partial(
         ParallelBlock if config.parallel else Block,
-        before=make_norm if "before" in norms else None,
-        after=make_norm if "after" in norms else None,
+        before=make_norm if "before" in chosen.norms else None,
+        after=make_norm if "after" in chosen.norms else None,
     )
     return {
         "embedding": lambda: embedding(config, dtype),

@@ -69,24 +69,28 @@ class Compaction:
         """[groups, size, width] as they are stored, with their statistics over the first `counts` of each group."""
         real = jnp.arange(rows.shape[1])[None, :] < counts[:, None]
         if self.dtype not in LARGEST_CODE:
-            rows, computed = _apart(rows, 2)
-            values = _apart(rows.astype(self.dtype), 4)
-            return Compacted(values[0], *self._statistics(values[1:], real), self._largest(computed))
-        first, *rows = _apart(rows, 4)
-        scale = _scale_of(first, self.dtype)
-        codes = _apart(_codes_of(rows[0], scale, self.dtype), 6)
-        computed = (_over(part, scale) for part in rows[1:])
-        error = self._by_part(next(computed) - codes[1].astype(jnp.float32))
+            to_store, computed = _apart(rows, 2)
+            values = _apart(to_store.astype(self.dtype), 4)
+            total, squares, norms = self._statistics(values[1:], real)
+            return Compacted(values[0], total, squares, norms, self._largest(computed))
+        for_scale, for_codes, for_error, for_power = _apart(rows, 4)
+        scale = _scale_of(for_scale, self.dtype)
+        codes = _apart(_codes_of(for_codes, scale, self.dtype), 6)
+        total, squares, norms = self._statistics(codes[2:5], real, scale)
         return Compacted(
-            codes[0],
-            *self._statistics(codes[2:5], real, scale),
-            self._largest(_wide(codes[5], scale)),
-            scale,
-            error,
-            self._by_part(next(computed)),
+            values=codes[0],
+            sum=total,
+            sum_of_squares=squares,
+            squared_norm=norms,
+            largest=self._largest(_wide(codes[5], scale)),
+            scale=scale,
+            squared_error=self._by_part(_over(for_error, scale) - codes[1].astype(jnp.float32)),
+            power=self._by_part(_over(for_power, scale)),
         )
 
-    def _statistics(self, values: Sequence[jax.Array], real: jax.Array, scale: jax.Array | None = None) -> tuple:
+    def _statistics(
+        self, values: Sequence[jax.Array], real: jax.Array, scale: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """sum, sum_of_squares and squared_norm of [groups, size, width], of which three copies are given."""
         for_sum, for_squares = (
             _wide(jnp.where(real[:, :, None], copy, jnp.zeros((), copy.dtype)), scale) for copy in values[:2]

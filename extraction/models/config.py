@@ -74,6 +74,13 @@ class ModelConfig:
     tied: bool = False
 
     @property
+    def mixture(self) -> Experts:
+        """Return the experts. Raises ValueError for a model without a mixture."""
+        if self.experts is None:
+            raise ValueError(f"a {self.family} model has no mixture of experts")
+        return self.experts
+
+    @property
     def absent_hooks(self) -> dict[str, str]:
         """Hook points that the blocks of this model do not have, by suffix, and why."""
         absent = {}

@@ -72,7 +72,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _refuse_by_hand(path: Path, written: dict[str, Any], family: Family) -> None:
     """Raise InvalidRequest for what is read outside the model's own code: quantisation, and layers that differ."""
-    for part in (written, written.get(family.inside) or {}):
+    inner = written.get(family.inside) if family.inside else None
+    for part in (written, inner or {}):
         if quantisation := part.get("quantization_config"):
             kind = quantisation.get("quant_method") or "of a kind that it does not name"
             raise InvalidRequest(

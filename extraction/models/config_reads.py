@@ -149,10 +149,10 @@ def _read(node: ast.AST) -> dict[str, Any]:
     if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and _is_config(node.value):
         return {node.attr: None}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
-        of, name, *otherwise = node.args
-        if _is_config(of) and isinstance(name, ast.Constant):
-            known = otherwise and isinstance(otherwise[0], ast.Constant)
-            return {name.value: otherwise[0].value if known else None}
+        of, name, *others = node.args
+        if _is_config(of) and isinstance(name, ast.Constant) and isinstance(name.value, str):
+            otherwise = others[0] if others else None
+            return {name.value: otherwise.value if isinstance(otherwise, ast.Constant) else None}
     return {}
 
 

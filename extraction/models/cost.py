@@ -82,9 +82,11 @@ def counts_by_formula(config: ModelConfig, options: StepOptions) -> Counts:
 def counts_of(compiled: jax.stages.Compiled, config: ModelConfig, options: StepOptions) -> Counts:
     """The compiler's account of a step. It counts a loop's body once, and the arithmetic of kernels not at all."""
     layers = max(1, num_layers(config, options))
-    flops = layers * compiled.cost_analysis()["flops"] + _attention_flops(config, options, multiplied_pairs)
-    memory_bytes = compiled.memory_analysis().peak_memory_in_bytes
-    return Counts(flops, _traffic(config, options), memory_bytes, "counted by the compiler")
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    if cost is None or memory is None:
+        raise RuntimeError("the compiler of this platform does not count the operations and memory of a step")
+    flops = layers * cost["flops"] + _attention_flops(config, options, multiplied_pairs)
+    return Counts(flops, _traffic(config, options), memory.peak_memory_in_bytes, "counted by the compiler")
 
 
 def num_layers(config: ModelConfig, options: StepOptions) -> int:
@@ -99,7 +101,7 @@ def ideal_flops(config: ModelConfig, options: StepOptions) -> float:
     products = 0.0
     for path, leaf in weight_shapes(config, options):
         if path[0] == "blocks" and path[-1] == "kernel":
-            share = config.experts.per_token / config.experts.count if "experts" in path else 1
+            share = config.experts.per_token / config.experts.count if config.experts and "experts" in path else 1
             products += 2 * tokens * leaf.size * share
     devices = options.mesh.data * options.mesh.model
     return products / devices + _attention_flops(config, options, visible_pairs)

@@ -11,11 +11,13 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import jax
 
 from ..core.errors import InvalidRequest, TryAgain
 
+Device: TypeAlias = Any  # a jax.Device: jaxlib ships no types for it
 _PASSING = ("ABORTED", "CANCELLED", "DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE")
 _PACKAGES = {"TPU": "libtpu", "GPU": "jax_cuda13_plugin"}
 

@@ -123,7 +123,8 @@ def _kernel(q_ref, k_ref, v_ref, segments_ref, out_ref, *, problem: _Problem):
             seen = _seen(rows[:, None], columns[None, :], rule.window, causal) & (columns < length)[None, :]
             if segments_ref is not None:
                 theirs = _segments(segments_ref, first, columns < length)
-                seen &= (segments[:, None] == theirs[None, :]) & (theirs > 0)[None, :]
+                own = segments[:, None]  # pyright: ignore[reportOptionalSubscript] - set with segments_ref
+                seen &= (own == theirs[None, :]) & (theirs > 0)[None, :]
             scores = jnp.where(seen, scores, _MASKED)
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
         weights = jnp.exp2(scores - new_top[:, None])

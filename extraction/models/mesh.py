@@ -26,10 +26,12 @@ class MeshShape:
     @classmethod
     def parse(cls, text: str) -> "MeshShape":
         """From `data=4,model=2`; an axis that is left out is 1. Raises InvalidRequest."""
-        found = [re.fullmatch(r"\s*(data|model)\s*=\s*([1-9]\d{0,5})\s*", part) for part in text.split(",")]
-        if None in found or len({match[1] for match in found}) < len(found):
+        parts = text.split(",")
+        found = [re.fullmatch(r"\s*(data|model)\s*=\s*([1-9]\d{0,5})\s*", part) for part in parts]
+        axes = {match[1]: int(match[2]) for match in found if match}
+        if len(axes) < len(parts):
             raise InvalidRequest(f"--mesh {text}: write it like data=4,model=2")
-        return cls(**({"data": 1, "model": 1} | {match[1]: int(match[2]) for match in found}))
+        return cls(axes.get("data", 1), axes.get("model", 1))
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,10 @@ def choose_mesh(config: ModelConfig, demand: Demand, num_devices: int, device_by
         for model in range(1, num_devices + 1)
         if num_devices % model == 0 and misfit(MeshShape(1, model), config, demand.rows, num_devices) is None
     ]
+    if device_bytes is None:
+        return possible[0]
     for mesh in possible:
-        if device_bytes is None or demand.bytes_on(mesh) <= USABLE * device_bytes:
+        if demand.bytes_on(mesh) <= USABLE * device_bytes:
             return mesh
     least = min(demand.bytes_on(mesh) for mesh in possible)
     raise InvalidRequest(

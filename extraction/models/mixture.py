@@ -26,7 +26,7 @@ class Experts(nnx.Module):
     """The kernels of gated mlps."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        count = config.experts.count
+        count = config.mixture.count
         self.gate = Kernels(count, config.width, config.mlp_width, dtype)
         self.up = Kernels(count, config.width, config.mlp_width, dtype)
         self.down = Kernels(count, config.mlp_width, config.width, dtype)
@@ -37,7 +37,7 @@ class Mixture(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         self.config = config
-        self.router = Linear(config.width, config.experts.count, False, dtype)
+        self.router = Linear(config.width, config.mixture.count, False, dtype)
         self.experts = Experts(config, dtype)
 
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
@@ -63,13 +63,14 @@ class Mixture(nnx.Module):
         rows = grouped_dot(inner, down, sizes)
         # Gathered, best expert first, and not added up in place, which has no fixed order on every device.
         places = jnp.argsort(order).reshape(chosen.shape)
-        return sum(rows[places[..., i]].astype(jnp.float32) * weights[..., i, None] for i in range(k))
+        parts = (rows[places[..., i]].astype(jnp.float32) * weights[..., i, None] for i in range(k))
+        return jnp.asarray(sum(parts))
 
     def _choose(self, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The weights, float32, and the numbers of the experts of each token, the best first."""
         chances = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
-        weights, chosen = jax.lax.top_k(chances, self.config.experts.per_token)
-        if self.config.experts.normalized:
+        weights, chosen = jax.lax.top_k(chances, self.config.mixture.per_token)
+        if self.config.mixture.normalized:
             weights /= weights.sum(axis=-1, keepdims=True)
         return weights, chosen
 

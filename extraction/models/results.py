@@ -54,15 +54,18 @@ class StepOutput:
         with np.errstate(over="ignore", invalid="ignore"):  # who looks at the values counts what is not finite
             norms = self._in_order(np.sqrt(np.asarray(found.squared_norm).sum(axis=1)))
             largest = self._in_order(np.asarray(found.largest).max(axis=1))
-            sums = [np.asarray(of_groups).sum(axis=0) for of_groups in (found.sum, found.sum_of_squares)]
+            total, squares = (np.asarray(of_groups).sum(axis=0) for of_groups in (found.sum, found.sum_of_squares))
             if found.scale is None:
                 stored = largest.astype(found.values.dtype).astype(np.float32)
                 lost = largest[np.isinf(stored) & np.isfinite(largest)]
-                return Facts(*sums, norms, stored, overflow=float(lost.max(initial=0.0)))
+                return Facts(total, squares, norms, stored, overflow=float(lost.max(initial=0.0)))
         scales = self._in_order(np.asarray(found.scale))
         units = np.square(np.nan_to_num(scales).astype(np.float64))
-        of_rows = (self._in_order(np.asarray(part).sum(axis=1)) for part in (found.squared_error, found.power))
-        return Facts(*sums, norms, largest, scales, *(float((units * squares).sum()) for squares in of_rows))
+        error, power = (
+            float((units * self._in_order(np.asarray(part).sum(axis=1))).sum())
+            for part in (found.squared_error, found.power)
+        )
+        return Facts(total, squares, norms, largest, scales, error, power)
 
     def _in_order(self, of_groups: np.ndarray) -> np.ndarray:
         """[n] of [groups, size]"""

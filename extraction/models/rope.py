@@ -48,7 +48,7 @@ def rope_frequencies(head_width: int, rope: Rope) -> np.ndarray:
 
 def _llama3(frequencies: np.ndarray, rope: Rope) -> np.ndarray:
     """Long wavelengths are stretched by the factor, short ones kept, those between are blended."""
-    low, high, factor = np.float32([rope.low_freq_factor, rope.high_freq_factor, rope.factor])
+    low, high, factor = np.array([rope.low_freq_factor, rope.high_freq_factor, rope.factor], np.float32)
     wavelengths = (1 / frequencies) * np.float32(2 * np.pi)
     turns = (1 / wavelengths) * np.float32(rope.original_max_positions)
     blend = np.clip((turns - low) / (high - low), 0, 1)

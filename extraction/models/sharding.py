@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .config import ModelConfig
+from .devices import Device
 from .hooks import BY_SUFFIX
 from .mesh import MeshShape
 
@@ -36,7 +37,7 @@ _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-def mesh_of(shape: MeshShape, devices: Sequence[jax.Device]) -> Mesh:
+def mesh_of(shape: MeshShape, devices: Sequence[Device]) -> Mesh:
     """The first devices as a mesh. Neighbours share weights, as they exchange the most."""
     used = np.array(devices[: shape.data * shape.model]).reshape(shape.data, shape.model)
     return Mesh(used, ("data", "model"))

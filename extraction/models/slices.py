@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-
 from ..core.errors import InvalidRequest
+from .devices import Device
 
 # What libtpu would otherwise ask the metadata server of a TPU VM.
 _NOT_ON_A_TPU = {
@@ -75,7 +74,7 @@ def can_describe() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
-def describe(wanted: Slice) -> Sequence[jax.Device]:
+def describe(wanted: Slice) -> Sequence[Device]:
     """Devices of the slice to compile for. Raises RuntimeError if libtpu cannot."""
     from jax.experimental import topologies
 

@@ -7,6 +7,7 @@ products before it write them: no copy.
 """
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ def _attend_local(
         jnp.pad(part, ((0, 0), (0, added), (0, 0), (0, 0))).transpose(0, 2, 1, 3) for part in (q * rule.scale, k, v)
     )  # [B, H, T, Dh], [B, K, T, Dh], [B, K, T, Dh]
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, added)))
-    shape = (length + added,) * 2
+    shape = (length + added, length + added)
     mask = masks.CausalMask(shape) if rule.window is None else masks.LocalMask(shape, (rule.window - 1, 0), 0)
     attend = kernel.make_splash_mha(
         masks.MultiHeadMask([mask] * heads),
@@ -56,5 +57,5 @@ def _attend_local(
         attn_logits_soft_cap=rule.softcap,
         interpret=interpret,
     )
-    mixed = jax.vmap(attend)(q, k, v, kernel.SegmentIds(segment_ids, segment_ids))
+    mixed = cast(jax.Array, jax.vmap(attend)(q, k, v, kernel.SegmentIds(segment_ids, segment_ids)))
     return mixed.transpose(0, 2, 1, 3)[:, :length]

@@ -28,7 +28,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .captures import EMBEDDING, Capture, CapturePlan
 from .compaction import Compacted, Compaction, Slots
 from .config import ModelConfig
-from .devices import device_errors
+from .devices import Device, device_errors
 from .families import family_of
 from .location import ModelFolder
 from .pooling import window_means
@@ -95,7 +95,7 @@ def load_step(folder: ModelFolder, config: ModelConfig, options: StepOptions, co
 
 
 def lower_step(
-    config: ModelConfig, options: StepOptions, devices: Sequence[jax.Device] | None = None
+    config: ModelConfig, options: StepOptions, devices: Sequence[Device] | None = None
 ) -> jax.stages.Lowered:
     """Return the step before its compilation, from the configuration alone: no weights are read, nothing is allocated.
 

@@ -118,7 +118,7 @@ class WeightFiles:
             part.result()
         if not self._facts and not self._folder.revision:
             digest = hashlib.sha256(f"{name} {tensor.dtype} {tensor.shape} ".encode())
-            digest.update(tensor.reshape(-1).view(np.uint8))
+            digest.update(tensor.reshape(-1).view(np.uint8).data)
             self._digests[name] = digest.hexdigest()
         use(name, tensor)
 

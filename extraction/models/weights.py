@@ -9,7 +9,6 @@ turned, cast and put into its place there. Beside the parameters, a device holds
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -17,41 +16,8 @@ import numpy as np
 
 from ..core.errors import DamagedData
 from .sharding import Placement
+from .tables import Table, unchanged
 from .tensors import DTYPES, Place, WeightFiles
-
-
-def unchanged(tensor: jax.Array) -> jax.Array:
-    """What becomes of most tensors."""
-    return tensor
-
-
-def transposed(tensor: jax.Array) -> jax.Array:
-    """[I, O] of what is [O, I]."""
-    return tensor.T
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a parameter comes from: a tensor's name and what is done to it.
-
-    `{l}` in the name stands for the layer. `{e}` stands for the expert: such a parameter has a leading axis of
-    `num_experts`, filled from as many tensors. `transform` runs on the device, compiled; two entries may take their
-    parts of one tensor.
-    """
-
-    name: str
-    transform: Callable[[jax.Array], jax.Array] = unchanged
-    num_experts: int = 1
-
-    def names(self, num_layers: int) -> Iterator[tuple[tuple[int, ...], str]]:
-        """Each tensor's name, and its place on the leading axes of layers and experts that the name has."""
-        for layer in range(num_layers if "{l}" in self.name else 1):
-            for expert in range(self.num_experts if "{e}" in self.name else 1):
-                place = [n for mark, n in (("{l}", layer), ("{e}", expert)) if mark in self.name]
-                yield tuple(place), self.name.replace("{l}", str(layer)).replace("{e}", str(expert))
-
-
-Table = dict[str, dict[str, Entry]]  # for each part of the model, a parameter's path -> where it comes from
 
 
 class Parameter(NamedTuple):
@@ -63,10 +29,10 @@ class Parameter(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """One tensor's place in a parameter: `index` on its leading axes, () for all of it."""
+    """One tensor's place in a parameter: `at` on its leading axes, () for all of it."""
 
     parameter: Parameter
-    index: tuple[int, ...]
+    at: tuple[int, ...]
     transform: Callable[[jax.Array], jax.Array]
 
 
@@ -119,7 +85,7 @@ def _check(files: WeightFiles, place: Place, fill: Fill) -> None:
     where = f"{files.where(place.file)}: tensor {place.name}"
     if place.dtype not in DTYPES:
         raise DamagedData(f"{where} is {place.dtype}; handled are {', '.join(DTYPES)}")
-    needed = fill.parameter.shape[len(fill.index) :]
+    needed = fill.parameter.shape[len(fill.at) :]
     stored = jax.ShapeDtypeStruct(place.shape, DTYPES[place.dtype])
     try:
         shape = place.shape if fill.transform is unchanged else jax.eval_shape(fill.transform, stored).shape

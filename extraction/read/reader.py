@@ -24,7 +24,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from ..core.errors import InvalidRequest, ObjectNotFound
-from ..core.threads import in_order
+from ..core.threads import prefetch
 from ..format.batch_file import BatchRef, StoredBatch
 from ..format.chain import StoredCommit, walk
 from ..format.commit import Commit, data_name, worker_number
@@ -126,10 +126,10 @@ class ActivationReader:
         """The batches of these streams, of all by default. Their commits are read ahead, over the ends of streams."""
         wanted = self.streams if streams is None else self._known(streams)
         unread = [stream for stream in dict.fromkeys(wanted) if stream not in self._refs]
-        commits = walk(self.storage, unread, self.run.fingerprint, self._pool)
+        commits, pending = walk(self.storage, unread, self.run.fingerprint, self._pool), set(unread)
         for stream in wanted:
-            if stream in unread:
-                unread.remove(stream)
+            if stream in pending:
+                pending.remove(stream)
                 yield from self._read_refs(stream, commits)
             else:
                 yield from self._refs[stream]
@@ -244,10 +244,10 @@ class ActivationReader:
                 stored.fetch(names_of_statistics(hook_points))
             return stored
 
-        return in_order(self._pool, load, self.all_refs(), _THREADS)
+        return prefetch(self.all_refs(), load, _THREADS, self._pool)
 
     def _load_batches(self, refs: Iterable[BatchRef], names: Sequence[str]) -> Iterator[Batch]:
-        return in_order(self._pool, lambda ref: self._load(ref, names), refs, _READ_AHEAD)
+        return prefetch(refs, lambda ref: self._load(ref, names), _READ_AHEAD, self._pool)
 
     def _load(self, ref: BatchRef, names: Sequence[str]) -> Batch:
         stored = StoredBatch(self.storage, ref)

@@ -3,7 +3,7 @@
 In: OUTPUT. Out: a `RunStatus`, as JSON or as a table. Ages and rates are by the store's clock. Numbers come from each
 stream's last commit, which sums up its chain; nothing here is proof, that is `verify`'s.
 
-Cost: three requests for the run, a few for each stream that was begun (see `standing`), 32
+Cost: three requests for the run, a few for each stream that was begun (see `format/stream_state.py`), 32
 at a time.
 """
 
@@ -20,7 +20,7 @@ from ..core.errors import TryAgain
 from ..format.commit import worker_number
 from ..format.not_finite import NotFinite, described
 from ..format.run_config import read_existing_run
-from ..format.stream_state import Standing, read_standing
+from ..format.stream_state import STATES, StreamState, read_stream_state
 from ..storage import open_storage
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 THREADS = 32
 WINDOW = 300.0  # seconds over which "now" is measured
 STUCK_AFTER = 900.0
-# In the order in which a person wants to know of them.
-STATES = ("failed", "fenced", "stuck", "stopped", "running", "starting", "waiting", "finished")
 
 
 @dataclass(frozen=True)
@@ -112,34 +110,35 @@ def read_status(output: str, stuck_after: float = STUCK_AFTER) -> RunStatus:
     begun = [number for folder in storage.folders() if (number := worker_number(folder)) is not None]
     sizes = dict(enumerate(run.records_per_stream))
     with ThreadPoolExecutor(THREADS) as pool:
-        standings = list(pool.map(lambda number: read_standing(storage, number), begun))
-    found = {standing.stream: standing for standing in standings}
+        states = list(pool.map(lambda number: read_stream_state(storage, number), begun))
+    found = {state.stream: state for state in states}
     streams = [
-        _status(found.get(number, Standing(number)), sizes.get(number), now, stuck_after)
+        _status(found.get(number, StreamState(number)), sizes.get(number), now, stuck_after)
         for number in sorted(sizes.keys() | found.keys())
     ]
     return RunStatus(output, now, tuple(streams), bool(sizes))
 
 
-def _status(standing: Standing, num_records: int | None, now: float, stuck_after: float) -> StreamStatus:
-    last = standing.last
-    age = max(now - standing.commit_times[-1], 0.0) if standing.commit_times else None
-    state, message = _state(standing, now, stuck_after)
+def _status(found: StreamState, num_records: int | None, now: float, stuck_after: float) -> StreamStatus:
+    last = found.last
+    age = max(now - found.commit_times[-1], 0.0) if found.commit_times else None
+    state = found.name(now, stuck_after)
+    message = _message(found, state, now)
     not_finite = last.totals.not_finite if last else {}
     notes = [message] * bool(message) + [f"not finite: {described(not_finite)}"] * bool(not_finite)
     records, tokens = (last.cursor_after.record, last.totals.tokens) if last else (0, 0)
-    mean = _mean_rate(standing)
-    rate_now = _rate_now(standing, now) if state == "running" else None
+    mean = _mean_rate(found)
+    rate_now = _rate_now(found, now) if state == "running" else None
     left = None
     if state == "running" and num_records is not None and records and tokens:
         left = (num_records - records) * (tokens / records) / (rate_now or mean) if rate_now or mean else None
     return StreamStatus(
-        stream=standing.stream,
+        stream=found.stream,
         state=state,
         message="; ".join(notes),
         num_records=num_records,
         records=records,
-        batches=standing.num_batches,
+        batches=found.num_batches,
         tokens=tokens,
         rows=last.totals.rows if last else 0,
         bytes=last.totals.bytes if last else 0,
@@ -154,37 +153,29 @@ def _status(standing: Standing, num_records: int | None, now: float, stuck_after
     )
 
 
-def _state(standing: Standing, now: float, stuck_after: float) -> tuple[str, str]:
-    if standing.damage:
-        return "failed", standing.damage
-    if standing.finished:
-        return "finished", ""
-    if standing.ending is not None:
-        return standing.ending.state, standing.ending.message
-    if not standing.active:
-        return "waiting", ""
-    if now - standing.active > stuck_after:
-        return "stuck", f"nothing for {format_seconds(now - standing.active)}"
-    return "running" if standing.commit_times else "starting", ""
+def _message(found: StreamState, state: str, now: float) -> str:
+    if state == "stuck":
+        return f"nothing for {format_seconds(now - found.active)}"
+    return found.damage or (found.ending.message if found.ending and not found.finished else "")
 
 
-def _mean_rate(standing: Standing) -> float | None:
+def _mean_rate(found: StreamState) -> float | None:
     """Tokens per second since the first commit, pauses included; what came before it has no known beginning."""
-    if standing.last is None or standing.begun is None or standing.commit_times[-1] <= standing.begun:
+    if found.last is None or found.begun is None or found.commit_times[-1] <= found.begun:
         return None
-    share = standing.last.batch / standing.num_batches
-    return standing.last.totals.tokens * share / (standing.commit_times[-1] - standing.begun)
+    share = found.last.batch / found.num_batches
+    return found.last.totals.tokens * share / (found.commit_times[-1] - found.begun)
 
 
-def _rate_now(standing: Standing, now: float) -> float | None:
+def _rate_now(found: StreamState, now: float) -> float | None:
     """Tokens per second over the last minutes, or the last commits, taking each batch for an average one."""
-    times = standing.commit_times
+    times = found.commit_times
     recent = [time for time in times if time > now - WINDOW]
     since, count = (now - WINDOW, len(recent)) if len(recent) < len(times) else (times[0], len(times) - 1)
     until = max(now, times[-1])  # a bucket tells the time in whole seconds
     if count < 1 or until <= since:
         return None
-    return standing.last.totals.tokens / standing.num_batches * count / (until - since)
+    return found.last.totals.tokens / found.num_batches * count / (until - since)
 
 
 def _stages(seconds: dict[str, float]) -> dict[str, float]:

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 import checkpoint
-from checkpoint import Instance
+from checkpoint import Attempt
 
 from ..batching.packing import BatchShape, PackedBatch, pack_batches
 from ..core.errors import Stopped
 from ..core.logs import say
 from ..core.threads import in_background
 from ..core.versions import software_versions, version_differences
-from ..format.attempts import no_rival_to_itself, note_start, noted_ending
 from ..format.dtypes import dtype_named
 from ..format.not_finite import described
 from ..format.run_config import RunConfig, RunDescription
 from ..models.step import Step, load_step
 from ..streams.stream import Stream, open_stream
+from .attempts import no_rival_to_itself, note_begin, noted_ending
 from .claims import StreamChooser, work_all
 from .compile_cache import CompileCache
 from .loop import Layout, run_pipeline
@@ -54,19 +54,19 @@ def extract(plan: RunPlan, stop: Stop, begin: float) -> None:
     if plan.stream is None:
         _extract_any(join(plan, begin), stop)
         return
-    instance = Instance()
-    with noted_ending(plan.output, plan.stream, instance), no_rival_to_itself(instance):
-        note_start(plan.output, plan.stream, instance)
-        extract_stream(join(plan, begin), plan.stream, instance, stop)
+    attempt = Attempt()
+    with noted_ending(plan.output, plan.stream, attempt), no_rival_to_itself(attempt):
+        note_begin(plan.output, plan.stream, attempt)
+        extract_stream(join(plan, begin), plan.stream, attempt, stop)
 
 
 def _extract_any(run: JoinedRun, stop: Stop) -> None:
     output = run.plan.output
     chooser = StreamChooser(output, run.plan.manifest.num_streams, run.plan.idle_after)
 
-    def work_one(number: int, instance: Instance) -> None:
-        with noted_ending(output, number, instance):
-            extract_stream(run, number, instance, stop)
+    def work_one(number: int, attempt: Attempt) -> None:
+        with noted_ending(output, number, attempt):
+            extract_stream(run, number, attempt, stop)
 
     work_all(chooser, work_one, say, stop)
     say("all streams are finished")
@@ -88,11 +88,11 @@ def join(plan: RunPlan, begin: float) -> JoinedRun:
     return JoinedRun(plan, config, step, metrics)
 
 
-def extract_stream(run: JoinedRun, number: int, instance: Instance, stop: Stop) -> None:
+def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) -> None:
     """Extract one stream from the cursor of its chain to its end. Raises Stopped if asked to stop before it."""
     stream = open_stream(run.plan.manifest, run.plan.streams, number)
     chain = checkpoint.CommitChain.load(run.plan.output, number, run.config.fingerprint)
-    chain.instance = instance
+    chain.attempt = attempt
     total = run.config.limit(stream.num_records)
     say(f"at record {chain.cursor.record:,} of {total:,}", worker=number)
     if chain.end_of_stream:

@@ -44,6 +44,7 @@ def test_locks_are_exact_and_meet_what_the_project_asks_for(accelerator, package
         assert requirement.specifier.contains(versions.get(name) or versions[requirement.name]), text
 
 
+@pytest.mark.slow
 def test_skypilot_takes_the_task():
     """SKYPILOT_PYTHON may name an interpreter that has skypilot, which does not go well with other packages."""
     python = os.environ.get("SKYPILOT_PYTHON", sys.executable)
@@ -108,6 +109,7 @@ def machine(tmp_path):
         yield server, boot
 
 
+@pytest.mark.slow
 def test_a_tpu_vm_starts_its_worker_at_every_boot(machine, tmp_path):
     server, boot = machine
     server.attributes = {
@@ -133,6 +135,7 @@ def test_a_tpu_vm_starts_its_worker_at_every_boot(machine, tmp_path):
     assert calls.count("--requirement deploy/locks/tpu.txt") == 2
 
 
+@pytest.mark.slow
 def test_systemd_takes_the_unit(machine, tmp_path):
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not installed")
@@ -150,6 +153,7 @@ def test_systemd_takes_the_unit(machine, tmp_path):
         assert (result.stderr == "") == is_good, result.stderr
 
 
+@pytest.mark.slow
 def test_a_tpu_vm_without_a_number_takes_free_streams(machine, tmp_path):
     server, boot = machine
     server.attributes = {"repository": "x", "model": "m"}
@@ -157,6 +161,7 @@ def test_a_tpu_vm_without_a_number_takes_free_streams(machine, tmp_path):
     assert "STREAM=any" in (tmp_path / "home/worker.env").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attributes, failures, code, words",
     [
@@ -171,6 +176,7 @@ def test_a_tpu_vm_that_is_told_nothing_says_so(machine, attributes, failures, co
     assert (result.returncode, words in result.stderr) == (code, True), result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chips, code, told",
     [
@@ -195,6 +201,7 @@ def test_a_host_of_a_slice_can_be_had_to_itself(tmp_path, chips, code, told):
 # ---------------------------------------------------------------------------------------------- Slurm
 
 
+@pytest.mark.slow
 def test_slurm_requeues_a_worker_in_mid_stream(tmp_path):
     if reason := slurm.missing():
         pytest.skip(reason)

@@ -89,6 +89,7 @@ def test_links_and_files_exist(page):
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "status"])
 def test_flags_that_the_pages_name_exist(command):
     shown = python("extract_activations.py", command, "--help").stdout
@@ -107,6 +108,7 @@ def test_the_probe_takes_a_key_that_a_dataset_writes():
     assert keys and keys <= json.loads(question.meta).keys()
 
 
+@pytest.mark.slow
 def test_the_reading_examples_run(output):
     assert "torch.bfloat16" in run_examples("reading.md", OUTPUT=output.location)
 
@@ -128,6 +130,7 @@ def test_the_table_of_families_says_what_is_absent(tmp_path):
     assert absent.keys() == FAMILIES.keys() - {"ministral"}  # a Mistral whose file says which layers have the window
 
 
+@pytest.mark.slow
 def test_the_example_of_hook_points_runs():
     assert run_examples("hook-points.md").splitlines() == [
         "blocks.0.hook_resid_pre 128",
@@ -143,6 +146,7 @@ def test_the_example_of_hook_points_runs():
     ]
 
 
+@pytest.mark.slow
 def test_the_stages_are_those_of_the_loop(output):
     page = (DOCS / "performance.md").read_text()
     _, *lines = StageTimes(step=1.0).table()

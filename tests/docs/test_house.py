@@ -91,6 +91,7 @@ def test_only_these_import_it(package, users):
             assert f"{name_of(path)}.".startswith(tuple(f"{user}." for user in users.split())), path
 
 
+@pytest.mark.slow
 def test_the_public_api_is_there_and_its_import_is_light():
     """Heavy packages are for those who use them: a program that only reads needs neither jax nor torch."""
     heavy = {"jax", "flax", "transformers", "torch", "datasets", "numpy", "google"}
@@ -166,6 +167,7 @@ def test_each_entry_of_the_archive_exists():
         assert (ROOT / "archive" / line.split("|")[1].strip().strip("`")).exists()
 
 
+@pytest.mark.slow
 def test_shell_files_are_clean():
     files = [*ROOT.glob("*.sh"), *ROOT.glob("deploy/*.s*"), ROOT / ".ci/run"]
     checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")

@@ -23,6 +23,7 @@ from tests.unit.test_ai2_arc import ROW
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_first_commands_run_and_end_with_the_proof(tmp_path):
     block, said = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[0], re.findall(r"prints `(.*?)\.\.\.,", README)[0]
     for name in ("examples", "extraction", "checkpoint.py", "create_dataset_streams.py", "extract_activations.py"):
@@ -34,6 +35,7 @@ def test_the_first_commands_run_and_end_with_the_proof(tmp_path):
     assert said in result.stdout
 
 
+@pytest.mark.slow
 def test_the_reading_example_runs(tmp_path):
     streams = make_streams(write_corpus(tmp_path / "corpus", [text_of(i, 9) for i in range(4)]), tmp_path / "streams")
     result = extract(streams, tmp_path / "workflow/run-fineweb")
@@ -96,6 +98,7 @@ def test_every_command_that_makes_streams_runs(tmp_path, gcs):
     assert records == {"streams": 300, "fineweb": 20, "arc-agi": 167, "ai2-arc": 8, "imdb": 5, "c4": 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -118,6 +121,7 @@ def test_the_commands_explain_themselves(command):
     assert "Usage:" in result.stdout
 
 
+@pytest.mark.slow
 def test_every_flag_of_the_table_exists():
     table = README.partition("## Flags")[2].partition("\n## ")[0]
     shown = python("extract_activations.py", "run", "--help").stdout

@@ -18,6 +18,8 @@ import pytest
 from extraction.storage import open_storage
 from tests.helpers.workers import ROOT, committed, extract
 
+pytestmark = pytest.mark.slow
+
 DAY = 86_400
 CLOCK = r"""
 #define _GNU_SOURCE

@@ -116,6 +116,7 @@ def replaced(path):
     write_corpus(path.parent, [text_of(i + 50, 9) for i in range(6)], name=path.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [cut, replaced, lambda path: path.unlink()], ids=["cut", "replaced", "missing"])
 def test_an_input_file_that_changes_half_way_is_named_and_what_came_before_is_kept(run, tmp_path, change):
     corpus, streams, output = run
@@ -145,6 +146,7 @@ def other_tokenizer(model):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"truncation": None}, indent=3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change, field", [(other_weights, "weights_digest"), (other_tokenizer, "tokenizer_digest")])
 def test_another_model_under_the_same_name_is_refused_with_both_values(run, tmp_path, change, field):
     _, streams, output = run
@@ -159,6 +161,7 @@ def test_another_model_under_the_same_name_is_refused_with_both_values(run, tmp_
     assert committed(open_storage(str(output))) == before
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_is_not_of_the_model_is_refused(run, tmp_path):
     model = shutil.copytree(MODEL, tmp_path / MODEL.name)
     config = json.loads((model / "config.json").read_bytes())
@@ -168,12 +171,14 @@ def test_a_tokenizer_that_is_not_of_the_model_is_refused(run, tmp_path):
     assert not (tmp_path / "output/run.json").exists()
 
 
+@pytest.mark.slow
 def test_other_streams_in_the_same_place_are_refused_with_both_values(run, tmp_path):
     streams = make_streams(write_corpus(tmp_path / "corpus", ["other", "texts"]), tmp_path / "streams")
     with pytest.raises(ConfigurationMismatch, match='manifest_digest: "sha256:.*" in the run, "sha256:.*" now'):
         extract_here(streams, run[2])
 
 
+@pytest.mark.slow
 def test_damage_is_exit_65_a_storm_75_and_no_permission_77(run, gcs, tmp_path):
     _, streams, output = run
     copy = shutil.copytree(output, tmp_path / "copy")

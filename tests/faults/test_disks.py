@@ -11,6 +11,8 @@ from extraction.storage import open_storage
 from tests.helpers.batches import extract_all
 from tests.helpers.workers import committed
 
+pytestmark = pytest.mark.slow
+
 SMALL = b"some bytes"
 
 

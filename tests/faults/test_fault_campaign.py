@@ -8,6 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SHORT = ("--kills", "4", "--streams", "1", "--records", "100", "--window", "0.7", "--seed", "7", "--exec-share", "0")
 

@@ -155,8 +155,8 @@ def test_a_request_that_lands_after_a_rival_went_on_changes_nothing(gcs, calm, n
     thread.join()
     (error,) = raised
     assert isinstance(error, Fenced)
-    winner = rival.instance
-    assert f"attempt {winner.attempt} on host {winner.host}, started {winner.started}" in str(error)
+    winner = rival.attempt
+    assert f"attempt {winner.id} on host {winner.host}, started {winner.started}" in str(error)
     assert result() == calm
 
 
@@ -168,7 +168,7 @@ def test_a_request_that_lands_before_the_rival_commits_wins(gcs, calm):
     told.release.set()
     thread.join()
     assert raised == []
-    with pytest.raises(Fenced, match=slow.instance.attempt):
+    with pytest.raises(Fenced, match=slow.attempt.id):
         commit_next(rival)
     extract_all(slow)
     assert result() == calm

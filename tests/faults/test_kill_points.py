@@ -11,6 +11,8 @@ from extraction.core.fault_points import KILL_POINTS
 from extraction.storage import open_storage
 from tests.helpers.workers import committed, extract
 
+pytestmark = pytest.mark.slow
+
 # Points around run.json are passed at every start, the others at each batch.
 POINTS = [f"{point}:0" if "run" in point else f"{point}:2" for point in KILL_POINTS]
 

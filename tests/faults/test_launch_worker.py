@@ -15,6 +15,8 @@ import pytest
 
 from tests.helpers.workers import MODEL, SMALL, make_streams, text_of, verify, write_corpus
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "launch_worker.sh"
 # Stands for `python`: a version or import check passes; a worker notes its arguments and exits with the next code.
 STUB = """#!/bin/sh

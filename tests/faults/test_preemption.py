@@ -12,6 +12,8 @@ from extraction.storage import open_storage
 from tests.helpers.fake_metadata import FakeMetadata
 from tests.helpers.workers import ROOT, committed, extract, make_streams, start, text_of, write_corpus
 
+pytestmark = pytest.mark.slow
+
 GONE_WITHIN = 10
 TRY_AGAIN = 75
 # Data objects of which few fit into the queue, so that some of the stream is not computed while an upload hangs.

@@ -103,5 +103,5 @@ def test_the_steps_of_the_model_are_those_of_the_chain(gcs, stopped_after, other
     expected = alone(state.workers[0], state, model)
     if not stopped_after:
         expected.remove("check")  # of a chain without commits there is nothing to check
-    assert told(gcs, chain.instance.attempt) == expected
+    assert told(gcs, chain.attempt.id) == expected
     assert json.loads(storage.read(f"worker-00000/commits/{num_batches - 1:08d}.json"))["end_of_stream"]

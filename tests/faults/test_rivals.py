@@ -9,6 +9,8 @@ import pytest
 from extraction.storage import open_storage
 from tests.helpers.workers import committed, extract, start
 
+pytestmark = pytest.mark.slow
+
 FENCED, TRY_AGAIN = 73, 75
 OUTPUT = "gs://bucket/run"
 TOKEN = "ya29.c0ASRK0Ga-a_token_that_must_stay_where_it_is-0123456789"

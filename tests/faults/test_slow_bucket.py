@@ -8,9 +8,12 @@ import sys
 import urllib.request
 
 import numpy as np
+import pytest
 
 from extraction.format.statistics import Facts
 from tests.helpers.workers import ROOT
+
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 NUM_BATCHES, WIDTH = 40, 49_152  # data objects of 3 MiB of activations and 0.75 MiB of sums

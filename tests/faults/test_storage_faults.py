@@ -15,6 +15,8 @@ from extraction.storage.retries import Passing, RetryPolicy
 from tests.helpers.fake_gcs import PERMISSIONS
 from tests.helpers.workers import python
 
+pytestmark = pytest.mark.slow
+
 SMALL = b"some bytes"
 LARGE = os.urandom(1000) * 9000  # beyond one request
 SECRET = "ya29.a0AfH6SMBx-secret-token-of-the-worker_0123456789"

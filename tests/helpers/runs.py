@@ -61,7 +61,7 @@ def make_run(
     storage: object, streams: Iterable[Iterable[int]], stop_after: int | None = None, selector: Selector = EVERYTHING
 ) -> None:
     """A run with a worker for each list of record lengths; each worker stops after some batches, at the end if None."""
-    config = replace(CONFIG, store_dtype=DTYPE.name, positions=str(selector.selection))
+    config = replace(CONFIG, hook_points=tuple(WIDTHS), store_dtype=DTYPE.name, positions=str(selector.selection))
     checkpoint.join_run(storage, RunDescription(config, "/nowhere"))
     for worker_id, lengths in enumerate(streams):
         extract(

@@ -17,6 +17,8 @@ from extraction.models.splash_attention import attend_splash
 from extraction.models.tiling import block_of, multiplied_pairs
 from tests.helpers.attention_reference import exact_attention, relative_error
 
+pytestmark = pytest.mark.slow
+
 SPLASH = partial(attend_splash, interpret=True)
 FORMS = {
     "plain": attend,

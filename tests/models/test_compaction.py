@@ -12,6 +12,8 @@ from extraction.models.mesh import MeshShape
 from extraction.models.results import StepOutput
 from extraction.models.sharding import Layout, mesh_of
 
+pytestmark = pytest.mark.slow
+
 N, WIDTH = 12, 32
 NAN, INF, ZERO, TINY, HUGE = range(5)
 SCALED = sorted(LARGEST_CODE)

@@ -14,6 +14,8 @@ from extraction.models.step import lower_step, weight_shapes
 from extraction.models.step_options import StepOptions
 from tests.models.test_attention import RULES, drawn
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_scores_are_not_transposed(dtype):

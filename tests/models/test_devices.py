@@ -19,11 +19,13 @@ def opened(folder, **environment):
     return subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_devices_are_named(tmp_path):
     result = opened(tmp_path, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=2")
     assert result.stdout == "2 x cpu\n", result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "platforms, message",
     [

@@ -17,6 +17,8 @@ from extraction.models.step import lower_step
 from extraction.models.step_options import StepOptions
 from tests.helpers.tiny_models import ALL, LENGTHS, documents, error, load, run
 
+pytestmark = pytest.mark.slow
+
 TWO = ("blocks.0.attn.hook_z", "blocks.2.hook_resid_post")
 B, T = 2, 150
 

@@ -16,6 +16,8 @@ from extraction.models.attention_rule import AttentionRule
 from extraction.models.fused_attention import KernelForm, Tiles, default_tiles, fused_attention
 from tests.helpers.attention_reference import exact_attention, relative_error
 
+pytestmark = pytest.mark.slow
+
 LIMIT = {jnp.float16: 2e-3, jnp.bfloat16: 1e-2}
 
 

@@ -15,9 +15,12 @@ from extraction.models.step import lower_step, weight_shapes
 from extraction.models.step_options import StepOptions
 from tests.helpers.gpu_topology import CHIPS, COMPILER_OPTIONS, can_describe, describe
 
-pytestmark = pytest.mark.skipif(
-    not can_describe(), reason="jax's CUDA plugin, the compiler for GPUs, is missing: pip install -e '.[cuda]'"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not can_describe(), reason="jax's CUDA plugin, the compiler for GPUs, is missing: pip install -e '.[cuda]'"
+    ),
+]
 CONFIGS = Path(__file__).parents[1] / "model_configs"
 
 

@@ -24,6 +24,8 @@ from extraction.models.step_options import StepOptions
 from extraction.models.weights import leaves_of
 from tests.helpers.tiny_models import ALL, CONFIGS, documents, error, load, run, run_means
 
+pytestmark = pytest.mark.slow
+
 ROWS = 8
 MESHES = ("data=2", "data=8", "data=4,model=2", "data=2,model=4")
 # Every family on the mesh that cuts both ways and has fewer key-value heads than devices; one of them on all.

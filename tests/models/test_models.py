@@ -37,6 +37,8 @@ from tests.helpers.tiny_models import (
     run,
 )
 
+pytestmark = pytest.mark.slow
+
 LLAMA = {"model_type": "llama", **SIZES}
 # As transformers 4 saved a model whose file had `rotary_pct` and `rotary_emb_base`.
 RESAVED_NEOX = {

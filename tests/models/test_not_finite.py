@@ -29,6 +29,8 @@ from tests.helpers.workers import (
     write_corpus,
 )
 
+pytestmark = pytest.mark.slow
+
 HOOK = "blocks.1.hook_resid_post"
 ODD = " Q"
 LATE = 6  # the record that has it

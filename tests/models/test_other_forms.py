@@ -20,6 +20,8 @@ from tests.helpers.fake_hub import FakeHub
 from tests.helpers.tiny_models import documents, error, load, run
 from tests.helpers.workers import ROOT
 
+pytestmark = pytest.mark.slow
+
 LAST = ("blocks.2.hook_resid_post",)
 
 

@@ -18,6 +18,8 @@ from extraction.tools.parity import Distance
 from extraction.tools.reference_ids import OurIds, compare_ids
 from tests.helpers.workers import MODEL, ROOT, make_streams, text_of, write_corpus
 
+pytestmark = pytest.mark.slow
+
 HOOKS = ("--hook-points", "blocks.1.hook_resid_post,blocks.3.attn.hook_z,ln_final.*")
 EXACT = ("--store-dtype", "float32", "--compute-dtype", "float32")
 

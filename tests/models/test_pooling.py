@@ -14,6 +14,8 @@ from extraction.models.step_options import StepOptions
 from extraction.worker.loop import Layout, run_pipeline
 from tests.helpers.tiny_models import documents, error, load, run_means
 
+pytestmark = pytest.mark.slow
+
 SEQ_LEN = 150
 HOOKS = ("blocks.0.attn.hook_z", "blocks.1.mlp.hook_post", "blocks.2.hook_resid_post", "ln_final.hook_normalized")
 DROPPED = tuple(range(0, 97, 3))

@@ -14,6 +14,7 @@ from extraction.tools.plan import counts_of
 from tests.helpers.compiled_steps import Case, CompiledStep
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.tpu,
     pytest.mark.skipif(not can_describe(), reason="libtpu, the compiler for TPUs, is missing: pip install -e '.[tpu]'"),
 ]

@@ -22,6 +22,8 @@ from extraction.models.tensors import WeightFiles
 from extraction.storage import open_storage
 from tests.helpers.tiny_models import documents, error, load, run
 
+pytestmark = pytest.mark.slow
+
 LAST = ("blocks.2.hook_resid_post",)
 UP = "model.layers.1.mlp.up_proj.weight"
 

@@ -22,6 +22,8 @@ from tests.helpers import runs
 from tests.helpers.runs import STREAMS, WIDTHS, all_tokens, expected, make_run
 from tests.helpers.workers import ROOT
 
+pytestmark = pytest.mark.slow
+
 HOOK, OTHER = WIDTHS
 ALL_TOKENS = all_tokens(STREAMS)
 SERVER = multiprocessing.get_context("forkserver")

@@ -149,9 +149,7 @@ def test_a_prompt_that_is_too_long_loses_examples_from_its_front_and_never_its_t
     full = Prompter(PromptOptions(model=str(MODEL)))
     lengths = [full.num_tokens(full.text(pairs_of(PLENTY)[dropped:], [[3] * 10])) for dropped in range(5)]
     for dropped, length in enumerate(lengths):
-        (record,) = records_of(
-            tmp_path / f"fits{dropped}", source, model=str(MODEL), seq_len=length
-        )
+        (record,) = records_of(tmp_path / f"fits{dropped}", source, model=str(MODEL), seq_len=length)
         assert meta_of(record)["examples_dropped"] == dropped
         assert record.text == full.text(pairs_of(PLENTY)[dropped:], [[3] * 10])
         assert len(original_of(meta_of(record))["train"]) == 4

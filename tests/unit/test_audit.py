@@ -13,10 +13,11 @@ import checkpoint
 from extraction.audit.verify import audit_run
 from extraction.batching.packing import pack_batches
 from extraction.core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, PermissionDenied
-from extraction.format.attempts import noted_ending
+from extraction.format.commit import MAX_COMMIT
 from extraction.format.records import Cursor
 from extraction.format.run_config import FORMAT
-from extraction.storage import crc32c_base64, open_storage
+from extraction.storage import open_storage
+from extraction.worker.attempts import noted_ending
 from tests.helpers.batches import SHAPE
 from tests.helpers.stream_runs import (
     COMMIT,
@@ -49,15 +50,15 @@ def test_a_finished_run_is_proven(store, deep):
     (lambda s: s.put(COMMIT, b""), f"{COMMIT}: not a readable commit"),
     (lambda s: s.change(COMMIT, lambda data: data[:-40]), f"{COMMIT}: not a readable commit"),
     (lambda s: s.put(COMMIT, b"not JSON"), f"{COMMIT}: not a readable commit"),
-    (lambda s: s.put(COMMIT, b"x" * (checkpoint.MAX_COMMIT + 1)), f"{COMMIT}: not a readable commit .*too many"),
+    (lambda s: s.put(COMMIT, b"x" * (MAX_COMMIT + 1)), f"{COMMIT}: not a readable commit .*too many"),
     (lambda s: s.edit(COMMIT, format=2), f"{COMMIT}: commit of format 2, this version reads 3"),
     (lambda s: s.remove(COMMIT), f"{COMMIT} is missing, but worker-00000/commits/00000002.json is there"),
     (lambda s: [s.remove(COMMIT), s.remove(COMMIT.replace("01.", "02."))],
      f"{COMMIT} and the 1 after it are missing, but worker-00000/commits/00000003.json is there"),
     (lambda s: s.put(COMMIT + ".bak", b"{}"), f"{COMMIT}.bak: no commit has such a name"),
-    (lambda s: s.put(COMMIT, s.storage.read(COMMIT.replace("01.", "00."))), f"{COMMIT}: says worker 0, batch 0"),
+    (lambda s: s.put(COMMIT, s.storage.read(COMMIT.replace("01.", "00."))), f"{COMMIT}: says stream 0, batch 0"),
     (lambda s: s.put(COMMIT, s.storage.read(COMMIT.replace("r-00000", "r-00001"))),
-     f"{COMMIT}: says worker 1, batch 1"),
+     f"{COMMIT}: says stream 1, batch 1"),
     (lambda s: s.edit(COMMIT, fingerprint="sha256:other"), f"{COMMIT}: is of another run: .*sha256:other"),
     (lambda s: s.edit(COMMIT, cursor_before={"record": 0, "token_offset": 0}),
      f"{COMMIT}: begins at record 0 token 0, the batch before it ended at record 2 token 8: .* there twice"),
@@ -197,7 +198,7 @@ def test_an_output_of_something_else_holds_no_run(empty):
 
 
 def test_the_note_of_a_start_that_failed_before_it_joined_is_no_run(empty):
-    with pytest.raises(InvalidRequest), noted_ending(empty.storage, 0, checkpoint.Instance()):
+    with pytest.raises(InvalidRequest), noted_ending(empty.storage, 0, checkpoint.Attempt()):
         raise InvalidRequest("--layers 99")
     assert empty.storage.folders() == ["worker-00000"]
     with pytest.raises(InvalidRequest, match="holds no run"):
@@ -270,6 +271,7 @@ def test_a_run_of_the_first_records_is_proven(empty):
     assert (empty.audit(deep=True).verdict, empty.audit().totals()["num_records"]) == ("proven", 0)
 
 
+@pytest.mark.slow
 def test_the_command_says_json_on_stdout_and_nothing_else_on_a_pipe(store):
     result = verify(store.storage.location, "--deep", "--json")
     assert (result.returncode, result.stderr, json.loads(result.stdout)["verdict"]) == (0, "", "proven")
@@ -279,6 +281,7 @@ def test_the_command_says_json_on_stdout_and_nothing_else_on_a_pipe(store):
     assert result.stdout.startswith(f"wrong: {DATA}: ")
 
 
+@pytest.mark.slow
 def test_the_command_says_that_there_is_no_run(empty):
     result = verify(empty.storage.location)
     assert (result.returncode, result.stdout) == (2, "")

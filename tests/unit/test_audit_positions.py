@@ -184,7 +184,9 @@ def test_no_rows_are_believed_if_and_only_if_some_records_have_none(offset, num_
 @given(records, st.sampled_from(["all", "15", "-20", *RULES]), st.booleans(), st.sampled_from(["split", "truncate"]))
 def test_what_packing_covers_is_never_refused(lengths, rule, drop_special, mode):
     for _, batch in stored_by(lengths, Selector(Selection.parse(rule, drop_special), (3, 7)), mode):
-        facts = replace(FACTS, selection=Selection.parse(rule, drop_special), truncates=mode == "truncate")
+        facts = replace(
+            FACTS, config=replace(CONFIG, long_documents=mode), selection=Selection.parse(rule, drop_special)
+        )
         assert list(check_cover(batch, facts)) == []
 
 

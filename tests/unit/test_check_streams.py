@@ -67,7 +67,10 @@ def test_a_part_of_a_hub_dataset_is_proven(tmp_path, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         for name, options in (("whole", {}), ("part", {"max_tokens": 40})):
             fineweb.create(
-                open_storage(str(tmp_path / name)), "hf://datasets/lab/web/data", 2, FinewebOptions(footer_cache="", **options)
+                open_storage(str(tmp_path / name)),
+                "hf://datasets/lab/web/data",
+                2,
+                FinewebOptions(footer_cache="", **options),
             )
             assert check(tmp_path / name).exit_code == 0
         write_corpus(tmp_path / "web/data", [*FILES, [1]])

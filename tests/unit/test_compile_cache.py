@@ -6,6 +6,8 @@ from extraction.storage import open_storage
 from extraction.worker.compile_cache import CompileCache
 from tests.helpers.workers import extract, make_streams, text_of, write_corpus
 
+pytestmark = pytest.mark.slow
+
 SHARED = "gs://bucket/compiled"
 
 

@@ -327,6 +327,7 @@ def test_a_number_of_streams_that_cannot_be(corpus, tmp_path, num_streams):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_as_a_process_it_ends_with_one_line_and_the_exit_code(corpus, tmp_path):
     (corpus / "001.parquet").write_bytes(b"")
     command = [sys.executable, ROOT / "create_dataset_streams.py", "fineweb", "--source", corpus]
@@ -337,6 +338,7 @@ def test_as_a_process_it_ends_with_one_line_and_the_exit_code(corpus, tmp_path):
     assert reading.startswith("reading 2 files, ") and line.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, create_dataset_streams as c\n"
@@ -351,6 +353,7 @@ def test_help_imports_nothing_heavy():
 # ---------------------------------------------------------------------------------------------- the example corpus
 
 
+@pytest.mark.slow
 def test_the_example_corpus_has_the_shape_of_fineweb_and_is_the_same_again(tmp_path):
     for name in ("one", "two"):
         command = [sys.executable, ROOT / "examples/make_corpus.py", "--output", tmp_path / name]

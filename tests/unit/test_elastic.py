@@ -10,11 +10,11 @@ import pytest
 
 import checkpoint
 from extraction.core.errors import DamagedData, Fenced, InvalidRequest, Stopped, TryAgain
-from extraction.format.attempts import Ending, note_start, noted_ending, parse_ending
-from extraction.format.stream_state import read_standing
+from extraction.format.stream_state import Ending, parse_ending, read_stream_state
 from extraction.read.reader import ActivationReader
 from extraction.storage import open_storage
 from extraction.tools.status import read_status
+from extraction.worker.attempts import note_begin, noted_ending
 from extraction.worker.claims import StreamChooser, work_all
 from tests.helpers.runs import FINGERPRINT, WIDTHS, extract, make_run, tokens_of
 from tests.helpers.workers import MODEL, ROOT, SMALL, make_streams, text_of, verify, write_corpus
@@ -34,9 +34,9 @@ def worker(output, idle_after, stop_after=None, log=None, streams=STREAMS):
     """One elastic worker; `log` gets what it says, and the error that ended it."""
     log = [] if log is None else log
 
-    def work(number, instance):
+    def work(number, attempt):
         chain = checkpoint.CommitChain.load(output, number, FINGERPRINT)
-        chain.instance = instance
+        chain.attempt = attempt
         if not chain.end_of_stream:
             extract(chain, streams[number], stop_after)
 
@@ -49,7 +49,7 @@ def worker(output, idle_after, stop_after=None, log=None, streams=STREAMS):
 
 def assert_complete(output, streams=STREAMS):
     for number in range(len(streams)):
-        assert read_standing(output, number).finished
+        assert read_stream_state(output, number).finished
     found = np.concatenate([rows.tokens for rows in ActivationReader(output.location).rows(HOOK)])
     wanted = [tokens_of(w, i, n) for w, lengths in enumerate(streams) for i, n in enumerate(lengths)]
     assert np.array_equal(found, np.concatenate(wanted))
@@ -78,7 +78,7 @@ def test_a_loser_leaves_the_stream_and_takes_another(output):
     """A rival commits between the moment when a worker loads its chain and its first commit."""
     said, worked = [], []
 
-    def work(number, instance):
+    def work(number, attempt):
         worked.append(number)
         chain = checkpoint.CommitChain.load(output, number, FINGERPRINT)
         if len(worked) == 1:
@@ -99,7 +99,7 @@ def test_a_stream_that_was_left_in_the_middle_is_taken_up_when_idle(output):
 
 
 def test_a_stream_that_was_begun_counts_as_busy_before_its_first_commit(output):
-    note_start(output, 0, checkpoint.Instance())
+    note_begin(output, 0, checkpoint.Attempt())
     assert StreamChooser(output, 1, 1000.0).choose() is None
     assert StreamChooser(output, 2, 1000.0).choose() == 1
 
@@ -113,10 +113,10 @@ def test_of_those_that_choose_one_stream_at_once_the_first_takes_it(output):
 
 
 def test_a_stream_whose_worker_was_told_to_stop_is_free_at_once(output):
-    instance = checkpoint.Instance()
-    note_start(output, 0, instance)
+    attempt = checkpoint.Attempt()
+    note_begin(output, 0, attempt)
     assert StreamChooser(output, 1, 1000.0).choose() is None
-    with pytest.raises(Stopped), noted_ending(output, 0, instance):
+    with pytest.raises(Stopped), noted_ending(output, 0, attempt):
         raise Stopped("told to stop")
     choosers = [StreamChooser(output, 1, 1000.0) for _ in range(2)]
     assert [chooser.choose() for chooser in choosers] == [0, 0]
@@ -127,7 +127,7 @@ def test_a_stream_whose_worker_was_told_to_stop_is_free_at_once(output):
 def test_streams_that_others_work_on_are_not_looked_at_all_the_time(gcs):
     storage = open_storage("gs://bucket/run")
     for number in range(20):
-        note_start(storage, number, checkpoint.Instance())
+        note_begin(storage, number, checkpoint.Attempt())
     chooser = StreamChooser(storage, 20, 1000.0)
     assert chooser.choose() is None
     gcs.history.clear()
@@ -137,7 +137,7 @@ def test_streams_that_others_work_on_are_not_looked_at_all_the_time(gcs):
 
 
 def test_waiting_ends_when_told_to_stop_and_when_all_are_finished(output):
-    note_start(output, 0, checkpoint.Instance())
+    note_begin(output, 0, checkpoint.Attempt())
     stop = threading.Event()
     threading.Timer(0.1, stop.set).start()
     with pytest.raises(TryAgain):
@@ -152,7 +152,7 @@ def test_a_damaged_stream_stops_no_other(output, tmp_path):
     said, error = worker(output, 0.0)
     assert "left stream 1, which is damaged" in said
     assert isinstance(error, DamagedData)
-    assert [n for n in range(len(STREAMS)) if read_standing(output, n).finished] == [0, 2, 3, 4, 5]
+    assert [n for n in range(len(STREAMS)) if read_stream_state(output, n).finished] == [0, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -166,27 +166,27 @@ def test_a_damaged_stream_stops_no_other(output, tmp_path):
     ],
 )
 def test_how_an_attempt_ended_is_noted(output, error, state):
-    instance = checkpoint.Instance()
-    with pytest.raises(type(error)), noted_ending(output, 7, instance):
+    attempt = checkpoint.Attempt()
+    with pytest.raises(type(error)), noted_ending(output, 7, attempt):
         raise error
-    ending = read_standing(output, 7).ending
+    ending = read_stream_state(output, 7).ending
     assert (ending and ending.state) == state
-    assert ending is None or (ending.attempt == instance.attempt and str(error) in ending.message)
+    assert ending is None or (ending.attempt == attempt.id and str(error) in ending.message)
 
 
 @pytest.mark.parametrize("error, lines", [(InvalidRequest("a file is there"), 0), (DamagedData("bad"), 1)])
 def test_a_place_that_takes_no_note_either_is_told_of_once(tmp_path, capfd, error, lines):
     (tmp_path / "file").touch()
-    with pytest.raises(type(error)), noted_ending(open_storage(str(tmp_path / "file")), 0, checkpoint.Instance()):
+    with pytest.raises(type(error)), noted_ending(open_storage(str(tmp_path / "file")), 0, checkpoint.Attempt()):
         raise error
     assert capfd.readouterr().err.count("is not written") == lines
 
 
 def test_a_commit_after_an_ending_outdates_it(output):
-    with pytest.raises(DamagedData), noted_ending(output, 0, checkpoint.Instance()):
+    with pytest.raises(DamagedData), noted_ending(output, 0, checkpoint.Attempt()):
         raise DamagedData("bad")
     extract(checkpoint.CommitChain.load(output, 0, FINGERPRINT), STREAMS[0], stop_after=1)
-    assert read_standing(output, 0).ending is None
+    assert read_stream_state(output, 0).ending is None
 
 
 @pytest.mark.parametrize(
@@ -199,19 +199,19 @@ def test_a_commit_after_an_ending_outdates_it(output):
     ],
 )
 def test_a_note_that_cannot_be_read_says_so(data):
-    assert parse_ending(data) == Ending("failed", "(the note of its ending cannot be read)", "", "")
+    assert parse_ending(data) == Ending("failed", "(the note of its ending is not readable)", "", "")
 
 
 def test_of_a_long_chain_only_the_end_is_listed(gcs):
     """`progress.json` is not believed when it leads to a commit that is not there; then the end is looked for."""
     storage = open_storage("gs://bucket/run")
     make_run(storage, [[8] * 460])
-    whole = read_standing(storage, 0)
+    whole = read_stream_state(storage, 0)
     assert whole.num_batches == 230
     assert whole.begun == storage.stat("worker-00000/commits/00000000.json").updated
     for batch, seen in ((229, 20), (226, 23), (5, None), (10**6, None), ('"x"', None)):
         storage.replace("worker-00000/progress.json", f'{{"batch": {batch}, "begun": {whole.begun}}}'.encode())
-        found = read_standing(storage, 0)
+        found = read_stream_state(storage, 0)
         assert (found.last, found.begun) == (whole.last, whole.begun)
         assert len(found.commit_times) == seen or (seen is None and 20 <= len(found.commit_times) < 40)
 
@@ -230,13 +230,14 @@ def test_the_end_of_a_chain_of_any_length_is_found(tmp_path, length):
     for hint in (None, 30, length - 2):
         if hint is not None:
             storage.replace("worker-00000/progress.json", f'{{"batch": {hint}, "begun": 1.0}}'.encode())
-        found = read_standing(storage, 0)
+        found = read_stream_state(storage, 0)
         assert found.last.batch == length - 1
         believed = hint is not None and hint < length
         assert found.begun == (1.0 if believed else storage.stat("worker-00000/commits/00000000.json").updated)
         assert min(length, 20) <= len(found.commit_times) <= 40 and found.damage is None
 
 
+@pytest.mark.slow
 def test_a_real_worker_from_the_shell_does_all_streams_with_one_compiled_step(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", [text_of(i, 9) for i in range(12)])
     streams = make_streams(corpus, tmp_path / "streams", 3)

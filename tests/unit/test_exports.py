@@ -90,6 +90,7 @@ def test_openmoss_rows_are_records_padded_and_masked(tmp_path, monkeypatch):
     assert sum(int(mask.sum()) for _, _, mask, _ in rows) == len(ALL_TOKENS) - 1
 
 
+@pytest.mark.slow
 def test_an_sae_of_openmoss_trains_on_it(output, tmp_path):
     """LLAMASCOPIUM_PYTHON may name an interpreter that has llamascopium with transformer-lens 3."""
     interpreter = os.environ.get("LLAMASCOPIUM_PYTHON", sys.executable)
@@ -128,6 +129,7 @@ def test_a_datasets_dataset_is_what_saelens_caches(output, tmp_path, capsys):
     assert np.array_equal(np.concatenate(list(dataset[HOOK])), expected(tokens, HOOK))
 
 
+@pytest.mark.slow
 def test_saes_of_saelens_train_on_it_and_on_the_run(output, tmp_path):
     """SAELENS_PYTHON may name an interpreter that has sae-lens, which does not go well with other packages."""
     interpreter = os.environ.get("SAELENS_PYTHON", sys.executable)
@@ -162,6 +164,7 @@ def test_what_cannot_be_exported_is_said(output, tmp_path):
         export(output, "npy", str(tmp_path / "b"), ExportOptions(("x",)))
 
 
+@pytest.mark.slow
 def test_the_command_writes_it(output, tmp_path):
     result = python(
         "extract_activations.py", "export", output, "--to", "npy", "--folder", tmp_path / "out", "--hook-point", OTHER

@@ -13,6 +13,8 @@ from extraction.format.safetensors import decode
 from extraction.storage import open_storage
 from tests.helpers.workers import MODEL, ROOT, committed, extract, make_streams, python, text_of, verify, write_corpus
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [text_of(i, n) for i, n in enumerate([3, 30, 0, 12, 45, 7, 150, 1, 20, 26, 9, 14])]
 
 

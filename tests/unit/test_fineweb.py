@@ -38,7 +38,9 @@ def hub(tmp_path, monkeypatch):
 
 
 def create(source, output, num_streams=2, **options):
-    return fineweb.create(open_storage(str(output)), str(source), num_streams, FinewebOptions(**{"footer_cache": ""} | options)).manifest
+    return fineweb.create(
+        open_storage(str(output)), str(source), num_streams, FinewebOptions(**{"footer_cache": ""} | options)
+    ).manifest
 
 
 # ---------------------------------------------------------------------------------------------- the hub

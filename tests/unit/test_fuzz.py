@@ -22,10 +22,10 @@ from extraction.audit.verify import audit_run
 from extraction.batching.token_selection import Selection, Selector
 from extraction.core.errors import ExtractionError
 from extraction.core.strict_json import loads
-from extraction.format.attempts import parse_ending
+from extraction.format import run_config
 from extraction.format.records import Cursor
 from extraction.format.safetensors import decode, decode_header, entries_of
-from extraction.format.stream_state import parse_progress
+from extraction.format.stream_state import parse_ending, parse_progress
 from extraction.storage import crc32c_base64
 from extraction.streams.manifest import parse_manifest
 from tests.helpers.stream_runs import COMMIT, DATA, batches_of, configure, describe, shard_of
@@ -108,7 +108,7 @@ def valid(run_streams, finished_run):
 
 
 def parse_run(data):
-    return AuditedRun.of(checkpoint.parse_run(data, "name"), "name")
+    return AuditedRun.of(run_config.parse_run(data, "name"), "name")
 
 
 def parse_header(data):

@@ -12,6 +12,8 @@ import pytest
 from tests.helpers.fake_hub import COMMIT, FakeHub
 from tests.helpers.workers import MODEL, ROOT, make_streams, python, text_of, verify, write_corpus
 
+pytestmark = pytest.mark.slow
+
 UNREAD = {"pytorch_model.bin", "consolidated.safetensors", "modeling_tiny.py"}
 FLAGS = ("--layers", "1", "--seq-len", "32", "--batch-size", "2", "--no-progress", "--worker-id", "0")
 

@@ -36,6 +36,7 @@ def test_a_line_for_people(capsys, severity, text):
     assert capsys.readouterr().err == text
 
 
+@pytest.mark.slow
 def test_an_error_at_the_command_line_is_a_json_line_too():
     result = python(
         "extract_activations.py",

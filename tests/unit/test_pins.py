@@ -18,6 +18,8 @@ from extraction.streams.stream import open_stream
 from tests.helpers.corpora import column_chunks
 from tests.helpers.workers import extract, make_streams, python, verify
 
+pytestmark = pytest.mark.slow
+
 WORDS = [f"{a}{b}{c}" for a in "bdfglmnprst" for b in "aeiou" for c in "lmnrst"]
 
 

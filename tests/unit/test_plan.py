@@ -58,6 +58,7 @@ def test_what_takes_longer_limits():
     assert make_plan(replace(FLAGS, efficiency=1e-4)).limited_by == "arithmetic"
 
 
+@pytest.mark.slow
 def test_time_and_price_of_a_manifest(streams):
     plan = make_plan(replace(FLAGS, streams=str(streams), price=3.0, deadline=1e-9))
     assert plan.workers == 2 and 12 * 30 < plan.tokens < 12 * 30 * 4
@@ -76,6 +77,7 @@ def test_one_is_not_written_as_many(number, chips, workers):
     assert text.endswith(f"for the deadline: {workers}")
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_what_positions_store(streams):
     """By the rule alone where it tells, else by the first records of a manifest."""
     whole, quarter = make_plan(FLAGS), make_plan(replace(FLAGS, positions="every:4"))
@@ -120,6 +122,7 @@ def test_what_cannot_be(change, message):
         make_plan(replace(FLAGS, **change))
 
 
+@pytest.mark.slow
 def test_the_command(streams):
     given = ("plan", "--tpu", "v5litepod-1", "--model", MODEL, "--layers", "1", "--seq-len", 256, "--batch-size", 4)
     told = python("extract_activations.py", *given, "--streams", streams, "--price", 1.5, "--json")
@@ -129,6 +132,7 @@ def test_the_command(streams):
     assert python("extract_activations.py", "plan", "--tpu", "v9", "--model", MODEL, "--layers", 1).returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given, sizes",
     [
@@ -144,6 +148,7 @@ def test_what_is_left_open_is_as_the_run_has_it(tmp_path, streams, given, sizes)
     assert sizes_of(given, output, streams) == sizes
 
 
+@pytest.mark.slow
 def test_the_start_that_begins_a_run_chooses(tmp_path, streams):
     output = open_storage(str(tmp_path))
     assert sizes_of(("auto", None), output, streams) == (32, 64)  # 4096 tokens on a CPU; 2 MiB in a step

@@ -91,7 +91,7 @@ def test_what_is_not_there_is_said(output, tmp_path):
         reader.record("x")
     with pytest.raises(InvalidRequest, match="blocks.7.*the run has"):
         next(reader.rows("blocks.7.hook_resid_post"))
-    with pytest.raises(InvalidRequest, match="not the output of a run"):
+    with pytest.raises(InvalidRequest, match="holds no run: there is no run.json"):
         ActivationReader(str(tmp_path / "nothing"))
 
 
@@ -343,6 +343,7 @@ def test_all_hook_points_of_a_token_can_be_had_together(output):
             assert np.array_equal(rows.activations[name], activations_of(rows.tokens, width))
 
 
+@pytest.mark.slow
 def test_reading_imports_neither_jax_nor_torch():
     code = (
         "import sys, extraction.read.reader, extraction.shuffle\n"

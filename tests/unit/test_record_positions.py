@@ -16,6 +16,8 @@ from extraction.read.shuffle import ShuffledReader, ShuffleOptions
 from extraction.read.torch import TorchActivations
 from tests.helpers.workers import MODEL, extract, make_streams, python, text_of, verify, write_corpus
 
+pytestmark = pytest.mark.slow
+
 HOOK = "blocks.1.hook_resid_post"
 LONG = 1801  # tokens, in windows of 256
 

@@ -165,6 +165,7 @@ def test_little_is_shown_as_well(tmp_path, streams, stop_after):
     assert render(gather(str(tmp_path))).endswith("</html>\n")
 
 
+@pytest.mark.slow
 def test_the_command_writes_it(output, tmp_path):
     result = python("extract_activations.py", "report", output, "--html", tmp_path / "x.html", "--tokenizer", MODEL)
     assert result.returncode == 0, result.stderr
@@ -196,6 +197,7 @@ onload = () => {{
 </script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_without_a_word_or_a_request(output, tmp_path, width):
     browser = shutil.which("chromium") or shutil.which("google-chrome")

@@ -98,12 +98,14 @@ def test_merged_counts_make_the_sketch_that_saw_all():
 # ------------------------------------------------------------------------------------------ real runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", *SCALED])
 def test_a_run_of_any_dtype_is_proven(outputs, dtype):
     audit = audit_run(outputs[dtype], deep=True)
     assert audit.problems == [] and audit.exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", *SCALED])
 def test_statistics_are_those_of_all_rows_of_all_workers(outputs, dtype):
     reader = ActivationReader(outputs[dtype])
@@ -122,6 +124,7 @@ def test_statistics_are_those_of_all_rows_of_all_workers(outputs, dtype):
             assert found.norms.get_quantile_value(quantile) == pytest.approx(exact, rel=0.0101)
 
 
+@pytest.mark.slow
 def test_the_variance_is_no_mean_of_variances(outputs):
     """Which would be lower, since it knows nothing of how the means of batches differ."""
     reader = ActivationReader(outputs["bfloat16"])
@@ -131,6 +134,7 @@ def test_the_variance_is_no_mean_of_variances(outputs):
     assert (reader.statistics([name])[name].variance > of_batches * 1.001).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_the_maximum_is_where_it_is_said_to_be(outputs, dtype):
     reader = ActivationReader(outputs[dtype])
@@ -146,6 +150,7 @@ def test_the_maximum_is_where_it_is_said_to_be(outputs, dtype):
     assert record.activations[name][at, largest.coordinate] == largest.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", SCALED)
 def test_each_value_is_within_half_a_step_of_the_computed_one(outputs, dtype):
     for name in ActivationReader(outputs[dtype]).hook_points:
@@ -155,6 +160,7 @@ def test_each_value_is_within_half_a_step_of_the_computed_one(outputs, dtype):
         assert (np.abs(found - computed) <= bound * 1.001 + 1e-6 * most).all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", SCALED)
 def test_a_commit_tells_the_reconstruction_error_of_each_hook_point(outputs, dtype):
     storage = open_storage(outputs[dtype])
@@ -171,11 +177,13 @@ def test_a_commit_tells_the_reconstruction_error_of_each_hook_point(outputs, dty
             assert 0 < said < next(most for end, most in MOST_ERROR[dtype].items() if name.endswith(end))
 
 
+@pytest.mark.slow
 def test_commits_without_scales_tell_no_error(outputs):
     storage = open_storage(outputs["bfloat16"])
     assert json.loads(storage.read(checkpoint.commit_name(0, 0)))["reconstruction_error"] == {}
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_with_the_same_bytes(streams, tmp_path):
     flags = ("--store-dtype", "int8")
     extract_here(streams, tmp_path / "whole", *flags)

@@ -17,10 +17,10 @@ import checkpoint
 from extract_activations import cli
 from extraction.batching.token_selection import Selection, Selector
 from extraction.core.errors import DamagedData, Fenced
-from extraction.format.attempts import note_start, noted_ending
-from extraction.format.stream_state import Standing
+from extraction.format.stream_state import StreamState
 from extraction.storage import open_storage
 from extraction.tools.status import _mean_rate, _rate_now, format_bytes, format_seconds, read_status, table, watch
+from extraction.worker.attempts import note_begin, noted_ending
 from tests.helpers import fake_gcs
 from tests.helpers.runs import FINGERPRINT, extract, make_run
 from tests.helpers.workers import python
@@ -35,10 +35,10 @@ def make_fleet(storage):
         extract(checkpoint.CommitChain.load(storage, 1, FINGERPRINT), STREAMS[1], stop_after)
     extract(checkpoint.CommitChain.load(storage, 2, FINGERPRINT), STREAMS[2], stop_after=2)
     for number, error in ((2, DamagedData("a bad file")), (3, Fenced("another has it"))):
-        with pytest.raises(type(error)), noted_ending(storage, number, checkpoint.Instance()):
+        with pytest.raises(type(error)), noted_ending(storage, number, checkpoint.Attempt()):
             raise error
     extract(checkpoint.CommitChain.load(storage, 4, FINGERPRINT), [4, 9, 9, 9], stop_after=1)
-    note_start(storage, 5, checkpoint.Instance())
+    note_begin(storage, 5, checkpoint.Attempt())
     describe_streams(storage, *map(len, STREAMS))
 
 
@@ -80,7 +80,7 @@ def test_where_a_part_is_stored_pace_is_of_all_tokens(tmp_path):
     assert (ours.tokens, ours.rows) == (240, 30) and (theirs.tokens, theirs.rows) == (240, 240)
     assert ours.bytes < theirs.bytes
     last = checkpoint.parse_commit(open_storage(str(part)).read("worker-00000/commits/00000014.json"), "it")
-    fast = Standing(0, last, 100.0, (100.0, 114.0))
+    fast = StreamState(0, last, 100.0, (100.0, 114.0))
     assert _mean_rate(fast) == pytest.approx(240 * 14 / 15 / 14)
 
 
@@ -158,6 +158,7 @@ def test_a_finished_run_is_finished_when_every_stream_is(tmp_path):
     assert (found.finished, found.exit_code, found.seconds_left) == (True, 0, 0.0)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_json(output):
     result = python("extract_activations.py", "status", output)
     assert result.returncode == 75, result.stderr

@@ -216,6 +216,7 @@ def test_no_permission_to_overwrite_is_needed(gcs, bucket):
         bucket.replace("progress.json", b"2")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_try_again_and_leaves_nothing(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("mounting a small tmpfs needs root")
@@ -229,6 +230,7 @@ def test_a_full_disk_is_try_again_and_leaves_nothing(tmp_path):
         subprocess.run(["umount", tmp_path], check=True)
 
 
+@pytest.mark.slow
 def test_a_read_only_folder_is_no_permission(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("mounting a read-only tmpfs needs root")

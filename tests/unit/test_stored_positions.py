@@ -15,6 +15,8 @@ from extraction.read.reader import ActivationReader
 from extraction.storage import open_storage
 from tests.helpers.workers import MODEL, committed, extract, extract_here, make_streams, text_of, write_corpus
 
+pytestmark = pytest.mark.slow
+
 SEQ_LEN = 32  # of tests.helpers.workers.SMALL
 HOOK = "blocks.1.hook_resid_post"
 WORDS = (3, 200, 1, 40, 12, 90, 7, 7, 25, 60, 2)

@@ -58,6 +58,7 @@ def test_without_an_id_column_the_number_of_the_row_is_the_id(tmp_path):
     assert read_all(str(tmp_path / "out")) == [[("0", "one"), ("1", "two")]]
 
 
+@pytest.mark.slow
 def test_a_hub_dataset_is_read_at_a_commit(tmp_path):
     """In a process of its own, since the library reads its settings when it is imported."""
     write(tmp_path / "set/data.jsonl")

@@ -17,6 +17,8 @@ from extraction.read.reader import ActivationReader
 from tests.helpers.published_tokenizers import BUILDERS, CLASSES, TEXTS, save
 from tests.helpers.workers import MODEL, ROOT, extract, make_streams, write_corpus
 
+pytestmark = pytest.mark.slow
+
 RECORDS = [Record(number, str(number), text) for number, text in enumerate(TEXTS)]
 
 

@@ -15,6 +15,8 @@ from extraction.format.records import Record
 from extraction.format.run_config import SpecialTokenIds
 from tests.helpers.workers import MODEL, text_of
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["", "one", *(text_of(i, 3 + 17 * i) for i in range(30)), "naïve ☃ \n\t  12345 <s> </s>", "x" * 3000]
 RECORDS = [Record(i, f"id-{i}", text, '{"n": 1}' if i % 2 else None) for i, text in enumerate(TEXTS)]
 

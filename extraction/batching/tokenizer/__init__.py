@@ -92,6 +92,8 @@ class RecordTokenizer:
 
     def chat(self, messages: list[dict[str, str]]) -> str:
         """A conversation as text, ended where the model speaks next; without the beginning that `tokenize` adds."""
+        if self._chat_template is None:
+            raise InvalidRequest(f"{self._files.folder}: this tokenizer has no chat template")
         text = render(self._chat_template, messages, self._files.named)
         return text.removeprefix(self._files.named.get("bos_token", "")) if self._prefix else text
 

@@ -3,8 +3,12 @@
 In: a folder's files, messages. Out: text. Guarantee: the same as transformers' tokenizers write. Cost: jinja's.
 """
 
+from typing import Any
+
 from ...core.errors import InvalidRequest
 from .files import TokenizerFiles, read_json
+
+_NEEDS_JINJA = "chat templates need the jinja2 package: pip install 'jinja2>=3.1.6'"
 
 
 def find_template(files: TokenizerFiles) -> str | None:
@@ -23,7 +27,7 @@ def find_template(files: TokenizerFiles) -> str | None:
     return by_name["default"]
 
 
-def render(template: str, messages: list[dict[str, str]], names: dict[str, str]) -> str:
+def render(template: str, messages: list[dict[str, str]], names: dict[str, Any]) -> str:
     """The text of a conversation, ended where the model speaks next; `names` are the special tokens by name.
 
     Raises InvalidRequest (the template refuses these messages, jinja2 is missing).
@@ -31,11 +35,13 @@ def render(template: str, messages: list[dict[str, str]], names: dict[str, str])
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        import jinja2
-
-        (text,), _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **names)
+        from jinja2 import TemplateError
     except ImportError as error:
-        raise InvalidRequest("chat templates need the jinja2 package: pip install 'jinja2>=3.1.6'") from error
-    except jinja2.TemplateError as error:
+        raise InvalidRequest(_NEEDS_JINJA) from error
+    try:
+        (text,), _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **names)
+    except ImportError as error:  # jinja2 is older than transformers wants it
+        raise InvalidRequest(_NEEDS_JINJA) from error
+    except TemplateError as error:
         raise InvalidRequest(f"the chat template of --model cannot write this conversation: {error}") from error
     return text

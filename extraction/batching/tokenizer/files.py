@@ -50,7 +50,8 @@ class TokenizerFiles:
     def added(self) -> Iterator[tuple[str, int]]:
         """Tokens with their ids, as the files beside tokenizer.json have them."""
         for number, value in (self.settings.get("added_tokens_decoder") or {}).items():
-            yield _content(value), int(number)
+            if (token := _content(value)) is not None:
+                yield token, int(number)
         yield from read_json(self.folder / "added_tokens.json").items()
 
 

@@ -49,7 +49,7 @@ def find_special_tokens(files: TokenizerFiles, tokenizer: Any) -> SpecialTokens:
 def _beginning(files: TokenizerFiles, named: dict[str, int | None], ids: dict[str, int]) -> int | None:
     """What the settings name; where they are silent the model's own configuration, if its id is a special token's."""
     if "bos_token" in files.settings:
-        return named.get(files.named.get("bos_token"))
+        return named.get(files.named.get("bos_token", ""))
     number = files.model.get("bos_token_id", files.model.get("text_config", {}).get("bos_token_id"))
     return number if number in ids.values() else None
 

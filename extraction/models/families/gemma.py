@@ -6,19 +6,23 @@ as in TransformerLens. The weight names are those of `Gemma2ForCausalLM`, `Gemma
 also see (4B and larger), `Gemma3ForConditionalGeneration`.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..config import ModelConfig
 from ..config_reads import ModelView
-from .base import LLAMA_PLACES, Family
+from ..tables import Table, llama_table
+from .base import LLAMA_PLACES, Family, Modules
 from .reading import activation, decoder, rope, window_by_layer
 
-if TYPE_CHECKING:
-    from ..weights import Table
-
+_NORMS = {
+    "norm_attention": "input_layernorm",
+    "norm_attention_out": "post_attention_layernorm",
+    "norm_mlp": "pre_feedforward_layernorm",
+    "norm_mlp_out": "post_feedforward_layernorm",
+}
 _PLACES = LLAMA_PLACES | {
     "hook_attn_out": ("model.layers.{l}.post_attention_layernorm", "out"),
     "hook_resid_mid": ("model.layers.{l}.pre_feedforward_layernorm", "in"),
@@ -53,35 +57,22 @@ def _gemma(config: ModelView, path: Path, **more: Any) -> ModelConfig:
     )
 
 
-def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
-    from ..block import parts
-    from ..modules import GatedMLP, OffsetRMSNorm, ScaledEmbedding
-
-    return parts(config, dtype, OffsetRMSNorm, GatedMLP, ScaledEmbedding, norms=("before", "after"))
+_table = partial(llama_table, norm_names=_NORMS)
 
 
-def _weight_table(config: ModelConfig) -> "Table":
-    from .. import tables
-
-    norms = tables.norms(
-        {
-            "norm_attention": "input_layernorm",
-            "norm_attention_out": "post_attention_layernorm",
-            "norm_mlp": "pre_feedforward_layernorm",
-            "norm_mlp_out": "post_feedforward_layernorm",
-        }
-    )
-    return tables.model(tables.attention(config) | tables.gated_mlp(config) | norms)
-
-
-def _inner_table(config: ModelConfig) -> "Table":
+def _inner_table(config: ModelConfig) -> Table:
     return {
         part: {ours: replace(entry, name=f"language_model.{entry.name}") for ours, entry in table.items()}
-        for part, table in _weight_table(config).items()
+        for part, table in _table(config).items()
     }
 
 
-GEMMA2 = Family(_gemma2, _parts, _weight_table, places=_PLACES)
+GEMMA2 = Family(
+    _gemma2,
+    Modules("OffsetRMSNorm", "GatedMLP", "ScaledEmbedding", norms=("before", "after")),
+    _table,
+    places=_PLACES,
+)
 GEMMA3 = replace(GEMMA2, read=_gemma3)
 GEMMA3_VISION = replace(
     GEMMA3,

@@ -4,20 +4,18 @@ In parallel there is no `hook_resid_mid`, as in TransformerLens. The weight name
 which keeps q, k and v of each head side by side in one matrix.
 """
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..config import ModelConfig
 from ..config_reads import ModelView
-from .base import Family
+from ..tables import Entry, Table, affine, linear, output
+from .base import Family, Modules
 from .reading import decoder, rope
 
 if TYPE_CHECKING:
     import jax
-
-    from ..weights import Table
 
 # Masks, which are no biases, and frequencies, which older checkpoints carry along.
 _BUFFERS = r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$"
@@ -48,17 +46,7 @@ def _read(config: ModelView, path: Path) -> ModelConfig:
     )
 
 
-def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
-    from ..block import parts
-    from ..modules import MLP, LayerNorm
-
-    return parts(config, dtype, LayerNorm, MLP)
-
-
-def _weight_table(config: ModelConfig) -> "Table":
-    from ..tables import affine, linear, output
-    from ..weights import Entry
-
+def _weight_table(config: ModelConfig) -> Table:
     block = "gpt_neox.layers.{l}"
     table = output(config, f"{block}.attention.dense")
     table |= linear("mlp.up", f"{block}.mlp.dense_h_to_4h", True)
@@ -82,4 +70,11 @@ def _third(index: int, num_heads: int, tensor: "jax.Array") -> "jax.Array":
     return tensor.reshape(num_heads, 3, -1, *tensor.shape[1:])[:, index]
 
 
-GPT_NEOX = Family(_read, _parts, _weight_table, prefix="gpt_neox.", buffers=_BUFFERS, places=_PLACES)
+GPT_NEOX = Family(
+    _read,
+    Modules("LayerNorm", "MLP"),
+    _weight_table,
+    prefix="gpt_neox.",
+    buffers=_BUFFERS,
+    places=_PLACES,
+)

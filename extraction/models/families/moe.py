@@ -4,20 +4,15 @@ There is no `mlp.hook_post`: its place would be another choice of experts for ea
 `MixtralForCausalLM` and `Qwen3MoeForCausalLM`, one tensor for each expert.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ...core.errors import DamagedData, InvalidRequest
 from ..config import Experts, ModelConfig
 from ..config_reads import ModelView
-from .base import Family
+from ..tables import Entry, Table, llama_table, transposed
+from .base import Family, Modules
 from .reading import decoder, window_everywhere
-
-if TYPE_CHECKING:
-    from ..weights import Table
 
 
 def _mixtral(config: ModelView, path: Path) -> ModelConfig:
@@ -48,29 +43,17 @@ def _checked(experts: Experts, path: Path) -> Experts:
     return experts
 
 
-def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
-    from ..block import parts
-    from ..mixture import Mixture
-    from ..modules import RMSNorm
-
-    return parts(config, dtype, RMSNorm, Mixture)
-
-
-def _weight_table(place: str, names: dict[str, str], config: ModelConfig) -> "Table":
-    """`place` of the mixture in a block, and the `names` of the parts of an expert there."""
-    from .. import tables
-    from ..weights import Entry, transposed
-
+def _weight_table(place: str, names: dict[str, str], config: ModelConfig) -> Table:
+    """Return the table of a model with a mixture at `place` of its blocks, and these `names` of an expert's kernels."""
     mixture = f"model.layers.{{l}}.{place}"
     table = {"mlp.router.kernel": Entry(f"{mixture}.gate.weight", transposed)}
     for ours, theirs in names.items():
         name = f"{mixture}.experts.{{e}}.{theirs}.weight"
-        table[f"mlp.experts.{ours}.kernel"] = Entry(name, transposed, config.experts.count)
-    norms = tables.norms({"norm_attention": "input_layernorm", "norm_mlp": "post_attention_layernorm"})
-    return tables.model(tables.attention(config) | table | norms)
+        table[f"mlp.experts.{ours}.kernel"] = Entry(name, transposed, config.mixture.count)
+    return llama_table(config, mlp=table)
 
 
 _numbered = partial(_weight_table, "block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"})
 _named = partial(_weight_table, "mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"})
-MIXTRAL = Family(_mixtral, _parts, _numbered)
-QWEN3_MOE = replace(MIXTRAL, read=_qwen3_moe, weight_table=_named)
+MIXTRAL = Family(_mixtral, Modules(mlp="Mixture"), _numbered)
+QWEN3_MOE = Family(_qwen3_moe, Modules(mlp="Mixture"), _named)

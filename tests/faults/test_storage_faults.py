@@ -4,12 +4,14 @@ import io
 import json
 import os
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from extraction.core.errors import DamagedData, InvalidRequest, ObjectExists, PermissionDenied, TryAgain
 from extraction.storage import crc32c_base64, open_storage
+from extraction.storage.retries import Passing, RetryPolicy
 from tests.helpers.fake_gcs import PERMISSIONS
 from tests.helpers.workers import python
 
@@ -238,10 +240,26 @@ def test_without_credentials_that_is_what_is_said(tmp_path):
     assert "refused" not in result.stderr and "storage.objects" not in result.stderr
 
 
-def test_a_retry_deadline_that_is_no_number_is_named(monkeypatch):
+@pytest.mark.parametrize("location", ["gs://bucket/run", "hf://datasets/lab/web"])
+def test_a_retry_deadline_that_is_no_number_is_named(monkeypatch, location):
     monkeypatch.setenv("EXTRACT_RETRY_DEADLINE", "soon")
     with pytest.raises(InvalidRequest, match="EXTRACT_RETRY_DEADLINE=soon"):
-        open_storage("gs://bucket/run")
+        open_storage(location)
+
+
+def test_the_retry_deadline_counts_from_the_first_failure(monkeypatch):
+    """A request that takes longer than the deadline before it fails has another try."""
+    monkeypatch.setenv("EXTRACT_RETRY_DEADLINE", "0.3")
+    results = iter([ConnectionError("cut"), "done"])
+
+    def attempt():
+        time.sleep(0.4)
+        result = next(results)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    assert RetryPolicy().call("x", attempt, lambda error: Passing(str(error))) == "done"
 
 
 @pytest.mark.parametrize("location", ["gs://", "gs:///", "gs:///run"])

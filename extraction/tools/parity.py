@@ -166,10 +166,10 @@ def _setting(flags: ParityFlags, folder: ModelFolder, step: Step) -> dict[str, A
 
 def _records(flags: ParityFlags) -> Iterator[Record]:
     """The first records of stream 0, or the paragraphs of a text file."""
-    if (flags.streams is None) == (flags.text is None):
-        raise InvalidRequest("give --streams or --text: on which records shall the models be compared?")
-    if flags.streams is not None:
+    if flags.streams is not None and flags.text is None:
         return open_stream(load_manifest(flags.streams), flags.streams, 0).read_records()
+    if flags.text is None or flags.streams is not None:
+        raise InvalidRequest("give either --streams or --text: the records that the models are compared on")
     try:
         paragraphs = Path(flags.text).read_text("utf-8").split("\n\n")
     except OSError as error:

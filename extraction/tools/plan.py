@@ -72,7 +72,7 @@ class Plan:
             f"rate, estimated: {self.tokens_per_second:,.0f} real tokens/s for each worker",
             f"stored: {self.bytes_per_million_tokens / 1e9:.2f} GB for a million tokens",
         ]
-        if self.tokens is not None:
+        if self.tokens is not None and self.stored_bytes is not None and self.workers is not None:
             lines.append(
                 f"manifest, estimated: {self.tokens:,} tokens, {self.stored_bytes / 1e9:,.1f} GB, "
                 f"{self.hours:.2f} hours with {_count(self.workers, 'worker')}"

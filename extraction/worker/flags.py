@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
@@ -29,7 +30,7 @@ class NumberOr(click.ParamType):
     def __init__(self, word: str, least: int):
         self.name, self._word, self._least = f"NUMBER|{word}", word, least
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         """Return the number or the word; fail as click does for anything else."""
         return self._word if value == self._word else click.IntRange(self._least).convert(value, param, ctx)
 

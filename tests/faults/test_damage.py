@@ -156,7 +156,7 @@ def test_another_model_under_the_same_name_is_refused_with_both_values(run, tmp_
     with pytest.raises(ConfigurationMismatch) as caught:
         extract_here(streams, output, "--model", model)
     stored = json.loads((output / "run.json").read_text())["config"][field]
-    lines = str(caught.value).partition("otherwise: ")[2].split("; ")
+    lines = str(caught.value).partition("another run config: ")[2].split("; ")
     assert len(lines) == 1 and lines[0].startswith(f'{field}: "{stored}" in the run, "sha256:') and "now" in lines[0]
     assert committed(open_storage(str(output))) == before
 

@@ -76,7 +76,7 @@ class Fleet:
         for line in worker.text.decode().splitlines():
             event = json.loads(line) if line.startswith("{") else {"message": "", "time": None}
             message = event["message"]
-            if message.startswith("stands at record"):
+            if message.startswith("at record"):
                 begun = datetime.fromisoformat(event["time"]).timestamp()
             elif begun and message.startswith(("stream complete", "left stream", "its stream is complete")):
                 self.in_streams += datetime.fromisoformat(event["time"]).timestamp() - begun

@@ -44,7 +44,7 @@ BACKENDS = ("local", "gcs")
 EARLY_SHARE = 0.4  # of the kills are drawn over the start-up, the others over the work
 SETTLE = 0.15  # seconds for a request that was on its way to land after its sender has died
 LONGEST_START = 300  # seconds
-STANDS = b"stands at record"  # what a worker says between its start-up and its work
+STANDS = b": at record"  # what a worker says between its start-up and its work
 FAULTS = (
     ("insert", "*/batches/*", "land-then-break", {}),
     ("insert", "*/commits/*", "land-then-break", {}),

@@ -30,7 +30,7 @@ from ..streams.stream import load_manifest, open_stream
 from .chain import Expected, Reading, audit_stream
 from .facts import AuditedRun
 from .findings import RunAudit, StreamAudit
-from .meter import Meter
+from .progress import Meter
 
 __all__ = ["RunAudit", "StreamAudit", "audit_run"]
 

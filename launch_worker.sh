@@ -78,7 +78,7 @@ def found(name):
     except ModuleNotFoundError:
         return None
 print(*[name for name in names if not found(name)])')
-[ -z "$missing" ] || stop_with 2 "$python lacks $missing; install: $python -m pip install '$here[worker]'"
+[ -z "$missing" ] || stop_with 2 "$python lacks $missing; install: $python -m pip install '${here}[worker]'"
 
 # shellcheck disable=SC2153  # STREAMS comes from the environment
 arguments=(--model "$MODEL" --streams "$STREAMS" --output "$OUTPUT")

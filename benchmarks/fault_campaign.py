@@ -117,7 +117,7 @@ def part(counts: dict[str, int], kind: str) -> dict[str, int]:
     return {key.removeprefix(f"{kind}: "): counts[key] for key in sorted(counts) if key.startswith(f"{kind}: ")}
 
 
-NOTES = (["starts"], ["ended"])
+NOTES = (["attempts"],)
 
 
 def snapshot(location: str) -> dict[str, str]:

@@ -169,7 +169,7 @@ def _records(flags: ParityFlags) -> Iterator[Record]:
     if flags.streams is not None and flags.text is None:
         return open_stream(load_manifest(flags.streams), flags.streams, 0).read_records()
     if flags.text is None or flags.streams is not None:
-        raise InvalidRequest("give either --streams or --text: the records that the models are compared on")
+        raise InvalidRequest("give --streams or --text, one of them: the records that the models are compared on")
     try:
         paragraphs = Path(flags.text).read_text("utf-8").split("\n\n")
     except OSError as error:

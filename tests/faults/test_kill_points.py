@@ -37,5 +37,5 @@ def test_a_fresh_process_for_every_batch_ends_with_the_same_bytes(tmp_path, undi
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert committed(storage) == expected[: batch + 1]
     last = extract(streams, storage.location)
-    assert last.returncode == 0 and "its stream is complete" in last.stderr, last.stderr
+    assert last.returncode == 0 and "the stream is complete" in last.stderr, last.stderr
     assert committed(storage) == expected

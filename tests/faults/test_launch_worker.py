@@ -136,7 +136,7 @@ def test_further_arguments_and_settings_reach_the_worker(launch):
 @pytest.mark.parametrize(
     "arguments, environment, message",
     [
-        ([], {}, "which worker"),
+        ([], {}, "no worker id"),
         (["x"], {}, "'x' is not a number"),
         (["1"], {"MODEL": None}, "MODEL is not set"),
         (["1"], {"STREAMS": None}, "STREAMS is not set"),

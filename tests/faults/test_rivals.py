@@ -92,7 +92,7 @@ def test_a_commit_of_its_killed_predecessor_that_lands_late_is_no_rivals(undistu
     own.release.set()
     error = successor.communicate(timeout=60)[1]
     assert successor.returncode == code, error
-    assert ("whose last request came late" in error) == is_ours
+    assert ("whose last request arrived late" in error) == is_ours
     assert extract(streams, OUTPUT, **attempts).returncode == 0
     assert committed(open_storage(OUTPUT)) == expected
 

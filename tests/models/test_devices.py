@@ -10,7 +10,7 @@ from extraction.core.errors import InvalidRequest
 from extraction.models.devices import device_errors
 from tests.helpers.workers import ROOT
 
-CODE = "from extraction.models.devices import open_devices; print(open_devices())"
+CODE = "from extraction.models.devices import open_devices; print(open_devices().name)"
 
 
 def opened(folder, **environment):

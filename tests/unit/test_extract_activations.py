@@ -110,7 +110,7 @@ def test_verify_says_in_progress_while_a_stream_is_unfinished(copy_of):
     shutil.rmtree(copy_of[1] / "worker-00001")
     result = verify(copy_of[1])
     assert result.returncode == 75
-    assert "not finished: worker 1" in result.stdout
+    assert "not finished: stream 1" in result.stdout
 
 
 @pytest.mark.parametrize(

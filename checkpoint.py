@@ -1,140 +1,89 @@
-"""The commit chain: what makes a batch exist, and where a worker goes on.
+"""The commit chain: a batch exists when its commit does, and a worker continues at the cursor of the last commit.
 
-In: finished data objects with the cursor before and after them. Out: create-only commits
-`worker-NNNNN/commits/NNNNNNNN.json`, numbered without gaps. The checkpoint of a worker *is* this chain; there is no
-other state, so nothing can disagree with it.
+In: finished batch files with the cursor before and after them. Out: create-only commits
+`worker-NNNNN/commits/NNNNNNNN.json`, numbered without gaps. The checkpoint of a stream *is* this chain; there is no
+other state that could disagree with it.
 
-The protocol, and why each step is where it is. A start of a worker
+The protocol, and why each step has its place. An attempt
 
 1. lists the commits and refuses a gap: create-only commits in sequence leave none, so a gap is damage;
-2. reads the last commit and compares its data object with the store: the one that a fault can have touched last. Its
-   `cursor_after` is where this start goes on. Earlier data was compared before anything was put on top of it;
+2. reads the last commit and compares its batch file with the store: the one that a fault can have touched last. The
+   attempt continues at its `cursor_after`. Earlier batch files were compared before a batch followed them;
 
 and then for each batch, one after the other,
 
-3. creates the data object `batches/NNNNNNNN`. First, so that no commit names data that is not there. Without a commit
-   nobody reads it: a kill leaves at worst an object that the next start adopts, if its bytes are the same, or leaves
-   where it is, writing under `NNNNNNNN-<attempt>`, a name that no other attempt has;
+3. creates the batch file `batches/NNNNNNNN`. First, so that no commit names a missing batch file. Without a commit
+   nobody reads it: a kill leaves at worst an orphaned file that the next attempt adopts, if its bytes are the same, or
+   keeps, and writes under `NNNNNNNN-<attempt>`, a name that no other attempt has;
 4. creates the commit. From here on the batch exists. Of two workers that get here with batch n the store lets one
-   create it; the other is *fenced* and writes nothing more. Whose a commit is, its attempt id tells, which only its
-   writer knows: one of ours whose answer was lost is ours, however late it landed;
+   create it; the other is *fenced* and writes nothing more. The attempt id in a commit, which only its writer knows,
+   names its owner: a commit whose answer was lost belongs to its writer, however late it landed;
 5. moves the cursor in memory. Last, so that no batch is built on one that may not exist.
 
-A batch is a pure function of stream, configuration and cursor, and begins where the one before ended: a chain without
-gaps from (0, 0) to the end of the stream holds each token once. This rests on the store, which creates an object whole
-or not at all, never over another, and then shows it to everybody; what an answer that was lost or odd has done is
-settled by storage, which reads back and compares. It rests on no clock, no lock and no deletion.
-tests/protocol_model.py is this text as a model, explored to its last state.
+A batch is a pure function of stream, run config and cursor, and begins where the one before ended: a chain without gaps
+from (0, 0) to the end of the stream holds each token once. The guarantee needs a store that creates an object whole or
+not at all, never over another, and then shows it to every reader; after a lost or odd answer, storage reads back and
+compares. It needs no clock, no lock and no deletion. tests/helpers/protocol_model.py is this text as a model, explored
+to its last state.
 
 Cost: one listing and two reads to resume; two create requests for each batch.
 """
 
-import json
 import time
-from dataclasses import asdict
 
-from extraction.commits import (
-    MAX_COMMIT,
-    SCHEMA,
+from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists
+from extraction.core.fault_points import kill_point
+from extraction.format.chain import check_data, check_place, list_commits
+from extraction.format.commit import (
+    Attempt,
+    BatchToCommit,
     Commit,
     DataObject,
-    Instance,
     Totals,
-    batch_of,
     commit_name,
-    data_name,
     digest_ids,
     parse_commit,
-    parse_run,
     worker_folder,
-    worker_number,
 )
-from extraction.config import DATA_SCHEMA, differences
-from extraction.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists, ObjectNotFound
-from extraction.faults import kill_point
-from extraction.not_finite import NotFinite
-from extraction.packing import PackedBatch
-from extraction.records import Cursor
+from extraction.format.not_finite import NotFinite
+from extraction.format.records import Cursor
+from extraction.format.run_config import RUN, RunDescription, differences, read_run
 from extraction.storage import ObjectInfo, Storage
-from extraction.versions import software_versions
-
-RUN = "run.json"
-__all__ = [
-    "MAX_COMMIT", "RUN", "SCHEMA", "Commit", "CommitChain", "DataObject", "Instance", "Totals", "batch_of",
-    "check_data", "commit_name", "compare_data", "data_name", "digest_ids", "join_run", "list_commits", "parse_commit",
-    "parse_run", "read_run", "worker_folder", "worker_number",
-]
 
 
-def join_run(storage: Storage, configuration: dict, details: dict) -> dict:
-    """Create `run.json`, or check that this start has the configuration of the run that is there; its content.
+def join_run(storage: Storage, own: RunDescription) -> RunDescription:
+    """Create `run.json`, or compare the one that is there with `own`. Return what is stored.
 
-    `details` are further keys (the fingerprint, the manifest's digest, where the streams are). Raises
-    ConfigurationMismatch with the old and the new value of each field that differs, DamagedData if `run.json` is
-    unreadable.
+    Raises ConfigurationMismatch with the old and the new value of each field of the run config that differs,
+    DamagedData if `run.json` is unreadable.
     """
-    content = {"schema": SCHEMA, "configuration": configuration, "versions": software_versions()} | details
     kill_point("before-run")
     try:
-        storage.create(RUN, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+        storage.create(RUN, own.to_bytes())
+        run = own
     except ObjectExists:
-        content = read_run(storage)
-        if content["configuration"] != configuration:
-            lines = differences(content["configuration"], configuration)
-            raise ConfigurationMismatch(f"{storage.location}/{RUN} was made otherwise: " + "; ".join(lines)) from None
+        run = read_run(storage)
+        if run.config != own.config:
+            lines = "; ".join(differences(run.config, own.config))
+            raise ConfigurationMismatch(f"{storage.location}/{RUN} has another run config: {lines}") from None
     kill_point("after-run")
-    return content
-
-
-def read_run(storage: Storage) -> dict:
-    """The content of `run.json`. Raises ObjectNotFound, DamagedData, or ConfigurationMismatch for a schema that this
-    version neither reads nor writes."""
-    name = f"{storage.location}/{RUN}"
-    run = parse_run(storage.read(RUN), name)
-    schema = run["configuration"].get("data_schema", DATA_SCHEMA)
-    if schema != DATA_SCHEMA:
-        what = f"{name} is of data schema {json.dumps(schema)}, this version reads and writes {DATA_SCHEMA}"
-        raise ConfigurationMismatch(f"{what}: read the run with the version that made it")
     return run
 
 
-def list_commits(storage: Storage, worker_id: int) -> list[str]:
-    """Names of a worker's commits in order. Raises DamagedData if one is missing in the middle or does not belong."""
-    folder = f"{worker_folder(worker_id)}/commits/"
-    numbers = set()
-    for info in storage.list(folder):
-        batch = batch_of(info.name)
-        if batch is None or info.name != commit_name(worker_id, batch):
-            raise DamagedData(f"{info.name}: no commit has such a name; move it out of the folder")
-        numbers.add(batch)
-    for number in range(max(numbers, default=-1)):
-        if number not in numbers:
-            _find_missing(storage, commit_name(worker_id, number), commit_name(worker_id, max(numbers)))
-    return [commit_name(worker_id, number) for number in range(max(numbers, default=-1) + 1)]
-
-
-def _find_missing(storage: Storage, missing: str, later: str) -> None:
-    """A folder that is listed while a worker commits may show a commit without the one before it: look for that."""
-    try:
-        storage.stat(missing)
-    except ObjectNotFound:
-        raise DamagedData(f"{missing} is missing, but {later} is there: restore it") from None
-
-
 class CommitChain:
-    """The chain of one worker, positioned after its last commit. One thread commits at a time."""
+    """The chain of one stream, positioned after its last commit. One thread commits at a time."""
 
-    def __init__(self, storage: Storage, worker_id: int, fingerprint: str):
-        self.storage, self.worker_id, self.fingerprint = storage, worker_id, fingerprint
-        self.instance = Instance()
+    def __init__(self, storage: Storage, stream: int, fingerprint: str):
+        self.storage, self.stream, self.fingerprint = storage, stream, fingerprint
+        self.attempt = Attempt()
         self.cursor, self.next_batch, self.end_of_stream = Cursor(0, 0), 0, False
         self.totals, self._last_attempt = Totals(), ""
 
     @classmethod
-    def load(cls, storage: Storage, worker_id: int, fingerprint: str) -> "CommitChain":
-        """Where this worker stands. Raises DamagedData (rule 6) or ConfigurationMismatch."""
-        chain = cls(storage, worker_id, fingerprint)
-        names = list_commits(storage, worker_id)
+    def load(cls, storage: Storage, stream: int, fingerprint: str) -> "CommitChain":
+        """Return the chain after its last commit. Raises DamagedData or ConfigurationMismatch."""
+        chain = cls(storage, stream, fingerprint)
+        names = list_commits(storage, stream)
         if names:
             last = parse_commit(storage.read(names[-1]), names[-1])
             chain._check(last, names[-1], len(names) - 1)
@@ -142,11 +91,10 @@ class CommitChain:
         return chain
 
     def _check(self, commit: Commit, name: str, batch: int) -> None:
-        if (commit.worker_id, commit.batch) != (self.worker_id, batch):
-            raise DamagedData(f"{name}: it says worker {commit.worker_id}, batch {commit.batch}")
+        check_place(commit, name, self.stream, batch)
         if commit.fingerprint != self.fingerprint:
             raise ConfigurationMismatch(
-                f"{name}: committed with fingerprint {commit.fingerprint}, this start has {self.fingerprint}"
+                f"{name}: committed with fingerprint {commit.fingerprint}, this attempt has {self.fingerprint}"
             )
         if commit.data is not None:
             check_data(self.storage, commit)
@@ -156,30 +104,40 @@ class CommitChain:
         self.totals, self._last_attempt = commit.totals, commit.attempt
 
     def commit(
-        self, batch: PackedBatch, data: memoryview | None, seconds: dict[str, float],
-        reconstruction_error: dict[str, float] | None = None, not_finite: NotFinite | None = None,
+        self,
+        batch: BatchToCommit,
+        data: memoryview | None,
+        seconds: dict[str, float],
+        reconstruction_error: dict[str, float] | None = None,
+        not_finite: NotFinite | None = None,
     ) -> Commit:
-        """Store `data` (None if nothing of the batch is stored), then the commit; move the cursor.
+        """Store the batch file, then the commit; move the cursor. Return the commit.
 
-        `reconstruction_error` is that of each hook point whose rows have a scale, `not_finite` counts what is not finite.
-        Raises Fenced if another worker committed this batch; storage's errors pass through, with nothing committed.
+        Args:
+            batch: begins at the cursor.
+            data: the bytes of the batch file; None for a batch without rows.
+            seconds: of each stage.
+            reconstruction_error: of each hook point whose rows have a scale.
+            not_finite: the counts of NaN and infinite values.
+
+        Raises Fenced if another worker committed this batch. Errors of storage pass through, with nothing committed.
         """
         if self.end_of_stream:
             raise ValueError("the stream has ended: there is nothing to commit after its last batch")
         if batch.cursor_before != self.cursor:
-            raise ValueError(f"batch begins at {batch.cursor_before}, the chain stands at {self.cursor}")
+            raise ValueError(f"batch begins at {batch.cursor_before}, the chain ends at {self.cursor}")
         begin = time.perf_counter()
         stored = None if data is None else self._store(data)
         seconds = {key: round(value, 3) for key, value in (seconds | {"upload": time.perf_counter() - begin}).items()}
         commit = Commit(
-            worker_id=self.worker_id,
+            stream=self.stream,
             batch=self.next_batch,
             cursor_before=batch.cursor_before,
             cursor_after=batch.cursor_after,
             data=stored,
-            num_records=batch.num_records,
+            num_records=len(batch.record_ids),
+            num_rows=batch.num_rows,
             num_tokens=batch.num_tokens,
-            num_tokens_read=batch.num_tokens_read,
             end_of_stream=batch.end_of_stream,
             fingerprint=self.fingerprint,
             record_ids_digest=digest_ids(batch.record_ids),
@@ -187,10 +145,16 @@ class CommitChain:
             not_finite=not_finite or {},
             seconds=seconds,
             totals=self.totals.plus(
-                (batch.num_tokens, batch.num_tokens_read), stored.size if stored else 0, seconds,
-                self._last_attempt != self.instance.attempt, not_finite or {},
+                batch,
+                stored.size if stored else 0,
+                seconds,
+                self._last_attempt != self.attempt.id,
+                not_finite or {},
             ),
-            **asdict(self.instance),
+            attempt=self.attempt.id,
+            host=self.attempt.host,
+            started=self.attempt.started,
+            versions=self.attempt.versions,
         )
         kill_point("before-commit", commit.batch)
         stored = self._publish(commit)
@@ -200,11 +164,11 @@ class CommitChain:
 
     def _store(self, data: memoryview) -> DataObject:
         kill_point("before-data", self.next_batch)
-        folder, name = worker_folder(self.worker_id), f"batches/{self.next_batch:08d}"
+        folder, name = worker_folder(self.stream), f"batches/{self.next_batch:08d}"
         try:
             info = self.storage.create(f"{folder}/{name}.safetensors", data)
-        except ObjectExists:  # of a killed attempt or a rival: it stays, and ours goes beside it
-            name = f"{name}-{self.instance.attempt}"
+        except ObjectExists:  # of a killed attempt or a rival: keep it and write another name
+            name = f"{name}-{self.attempt.id}"
             info = self._store_as_ours(f"{folder}/{name}.safetensors", data)
         kill_point("after-data", self.next_batch)
         return DataObject(f"{name}.safetensors", info.size, info.crc32c, info.generation)
@@ -216,40 +180,20 @@ class CommitChain:
             raise DamagedData(f"{name}: only this worker writes it, and it holds other bytes than were sent") from None
 
     def _publish(self, commit: Commit) -> Commit:
-        """Create the commit. Returns the one that is stored: this one, or what an earlier request of this attempt that
-        landed late has made of the same batch. Raises Fenced if it is another's."""
-        name = commit_name(self.worker_id, commit.batch)
+        """Create the commit. Return the stored one: an earlier request of this attempt may have landed late.
+
+        Raises Fenced if another attempt created it.
+        """
+        name = commit_name(self.stream, commit.batch)
         try:
             self.storage.create(name, commit.to_bytes())
             return commit
         except ObjectExists:
             winner = parse_commit(self.storage.read(name), name)
-        if winner.attempt != self.instance.attempt:  # which nobody else can have written
+        if winner.attempt != self.attempt.id:  # an id that no other attempt has
             raise Fenced(
                 f"{name} was committed by another worker: attempt {winner.attempt} on host {winner.host}, "
                 f"started {winner.started}",
                 winner.attempt,
             )
         return winner
-
-
-def check_data(storage: Storage, commit: Commit) -> ObjectInfo:
-    """Compare a committed data object with what the store has. Raises DamagedData naming the object."""
-    try:
-        info = storage.stat(data_name(commit))
-    except ObjectNotFound:
-        info = None
-    return compare_data(commit, info)
-
-
-def compare_data(commit: Commit, info: ObjectInfo | None) -> ObjectInfo:
-    """As `check_data`, with what is known of the object; None if it is not there."""
-    name = data_name(commit)
-    if info is None:
-        raise DamagedData(f"{name}: committed by batch {commit.batch}, but it is not there; restore it")
-    if not info.holds(commit.data.size, commit.data.crc32c):
-        raise DamagedData(
-            f"{name}: {info.size} bytes with crc32c {info.crc32c}, but {commit.data.size} bytes with "
-            f"{commit.data.crc32c} were committed; restore it"
-        )
-    return info

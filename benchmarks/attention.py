@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from extraction.models.attention_rule import AttentionRule  # noqa: E402
 from extraction.models.fused_attention import KernelForm, Tiles, default_tiles, fused_attention  # noqa: E402
-from tests.attention_reference import exact_attention, relative_error  # noqa: E402
+from tests.helpers.attention_reference import exact_attention, relative_error  # noqa: E402
 
 CASES = list(product((128, 256, 512), (8, 16, 32)))
 HEADS, HEAD_WIDTH, CALLS = 8, 64, 50
@@ -67,7 +67,7 @@ def with_jax(attend: Callable, arrays: list[np.ndarray]) -> dict[str, Timed]:
 
 
 def with_torch(arrays: list[np.ndarray]) -> dict[str, Timed]:
-    """torch's scaled_dot_product_attention, in a CUDA graph and call by call. Raises ImportError without CUDA torch."""
+    """Torch's scaled_dot_product_attention, in a CUDA graph and call by call. Raises ImportError without CUDA torch."""
     import torch
 
     if not torch.cuda.is_available():
@@ -99,7 +99,8 @@ def implementations(tiles: Tiles | None) -> dict[str, Callable]:
     ours = partial(fused_attention, segment_ids=None, rule=RULE, form=KernelForm(causal=False, tiles=tiles))
     theirs = {name: partial(jax.nn.dot_product_attention, implementation=name) for name in ("cudnn", "xla")}
     return {
-        "fused": partial(with_jax, ours), "torch": with_torch,
+        "fused": partial(with_jax, ours),
+        "torch": with_torch,
         **{f"jax {name}": partial(with_jax, attend) for name, attend in theirs.items()},
     }
 
@@ -142,25 +143,40 @@ def machine() -> dict[str, str | None]:
     """What the numbers belong to."""
     try:
         import torch
+
         torch_version = f"{torch.__version__}, CUDA {torch.version.cuda}"
     except ImportError:
         torch_version = None
     device = jax.devices()[0]
-    return {"device": device.device_kind, "platform": device.client.platform_version,
-            "python": platform.python_version(), "jax": jax.__version__, "torch": torch_version,
-            "command": " ".join(["python", *sys.argv])}
+    return {
+        "device": device.device_kind,
+        "platform": device.client.platform_version,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "torch": torch_version,
+        "command": " ".join(["python", *sys.argv]),
+    }
 
 
 def table(cases: list[dict]) -> str:
     """A line for each case: medians of all implementations, and ours over torch's."""
     lines = []
     for case in cases:
-        medians = {f"{name} {kind}": statistics.median(values) for name, kinds in case["microseconds"].items()
-                   for kind, values in kinds.items()}
-        ratios = {kind: f"{medians[f'fused {kind}'] / medians[f'torch {kind}']:.2f}" for kind in ("device", "call")
-                  if f"torch {kind}" in medians}
-        lines.append(f"S={case['length']:4} B={case['batch']:3}  "
-                     + "  ".join(f"{name} {value:.2f}" for name, value in medians.items()) + f"  fused/torch {ratios}")
+        medians = {
+            f"{name} {kind}": statistics.median(values)
+            for name, kinds in case["microseconds"].items()
+            for kind, values in kinds.items()
+        }
+        ratios = {
+            kind: f"{medians[f'fused {kind}'] / medians[f'torch {kind}']:.2f}"
+            for kind in ("device", "call")
+            if f"torch {kind}" in medians
+        }
+        lines.append(
+            f"S={case['length']:4} B={case['batch']:3}  "
+            + "  ".join(f"{name} {value:.2f}" for name, value in medians.items())
+            + f"  fused/torch {ratios}"
+        )
     return "\n".join(lines)
 
 
@@ -179,8 +195,14 @@ def main(repeats: int, tiles: str | None, with_sweep: bool, as_json: bool, outpu
     cases = []
     for length, batch in CASES:
         used = chosen or default_tiles(batch, length, HEADS, HEAD_WIDTH)
-        cases.append({"length": length, "batch": batch, "tiles": str(used),
-                      "microseconds": measure(batch, length, chosen, repeats)})
+        cases.append(
+            {
+                "length": length,
+                "batch": batch,
+                "tiles": str(used),
+                "microseconds": measure(batch, length, chosen, repeats),
+            }
+        )
     results = {"machine": machine(), "calls": CALLS, "cases": cases} | ({"worst_error": sweep()} if with_sweep else {})
     if output:
         output.write_text(json.dumps(results, indent=1) + "\n")

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from extraction.models.attention_rule import AttentionRule  # noqa: E402
 from extraction.models.fused_attention import KernelForm, default_tiles, fused_attention  # noqa: E402
-from tests.gpu_topology import CHIPS, COMPILER_OPTIONS, can_describe, describe  # noqa: E402
+from tests.helpers.gpu_topology import CHIPS, COMPILER_OPTIONS, can_describe, describe  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,9 @@ class Case:
 
     def __str__(self) -> str:
         how = "causal, segments" if self.causal else "full"
-        return (f"B={self.batch} S={self.length} H={self.heads} K={self.kv_heads} Dh={self.head_width} {how}, "
-                f"{self.dtype}")
+        return (
+            f"B={self.batch} S={self.length} H={self.heads} K={self.kv_heads} Dh={self.head_width} {how}, {self.dtype}"
+        )
 
 
 CASES = [Case(batch, length, 8, 8, 64, False, "float16") for length in (128, 256, 512) for batch in (8, 16, 32)]
@@ -75,8 +76,10 @@ def assemble(ptx: Path) -> dict:
     return {
         "registers": int(re.search(r"Used (\d+) registers", said)[1]),
         "spill_bytes": int(re.search(r"(\d+) bytes spill stores", said)[1]),
-        "warpgroup_products": text.count("wgmma.mma_async"), "warp_products": text.count("mma.sync"),
-        "asynchronous_copies": len(re.findall(r"cp\.async\.c[ag]\.", text)), "target": target,
+        "warpgroup_products": text.count("wgmma.mma_async"),
+        "warp_products": text.count("mma.sync"),
+        "asynchronous_copies": len(re.findall(r"cp\.async\.c[ag]\.", text)),
+        "target": target,
     }
 
 
@@ -105,9 +108,11 @@ def main(as_json: bool, output: Path | None) -> None:
         return
     for row in rows:
         tiles = row["tiles"]
-        print(f"{row['case']}, {row['chip']}: tiles {tiles['q']}x{tiles['k']}, {tiles['warps']} warps, "
-              f"{row['registers']} registers, {row['spill_bytes']} bytes spilled, products {row['warpgroup_products']} "
-              f"of warpgroups, {row['warp_products']} of warps")
+        print(
+            f"{row['case']}, {row['chip']}: tiles {tiles['q']}x{tiles['k']}, {tiles['warps']} warps, "
+            f"{row['registers']} registers, {row['spill_bytes']} bytes spilled, products {row['warpgroup_products']} "
+            f"of warpgroups, {row['warp_products']} of warps"
+        )
 
 
 if __name__ == "__main__":

@@ -53,22 +53,23 @@ def steps_of(folder: Path, dtype: str, inputs: tuple) -> dict[str, Callable[[], 
     import jax.numpy as jnp
     import numpy as np
 
-    from extraction import forward
+    from extraction.models import step as compiled
     from extraction.models.captures import CapturePlan
     from extraction.models.config_file import read_model_config
     from extraction.models.location import locate_model
-    from extraction.models.sharding import Layout, MeshShape, mesh_of
+    from extraction.models.sharding import Layout, mesh_of
+    from extraction.models.step_options import StepOptions
 
-    model, shape = locate_model(str(folder), None), forward.StepShape(*inputs[0].shape)
-    config, mesh = read_model_config(model.path), MeshShape(1, 1)
+    model, shape = locate_model(str(folder), None), inputs[0].shape
+    config = read_model_config(model.path)
     hooks = tuple(f"blocks.{layer}.hook_resid_post" for layer in LAYERS)
-    captured = forward.load_forward(model, config, forward.ForwardOptions(hooks, shape, dtype, mesh=mesh))
+    captured = compiled.load_step(model, config, StepOptions(hooks, *shape, dtype))
 
     shallow = replace(config, num_layers=LAYERS[-1] + 1)
-    options = forward.ForwardOptions((FINAL,), shape, dtype, mesh=mesh)
+    options = StepOptions((FINAL,), *shape, dtype)
     plan = CapturePlan.of(options.hook_points, shallow)
-    graphs, _ = forward._abstract_model(shallow, plan, options)
-    step = forward.make_step(graphs, plan, options, Layout(mesh_of(mesh, jax.local_devices())))
+    graphs, _ = compiled._abstract_model(shallow, plan, options)
+    step = compiled.make_step(graphs, plan, options, Layout(mesh_of(options.mesh, jax.local_devices())))
     params = captured._params | {"final_norm": {"scale": jnp.ones(config.width, dtype)}}
     bare, slots = jax.jit(lambda *given: step(*given)[FINAL].values[..., 0]), inputs[3]
     return {
@@ -88,8 +89,10 @@ def measure(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, di
             steps[name]()
             taken[name]["seconds"].append(time.perf_counter() - wall)
             taken[name]["cpu_seconds"].append(time.process_time() - cpu)
-    return {name: {kind: round(statistics.median(values), 4) for kind, values in kinds.items()}
-            for name, kinds in taken.items()}
+    return {
+        name: {kind: round(statistics.median(values), 4) for kind, values in kinds.items()}
+        for name, kinds in taken.items()
+    }
 
 
 @click.command()
@@ -107,7 +110,8 @@ def main(dtypes: str, rows: int, seq_len: int, rounds: int, as_json: bool, outpu
             found[dtype] = measure(steps_of(model, dtype, inputs), rounds)
             captured, bare = found[dtype]["captured"], found[dtype]["bare"]
             found[dtype]["captured_over_bare"] = {
-                kind.replace("seconds", "speed"): round(bare[kind] / captured[kind], 3) for kind in bare}
+                kind.replace("seconds", "speed"): round(bare[kind] / captured[kind], 3) for kind in bare
+            }
             note({dtype: found[dtype]})
     results = about("jax", "jaxlib") | {"layers": LAYERS, "rows": rows, "seq_len": seq_len, "rounds": rounds} | found
     text = "\n".join(f"{dtype}: {found[dtype]['captured_over_bare']}" for dtype in found)

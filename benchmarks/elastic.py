@@ -29,9 +29,9 @@ from forked import Command, open_backend, run
 
 import checkpoint
 from benchmarks.outcome import give, gives_results
+from extraction.batching.tokenizer import RecordTokenizer
 from extraction.storage import open_storage
-from extraction.tokenization import RecordTokenizer
-from tests.workers import MODEL, make_streams, text_of, write_corpus
+from tests.helpers.workers import MODEL, make_streams, text_of, write_corpus
 
 FLAGS = ("--layers", "1,-1", "--seq-len", "128", "--batch-size", "8", "--steps-per-batch", "2", "--no-progress")
 KILL_SHARE = 0.8  # of the workers that are ended get SIGKILL, the others SIGTERM
@@ -76,7 +76,7 @@ class Fleet:
         for line in worker.text.decode().splitlines():
             event = json.loads(line) if line.startswith("{") else {"message": "", "time": None}
             message = event["message"]
-            if message.startswith("stands at record"):
+            if message.startswith("at record"):
                 begun = datetime.fromisoformat(event["time"]).timestamp()
             elif begun and message.startswith(("stream complete", "left stream", "its stream is complete")):
                 self.in_streams += datetime.fromisoformat(event["time"]).timestamp() - begun
@@ -136,8 +136,19 @@ def main(streams: int, records: int, workers: int, as_json: bool, output: Path |
     with open_backend(options["backend"], work / "run") as backend:
         common = ["run", "--model", MODEL, "--streams", work / "streams", "--compile-cache", work / "cache", *FLAGS]
         run(*common, "--output", work / "warm", "--worker-id", 0, "--max-records", 1)  # fills the compilation cache
-        fleet = Fleet([*common, "--output", backend.location, "--stream", "any", "--idle-after", options["idle_after"],
-                       "--log-format", "json"])
+        fleet = Fleet(
+            [
+                *common,
+                "--output",
+                backend.location,
+                "--stream",
+                "any",
+                "--idle-after",
+                options["idle_after"],
+                "--log-format",
+                "json",
+            ]
+        )
         begin = time.monotonic()
         drive(fleet, workers, random.Random(options["seed"]), begin + 1500)
         seconds = time.monotonic() - begin
@@ -146,12 +157,20 @@ def main(streams: int, records: int, workers: int, as_json: bool, output: Path |
             fleet.problems.append(f"verify ended with {code}: {text[-2000:]}")
         used, batches, attempts = committed_seconds(backend.location, streams)
     results = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, other work beside", "streams": streams,
-        "records": streams * records, "batches": batches, "most_workers": workers, **options,
-        "seconds": round(seconds, 1), "counts": dict(sorted(fleet.counts.items())),
-        "attempts_that_committed": attempts, "seconds_in_streams": round(fleet.in_streams, 1),
-        "seconds_committed": round(used, 1), "thrown_away": round(1 - used / fleet.in_streams, 3),
-        "verify": "proven" if code == 0 else text.strip(), "problems": fleet.problems,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, other work beside",
+        "streams": streams,
+        "records": streams * records,
+        "batches": batches,
+        "most_workers": workers,
+        **options,
+        "seconds": round(seconds, 1),
+        "counts": dict(sorted(fleet.counts.items())),
+        "attempts_that_committed": attempts,
+        "seconds_in_streams": round(fleet.in_streams, 1),
+        "seconds_committed": round(used, 1),
+        "thrown_away": round(1 - used / fleet.in_streams, 3),
+        "verify": "proven" if code == 0 else text.strip(),
+        "problems": fleet.problems,
     }
     give(results, json.dumps(results, indent=2), as_json, output)
     shutil.rmtree(work)

@@ -35,16 +35,16 @@ from pathlib import Path
 import click
 from forked import ROOT, Backend, Command, Shelf, open_backend, run
 
+from extraction.batching.tokenizer import RecordTokenizer
 from extraction.storage import open_storage
-from extraction.tokenization import RecordTokenizer
-from tests.workers import MODEL, make_streams, text_of, write_corpus
+from tests.helpers.workers import MODEL, make_streams, text_of, write_corpus
 
 FLAGS = ("--layers", "1,-1", "--seq-len", "128", "--batch-size", "8", "--steps-per-batch", "2", "--no-progress")
 BACKENDS = ("local", "gcs")
 EARLY_SHARE = 0.4  # of the kills are drawn over the start-up, the others over the work
 SETTLE = 0.15  # seconds for a request that was on its way to land after its sender has died
 LONGEST_START = 300  # seconds
-STANDS = b"stands at record"  # what a worker says between its start-up and its work
+STANDS = b": at record"  # what a worker says between its start-up and its work
 FAULTS = (
     ("insert", "*/batches/*", "land-then-break", {}),
     ("insert", "*/commits/*", "land-then-break", {}),
@@ -117,7 +117,7 @@ def part(counts: dict[str, int], kind: str) -> dict[str, int]:
     return {key.removeprefix(f"{kind}: "): counts[key] for key in sorted(counts) if key.startswith(f"{kind}: ")}
 
 
-NOTES = (["starts"], ["ended"])
+NOTES = (["attempts"],)
 
 
 def snapshot(location: str) -> dict[str, str]:
@@ -147,7 +147,8 @@ def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     """A line for each object that is missing, has other bytes, or should not be there."""
     return [
         f"{name}: {'missing' if name not in found else 'unexpected' if name not in expected else 'other bytes'}"
-        for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
     ]
 
 
@@ -209,8 +210,20 @@ class Campaign:
         return json.loads(path.read_text())
 
     def arguments(self, backend: Backend, number: int) -> tuple[object, ...]:
-        return ("run", "--model", MODEL, "--streams", self.folder / "streams", "--output", backend.location,
-                "--worker-id", number, "--compile-cache", self.folder / "cache", *FLAGS)
+        return (
+            "run",
+            "--model",
+            MODEL,
+            "--streams",
+            self.folder / "streams",
+            "--output",
+            backend.location,
+            "--worker-id",
+            number,
+            "--compile-cache",
+            self.folder / "cache",
+            *FLAGS,
+        )
 
     def stop(self, *_: object) -> None:
         """A signal's handler: stop after the start that is going on. Raising here could end in the middle of a fork."""
@@ -328,8 +341,13 @@ class Campaign:
     def say(self, last: Round) -> None:
         kills = sum(r.kills for r in self.rounds)
         found = f"{last.kills} kills, {last.counts['batches']} batches, {len(last.problems)} problems"
-        print(f"round {last.number}, {last.backend}, {last.code}: {found}; {kills} kills in all",
-              *last.problems, sep="\n  ", file=sys.stderr, flush=True)
+        print(
+            f"round {last.number}, {last.backend}, {last.code}: {found}; {kills} kills in all",
+            *last.problems,
+            sep="\n  ",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def results(self) -> dict:
         """What the finished rounds add up to."""
@@ -354,8 +372,10 @@ class Campaign:
             "kills_by_phase": {kind: part(counts, "kill") for kind, counts in by_backend.items()},
             "starts": part(total, "start"),
             **{name: total[name] for name in ("resumes", "batches", "objects", "mismatches")},
-            "by_backend": {kind: {name: counts[name] for name in ("resumes", "batches", "objects", "mismatches")}
-                           for kind, counts in by_backend.items()},
+            "by_backend": {
+                kind: {name: counts[name] for name in ("resumes", "batches", "objects", "mismatches")}
+                for kind, counts in by_backend.items()
+            },
             "sigterms_by_exit_code": part(total, "SIGTERM"),
             "two_on_one_stream_by_exit_codes": part(total, "rivals"),
             "ends_without_signal_by_exit_code": part(total, "exit"),

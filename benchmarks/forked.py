@@ -34,8 +34,8 @@ import pyarrow.parquet  # noqa: E402, F401
 
 import checkpoint  # noqa: E402
 import extract_activations  # noqa: E402
-import extraction.audit  # noqa: E402, F401
-import extraction.worker  # noqa: E402, F401
+import extraction.audit.verify  # noqa: E402, F401
+import extraction.worker.worker  # noqa: E402, F401
 
 STOPPING = {signal.SIGTERM, signal.SIGINT}
 LONGEST_STOP, LONGEST_RUN = 10, 600  # seconds: from SIGTERM to the end, and of a command that nobody disturbs
@@ -143,7 +143,7 @@ class Backend:
         return Shelf(data, commits, torn)
 
     def instruct(self, operation: str, name: str, action: str, settings: dict) -> None:
-        """Have the server misbehave (the instructions of tests/fake_gcs.py)."""
+        """Have the server misbehave (the instructions of tests/helpers/fake_gcs.py)."""
         body = {"operation": operation, "name": name, "action": action} | settings
         urllib.request.urlopen(f"{self.address}/_instructions", json.dumps(body).encode()).close()
 
@@ -155,7 +155,7 @@ def open_backend(kind: str, folder: Path) -> Iterator[Backend]:
     if kind == "local":
         yield Backend(str(folder / "objects"), folder / "objects")
         return
-    command = [sys.executable, "-m", "tests.fake_gcs", "--folder", folder / "objects"]
+    command = [sys.executable, "-m", "tests.helpers.fake_gcs", "--folder", folder / "objects"]
     with (folder / "server.log").open("a") as log:
         server = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True, preexec_fn=die_with_parent

@@ -117,6 +117,7 @@ def batch(batch_number: int, stream: int = 0) -> str:
 
 def edit(name: str, keys: str, value: object) -> Callable[[Path], None]:
     """Give a key of a JSON object another value; `a.b` is key b of the object under a. Raises KeyError without it."""
+
     def damage(run: Path) -> None:
         content = json.loads((run / name).read_text())
         *outer, last = keys.split(".")
@@ -127,11 +128,13 @@ def edit(name: str, keys: str, value: object) -> Callable[[Path], None]:
             raise KeyError(last)
         inner[last] = value
         (run / name).write_text(json.dumps(content))
+
     return damage  # fmt: skip
 
 
 def array(array_name: str, place: object, value: object) -> Callable[[Path], None]:
     """Change a batch file, and its commit as if it had been so from the beginning."""
+
     def damage(run: Path) -> None:
         data = bytearray((run / batch(1)).read_bytes())
         begin = 8 + int.from_bytes(data[:8], "little")
@@ -142,15 +145,18 @@ def array(array_name: str, place: object, value: object) -> Callable[[Path], Non
         (run / batch(1)).write_bytes(data)
         checksum = google_crc32c.value(bytes(data)).to_bytes(4, "big")
         edit(commit(1), "data.crc32c", base64.b64encode(checksum).decode())(run)
+
     return damage  # fmt: skip
 
 
 def write(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     """Replace a file by `change` of its bytes; one that is not there has none."""
+
     def damage(run: Path) -> None:
         old = (run / name).read_bytes() if (run / name).exists() else b""
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_bytes(change(old))
+
     return damage  # fmt: skip
 
 
@@ -168,7 +174,7 @@ HOOK = "blocks.0.hook_resid_post"
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "nothing": lambda run: None,
     "run.json missing": remove("run.json"), "run.json empty": write("run.json", lambda data: b""),
-    "run.json schema": edit("run.json", "schema", 99), "run.json seq_len": edit("run.json", "configuration.seq_len", 9),
+    "run.json format": edit("run.json", "format", 99), "run.json seq_len": edit("run.json", "config.seq_len", 9),
     "run.json fingerprint": edit("run.json", "fingerprint", "sha256:0"),
     "run.json streams": edit("run.json", "streams", 3), "run.json elsewhere": edit("run.json", "streams", "/nowhere"),
     "batch flipped": write(batch(1), lambda data: data[:-1] + bytes([data[-1] ^ 1])),
@@ -182,19 +188,19 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "commit key twice": write(commit(1), lambda data: b'{"batch": 1, ' + data[1:]),
     "commit beside": write(commit(1) + ".bak", lambda data: b"{}"),
     "commit of another batch": copy(commit(0), commit(1)), "commit of another stream": copy(commit(1, 1), commit(1)),
-    "commit schema": edit(commit(1), "schema", 99), "commit batch": edit(commit(1), "batch", 7),
+    "commit format": edit(commit(1), "format", 99), "commit batch": edit(commit(1), "batch", 7),
     "commit fingerprint": edit(commit(1), "fingerprint", "sha256:other"),
     "commit again": edit(commit(1), "cursor_before", {"record": 0, "token_offset": 0}),
     "commit left out": edit(commit(1), "cursor_before", {"record": 9, "token_offset": 0}),
     "commit stays": edit(commit(1), "cursor_after", {"record": 0, "token_offset": 0}),
-    "commit records": edit(commit(1), "num_records", 99), "commit tokens": edit(commit(1), "num_tokens", 5),
-    "commit too many tokens": edit(commit(1), "num_tokens", 99), "commit read": edit(commit(1), "num_tokens_read", 33),
-    "commit totals": edit(commit(1), "totals.tokens_read", 1), "commit no data": edit(commit(1), "data", None),
+    "commit records": edit(commit(1), "num_records", 99), "commit rows": edit(commit(1), "num_rows", 5),
+    "commit too many rows": edit(commit(1), "num_rows", 99), "commit read": edit(commit(1), "num_tokens", 33),
+    "commit totals": edit(commit(1), "totals.tokens", 1), "commit no data": edit(commit(1), "data", None),
     "commit other data": edit(commit(1), "data.name", "batches/00000000.safetensors"),
     "commit data outside": edit(commit(1), "data.name", "../../secret"),
     "commit data size": edit(commit(1), "data.size", 1), "commit ends": edit(commit(1), "end_of_stream", True),
     "commit ids": edit(commit(1), "record_ids_digest", "sha256:other"),
-    "commit negative": edit(commit(1), "num_records", -1), "commit text": edit(commit(1), "num_tokens", "5"),
+    "commit negative": edit(commit(1), "num_records", -1), "commit text": edit(commit(1), "num_rows", "5"),
     "no such stream": write("worker-00007/commits/00000000.json", lambda data: b"{}"),
     "a stream missing": remove("worker-00001"),
     "token": array("tokens", 0, -1), "position": array("positions", 3, 99), "index": array("record_index", 0, 77),
@@ -208,7 +214,26 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 # ---------------------------------------------------------------------------------------------- inputs
 
-WORDS = "the activations of a language model are read by those who train probes and want every token once".split()
+WORDS = [
+    "the",
+    "activations",
+    "of",
+    "a",
+    "language",
+    "model",
+    "are",
+    "read",
+    "by",
+    "those",
+    "who",
+    "train",
+    "probes",
+    "and",
+    "want",
+    "every",
+    "token",
+    "once",
+]
 TASK = {"train": [{"input": [[1, 2, 3], [4, 5, 6]], "output": [[0]]}, {"input": [[7]], "output": [[8], [9]]}],
         "test": [{"input": [[3, 1]], "output": [[1, 3]]}, {"input": [[5, 5]], "output": [[6]]}]}  # fmt: skip
 

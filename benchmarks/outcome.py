@@ -25,7 +25,8 @@ def about(*packages: str) -> dict:
     """Machine, load, versions and command; whole paths are of no use elsewhere."""
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end",
-        "python": platform.python_version(), "versions": {name: metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in packages},
         "command": " ".join(["python", *("PATH" if word.startswith("/") else word for word in sys.argv)]),
     }
 

@@ -27,10 +27,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.gguf_tokenizer import packaged, save_tokenizer  # noqa: E402
 from benchmarks.outcome import give, gives_results  # noqa: E402
-from extraction.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
-from extraction.prefetch import in_background  # noqa: E402
-from extraction.records import Cursor, Record, TokenizedRecord  # noqa: E402
-from extraction.tokenization import RecordTokenizer  # noqa: E402
+from extraction.batching.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
+from extraction.batching.tokenizer import RecordTokenizer  # noqa: E402
+from extraction.core.threads import in_background  # noqa: E402
+from extraction.format.records import Cursor, Record, TokenizedRecord  # noqa: E402
 
 TINY = ROOT / "examples/tiny-lm"
 
@@ -52,7 +52,7 @@ def rates(work: Callable[[], int], runs: int) -> dict[str, float]:
 
 
 def total(batches: Iterable[PackedBatch]) -> int:
-    return sum(batch.num_tokens for batch in batches)
+    return sum(batch.num_rows for batch in batches)
 
 
 def padding(tokenized: Iterable[TokenizedRecord], shape: BatchShape) -> float:
@@ -92,7 +92,13 @@ def measure(model: Path, records: list[Record], shape: BatchShape, runs: int) ->
 @click.option("--seq-len", default=2048, show_default=True)
 @gives_results
 def main(
-    corpus: Path, model: Path, gguf: Path | None, runs: int, batch_size: int, seq_len: int, as_json: bool,
+    corpus: Path,
+    model: Path,
+    gguf: Path | None,
+    runs: int,
+    batch_size: int,
+    seq_len: int,
+    as_json: bool,
     output: Path | None,
 ) -> None:
     """Measure."""

@@ -44,8 +44,9 @@ def padded_batches(tokenizer: Any, texts: list[str], rows: int, seq_len: int) ->
     """Documents in their order, `rows` at a time, cut at seq_len."""
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     for start in range(0, len(texts), rows):
-        yield tokenizer(texts[start : start + rows], padding=True, truncation=True, max_length=seq_len,
-                        return_tensors="pt")
+        yield tokenizer(
+            texts[start : start + rows], padding=True, truncation=True, max_length=seq_len, return_tensors="pt"
+        )
 
 
 def packed_batches(tokenizer: Any, texts: list[str], rows: int, seq_len: int) -> Iterator[dict]:
@@ -91,11 +92,22 @@ def run_saelens(model: Path, texts: list[str], shape: tuple[int, int, int], dtyp
     tokens, width = total // (rows * seq_len) * rows * seq_len, AutoConfig.from_pretrained(model).hidden_size
     one_buffer = (tokens + 0.5) * width * torch.float32.itemsize / 1e9  # it always fills whole buffers
     config = CacheActivationsRunnerConfig(
-        dataset_path="unused", model_name=str(model), model_batch_size=rows, hook_name=f"model.layers.{layer}",
-        d_in=width, training_tokens=tokens, context_size=seq_len,
-        new_cached_activations_path=str(output / "activations"), shuffle=False, streaming=False, dtype="float32",
-        model_class_name="AutoModelForCausalLM", model_from_pretrained_kwargs={"dtype": getattr(torch, dtype)},
-        prepend_bos=False, device="cpu", buffer_size_gb=one_buffer,
+        dataset_path="unused",
+        model_name=str(model),
+        model_batch_size=rows,
+        hook_name=f"model.layers.{layer}",
+        d_in=width,
+        training_tokens=tokens,
+        context_size=seq_len,
+        new_cached_activations_path=str(output / "activations"),
+        shuffle=False,
+        streaming=False,
+        dtype="float32",
+        model_class_name="AutoModelForCausalLM",
+        model_from_pretrained_kwargs={"dtype": getattr(torch, dtype)},
+        prepend_bos=False,
+        device="cpu",
+        buffer_size_gb=one_buffer,
     )
     runner = CacheActivationsRunner(config, override_dataset=Dataset.from_dict({"text": texts}))
     begin = time.perf_counter()

@@ -24,12 +24,12 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.outcome import about, give, gives_results  # noqa: E402
 from extraction.datasets import fineweb  # noqa: E402
-from extraction.datasets.check import check_streams  # noqa: E402
-from extraction.datasets.footers import Wanted, read_groups  # noqa: E402
-from extraction.datasets.sources import find_source  # noqa: E402
-from extraction.manifest import Manifest  # noqa: E402
 from extraction.storage import open_storage  # noqa: E402
-from extraction.streams import open_stream  # noqa: E402
+from extraction.streams.build.check import check_streams  # noqa: E402
+from extraction.streams.build.footers import Wanted, read_groups  # noqa: E402
+from extraction.streams.build.sources import find_source  # noqa: E402
+from extraction.streams.manifest import Manifest  # noqa: E402
+from extraction.streams.stream import open_stream  # noqa: E402
 
 ROUNDS, GROUP, POOL, WORDS = 5, 1000, 5000, 50_000
 
@@ -83,7 +83,8 @@ def main(mib: int, as_json: bool, output: Path | None) -> None:
         held, trusted = (statistics.median(times[first::2]) for first in (0, 1))
         size = Path(source).stat().st_size / 1e6
         results = {
-            "file_MB": round(size, 1), "row_groups": len(manifest.files[0].content["text"]),
+            "file_MB": round(size, 1),
+            "row_groups": len(manifest.files[0].content["text"]),
             "read_MB_s": {"held": round(size / held, 1), "trusted": round(size / trusted, 1)},
             "held_over_trusted": round(trusted / held, 3),
             "create_s": {"footers": round(footers, 2), "with_content": round(made, 2)},

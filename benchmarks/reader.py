@@ -25,29 +25,35 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results  # noqa: E402
-from extraction.packing import BatchShape, pack_batches  # noqa: E402
-from extraction.pipeline import BatchInFlight, Layout  # noqa: E402
-from extraction.reader import ActivationReader  # noqa: E402
-from extraction.records import TokenizedRecord  # noqa: E402
-from extraction.shuffle import ShuffledReader, ShuffleOptions  # noqa: E402
+from extraction.batching.packing import BatchShape, pack_batches  # noqa: E402
+from extraction.format.records import TokenizedRecord  # noqa: E402
+from extraction.format.run_config import RunConfig, RunDescription  # noqa: E402
+from extraction.read.reader import ActivationReader  # noqa: E402
+from extraction.read.shuffle import ShuffledReader, ShuffleOptions  # noqa: E402
 from extraction.storage import open_storage  # noqa: E402
-from tests.fake_gcs import FakeGcs  # noqa: E402
+from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
+from tests.helpers.fake_gcs import FakeGcs  # noqa: E402
 
 WIDTH, WORKERS, SHAPE = 576, 4, BatchShape(steps=1, rows=56, seq_len=2048)
 HOOK, ROUNDS = "blocks.15.hook_resid_post", 5
+CONFIG = RunConfig(
+    model="none", revision=None, weights_digest="-", tokenizer_digest="-", manifest_digest="-", hook_points=(HOOK,),
+    compute_dtype="float32", store_dtype="bfloat16", seq_len=SHAPE.seq_len, batch_size=SHAPE.rows,
+    steps_per_batch=SHAPE.steps, bos="never", long_documents="split", max_records=None,
+)  # fmt: skip
 
 
 def make_run(location: str, num_bytes: int) -> None:
     """Workers with objects of about 128 MiB; the values are of no matter."""
     storage = open_storage(location)
-    checkpoint.join_run(storage, {"hook_points": [HOOK]}, {"fingerprint": "sha256:0", "streams": ""})
+    checkpoint.join_run(storage, RunDescription(CONFIG, ""))
     lengths = np.random.default_rng(0).integers(50, 2000, 10_000)
     layout = Layout(0, {HOOK: WIDTH}, np.dtype(ml_dtypes.bfloat16))
     for worker_id in range(WORKERS):
-        chain = checkpoint.CommitChain.load(storage, worker_id, "sha256:0")
+        chain = checkpoint.CommitChain.load(storage, worker_id, CONFIG.fingerprint)
         records = (TokenizedRecord(i, f"record-{i}", np.zeros(n, np.int32)) for i, n in enumerate(lengths))
         for batch in pack_batches(records, chain.cursor, SHAPE, "split"):
-            shard = BatchInFlight(batch, chain.next_batch, layout).shard
+            shard = BatchInFlight(batch, chain.next_batch, layout).file
             shard.arrays[HOOK][:] = 1.0
             chain.commit(batch, shard.data, {"step": 1.0})
             if chain.totals.bytes >= num_bytes // WORKERS:
@@ -111,7 +117,7 @@ def from_disk(folder: Path) -> dict[str, float]:
 @contextlib.contextmanager
 def server() -> Iterator[None]:
     """A bucket in a process of its own."""
-    command = [sys.executable, "-m", "tests.fake_gcs"]
+    command = [sys.executable, "-m", "tests.helpers.fake_gcs"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
     try:
         os.environ["STORAGE_EMULATOR_HOST"] = process.stdout.readline().strip()
@@ -142,11 +148,11 @@ def opening(objects_of_worker: int) -> float:
     """Milliseconds to open a run of 1,000 workers in a bucket."""
     with FakeGcs() as bucket:
         os.environ["STORAGE_EMULATOR_HOST"] = bucket.address
-        checkpoint.join_run(open_storage("gs://bucket/run"), {"hook_points": [HOOK]}, {"fingerprint": "", "streams": ""})
+        checkpoint.join_run(open_storage("gs://bucket/run"), RunDescription(CONFIG, ""))
         for worker_id in range(1000):
             for batch in range(objects_of_worker):
                 bucket.land(f"run/{checkpoint.worker_folder(worker_id)}/batches/{batch:08d}.safetensors", b"", None)
-        rate = measure(lambda: len(ActivationReader("gs://bucket/run").workers), ROUNDS)
+        rate = measure(lambda: len(ActivationReader("gs://bucket/run").streams), ROUNDS)
         return round(1000 / (rate / 1000), 1)
 
 
@@ -157,8 +163,11 @@ def main(gib: float, as_json: bool, output: Path | None) -> None:
     """Measure."""
     num_bytes = int(gib * 2**30)
     results = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "command": "python benchmarks/reader.py",
-        "gib": gib, "width": WIDTH, "dtype": "bfloat16",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "command": "python benchmarks/reader.py",
+        "gib": gib,
+        "width": WIDTH,
+        "dtype": "bfloat16",
     }
     with tempfile.TemporaryDirectory() as name:
         make_run(name, num_bytes)
@@ -168,12 +177,12 @@ def main(gib: float, as_json: bool, output: Path | None) -> None:
                 "shuffled": round(measure(lambda: read_shuffled(name)) / 2**30, 2),
             },
             "disk_gib_per_s": from_disk(Path(name)),
-            "statistics_objects_per_s": round(measure(
-                lambda: ActivationReader(name).statistics() and len(list(ActivationReader(name).all_refs()))), 1),
+            "statistics_objects_per_s": round(
+                measure(lambda: ActivationReader(name).statistics() and len(list(ActivationReader(name).all_refs()))), 1
+            ),
         }
     results["bucket_gib_per_s"] = from_bucket(num_bytes)
-    results["opening_ms"] = {"1,000 workers, 1,000 objects": opening(1),
-                             "1,000 workers, 100,000 objects": opening(100)}
+    results["opening_ms"] = {"1,000 workers, 1,000 objects": opening(1), "1,000 workers, 100,000 objects": opening(100)}
     give(results, "\n".join(f"{name}: {found}" for name, found in results.items()), as_json, output)
 
 

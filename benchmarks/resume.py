@@ -29,9 +29,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.outcome import give, gives_results, note  # noqa: E402
 from checkpoint import DataObject, commit_name, digest_ids, parse_commit, worker_folder  # noqa: E402
-from extraction.records import Cursor  # noqa: E402
-from tests.fake_gcs import FakeGcs  # noqa: E402
-from tests.workers import MODEL, make_streams, text_of, verify, write_corpus  # noqa: E402
+from extraction.format.records import Cursor  # noqa: E402
+from tests.helpers.fake_gcs import FakeGcs  # noqa: E402
+from tests.helpers.workers import MODEL, make_streams, text_of, verify, write_corpus  # noqa: E402
 
 RUN = "run/"
 OUTPUT = "gs://bucket/run"
@@ -42,10 +42,29 @@ SPARE = 200  # records beyond the longest chain
 
 
 def start_worker(streams: Path, cache: Path, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, ROOT / "extract_activations.py", "run", "--model", MODEL, "--streams", streams,
-               "--output", OUTPUT, "--worker-id", "0", "--compile-cache", cache, "--no-progress", *FLAGS]
-    return subprocess.Popen(list(map(str, command)), env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-                            stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        ROOT / "extract_activations.py",
+        "run",
+        "--model",
+        MODEL,
+        "--streams",
+        streams,
+        "--output",
+        OUTPUT,
+        "--worker-id",
+        "0",
+        "--compile-cache",
+        cache,
+        "--no-progress",
+        *FLAGS,
+    ]
+    return subprocess.Popen(
+        list(map(str, command)),
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def num_commits(server: FakeGcs) -> int:
@@ -70,10 +89,13 @@ def lengthen(server: FakeGcs, length: int) -> None:
         name = f"batches/{batch:08d}.safetensors"
         stored = server.land(f"{RUN}{worker_folder(0)}/{name}", data, "0")
         last = replace(
-            first, batch=batch, cursor_before=Cursor(batch, 0), cursor_after=Cursor(batch + 1, 0),
+            first,
+            batch=batch,
+            cursor_before=Cursor(batch, 0),
+            cursor_after=Cursor(batch + 1, 0),
             data=DataObject(name, len(data), stored.crc32c, stored.generation),
             record_ids_digest=digest_ids([f"<urn:doc:{batch}>"]),
-            totals=last.totals.plus((first.num_tokens, first.num_tokens_read), len(data), first.seconds, False, {}),
+            totals=last.totals.plus(first, len(data), first.seconds, False, {}),
         )
         server.land(RUN + commit_name(0, batch), last.to_bytes(), "0")
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,12 +23,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results  # noqa: E402
-from checkpoint import Instance  # noqa: E402
-from extraction.elastic import StreamChooser, work_all  # noqa: E402
-from extraction.status import read_status  # noqa: E402
+from checkpoint import Attempt  # noqa: E402
 from extraction.storage import Storage, open_storage  # noqa: E402
-from tests import runs  # noqa: E402
-from tests.fake_gcs import FakeGcs  # noqa: E402
+from extraction.tools.status import read_status  # noqa: E402
+from extraction.worker.claims import StreamChooser, work_all  # noqa: E402
+from tests.helpers import runs  # noqa: E402
+from tests.helpers.fake_gcs import FakeGcs  # noqa: E402
 
 OUTPUT = "gs://bucket/run"
 RECORDS_PER_BATCH = 2
@@ -40,10 +41,10 @@ class Fleet:
         self.storage, self.streams, self.seconds = storage, streams, seconds
         self.lengths, self.computed = [runs.SHAPE.seq_len] * RECORDS_PER_BATCH * batches, Counter()
 
-    def work(self, number: int, instance: Instance) -> None:
+    def work(self, number: int, attempt: Attempt) -> None:
         """A batch takes some seconds, and counts as computed from its beginning on."""
         chain = checkpoint.CommitChain.load(self.storage, number, runs.FINGERPRINT)
-        chain.instance = instance
+        chain.attempt = attempt
         while not chain.end_of_stream:
             self.computed[number] += 1
             time.sleep(self.seconds)
@@ -64,8 +65,11 @@ def run(server: FakeGcs, workers: int, idle_after: float, fleet: Fleet) -> dict:
     at_start = Counter(what.partition(" ")[0] for _, _, what, _ in server.history)
     for thread in threads:
         thread.join()
-    times = [time for stream in range(fleet.streams) for time in
-             [info.updated for info in fleet.storage.list(f"{checkpoint.worker_folder(stream)}/commits/")][-1:]]
+    times = [
+        time
+        for stream in range(fleet.streams)
+        for time in [info.updated for info in fleet.storage.list(f"{checkpoint.worker_folder(stream)}/commits/")][-1:]
+    ]
     committed = len(fleet.lengths) // RECORDS_PER_BATCH * fleet.streams
     computed = fleet.computed.total()
     last_commit = max(times) - time.time() + time.monotonic() - begin
@@ -73,7 +77,8 @@ def run(server: FakeGcs, workers: int, idle_after: float, fleet: Fleet) -> dict:
         "batches_committed": committed, "batches_computed": computed, "thrown_away": round(1 - committed / computed, 3),
         "requests_in_the_time_of_the_first_batch": dict(at_start),
         "requests": dict(Counter(what.partition(" ")[0] for _, _, what, _ in server.history)),
-        "seconds": round(max(ended) - begin, 1), "seconds_from_last_commit_to_last_end": round(max(ended) - begin - last_commit, 1),
+        "seconds": round(max(ended) - begin, 1),
+        "seconds_from_last_commit_to_last_end": round(max(ended) - begin - last_commit, 1),
     }  # fmt: skip
 
 
@@ -91,12 +96,17 @@ def main(streams: int, workers: int, batches: int, as_json: bool, output: Path |
         os.environ["STORAGE_EMULATOR_HOST"] = server.address
         storage = open_storage(OUTPUT)
         runs.make_run(storage, [])
-        details = checkpoint.read_run(storage) | {"records_per_stream": [RECORDS_PER_BATCH * batches] * streams}
-        storage.replace(checkpoint.RUN, json.dumps(details).encode())
+        sizes = (RECORDS_PER_BATCH * batches,) * streams
+        run_json = replace(checkpoint.read_run(storage), records_per_stream=sizes)
+        storage.replace(checkpoint.RUN, run_json.to_bytes())
         server.history.clear()
         results = {
-            "command": "python benchmarks/stampede.py", "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "streams": streams, "workers": workers, "batch_seconds": batch_seconds, "idle_after": idle_after,
+            "command": "python benchmarks/stampede.py",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "streams": streams,
+            "workers": workers,
+            "batch_seconds": batch_seconds,
+            "idle_after": idle_after,
         } | run(server, workers, idle_after, Fleet(storage, streams, batches, batch_seconds))
         assert read_status(OUTPUT).finished
     give(results, json.dumps(results, indent=2), as_json, output)

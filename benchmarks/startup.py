@@ -23,16 +23,34 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.worker import TINY, make_135m  # noqa: E402
-from tests.workers import make_streams, text_of, write_corpus  # noqa: E402
+from tests.helpers.workers import make_streams, text_of, write_corpus  # noqa: E402
 
 LAYERS = {"tiny-lm": "1", "135M": "15"}
 
 
 def start(model: Path, layers: str, work: Path, name: str) -> dict[str, float]:
     """One worker on a stream of one small batch: seconds to ready (weights loaded, step compiled) and to the end."""
-    command = [sys.executable, ROOT / "extract_activations.py", "--model", model, "--streams", work / "streams",
-               "--output", work / name, "--worker-id", "0", "--layers", layers, "--seq-len", "128", "--batch-size", "2",
-               "--compile-cache", work / "cache", "--no-progress"]
+    command = [
+        sys.executable,
+        ROOT / "extract_activations.py",
+        "--model",
+        model,
+        "--streams",
+        work / "streams",
+        "--output",
+        work / name,
+        "--worker-id",
+        "0",
+        "--layers",
+        layers,
+        "--seq-len",
+        "128",
+        "--batch-size",
+        "2",
+        "--compile-cache",
+        work / "cache",
+        "--no-progress",
+    ]
     begin, ready, held = time.perf_counter(), 0.0, False
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     for line in process.stderr:
@@ -63,7 +81,8 @@ def of_help() -> float:
 def main(rounds: int, as_json: bool, output: Path | None) -> None:
     """Measure."""
     results: dict[str, object] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
         "command": " ".join(["python", *sys.argv]),
         "help_s": round(statistics.median(of_help() for _ in range(rounds)), 3),
     }

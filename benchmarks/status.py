@@ -1,6 +1,7 @@
 """How long `status` takes over a large fleet in a bucket, and what it asks for.
 
-In: nothing; a bucket of `--workers` chains is served by tests/fake_gcs.py as a process of its own, which makes each
+In: nothing; a bucket of `--workers` chains is served by tests/helpers/fake_gcs.py as a process of its own, which
+makes each
 object when it is asked for. Out: JSON, a line for each length of the chains. The server takes its share of the same
 cores.
 
@@ -25,25 +26,30 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results, note  # noqa: E402
-from checkpoint import Commit, DataObject, Totals  # noqa: E402
-from extraction.records import Cursor  # noqa: E402
-from extraction.status import read_status  # noqa: E402
-from tests.fake_gcs import FakeGcs, Object  # noqa: E402
+from extraction.format.commit import Commit, DataObject, Totals, batch_of, worker_number  # noqa: E402
+from extraction.format.records import Cursor  # noqa: E402
+from extraction.format.run_config import RunDescription  # noqa: E402
+from extraction.tools.status import read_status  # noqa: E402
+from tests.helpers.fake_gcs import FakeGcs, Object  # noqa: E402
+from tests.helpers.runs import CONFIG  # noqa: E402
 
 TOKENS, SIZE, RECORDS, EVERY = 65_000, 117_440_512, 40, 30.0
 RUN = "run/"
 
 
-def commit_of(worker_id: int, batch: int) -> Commit:
+def commit_of(stream: int, batch: int) -> Commit:
     seconds = {"step": 1.9, "upload": 0.7}
-    totals = Totals(TOKENS * (batch + 1), SIZE * (batch + 1), 1 + batch // 10, {"step": 1.9 * (batch + 1)},
-                    TOKENS * (batch + 1))
+    totals = Totals(
+        TOKENS * (batch + 1), TOKENS * (batch + 1), SIZE * (batch + 1), 1 + batch // 10, {"step": 1.9 * (batch + 1)}
+    )
     return Commit(
-        worker_id=worker_id, batch=batch,
+        stream=stream, batch=batch,
         cursor_before=Cursor(RECORDS * batch, 0), cursor_after=Cursor(RECORDS * (batch + 1), 0),
         data=DataObject(f"batches/{batch:08d}.safetensors", SIZE, "AAAAAA==", 1),
-        num_records=RECORDS, num_tokens=TOKENS, num_tokens_read=TOKENS, end_of_stream=False, attempt="0" * 32, fingerprint="sha256:0",
-        record_ids_digest="sha256:0", host="host", started="2026-01-01T00:00:00Z",
+        num_records=RECORDS, num_rows=TOKENS, num_tokens=TOKENS, end_of_stream=False,
+        attempt="0" * 32, fingerprint=CONFIG.fingerprint,
+        record_ids_digest="sha256:0", reconstruction_error={}, not_finite={},
+        host="host", started="2026-01-01T00:00:00Z",
         versions={"jax": "0", "project": "sha256:0"}, seconds=seconds, totals=totals,
     )  # fmt: skip
 
@@ -77,19 +83,19 @@ class Bucket(Sequence):
         place = bisect.bisect_left(self, name)
         if place == len(self) or self[place] != name:
             return None
-        batch = checkpoint.batch_of(name)
+        batch = batch_of(name)
         age = 0.0 if batch is None else EVERY * (self.commits - batch - 1)
         return Object(name, self.content(name, batch), 1, self.now - age)
 
     def content(self, name: str, batch: int | None) -> bytes:
         if name == f"{RUN}run.json":
-            run = {"schema": 1, "configuration": {}, "fingerprint": "sha256:0"}
-            return json.dumps(run | {"records_per_stream": [RECORDS * self.commits * 2] * self.workers}).encode()
+            sizes = (RECORDS * self.commits * 2,) * self.workers
+            return RunDescription(CONFIG, "", records_per_stream=sizes).to_bytes()
         if name.endswith("progress.json"):
             return json.dumps({"batch": self.commits - 1, "begun": self.now - EVERY * (self.commits - 1)}).encode()
         if "/commits/" not in name:
             return b"{}"
-        return commit_of(checkpoint.worker_number(name.split("/")[1]), batch).to_bytes()
+        return commit_of(worker_number(name.split("/")[1]), batch).to_bytes()
 
 
 def serve(pipe: multiprocessing.connection.Connection, *shape: int) -> None:
@@ -120,8 +126,14 @@ def measure(shape: tuple[int, int, bool], repeats: int) -> dict:
     server.join()
     workers, commits, has_progress = shape
     assert found.total("batches") == workers * commits and found.states == {"running": workers}
-    return {"workers": workers, "commits": commits, "progress.json": has_progress,
-            "seconds": seconds, "cpu_seconds": processor, "requests": requests}
+    return {
+        "workers": workers,
+        "commits": commits,
+        "progress.json": has_progress,
+        "seconds": seconds,
+        "cpu_seconds": processor,
+        "requests": requests,
+    }
 
 
 @click.command()
@@ -136,8 +148,11 @@ def main(workers: int, commits: str, repeats: int, as_json: bool, output: Path |
     for shape in [(workers, length, True) for length in lengths] + [(workers, lengths[-1], False)]:
         runs.append(measure(shape, repeats))
         note(runs[-1])
-    results = {"command": "python benchmarks/status.py", "runs": runs,
-               "machine": f"{platform.machine()}, {os.cpu_count()} cores, server included"}
+    results = {
+        "command": "python benchmarks/status.py",
+        "runs": runs,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, server included",
+    }
     give(results, "\n".join(map(str, runs)), as_json, output)
 
 

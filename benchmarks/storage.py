@@ -39,11 +39,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.outcome import about, give, gives_results, note  # noqa: E402
 from checkpoint import CommitChain  # noqa: E402
-from extraction.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
-from extraction.pipeline import BatchInFlight, Layout  # noqa: E402
-from extraction.records import Cursor, TokenizedRecord  # noqa: E402
+from extraction.batching.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
+from extraction.format.records import Cursor, TokenizedRecord  # noqa: E402
 from extraction.storage import open_storage  # noqa: E402
-from extraction.writer import BackgroundWriter  # noqa: E402
+from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
+from extraction.worker.uploader import BackgroundWriter  # noqa: E402
 
 HOOK, WIDTH, SEQ_LEN, MIB = "blocks.15.hook_resid_post", 2048, 2048, 1 << 20
 QUEUE = 512 * MIB  # the default of --queue-mib
@@ -57,7 +57,7 @@ def make_objects(count: int, mib: int) -> Objects:
     records = (TokenizedRecord(number, f"record-{number}", tokens) for number in range(count))
     made = []
     for number, batch in enumerate(pack_batches(records, Cursor(0, 0), BatchShape(1, rows, SEQ_LEN), "split")):
-        shard = BatchInFlight(batch, number, layout).shard
+        shard = BatchInFlight(batch, number, layout).file
         values = shard.arrays[HOOK].view(np.uint16)
         values[:] = rng.integers(1 << 14, size=values.shape, dtype=np.uint16)
         made.append((batch, shard.data))
@@ -111,7 +111,9 @@ def writer(location: str, objects: Objects, making: float) -> None:
 @contextmanager
 def throttled_server(rate: float) -> Iterator[str]:
     """The location of a bucket that takes uploads at `rate` bytes a second."""
-    server = subprocess.Popen([sys.executable, "-m", "tests.fake_gcs"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.helpers.fake_gcs"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     try:
         os.environ["STORAGE_EMULATOR_HOST"] = address = server.stdout.readline().strip()
         for operation in ("insert", "resumable-chunk"):
@@ -161,19 +163,24 @@ def main(count: int, mib: int, rate: int, rounds: int, folder: Path | None, as_j
         ways = {"peer": plain_disk, "writer": writer}
         ready = measure(disk, ways, objects, 0.0, rounds)
         made = measure(disk, ways, objects, ready["peer"] / count, rounds)
-        results["folder"] = {"ready": compared(ready["peer"], 0.0, count, ready),
-                             "made": compared(ready["peer"], ready["peer"] / count, count, made)}
+        results["folder"] = {
+            "ready": compared(ready["peer"], 0.0, count, ready),
+            "made": compared(ready["peer"], ready["peer"] / count, count, made),
+        }
         note(results)
         ways = {"peer": plain_upload, "writer": writer}
         ready = measure(bucket, {"floor": bare_upload} | ways, objects, 0.0, rounds)
         floor = ready.pop("floor")
         made = measure(bucket, ways, objects, floor / count, rounds)
-        results["server"] = {"ready": compared(floor, 0.0, count, ready),
-                             "made": compared(floor, floor / count, count, made)}
+        results["server"] = {
+            "ready": compared(floor, 0.0, count, ready),
+            "made": compared(floor, floor / count, count, made),
+        }
     shape = {"objects": count, "mib": round(size / MIB / count, 1), "server_mib_per_s": rate, "rounds": rounds}
     results = about("google-cloud-storage", "google-crc32c", "numpy") | shape | results
-    text = "\n".join(f"{place}, {case}: {figures}" for place in ("folder", "server")
-                     for case, figures in results[place].items())
+    text = "\n".join(
+        f"{place}, {case}: {figures}" for place in ("folder", "server") for case, figures in results[place].items()
+    )
     give(results, text, as_json, output)
 
 

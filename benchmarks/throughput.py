@@ -61,9 +61,22 @@ def peers_of(work: Path, setting: Setting) -> dict[str, Callable[[Path], float]]
     """For each who takes part, a run that gives its rate; `ours` first."""
     flags = setting.flags
     model, streams, cache = work / "model", work / "streams", work / f"cache-{flags['compute-dtype']}"
-    common = ["--model", str(model), "--corpus", str(setting.corpus), "--documents", str(flags["max-records"]),
-              "--layer", flags["layers"], "--seq-len", str(flags["seq-len"]), "--dtype", flags["compute-dtype"],
-              "--batch-size", str(PEER_ROWS)]
+    common = [
+        "--model",
+        str(model),
+        "--corpus",
+        str(setting.corpus),
+        "--documents",
+        str(flags["max-records"]),
+        "--layer",
+        flags["layers"],
+        "--seq-len",
+        str(flags["seq-len"]),
+        "--dtype",
+        flags["compute-dtype"],
+        "--batch-size",
+        str(PEER_ROWS),
+    ]
     run_worker(model, streams, work / f"warm-{flags['compute-dtype']}", flags | {"max-records": 8}, cache)
     peers = {"hf-padded": sys.executable, "hf-packed": sys.executable}
     if setting.saelens:
@@ -118,11 +131,30 @@ def main(corpus: Path, dtypes: str, rounds: int, minutes: float, as_json: bool, 
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         make_135m(work / "model")
-        subprocess.run([sys.executable, ROOT / "create_dataset_streams.py", "fineweb", "--source", corpus,
-                        "--num-streams", "1", "--output", work / "streams"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [
+                sys.executable,
+                ROOT / "create_dataset_streams.py",
+                "fineweb",
+                "--source",
+                corpus,
+                "--num-streams",
+                "1",
+                "--output",
+                work / "streams",
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         for dtype in dtypes.split(","):
-            flags = {"layers": "15", "seq-len": shape["seq_len"], "batch-size": shape["batch_size"],
-                     "steps-per-batch": 4, "max-records": shape["documents"], "compute-dtype": dtype}
+            flags = {
+                "layers": "15",
+                "seq-len": shape["seq_len"],
+                "batch-size": shape["batch_size"],
+                "steps-per-batch": 4,
+                "max-records": shape["documents"],
+                "compute-dtype": dtype,
+            }
 
             def tell(found: dict, dtype: str = dtype) -> None:
                 results[dtype] = about(*PACKAGES) | {"sae-lens": version_of_saelens(saelens)} | found
@@ -132,7 +164,8 @@ def main(corpus: Path, dtypes: str, rounds: int, minutes: float, as_json: bool, 
             measure(work, Setting(corpus, flags, rounds, minutes, saelens), tell)
     text = "\n".join(
         f"{dtype}, {name}: {rate} tokens/s, ours over it {found['ours_over'].get(name, 1)}"
-        for dtype, found in results.items() for name, rate in found["tokens_per_second"].items()
+        for dtype, found in results.items()
+        for name, rate in found["tokens_per_second"].items()
     )
     give(results, text, as_json, output)
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from tests.compiled_steps import Case, CompiledStep  # noqa: E402
+from tests.helpers.compiled_steps import Case, CompiledStep  # noqa: E402
 
 CASES = [
     Case("SmolLM2-135M", "v5litepod-1", (1, 1), 32, 2048),
@@ -47,10 +47,17 @@ def measure(case: Case) -> dict:
     step = CompiledStep.of(case)
     moved = [shape for shape in step.moved() if not (shape[0] == 1 and len(shape) == 4)]
     return {
-        "model": case.model, "slice": case.slice, "mesh": str(step.options.mesh), "rows": case.rows,
-        "seq_len": case.seq_len, "experts": step.config.experts is not None, "products": round(step.products(), 4),
-        "arithmetic": round(step.arithmetic(), 4), "memory": round(step.memory(), 3),
-        "peak_bytes": step.program.memory_analysis().peak_memory_in_bytes, "copies": moved,
+        "model": case.model,
+        "slice": case.slice,
+        "mesh": str(step.options.mesh),
+        "rows": case.rows,
+        "seq_len": case.seq_len,
+        "experts": step.config.experts is not None,
+        "products": round(step.products(), 4),
+        "arithmetic": round(step.arithmetic(), 4),
+        "memory": round(step.memory(), 3),
+        "peak_bytes": step.program.memory_analysis().peak_memory_in_bytes,
+        "copies": moved,
         "widened": sorted(step.widened()),
     }
 
@@ -61,8 +68,10 @@ def measure(case: Case) -> dict:
 def main(as_json: bool, output: Path | None) -> None:
     """Compile and count."""
     results: dict[str, object] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(),
-        **{name: version(name) for name in ("jax", "libtpu")}, "command": " ".join(["python", *sys.argv]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("jax", "libtpu")},
+        "command": " ".join(["python", *sys.argv]),
         "steps": [],
     }
     for case in CASES:

@@ -1,6 +1,7 @@
 """How fast a run is audited: objects (data objects and commits) per second, from a bucket and from a folder.
 
-In: nothing; a run of tiny batches is made, and served by tests/fake_gcs.py as a process of its own. Out: a line for
+In: nothing; a run of tiny batches is made, and served by tests/helpers/fake_gcs.py as a process of its own. Out: a
+line for
 each way. Fast is metadata and commits, deep reads each data object as well; `single`
 is one worker with all the batches, `many` has sixteen. Client and server share the machine's cores, so the CPU seconds
 of each are given too. For throughput of bytes, `large` has data objects of 16 MiB.
@@ -29,15 +30,15 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 from benchmarks.outcome import give, gives_results, note  # noqa: E402
-from checkpoint import Commit, DataObject, Totals  # noqa: E402
-from extraction.config import ExtractionConfig  # noqa: E402
+from extraction.batching.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
 from extraction.datasets import fineweb  # noqa: E402
-from extraction.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
-from extraction.pipeline import BatchInFlight, Layout  # noqa: E402
-from extraction.records import Cursor, TokenizedRecord  # noqa: E402
+from extraction.format.commit import Commit, DataObject, Totals, data_name  # noqa: E402
+from extraction.format.records import Cursor, TokenizedRecord  # noqa: E402
+from extraction.format.run_config import RunConfig, RunDescription  # noqa: E402
+from extraction.format.statistics import norm_counts  # noqa: E402
 from extraction.storage import crc32c_base64, open_storage  # noqa: E402
-from extraction.stored import norm_counts  # noqa: E402
-from extraction.streams import load_manifest  # noqa: E402
+from extraction.streams.stream import load_manifest  # noqa: E402
+from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -67,22 +68,32 @@ def make_streams(folder: Path, size: Size) -> str:
 
 def make_run(folder: Path, streams: str, size: Size) -> None:
     """A finished run in a folder. Files are written plainly: syncing each would take longer than all the rest."""
-    config = ExtractionConfig(
-        model="none", revision=None, weights_digest="-", tokenizer_digest="-", compute_dtype="float32", bos="never",
-        manifest_digest=load_manifest(streams).digest, hook_points=(HOOK,), store_dtype="bfloat16", max_records=None,
-        seq_len=size.seq_len, batch_size=1, steps_per_batch=1, long_documents="split",
+    config = RunConfig(
+        model="none",
+        revision=None,
+        weights_digest="-",
+        tokenizer_digest="-",
+        compute_dtype="float32",
+        bos="never",
+        manifest_digest=load_manifest(streams).digest,
+        hook_points=(HOOK,),
+        store_dtype="bfloat16",
+        max_records=None,
+        seq_len=size.seq_len,
+        batch_size=1,
+        steps_per_batch=1,
+        long_documents="split",
     )
-    details = {"fingerprint": config.fingerprint, "streams": streams}
-    checkpoint.join_run(open_storage(str(folder)), config.to_json(), details)
+    checkpoint.join_run(open_storage(str(folder)), RunDescription(config, streams))
     for worker in range(size.workers):
         for kind in ("batches", "commits"):
             (folder / checkpoint.worker_folder(worker) / kind).mkdir(parents=True)
         totals = Totals()
         for number, batch in enumerate(batches_of(worker, size)):
             data = data_of(batch, (worker, number), size)
-            totals = totals.plus((batch.num_tokens, batch.num_tokens_read), len(data), {}, number == 0, {})
+            totals = totals.plus(batch, len(data), {}, number == 0, {})
             commit = commit_of(batch, (worker, number), data, (config.fingerprint, totals))
-            (folder / checkpoint.data_name(commit)).write_bytes(data)
+            (folder / data_name(commit)).write_bytes(data)
             (folder / checkpoint.commit_name(worker, number)).write_bytes(commit.to_bytes())
 
 
@@ -94,10 +105,10 @@ def batches_of(worker: int, size: Size) -> Iterator[PackedBatch]:
 
 def data_of(batch: PackedBatch, place: tuple[int, int], size: Size) -> memoryview:
     layout = Layout(place[0], {HOOK: size.width}, np.dtype("bfloat16"))
-    shard = BatchInFlight(batch, place[1], layout).shard
+    shard = BatchInFlight(batch, place[1], layout).file
     shard.arrays[HOOK][:] = 1
-    shard.arrays[f"{HOOK}.sum"][:] = shard.arrays[f"{HOOK}.sum_of_squares"][:] = batch.num_tokens
-    shard.arrays[f"{HOOK}.norm_counts"][:] = norm_counts(np.full(batch.num_tokens, size.width**0.5))
+    shard.arrays[f"{HOOK}.sum"][:] = shard.arrays[f"{HOOK}.sum_of_squares"][:] = batch.num_rows
+    shard.arrays[f"{HOOK}.norm_counts"][:] = norm_counts(np.full(batch.num_rows, size.width**0.5))
     shard.arrays[f"{HOOK}.max"][:] = 1
     return shard.data
 
@@ -105,12 +116,25 @@ def data_of(batch: PackedBatch, place: tuple[int, int], size: Size) -> memoryvie
 def commit_of(batch: PackedBatch, place: tuple[int, int], data: memoryview, run: tuple[str, Totals]) -> Commit:
     name = f"batches/{place[1]:08d}.safetensors"
     return Commit(
-        worker_id=place[0], batch=place[1], cursor_before=batch.cursor_before, cursor_after=batch.cursor_after,
-        data=DataObject(name, len(data), crc32c_base64(data), None), num_records=batch.num_records,
-        num_tokens=batch.num_tokens, num_tokens_read=batch.num_tokens_read,
-        end_of_stream=batch.end_of_stream, attempt="0" * 32, fingerprint=run[0],
-        record_ids_digest=checkpoint.digest_ids(batch.record_ids), host="machine", started="2026-01-01T00:00:00Z",
-        versions={"jax": "0"}, seconds={"step": 1.0, "upload": 0.5}, totals=run[1],
+        stream=place[0],
+        batch=place[1],
+        cursor_before=batch.cursor_before,
+        cursor_after=batch.cursor_after,
+        data=DataObject(name, len(data), crc32c_base64(data), None),
+        num_records=batch.num_records,
+        num_rows=batch.num_rows,
+        num_tokens=batch.num_tokens,
+        end_of_stream=batch.end_of_stream,
+        attempt="0" * 32,
+        fingerprint=run[0],
+        record_ids_digest=checkpoint.digest_ids(batch.record_ids),
+        reconstruction_error={},
+        not_finite={},
+        host="machine",
+        started="2026-01-01T00:00:00Z",
+        versions={"jax": "0"},
+        seconds={"step": 1.0, "upload": 0.5},
+        totals=run[1],
     )
 
 
@@ -141,9 +165,12 @@ def measure(location: str, deep: bool, server: subprocess.Popen | None) -> dict[
         raise SystemExit(f"{location}: {found['problems'][:3]}")
     objects = 2 * found["num_batches"]
     return {
-        "objects": objects, "seconds": round(seconds, 2), "objects_per_second": round(objects / seconds),
+        "objects": objects,
+        "seconds": round(seconds, 2),
+        "objects_per_second": round(objects / seconds),
         "data_mib_per_second": round(found["num_bytes"] / seconds / (1 << 20), 1),
-        "client_cpu_s": round(usage.ru_utime + usage.ru_stime, 2), "peak_memory_mib": usage.ru_maxrss // 1024,
+        "client_cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
+        "peak_memory_mib": usage.ru_maxrss // 1024,
         "server_cpu_s": round(cpu_seconds(server.pid) - before, 2) if server else None,
     }
 
@@ -153,13 +180,22 @@ def measure(location: str, deep: bool, server: subprocess.Popen | None) -> dict[
 @gives_results
 def main(only: str | None, as_json: bool, output: Path | None) -> None:
     """Measure."""
-    results: dict[str, object] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                                  "python": platform.python_version(), "command": "python benchmarks/verify.py"}
+    results: dict[str, object] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "command": "python benchmarks/verify.py",
+    }
     with tempfile.TemporaryDirectory() as name:
         for label in [only] if only else SIZES:
             work, size = Path(name) / label, SIZES[label]
             make_run(work / "run", make_streams(work, size), size)
-            command = [sys.executable, "-m", "tests.fake_gcs", "--folder", as_bucket(work / "run", work / "bucket")]
+            command = [
+                sys.executable,
+                "-m",
+                "tests.helpers.fake_gcs",
+                "--folder",
+                as_bucket(work / "run", work / "bucket"),
+            ]
             server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
             try:
                 os.environ["STORAGE_EMULATOR_HOST"] = server.stdout.readline().strip()

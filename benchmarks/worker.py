@@ -38,10 +38,19 @@ SHAPES = {
 def make_135m(folder: Path) -> Path:
     """Random float32 weights of SmolLM2-135M's shape, with the tokenizer of the tiny model."""
     rng, head = np.random.default_rng(0), D // HEADS
-    shapes = {"self_attn.q_proj": (D, D), "self_attn.k_proj": (KV_HEADS * head, D), "self_attn.v_proj": (KV_HEADS * head, D),
-              "self_attn.o_proj": (D, D), "mlp.gate_proj": (F, D), "mlp.up_proj": (F, D), "mlp.down_proj": (D, F)}
-    tensors = {"model.embed_tokens.weight": rng.standard_normal((V, D), np.float32) * 0.02,
-               "model.norm.weight": np.ones(D, np.float32)}
+    shapes = {
+        "self_attn.q_proj": (D, D),
+        "self_attn.k_proj": (KV_HEADS * head, D),
+        "self_attn.v_proj": (KV_HEADS * head, D),
+        "self_attn.o_proj": (D, D),
+        "mlp.gate_proj": (F, D),
+        "mlp.up_proj": (F, D),
+        "mlp.down_proj": (D, F),
+    }
+    tensors = {
+        "model.embed_tokens.weight": rng.standard_normal((V, D), np.float32) * 0.02,
+        "model.norm.weight": np.ones(D, np.float32),
+    }
     for layer in range(LAYERS):
         for name, shape in shapes.items():
             tensors[f"model.layers.{layer}.{name}.weight"] = rng.standard_normal(shape, np.float32) * 0.02
@@ -50,16 +59,36 @@ def make_135m(folder: Path) -> Path:
     shutil.copytree(TINY, folder)
     save_file(tensors, folder / "model.safetensors")
     config = json.loads((TINY / "config.json").read_text())
-    config |= {"hidden_size": D, "intermediate_size": F, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-               "num_key_value_heads": KV_HEADS, "vocab_size": V, "head_dim": head}
+    config |= {
+        "hidden_size": D,
+        "intermediate_size": F,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "vocab_size": V,
+        "head_dim": head,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
 def run_worker(model: Path, streams: Path, output: Path, flags: dict[str, object], cache: Path) -> dict[str, float]:
     """One worker from start to end; seconds, rates in real tokens per second, MiB."""
-    command = [sys.executable, ROOT / "extract_activations.py", "--model", model, "--streams", streams, "--output", output,
-               "--worker-id", "0", "--compile-cache", cache, *(f"--{name}={value}" for name, value in flags.items())]
+    command = [
+        sys.executable,
+        ROOT / "extract_activations.py",
+        "--model",
+        model,
+        "--streams",
+        streams,
+        "--output",
+        output,
+        "--worker-id",
+        "0",
+        "--compile-cache",
+        cache,
+        *(f"--{name}={value}" for name, value in flags.items()),
+    ]
     begin, first_commit = time.perf_counter(), None
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     while first_commit is None and process.poll() is None:
@@ -72,9 +101,14 @@ def run_worker(model: Path, streams: Path, output: Path, flags: dict[str, object
         raise SystemExit(f"the worker failed: {text}")
     found = re.search(r"([\d,]+) tokens in ([\d.]+) s,.* padding ([\d.]+)%(?s:.*?)  step +([\d.]+) s", text)
     tokens, seconds, padding, step = (float(number.replace(",", "")) for number in found.groups())
-    return {"tokens_per_second": round(tokens / seconds, 1), "tokens": int(tokens), "padding_share": padding / 100,
-            "share_outside_step": round(1 - step / seconds, 4), "start_to_first_commit_s": round(first_commit, 2),
-            "peak_memory_mib": usage.ru_maxrss // 1024 if usage else None}
+    return {
+        "tokens_per_second": round(tokens / seconds, 1),
+        "tokens": int(tokens),
+        "padding_share": padding / 100,
+        "share_outside_step": round(1 - step / seconds, 4),
+        "start_to_first_commit_s": round(first_commit, 2),
+        "peak_memory_mib": usage.ru_maxrss // 1024 if usage else None,
+    }
 
 
 @click.command()
@@ -82,15 +116,35 @@ def run_worker(model: Path, streams: Path, output: Path, flags: dict[str, object
 @gives_results
 def main(corpus: Path, as_json: bool, output: Path | None) -> None:
     """Measure."""
-    results: dict[str, object] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(),
-                                  "command": "python benchmarks/worker.py --corpus DIR"}
+    results: dict[str, object] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "command": "python benchmarks/worker.py --corpus DIR",
+    }
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        subprocess.run([sys.executable, ROOT / "create_dataset_streams.py", "fineweb", "--source", corpus, "--num-streams", "1",
-                        "--output", work / "streams"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [
+                sys.executable,
+                ROOT / "create_dataset_streams.py",
+                "fineweb",
+                "--source",
+                corpus,
+                "--num-streams",
+                "1",
+                "--output",
+                work / "streams",
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         for model, folder in (("tiny-lm", TINY), ("135M", make_135m(work / "135M"))):
-            runs = {state: run_worker(folder, work / "streams", work / f"{model}-{state}", SHAPES[model], work / f"cache-{model}")
-                    for state in ("cold", "warm")}
+            runs = {
+                state: run_worker(
+                    folder, work / "streams", work / f"{model}-{state}", SHAPES[model], work / f"cache-{model}"
+                )
+                for state in ("cold", "warm")
+            }
             results[model] = runs | {"flags": SHAPES[model]}
             note({model: runs})
     give(results, "\n".join(f"{model}: {results[model]}" for model in SHAPES), as_json, output)

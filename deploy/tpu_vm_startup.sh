@@ -2,15 +2,15 @@
 # Startup script of a TPU VM (queued resources, spot): installs the project and runs a worker under systemd, at the first
 # boot and at each later one. It deletes nothing, and is safe to run again.
 #
-# Everything is told by instance metadata (--metadata), with these keys:
+# The configuration is instance metadata (--metadata), with these keys:
 #   repository             git URL of the project; required
 #   model, streams, output required, as MODEL, STREAMS and OUTPUT of launch_worker.sh
-#   worker-id              the number of this worker; without it the machine takes free streams (STREAM=any)
+#   worker-id              the number of this worker; without it the machine extracts free streams (STREAM=any)
 #   layers, hooks          optional, as LAYERS and HOOKS
 #   settings               optional: NAME=value for each further variable, separated by spaces (EXTRACT_SEQ_LEN=1024)
 set -euo pipefail
 
-# For tests; on a machine of Google's they are as here.
+# Tests override these; the defaults are those of a TPU VM.
 metadata=http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/attributes
 home=${EXTRACTION_HOME:-/opt/extraction}
 units=${SYSTEMD_UNITS:-/etc/systemd/system}
@@ -52,7 +52,7 @@ uv venv --quiet --allow-existing --python 3.11 .venv
 uv pip install --quiet --python .venv --requirement deploy/locks/tpu.txt
 uv pip install --quiet --python .venv --no-deps --editable .
 
-# Exit 75 comes back from launch_worker.sh only after a signal; the codes in RestartPreventExitStatus are final.
+# launch_worker.sh returns 75 only after a signal; systemd does not restart after the codes in RestartPreventExitStatus.
 cat > "$units/extraction-worker.service" << UNIT
 [Unit]
 Description=Activation extraction worker

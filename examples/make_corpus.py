@@ -4,7 +4,7 @@
 
 In: the .py files of the standard library and of site-packages, parsed but never imported. Out: Parquet files (zstd,
 several row groups each) with FineWeb's nine columns. Short documents are the docstring of one function or class; long
-ones are a module's docstring with all that it holds, up to thousands of tokens.
+ones are all docstrings of a module, up to thousands of tokens.
 
 Guarantee: the same Python installation gives the same bytes; no two documents have the same text.
 """
@@ -16,6 +16,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,7 +27,7 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def source_files() -> list[tuple[str, Path]]:
-    """Names relative to their root and paths of all .py files, spread: neighbours come from different packages."""
+    """Return (name relative to its root, path) of all .py files, in an order that mixes the packages."""
     roots = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
     files = {}
     for root in sorted(roots):
@@ -38,7 +39,7 @@ def source_files() -> list[tuple[str, Path]]:
 
 
 def docstrings(path: Path) -> Iterator[tuple[str, str]]:
-    """(qualified name, docstring) of a module and of its functions and classes, in order; nothing if it is not Python."""
+    """Yield (qualified name, docstring) of a module, its functions and classes; nothing if it is not Python."""
     if path.stat().st_size > BIGGEST_SOURCE:
         return
     try:
@@ -47,7 +48,7 @@ def docstrings(path: Path) -> Iterator[tuple[str, str]]:
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError):
         return
-    waiting = [("", tree)]
+    waiting: list[tuple[str, Any]] = [("", tree)]
     while waiting:
         name, node = waiting.pop()
         if text := ast.get_docstring(node):
@@ -57,7 +58,7 @@ def docstrings(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def documents() -> Iterator[tuple[str, str]]:
-    """(name, text) of all documents: of each module one long document, then its longer docstrings one by one."""
+    """Yield (name, text) of all documents: for each module one long document, then its longer docstrings one by one."""
     seen = set()
     for file, path in source_files():
         parts = list(docstrings(path))
@@ -70,7 +71,7 @@ def documents() -> Iterator[tuple[str, str]]:
 
 
 def row(name: str, text: str) -> dict[str, object]:
-    """One row with FineWeb's columns; all values follow from the name and the text."""
+    """Return a row with FineWeb's columns, a function of the name and the text."""
     digest = hashlib.sha256(f"{name}\0{text}".encode()).digest()
     day = int.from_bytes(digest[16:18], "big") % 28 + 1
     return {
@@ -87,7 +88,7 @@ def row(name: str, text: str) -> dict[str, object]:
 
 
 def write_files(rows: list[dict[str, object]], folder: Path, num_files: int) -> None:
-    """Share rows out over Parquet files, in order. The files keep the order of their names."""
+    """Write rows in order to Parquet files whose names have the same order."""
     import pyarrow
     import pyarrow.parquet
 
@@ -100,7 +101,9 @@ def write_files(rows: list[dict[str, object]], folder: Path, num_files: int) -> 
 
 
 @click.command()
-@click.option("--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="A new or empty folder.")
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="A new or empty folder."
+)
 @click.option("--max-records", default=3000, show_default=True, type=click.IntRange(1))
 @click.option("--files", default=4, show_default=True, type=click.IntRange(1))
 def main(output: Path, max_records: int, files: int) -> None:

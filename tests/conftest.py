@@ -3,11 +3,17 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed jax would look for a TPU first
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"  # in this process and in its children
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 from extraction.storage import open_storage
-from tests.fake_gcs import FakeGcs
+from tests.helpers.fake_gcs import FakeGcs
+
+settings.register_profile("no-deadline", deadline=None)  # a busy machine makes no test wrong
+settings.load_profile("no-deadline")
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def storage(request, tmp_path):
 @pytest.fixture(scope="session")
 def run_streams(tmp_path_factory):
     """The streams of the runs below."""
-    from tests.stream_runs import make_streams
+    from tests.helpers.stream_runs import make_streams
 
     return make_streams(tmp_path_factory.mktemp("streams"))
 
@@ -39,7 +45,7 @@ def run_streams(tmp_path_factory):
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, run_streams):
     """What lies in a finished run, {name: bytes}."""
-    from tests.stream_runs import NUM_WORKERS, extract
+    from tests.helpers.stream_runs import NUM_WORKERS, extract
 
     storage = open_storage(str(tmp_path_factory.mktemp("finished")))
     for worker in range(NUM_WORKERS):
@@ -50,7 +56,7 @@ def finished_run(tmp_path_factory, run_streams):
 @pytest.fixture
 def empty(request, storage, run_streams):
     """An empty output, on both backends, and the means to change what lies in it."""
-    from tests.stream_runs import Store
+    from tests.helpers.stream_runs import Store
 
     gcs = request.getfixturevalue("gcs") if storage.location.startswith("gs://") else None
     return Store(storage, gcs, run_streams)
@@ -67,7 +73,7 @@ def store(empty, finished_run):
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """Streams, and what a real worker that nothing disturbs commits from them."""
-    from tests.workers import committed, extract, make_streams, text_of, write_corpus
+    from tests.helpers.workers import committed, extract, make_streams, text_of, write_corpus
 
     folder = tmp_path_factory.mktemp("undisturbed")
     corpus = write_corpus(folder / "corpus", [text_of(i, 5 + i * 4) for i in range(14)])
@@ -100,6 +106,6 @@ def tamper(storage, request, tmp_path):
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """Tiny models by name. Imported late, since it brings jax and torch."""
-    from tests.tiny_models import Zoo
+    from tests.helpers.tiny_models import Zoo
 
     return Zoo(tmp_path_factory.mktemp("models"))

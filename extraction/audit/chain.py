@@ -1,33 +1,40 @@
-"""One worker's folder: its commits in order, its data objects, and the ids of its stream.
+"""The audit of one stream: its commits in order, its batch files, and the ids of its records.
 
-In: the worker's number, the facts of the run, its stream, a pool to read in. Out: a `WorkerAudit`. Guarantee: what a
-running worker adds meanwhile is not taken for damage. The commits are listed first and the data objects after them, so
-data of a listed commit must be in the second list; a commit that is missing in the middle was created before the one
-after it, so a second listing must show it.
+In: the stream's number, the facts of the run, its records, a pool to read in. Out: a `StreamAudit`. Guarantee: objects
+that a running worker adds meanwhile are not reported as damage. The commits are listed first and the batch files after
+them, so the second list has the batch file of each listed commit; a commit that is missing in the middle was created
+before the one after it, so a second listing must show it.
 
-Cost: a request for each 1,000 commits and each 1,000 data objects, one for each commit (two for one that does not tell
-its record ids: the header of its data does), and one column of the stream; of a local folder every data object is read
-besides, since nothing else knows its checksum. With `deep` each data object is read once, wherever it lies. Memory:
-`AHEAD` commits, a line for each problem, and with `deep` as many data objects as the pool has threads.
+Cost: a request for each 1,000 commits and each 1,000 batch files, one for each commit, and one column of the stream; of
+a local folder each batch file is read besides, since only its bytes tell its checksum. With `deep` each batch file is
+read once. Memory: `AHEAD` commits, a line for each problem, and with `deep` a batch file for each thread of the pool.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 
-import checkpoint
-from checkpoint import Commit, Totals
-
-from ..errors import DamagedData, ObjectNotFound
-from ..not_finite import added
-from ..objects import BatchRef, StoredBatch
-from ..records import Cursor
+from ..core.errors import DamagedData, ObjectNotFound
+from ..core.threads import prefetch
+from ..format.chain import check_data, compare_data, list_folder
+from ..format.commit import (
+    MAX_COMMIT,
+    Commit,
+    Totals,
+    batch_of,
+    commit_name,
+    data_name,
+    digest_ids,
+    parse_commit,
+    worker_folder,
+)
+from ..format.not_finite import added
+from ..format.records import Cursor
 from ..storage import ObjectInfo, Storage
 from .contents import Contents, check_contents
-from .facts import RunFacts
-from .findings import WorkerAudit
+from .facts import AuditedRun
+from .findings import StreamAudit
 from .records import check_cover
 
 AHEAD = 256
@@ -36,7 +43,7 @@ ReadIds = Callable[[int, int], Iterator[str]]
 
 @dataclass(frozen=True)
 class Expected:
-    """What a worker's stream holds: its number of records, and their ids from one record up to another."""
+    """The number of records of a stream, and a function that reads their ids from one record up to another."""
 
     num_records: int
     read_ids: ReadIds
@@ -44,7 +51,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Reading:
-    """How an audit reads: from where, in which threads, whether data objects too, and whom it tells of each commit."""
+    """How an audit reads: the storage, its threads, whether to read batch files, and what to call for each commit."""
 
     storage: Storage
     pool: ThreadPoolExecutor
@@ -55,118 +62,89 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A commit as found: None if it cannot be read; what is wrong with it and its data; what its data holds."""
+    """A commit as found, None if it is not readable; its problems and those of its batch file; the file's contents."""
 
     name: str
     commit: Commit | None
     problems: tuple[str, ...] = ()
     contents: Contents = field(default_factory=lambda: Contents(()))
 
+    @property
+    def batch(self) -> int:
+        """The batch of its name."""
+        return batch_of(self.name) or 0
 
-def audit_worker(reading: Reading, worker_id: int, run: RunFacts, expected: Expected) -> WorkerAudit:
-    """Check one worker against its stream. Storage errors pass through; damage is listed, not raised."""
-    audit = WorkerAudit(worker_id, expected.num_records)
-    commits = _list_commits(reading.storage, worker_id, audit.problems)
-    stored = {info.name: info for info in reading.storage.list(f"{checkpoint.worker_folder(worker_id)}/batches/")}
+
+def audit_stream(reading: Reading, stream: int, run: AuditedRun, expected: Expected) -> StreamAudit:
+    """Return the audit of one stream. Storage errors pass through; damage is listed, not raised."""
+    audit = StreamAudit(stream, expected.num_records)
+    commits = _list_commits(reading.storage, stream, audit.problems)
+    stored = {info.name: info for info in reading.storage.list(f"{worker_folder(stream)}/batches/")}
     uncommitted = dict.fromkeys(stored)
     reading.expect(len(commits))
     walk = _Walk(audit, run, expected)
-    for seen in _in_order(reading.pool, lambda info: _look(reading, info, stored, run), commits):
+    for seen in prefetch(commits, lambda info: _look(reading, info, stored, run), AHEAD, reading.pool):
         walk.step(seen)
         if seen.commit and seen.commit.data:
-            uncommitted.pop(checkpoint.data_name(seen.commit), None)
+            uncommitted.pop(data_name(seen.commit), None)
         reading.advance(1)
     walk.end()
     audit.uncommitted += uncommitted
     return audit
 
 
-def _list_commits(storage: Storage, worker_id: int, problems: list[str]) -> list[ObjectInfo]:
-    """The commits there are, in order; what is missing between them or has another name goes into `problems`."""
-    folder = f"{checkpoint.worker_folder(worker_id)}/commits/"
-    found, strays = _by_batch(storage.list(folder))
+def _list_commits(storage: Storage, stream: int, problems: list[str]) -> list[ObjectInfo]:
+    """Return the commits in order; gaps between them and other names go into `problems`."""
+    found, strays = list_folder(storage, stream)
     last = max(found, default=-1)
     if len(found) <= last:
-        found |= {batch: info for batch, info in _by_batch(storage.list(folder))[0].items() if batch < last}
+        found |= {batch: info for batch, info in list_folder(storage, stream).commits.items() if batch < last}
     problems += [f"{name}: no commit has such a name; move it out of the folder" for name in strays]
     expected = 0
     for batch in sorted(found):
         if batch > expected:
             more = f" and the {batch - expected - 1:,} after it are" if batch - expected > 1 else " is"
-            problems.append(f"{checkpoint.commit_name(worker_id, expected)}{more} missing, but {found[batch].name} "
-                            "is there: restore it")
+            problems.append(
+                f"{commit_name(stream, expected)}{more} missing, but {found[batch].name} is there: restore it"
+            )
         expected = batch + 1
     return [found[batch] for batch in sorted(found)]
 
 
-def _by_batch(infos: Iterable[ObjectInfo]) -> tuple[dict[int, ObjectInfo], list[str]]:
-    found, strays = {}, []
-    for info in infos:
-        batch = checkpoint.batch_of(info.name)
-        if batch is None or info.name.count("/") != 2:
-            strays.append(info.name)
-        else:
-            found[batch] = info
-    return found, strays
-
-
-def _in_order(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> Iterator:
-    """The function's results in the order of the items, at most `AHEAD` of them in work or waiting."""
-    rest = iter(items)
-    waiting = deque(pool.submit(function, item) for item in islice(rest, AHEAD))
-    while waiting:
-        result = waiting.popleft().result()
-        waiting.extend(pool.submit(function, item) for item in islice(rest, 1))
-        yield result
-
-
-def _look(reading: Reading, info: ObjectInfo, stored: dict[str, ObjectInfo], run: RunFacts) -> _Seen:
-    """Read a commit, and hold its data object against it."""
+def _look(reading: Reading, info: ObjectInfo, stored: dict[str, ObjectInfo], run: AuditedRun) -> _Seen:
+    """Read a commit and compare its batch file with it."""
     try:
-        if info.size > checkpoint.MAX_COMMIT:
+        if info.size > MAX_COMMIT:
             raise DamagedData(f"{info.name}: not a readable commit ({info.size:,} bytes are too many)")
-        commit = checkpoint.parse_commit(reading.storage.read(info.name), info.name)
+        commit = parse_commit(reading.storage.read(info.name), info.name)
     except DamagedData as error:
         return _Seen(info.name, None, (str(error),))
     except ObjectNotFound:
-        return _Seen(info.name, None, (f"{info.name}: it was listed, and then it was not there; restore it",))
-    if commit.data is None or info.name != checkpoint.commit_name(commit.worker_id, commit.batch):
+        return _Seen(info.name, None, (f"{info.name}: it was listed, and then it was missing; restore it",))
+    if commit.data is None or info.name != commit_name(commit.stream, commit.batch):
         return _Seen(info.name, commit)
     try:
-        return _look_at_data(reading, commit, stored.get(checkpoint.data_name(commit)), run)
+        return _look_at_data(reading, commit, stored.get(data_name(commit)), run)
     except (DamagedData, ObjectNotFound) as error:
         return _Seen(info.name, commit, (str(error),))
 
 
-def _look_at_data(reading: Reading, commit: Commit, data: ObjectInfo | None, run: RunFacts) -> _Seen:
-    name = checkpoint.commit_name(commit.worker_id, commit.batch)
+def _look_at_data(reading: Reading, commit: Commit, data: ObjectInfo | None, run: AuditedRun) -> _Seen:
+    name = commit_name(commit.stream, commit.batch)
     if data is None or data.crc32c:
-        checkpoint.compare_data(commit, data)
+        data = compare_data(commit, data)
     elif not reading.deep:
-        checkpoint.check_data(reading.storage, commit)
-    if commit.record_ids_digest is None:
-        commit = replace(commit, record_ids_digest=checkpoint.digest_ids(_stored_ids(reading.storage, commit)))
+        check_data(reading.storage, commit)
     if not reading.deep:
         return _Seen(name, commit)
     contents = check_contents(reading.storage.read(data.name), commit, run)
     return _Seen(name, commit, contents.problems, contents)
 
 
-def _stored_ids(storage: Storage, commit: Commit) -> list[str]:
-    """The record ids in the header of a commit's data object."""
-    place = (commit.worker_id, commit.batch, checkpoint.data_name(commit), commit.data.size)
-    ref = BatchRef(*place, commit.num_tokens, commit.cursor_before, commit.cursor_after)
-    return StoredBatch(storage, ref).record_ids
-
-
-def _has_totals(commit: Commit) -> bool:
-    return commit.totals != Totals()
-
-
 class _Walk:
-    """Goes along the commits of one worker and notes down in `audit` what does not follow from the one before."""
+    """Walks along the commits of one stream and lists in `audit` what does not follow from the one before."""
 
-    def __init__(self, audit: WorkerAudit, run: RunFacts, expected: Expected):
+    def __init__(self, audit: StreamAudit, run: AuditedRun, expected: Expected):
         self._audit, self._run, self._expected = audit, run, expected
         # Where the next commit has to begin and what it has to sum up; None when the one before it is not known.
         self._batch: int = 0
@@ -177,7 +155,7 @@ class _Walk:
     def step(self, seen: _Seen) -> None:
         audit, commit = self._audit, seen.commit
         audit.problems += seen.problems
-        batch = checkpoint.batch_of(seen.name)
+        batch = seen.batch
         if batch != self._batch:
             self._cursor = self._totals = None
         self._batch = batch + 1
@@ -189,11 +167,11 @@ class _Walk:
             problems.append("stands after the end of the stream")
         problems = problems or list(self._check_ids(commit))
         audit.problems += [f"{seen.name}: {problem}" for problem in problems]
-        self._cursor, self._totals = commit.cursor_after, commit.totals if _has_totals(commit) else None
+        self._cursor, self._totals = commit.cursor_after, commit.totals
         audit.num_batches += 1
+        audit.num_rows += commit.num_rows
         audit.num_tokens += commit.num_tokens
-        audit.num_tokens_read += commit.num_tokens_read
-        audit.num_bytes += commit.data.size if commit.data else 0
+        audit.num_bytes += commit.data_bytes
         audit.num_records = max(audit.num_records, commit.cursor_after.record)
         audit.finished = commit.end_of_stream
         audit.non_finite += seen.contents.non_finite
@@ -202,12 +180,12 @@ class _Walk:
     def end(self) -> None:
         audit, total = self._audit, self._expected.num_records
         if self._cursor and (self._cursor > Cursor(total, 0) or (audit.finished and self._cursor != Cursor(total, 0))):
-            folder = checkpoint.worker_folder(audit.worker_id)
+            folder = worker_folder(audit.stream)
             audit.problems.append(f"{folder}: ends at {self._cursor}, its stream has {total} records")
 
     def _check_identity(self, commit: Commit, batch: int) -> Iterator[str]:
-        if (commit.worker_id, commit.batch) != (self._audit.worker_id, batch):
-            yield f"says worker {commit.worker_id}, batch {commit.batch}"
+        if (commit.stream, commit.batch) != (self._audit.stream, batch):
+            yield f"says stream {commit.stream}, batch {commit.batch}"
         if commit.fingerprint != self._run.fingerprint:
             yield f"is of another run: fingerprint {commit.fingerprint}, that of run.json is {self._run.fingerprint}"
 
@@ -216,31 +194,33 @@ class _Walk:
         if self._cursor and before != self._cursor:
             which = "twice" if before < self._cursor else "not at all"
             yield f"begins at {before}, the batch before it ended at {self._cursor}: what lies between is there {which}"
-        if after < before or (after == before and commit.num_tokens_read):
+        if after < before or (after == before and commit.num_tokens):
             yield "its cursor does not move forward"
         if after.record + (after.token_offset > 0) - before.record != commit.num_records:
             yield f"counts {commit.num_records} records from {before} to {after}"
-        offsets, window = {before.token_offset, after.token_offset}, self._run.seq_len
-        if any(offset if self._run.truncates else offset % window for offset in offsets):
+        offsets, window = {before.token_offset, after.token_offset}, self._run.config.seq_len
+        if any(offset if self._run.config.truncates else offset % window for offset in offsets):
             yield f"a cursor stands inside a window of {window} tokens, from {before} to {after}"
 
     def _check_sums(self, commit: Commit) -> Iterator[str]:
-        if (commit.data is None) != (commit.num_tokens == 0):
-            yield f"{commit.num_tokens} rows do not go with data {commit.data}"
-        stored, read = commit.num_tokens, commit.num_tokens_read
-        if max(stored, read) > self._run.num_slots:
-            yield f"counts {max(stored, read):,} tokens, and a batch has room for {self._run.num_slots:,}"
+        if (commit.data is None) != (commit.num_rows == 0):
+            yield f"{commit.num_rows} rows do not go with data {commit.data}"
+        stored, read = commit.num_rows, commit.num_tokens
+        if max(stored, read) > self._run.config.num_slots:
+            yield f"counts {max(stored, read):,} tokens, and a batch has room for {self._run.config.num_slots:,}"
         if stored > read or (stored < read and self._run.selection.is_everything):
             yield f"stores {stored:,} rows of {read:,} tokens"
         else:
             yield from check_cover(commit, self._run)
-        if self._totals is not None and _has_totals(commit):
-            num_bytes = self._totals.bytes + (commit.data.size if commit.data else 0)
-            ours = (self._totals.tokens + stored, self._totals.tokens_read + read, num_bytes)
-            theirs = (commit.totals.tokens, commit.totals.tokens_read, commit.totals.bytes)
+        if self._totals is not None:
+            num_bytes = self._totals.bytes + commit.data_bytes
+            ours = (self._totals.rows + stored, self._totals.tokens + read, num_bytes)
+            theirs = (commit.totals.rows, commit.totals.tokens, commit.totals.bytes)
             if theirs != ours:
-                yield (f"its totals are {theirs[0]:,} rows of {theirs[1]:,} tokens and {theirs[2]:,} bytes, "
-                       f"those of its chain {ours[0]:,}, {ours[1]:,} and {ours[2]:,}")
+                yield (
+                    f"its totals are {theirs[0]:,} rows of {theirs[1]:,} tokens and {theirs[2]:,} bytes, "
+                    f"those of its chain {ours[0]:,}, {ours[1]:,} and {ours[2]:,}"
+                )
             if commit.totals.not_finite != added(self._totals.not_finite, commit.not_finite):
                 yield "its totals of not_finite are not those of its chain"
 
@@ -255,20 +235,19 @@ class _Walk:
                 self._ids = None
                 yield f"its record ids, and those after it, cannot be compared with the stream: {error}"
             else:
-                digest = commit.record_ids_digest
-                if digest is not None and checkpoint.digest_ids(ids) != digest:
+                if digest_ids(ids) != commit.record_ids_digest:
                     yield f"its record ids are not those of records {first} and on of the stream"
 
     def _check_widths(self, seen: _Seen) -> None:
         for hook_point, width in seen.contents.widths.items():
             known = self._audit.widths.setdefault(width_kind(hook_point), width)
-            if width != known:
+            if width != known and seen.commit is not None:
                 what = f"{hook_point} is {width} wide, and such are {known} wide elsewhere"
-                self._audit.problems.append(f"{checkpoint.data_name(seen.commit)}: {what}")
+                self._audit.problems.append(f"{data_name(seen.commit)}: {what}")
 
 
 def width_kind(hook_point: str) -> str:
-    """Hook points of one kind are equally wide: D, but for what lies inside attention or the mlp."""
+    """Return the kind of a hook point; those of one kind are equally wide: D, but for those inside attention or mlp."""
     return next((kind for kind in ("attn.hook_z", "mlp.hook_post") if hook_point.endswith(kind)), "residual stream")
 
 
@@ -281,7 +260,7 @@ class _StreamIds:
         self._next, self._last = -1, ""
 
     def take(self, first: int, stop: int) -> list[str]:
-        """The ids of records [first, stop). Raises DamagedData if the stream cannot be read."""
+        """The ids of records [first, stop). Raises DamagedData for a stream that is not readable."""
         if first == stop:
             return []
         ids = [self._last] if first == self._next - 1 else []

@@ -1,6 +1,6 @@
-"""One data object, read and held against its commit and the run's configuration.
+"""One batch file, read and compared with its commit and the run config.
 
-In: the bytes of a data object, its commit, the facts of the run. Out: `Contents`: what is wrong, how wide its hook
+In: the bytes of a batch file, its commit, the facts of the run. Out: `Contents`: what is wrong, how wide its hook
 points are, and how many of its values are NaN or infinite. Shapes are those of the format: N tokens, R records.
 
 What is proven of an object without a problem: its bytes have the committed size and crc32c; header, arrays, shapes
@@ -17,17 +17,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-import checkpoint
-from checkpoint import Commit
-
-from ..config import LARGEST_CODE
-from ..errors import DamagedData
-from ..not_finite import KINDS, counted
-from ..shards import SCHEMA, Shard, decode, dtype_named
+from ..core.errors import DamagedData
+from ..core.strict_json import loads
+from ..format.batch_file import batch_arrays
+from ..format.chain import compare_data
+from ..format.commit import Commit, data_name, digest_ids
+from ..format.dtypes import LARGEST_CODE, dtype_named
+from ..format.not_finite import KINDS, counted
+from ..format.run_config import FORMAT
+from ..format.safetensors import SafetensorsFile, decode
+from ..format.statistics import COUNTS, MAX, MAX_AT, SCALE, SUMS, norm_counts, unscaled
 from ..storage import ObjectInfo, crc32c_base64
-from ..stored import COUNTS, MAX, MAX_AT, SCALE, SUMS, norm_counts, statistics_layout, unscaled
-from ..strict_json import loads
-from .facts import RunFacts
+from .facts import AuditedRun
 from .records import check_records
 
 _BLOCK = 1 << 18  # values that are in float64 at once
@@ -36,67 +37,58 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found in one data object; see `WorkerAudit` for the meaning of the fields."""
+    """What was found in one batch file; see `StreamAudit` for the meaning of the fields."""
 
     problems: tuple[str, ...]
     widths: dict[str, int] = field(default_factory=dict)
     non_finite: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
-def check_contents(data: bytes, commit: Commit, run: RunFacts) -> Contents:
-    """Check the data object of a commit that has one. Damage is listed, not raised."""
-    name = checkpoint.data_name(commit)
+def check_contents(data: bytes, commit: Commit, run: AuditedRun) -> Contents:
+    """Check the batch file of a commit that has one. Damage is listed, not raised."""
+    name = data_name(commit)
     try:
-        checkpoint.compare_data(commit, ObjectInfo(name, len(data), crc32c_base64(data)))
-        shard = decode(data, name)
+        compare_data(commit, ObjectInfo(name, len(data), crc32c_base64(data)))
+        file = decode(data, name)
     except DamagedData as error:
         return Contents((str(error),))
-    problems = list(_check_layout(shard, commit, run))
+    problems = list(_check_layout(file, commit, run))
     if problems:
         return Contents(tuple(f"{name}: {problem}" for problem in problems))
     found: Counter[tuple[str, str]] = Counter()
-    problems += _check_header(shard, commit)
-    problems += check_records(shard.arrays, commit, run)
-    for hook_point in run.hook_points:
-        problems += _check_values(shard, hook_point, run, found)
+    problems += _check_header(file, commit)
+    problems += check_records(file.arrays, commit, run)
+    for hook_point in run.config.hook_points:
+        problems += _check_values(file, hook_point, run, found)
     problems += _check_not_finite(found, commit)
-    widths = {hook_point: shard.arrays[hook_point].shape[1] for hook_point in run.hook_points}
+    widths = {hook_point: file.arrays[hook_point].shape[1] for hook_point in run.config.hook_points}
     return Contents(tuple(f"{name}: {problem}" for problem in problems), widths, +found)
 
 
-def _check_layout(shard: Shard, commit: Commit, run: RunFacts) -> Iterator[str]:
-    """Arrays that are missing or have another shape or dtype; further ones are allowed."""
-    n, r = commit.num_tokens, commit.num_records
-    wanted = {
-        "tokens": ((n,), "int32"), "positions": ((n,), "int32"),
-        "record_index": ((r,), "int64"), "record_offsets": ((r + 1,), "int64"), "record_lengths": ((r,), "int64"),
-    }
-    if run.selection.pools:
-        wanted["mean_over"] = ((n,), "int32")
-    for hook_point in run.hook_points:
-        shape = shard.arrays[hook_point].shape if hook_point in shard.arrays else ()
-        width = shape[-1] if shape else 0
-        wanted[hook_point] = ((n, width), run.store_dtype)
-        statistics = statistics_layout(width) | ({SCALE: ((n,), np.dtype(np.float32))} if run.has_scale else {})
-        wanted |= {hook_point + suffix: (shape, dtype.name) for suffix, (shape, dtype) in statistics.items()}
+def _check_layout(file: SafetensorsFile, commit: Commit, run: AuditedRun) -> Iterator[str]:
+    """Yield the arrays that are missing or have another shape or dtype; further ones are allowed."""
+    shapes = {name: file.arrays[name].shape if name in file.arrays else () for name in run.config.hook_points}
+    widths = {name: shape[-1] if shape else 0 for name, shape in shapes.items()}
+    dtype = dtype_named(run.config.store_dtype)
+    wanted = batch_arrays(widths, dtype, commit.num_rows, commit.num_records, run.selection.pools)
     for name, (shape, dtype) in wanted.items():
-        array = shard.arrays.get(name)
+        array = file.arrays.get(name)
         if array is None:
             yield f"it has no array {name}"
-        elif (array.shape, array.dtype) != (shape, dtype_named(dtype)):
+        elif (array.shape, array.dtype) != (shape, dtype):
             yield f"{name} is {array.dtype}{list(array.shape)}, its commit and run.json say {dtype}{list(shape)}"
 
 
-def _check_header(shard: Shard, commit: Commit) -> Iterator[str]:
-    for key, value in (("schema", SCHEMA), ("worker_id", commit.worker_id), ("batch", commit.batch)):
-        if shard.metadata.get(key) != str(value):
-            yield f"its header says {key} {shard.metadata.get(key)!r}, not {value}"
+def _check_header(file: SafetensorsFile, commit: Commit) -> Iterator[str]:
+    for key, value in (("format", FORMAT), ("stream", commit.stream), ("batch", commit.batch)):
+        if file.metadata.get(key) != str(value):
+            yield f"its header says {key} {file.metadata.get(key)!r}, not {value}"
     try:
-        ids = _strings(shard.metadata["record_ids"])
+        ids = _strings(file.metadata["record_ids"])
     except (KeyError, ValueError):
         yield "the record_ids of its header are not a JSON list of strings"
     else:
-        if len(ids) != commit.num_records or checkpoint.digest_ids(ids) != commit.record_ids_digest:
+        if len(ids) != commit.num_records or digest_ids(ids) != commit.record_ids_digest:
             yield "the record ids of its header are not those of its commit"
 
 
@@ -107,10 +99,12 @@ def _strings(text: str) -> list[str]:
     return values
 
 
-def _check_values(shard: Shard, hook_point: str, run: RunFacts, found: Counter[tuple[str, str]]) -> Iterator[str]:
+def _check_values(
+    file: SafetensorsFile, hook_point: str, run: AuditedRun, found: Counter[tuple[str, str]]
+) -> Iterator[str]:
     """Scales and statistics of the values; what is not finite goes into `found`."""
-    arrays, width = shard.arrays, shard.arrays[hook_point].shape[1]
-    values, scale = arrays[hook_point], arrays.get(hook_point + SCALE) if run.has_scale else None
+    arrays, width = file.arrays, file.arrays[hook_point].shape[1]
+    values, scale = arrays[hook_point], arrays.get(hook_point + SCALE) if run.config.has_scale else None
     total, squares, norms, largest = *np.zeros((2, width)), np.zeros(len(values)), 0.0
     first = [0, 0]
     rows = max(1, _BLOCK // max(1, width))
@@ -130,11 +124,11 @@ def _check_values(shard: Shard, hook_point: str, run: RunFacts, found: Counter[t
             if most > largest:
                 row, column = divmod(int(np.argmax(block == most)), width)
                 largest, first = most, [start + row, column]
-        yield from _check_sums(shard, hook_point, (total, squares), run)
+        yield from _check_sums(file, hook_point, (total, squares), run)
         if scale is not None:
             yield from _check_scale(values, scale, hook_point)
         yield from _check_norms(arrays[hook_point + COUNTS], norms, width, hook_point)
-        yield from _check_maximum(shard, hook_point, largest, first)
+        yield from _check_maximum(file, hook_point, largest, first)
 
 
 def _check_not_finite(found: Counter[tuple[str, str]], commit: Commit) -> Iterator[str]:
@@ -145,12 +139,14 @@ def _check_not_finite(found: Counter[tuple[str, str]], commit: Commit) -> Iterat
             yield f"{name} has {counted(ours)}, its commit says {counted(theirs)}"
 
 
-def _check_sums(shard: Shard, hook_point: str, ours: tuple[np.ndarray, np.ndarray], run: RunFacts) -> Iterator[str]:
-    rows, squares = len(shard.arrays[hook_point]), ours[1]
+def _check_sums(
+    file: SafetensorsFile, hook_point: str, ours: tuple[np.ndarray, np.ndarray], run: AuditedRun
+) -> Iterator[str]:
+    rows, squares = len(file.arrays[hook_point]), ours[1]
     # By Cauchy-Schwarz the absolute values sum up to no more than the root.
-    slack = (run.seq_len + run.batch_size) * 2.0**-23
+    slack = (run.config.seq_len + run.config.batch_size) * 2.0**-23
     for suffix, own, bound in zip(SUMS, ours, (slack * np.sqrt(rows * squares), slack * squares), strict=True):
-        theirs = shard.arrays[hook_point + suffix]
+        theirs = file.arrays[hook_point + suffix]
         # A column that is not finite, or that overflows float32, has no sum to compare.
         wrong = (squares < _FLOAT32_MAX) & ~(np.abs(theirs - own) <= bound + 1e-30)
         if wrong.any():
@@ -180,13 +176,13 @@ def _check_norms(counts: np.ndarray, norms: np.ndarray, width: int, hook_point: 
         yield f"{hook_point}{COUNTS} are not those of its rows, at bin {int(np.argmax(wrong))}"
 
 
-def _check_maximum(shard: Shard, hook_point: str, ours: float, first: list[int]) -> Iterator[str]:
-    """The largest |x|, and where it first stands; NaN counts as 0, so that a maximum of 0 stands at [0, 0]."""
-    theirs, place = float(shard.arrays[hook_point + MAX][0]), shard.arrays[hook_point + MAX_AT]
-    values, scale = shard.arrays[hook_point], shard.arrays.get(hook_point + SCALE)
+def _check_maximum(file: SafetensorsFile, hook_point: str, ours: float, first: list[int]) -> Iterator[str]:
+    """Compare the largest |x| and its first place; NaN counts as 0, so that the place of a maximum of 0 is [0, 0]."""
+    theirs, place = float(file.arrays[hook_point + MAX][0]), file.arrays[hook_point + MAX_AT]
+    values, scale = file.arrays[hook_point], file.arrays.get(hook_point + SCALE)
     if theirs != ours:
         yield f"{hook_point}{MAX} is {theirs:g}, the largest of its values {ours:g}"
-    elif not ((0 <= place) & (place < values.shape)).all():
+    elif not ((place >= 0) & (place < values.shape)).all():
         yield f"{hook_point}{MAX_AT} is {place.tolist()}, which is no place in {list(values.shape)}"
     elif place.tolist() != first:
         row, column = place.tolist()

@@ -1,46 +1,47 @@
 """What an audit found: plain values, for people as lines and for machines as JSON.
 
-In: what `chain` and `contents` noted down for each worker. Out: `RunAudit`, its verdict and exit code. Guarantee: equal
+In: what `chain` and `contents` found in each stream. Out: `RunAudit`, its verdict and exit code. Guarantee: equal
 findings give equal text and JSON, whatever threads found them. Cost: none to speak of.
 
 The JSON of `verify --json`; keys stay, more may follow:
 
     schema            1
-    output, deep      what was looked at; whether the data objects were read
+    output, deep      what was read; whether the batch files were, too
     verdict           "proven", "in progress" or "damaged"
     problems          a sentence for each thing that is wrong; it begins with the object's name
-    unfinished        numbers of the workers whose stream has not ended, and with whom nothing is wrong
-    uncommitted       names of data objects that no commit names: of attempts that were killed, or in flight
-    num_records, num_tokens, num_batches, num_bytes     what is committed, over all workers; num_tokens are stored rows
-    num_tokens_read   how many tokens the committed batches cover; num_tokens, unless --positions stores fewer
+    unfinished        numbers of the streams that have not ended and have no problem
+    uncommitted       names of orphaned files, which no commit names: of killed attempts, or in flight
+    num_records, num_batches, num_bytes     committed, over all streams
+    num_rows          rows that are stored
+    num_tokens        tokens that the committed batches cover, stored or not
     expected_records  how many records the streams have
     not_finite        {hook point: {"nan": n, "inf": n}} where there are any; null without --deep
-    workers           the same of each worker, with worker_id and finished, in the order of worker_id
+    streams           the same of each stream, with stream and finished, in order
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..errors import DamagedData, TryAgain
+from ..core.errors import DamagedData, TryAgain
 
 SCHEMA = 1
-LINES = 20  # of a kind and worker that people are shown
-COUNTS = ("num_records", "num_tokens", "num_tokens_read", "num_batches", "num_bytes", "expected_records")
+LINES = 20  # of a kind and stream that people see
+COUNTS = ("num_records", "num_rows", "num_tokens", "num_batches", "num_bytes", "expected_records")
 
 
 @dataclass
-class WorkerAudit:
-    """What was found in one worker's folder. `finished`: the end of its stream is committed.
+class StreamAudit:
+    """What was found in the folder of one stream. `finished`: the end of the stream is committed.
 
-    `non_finite` counts (hook point, "nan" or "inf"); `widths` are those of its data objects, {hook point: width}.
+    `non_finite` counts (hook point, "nan" or "inf"); `widths` are those of its batch files, {hook point: width}.
     """
 
-    worker_id: int
+    stream: int
     expected_records: int = 0
     num_records: int = 0
+    num_rows: int = 0
     num_tokens: int = 0
-    num_tokens_read: int = 0
     num_batches: int = 0
     num_bytes: int = 0
     finished: bool = False
@@ -50,7 +51,8 @@ class WorkerAudit:
     widths: dict[str, int] = field(default_factory=dict)
 
     def to_json(self, deep: bool) -> dict:
-        names = ("worker_id", "finished", "problems", "uncommitted", *COUNTS)
+        """Return what was found in the stream as JSON."""
+        names = ("stream", "finished", "problems", "uncommitted", *COUNTS)
         return {name: getattr(self, name) for name in names} | {"not_finite": _table(self.non_finite) if deep else None}
 
 
@@ -60,50 +62,59 @@ class RunAudit:
 
     output: str
     deep: bool
-    workers: tuple[WorkerAudit, ...]
+    streams: tuple[StreamAudit, ...]
     strays: tuple[str, ...] = ()
 
     @property
     def problems(self) -> list[str]:
-        return [*self.strays, *(problem for worker in self.workers for problem in worker.problems)]
+        """A sentence for each thing that is wrong, strays first."""
+        return [*self.strays, *(problem for stream in self.streams for problem in stream.problems)]
 
     @property
     def unfinished(self) -> list[int]:
-        return [worker.worker_id for worker in self.workers if not worker.finished and not worker.problems]
+        """The streams that have not ended and have no problem."""
+        return [stream.stream for stream in self.streams if not stream.finished and not stream.problems]
 
     @property
     def uncommitted(self) -> list[str]:
-        return [name for worker in self.workers for name in worker.uncommitted]
+        """The names of orphaned files."""
+        return [name for stream in self.streams for name in stream.uncommitted]
 
     @property
     def non_finite(self) -> Counter[tuple[str, str]]:
-        return sum((worker.non_finite for worker in self.workers), Counter())
+        """The counts of NaN and infinite values over all streams."""
+        return sum((stream.non_finite for stream in self.streams), Counter())
 
     @property
     def verdict(self) -> str:
+        """One of proven, in progress and damaged."""
         return "damaged" if self.problems else "in progress" if self.unfinished else "proven"
 
     @property
     def exit_code(self) -> int:
+        """The exit code of `verify`."""
         return {"damaged": DamagedData.exit_code, "in progress": TryAgain.exit_code, "proven": 0}[self.verdict]
 
     def totals(self) -> dict[str, int]:
-        return {name: sum(getattr(worker, name) for worker in self.workers) for name in COUNTS}
+        """Return the sums over all streams."""
+        return {name: sum(getattr(stream, name) for stream in self.streams) for name in COUNTS}
 
     def to_json(self) -> dict:
+        """Return what `verify --json` prints."""
         found = {"schema": SCHEMA, "output": self.output, "deep": self.deep, "verdict": self.verdict}
         found |= {"problems": self.problems, "unfinished": self.unfinished, "uncommitted": self.uncommitted}
         found |= self.totals() | {"not_finite": _table(self.non_finite) if self.deep else None}
-        return found | {"workers": [worker.to_json(self.deep) for worker in self.workers]}
+        return found | {"streams": [stream.to_json(self.deep) for stream in self.streams]}
 
     def to_text(self) -> str:
-        """A line for each thing that is wrong, not finished or ignored, and the summary."""
+        """Return a line for each thing that is wrong, not finished or ignored, and the summary."""
         lines, unfinished = [f"wrong: {problem}" for problem in self.strays], set(self.unfinished)
-        for worker in self.workers:
-            lines += _shortened([f"wrong: {problem}" for problem in worker.problems], f"worker {worker.worker_id}")
+        for stream in self.streams:
+            lines += _shortened([f"wrong: {problem}" for problem in stream.problems], f"stream {stream.stream}")
         lines += [
-            f"not finished: worker {worker.worker_id}, {worker.num_records:,} of {worker.expected_records:,} records"
-            for worker in self.workers if worker.worker_id in unfinished
+            f"not finished: stream {stream.stream}, {stream.num_records:,} of {stream.expected_records:,} records"
+            for stream in self.streams
+            if stream.stream in unfinished
         ]
         lines += _shortened([f"not committed, ignored: {name}" for name in self.uncommitted], "the run")
         for hook_point, found in _table(self.non_finite).items():
@@ -112,19 +123,19 @@ class RunAudit:
 
     def _summary(self) -> str:
         totals = self.totals()
-        stored, read = totals["num_tokens"], totals["num_tokens_read"]
+        stored, read = totals["num_rows"], totals["num_tokens"]
         tokens = f"{read:,}" if stored == read else f"{stored:,} rows of {read:,}"
         once = ", each record exactly once"
         end = {"proven": once, "in progress": f"{once} so far", "damaged": ""}
         return (
-            f"{self.output}: {self.verdict}. {len(self.workers)} streams, {totals['num_batches']:,} batches, "
+            f"{self.output}: {self.verdict}. {len(self.streams)} streams, {totals['num_batches']:,} batches, "
             f"{totals['num_records']:,} records, {tokens} tokens, {totals['num_bytes']:,} bytes"
             f"{', all of them read' if self.deep else ''}{end[self.verdict]}"
         )
 
 
 def _printable(line: str) -> str:
-    """A name in a bucket may hold what would steer a terminal."""
+    """Return the line without the characters that steer a terminal; a name in a bucket may hold any."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
 
 

@@ -1,6 +1,6 @@
-"""Which records the rows of a data object are of, and which of their tokens, held against the commit and the flags.
+"""Which records the rows of a batch file are of, and which of their tokens, held against the commit and the flags.
 
-In: the arrays of a data object whose shapes are right, its commit, the facts of the run. Out: a sentence for each thing
+In: the arrays of a batch file whose shapes are right, its commit, the facts of the run. Out: a sentence for each thing
 that is wrong.
 
 Of a commit alone, with data or without: its cursors tell how many tokens it covers where both stand in one record, and
@@ -8,7 +8,7 @@ bound that number elsewhere. One without rows is refused where any records betwe
 have a row.
 
 What is proven without one: the records are those from `cursor_before` to `cursor_after`, one after the other; their
-lengths sum up to the tokens that the commit covers; a record that began in an earlier batch goes on where that ended,
+lengths sum up to the tokens that the commit covers; a record that began in an earlier batch continues at its end,
 one that goes on in the next ends at its cursor. The rows of each are those that `--positions` names by the record's
 length, no more and no fewer. Where a length does not tell, rows are proven to be of tokens that may be stored, each
 once and in order: with `--drop-special`, for spans, and for positions that count from the end of a record that goes on
@@ -22,10 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from checkpoint import Commit
-
-from ..positions import Selection
-from .facts import RunFacts
+from ..batching.token_selection import Selection
+from ..format.commit import Commit
+from .facts import AuditedRun
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -38,19 +37,19 @@ class _Part(NamedTuple):
     length: int | None
 
 
-def check_cover(commit: Commit, run: RunFacts) -> Iterator[str]:
+def check_cover(commit: Commit, run: AuditedRun) -> Iterator[str]:
     """What is wrong, whatever its records are, with the tokens that a commit covers and with having no rows of them."""
-    before, after, read = commit.cursor_before, commit.cursor_after, commit.num_tokens_read
+    before, after, read = commit.cursor_before, commit.cursor_after, commit.num_tokens
     num_ended = after.record - before.record
     if after <= before:
         return
     first_open = 0 if num_ended else before.token_offset
     going_on = after.token_offset - first_open if after.token_offset else 0
     ended, least = read - going_on, int(num_ended > 0 and before.token_offset > 0)
-    longest = min(read, run.seq_len) if run.truncates else read
+    longest = min(read, run.config.seq_len) if run.config.truncates else read
     if not least <= ended <= num_ended * longest:
         yield f"counts {read:,} tokens, which cannot be from {before} to {after}"
-    elif commit.num_tokens == 0:
+    elif commit.num_rows == 0:
         most = run.selection.most_without_row
         first, others = (min(longest, most(offset, True)) for offset in (before.token_offset, 0))
         without = first + (num_ended - 1) * others if num_ended else 0
@@ -58,9 +57,9 @@ def check_cover(commit: Commit, run: RunFacts) -> Iterator[str]:
             yield f"stores no rows, and --positions {run.selection} names some of the {read:,} tokens it covers"
 
 
-def check_records(arrays: Arrays, commit: Commit, run: RunFacts) -> Iterator[str]:
-    """What is wrong with the records of a data object."""
-    before, after, n = commit.cursor_before, commit.cursor_after, commit.num_tokens
+def check_records(arrays: Arrays, commit: Commit, run: AuditedRun) -> Iterator[str]:
+    """What is wrong with the records of a batch file."""
+    before, after, n = commit.cursor_before, commit.cursor_after, commit.num_rows
     index, offsets = arrays["record_index"], arrays["record_offsets"]
     if not np.array_equal(index, np.arange(before.record, before.record + commit.num_records)):
         yield f"its record_index does not count from {before.record}"
@@ -68,22 +67,22 @@ def check_records(arrays: Arrays, commit: Commit, run: RunFacts) -> Iterator[str
         yield f"its record_offsets do not rise from 0 to its {n:,} rows"
         return
     lengths = arrays["record_lengths"]
-    room = min(commit.num_tokens_read, run.num_slots)
-    if (lengths < 0).any() or (lengths > room).any() or lengths.sum() != commit.num_tokens_read:
-        yield f"its record_lengths do not sum up to the {commit.num_tokens_read:,} tokens of its commit"
+    room = min(commit.num_tokens, run.config.num_slots)
+    if (lengths < 0).any() or (lengths > room).any() or lengths.sum() != commit.num_tokens:
+        yield f"its record_lengths do not sum up to the {commit.num_tokens:,} tokens of its commit"
         return
     if before.token_offset and lengths[0] == 0:
         yield f"record {before.record} does not go on at token {before.token_offset}, where the batch before it ended"
     start = before.token_offset if commit.num_records == 1 else 0
     if after.token_offset and start + lengths[-1] != after.token_offset:
         yield f"record {after.record} ends at token {start + lengths[-1]}, its commit says {after.token_offset}"
-    if run.truncates and (lengths > run.seq_len).any():
-        yield f"a record has more than {run.seq_len} tokens, at which records were to be cut"
+    if run.config.truncates and (lengths > run.config.seq_len).any():
+        yield f"a record has more than {run.config.seq_len} tokens, at which records were to be cut"
     yield from _check_rows(arrays, lengths, commit, run)
     yield from _check_tokens(arrays, run)
 
 
-def _check_rows(arrays: Arrays, lengths: np.ndarray, commit: Commit, run: RunFacts) -> Iterator[str]:
+def _check_rows(arrays: Arrays, lengths: np.ndarray, commit: Commit, run: AuditedRun) -> Iterator[str]:
     """Which tokens of the records have a row."""
     offsets, positions, selection = arrays["record_offsets"], arrays["positions"], run.selection
     if selection.is_everything:
@@ -100,7 +99,7 @@ def _check_rows(arrays: Arrays, lengths: np.ndarray, commit: Commit, run: RunFac
         first = commit.cursor_before.token_offset if number == 0 else 0
         goes_on = number == last and commit.cursor_after.token_offset > 0
         part = _Part(first, first + length, None if goes_on else first + length)
-        if not _may_be(positions[offsets[number] : offsets[number + 1]], part, selection, run.seq_len):
+        if not _may_be(positions[offsets[number] : offsets[number + 1]], part, selection, run.config.seq_len):
             record = commit.cursor_before.record + number
             yield f"the rows of record {record} are not those that --positions {selection} stores of its tokens"
             return
@@ -126,12 +125,12 @@ def _is_within(some: np.ndarray, all_of_them: np.ndarray) -> bool:
     return bool((np.diff(some) > 0).all() and np.isin(some, all_of_them).all())
 
 
-def _check_tokens(arrays: Arrays, run: RunFacts) -> Iterator[str]:
+def _check_tokens(arrays: Arrays, run: AuditedRun) -> Iterator[str]:
     tokens, selection = arrays["tokens"], run.selection
     if len(tokens) and tokens.min() < 0:
         yield "it holds a token below 0"
     if selection.pools:
-        over, whole = arrays["mean_over"], arrays["positions"] % run.seq_len + 1
+        over, whole = arrays["mean_over"], arrays["positions"] % run.config.seq_len + 1
         if (over != whole).any() if selection.is_told_by_lengths else ((over < 1) | (over > whole)).any():
             yield "its mean_over are not numbers of tokens in its windows"
     elif selection.drop_special and np.isin(tokens, run.special_ids).any():

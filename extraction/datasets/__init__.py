@@ -1,19 +1,18 @@
-"""Datasets: what turns a source into streams, one file and one line of `DATASETS` for each, and what they share.
+"""The datasets: each turns a source into streams, in one file or folder, and has one line in `DATASETS`.
 
-`command` is what a dataset tells the command line, `publish` the manifest, `references` into Parquet files or `rows` in
-files of our own, `sources` which files are read (`places`, `kinds`, `splits`, `configurations`), `row_files` their rows,
-`reading` what came of them, `footers` and `contents` of many files, `tracking` of progress, `check` of what was made.
+In: the name of a command. Out: the place of its `Dataset` (`command`), which `create_dataset_streams.py` imports when
+the command is used. `streams/build` has the parts that datasets share. Cost: a dataset's own.
 """
 
-from .publish import Origin, OtherStreams, Published
-from .rows import Row, publish_rows
+from ..streams.build.materialize import Row, publish_rows
+from ..streams.build.publish import Origin, OtherStreams, Published
 
 __all__ = ["DATASETS", "Origin", "OtherStreams", "Published", "Row", "publish_rows"]
 
-# The name of each command -> where its `Dataset` is; imported when it is asked for.
+# Name of a command -> its `Dataset`, imported on first use.
 DATASETS = {
     "ai2-arc": "extraction.datasets.ai2_arc:DATASET",
-    "arc-agi": "extraction.datasets.arc_agi:DATASET",
+    "arc-agi": "extraction.datasets.arc_agi.dataset:DATASET",
     "fineweb": "extraction.datasets.fineweb:DATASET",
     "text": "extraction.datasets.text:DATASET",
 }

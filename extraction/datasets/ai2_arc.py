@@ -1,12 +1,12 @@
 """AI2 ARC (Easy and Challenge): science questions with lettered choices, one record for each question.
 
 In: Parquet or JSONL files with `id`, `question`, `choices` and `answerKey`, local, in a bucket or on the hub
-(`hf://datasets/allenai/ai2_arc`), as the hub has them or as AI2 publishes them (`stem` and `choices` in `question`).
-Out: the published manifest and stream files. The meta keeps the answer as its letter here and as the key of the
-source, and where the text ends with it, which of its characters it is (`spans`).
+(`hf://datasets/allenai/ai2_arc`), in the hub's layout or in AI2's own (`stem` and `choices` in `question`). Out: the
+published manifest and stream files. The meta keeps the answer as its letter in the text and as the key of the source
+and, if the text ends with the answer, its characters (`spans`).
 
-Guarantee: a row that is not such a question raises `DamagedData` naming it, or is left out if so asked. Cost: a few
-rows in memory.
+Guarantee: a row that is not such a question raises `DamagedData` naming it, or is left out with `--on-bad-record skip`.
+Cost: a few rows in memory.
 
     Question: Which of these is a mineral?
     A. wood
@@ -16,34 +16,42 @@ rows in memory.
 
 import json
 import string
+from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DamagedData
+from ..core.errors import DamagedData
+from ..core.flags import flag
 from ..storage import Storage
-from .command import PLACES, SOURCE_FLAGS, Dataset, choice_of, flag
-from .publish import Origin, Published
-from .reading import Reading, publish_read, sound
-from .row_files import Located, checked_text, read_rows
-from .rows import Row
-from .sources import Choice, find_source
+from ..streams.build.materialize import Row
+from ..streams.build.publish import Origin, Published
+from ..streams.build.row_files import Located, checked_text, read_rows
+from ..streams.build.source_reading import Reading, publish_read, sound
+from ..streams.build.sources import find_source
+from .command import PLACES, Dataset, SourceOptions
 
 KINDS_READ = ("Parquet", "JSONL", "JSON")
 COLUMNS = ("id", "question", "choices", "answerKey")
 
 
-def create(
-    storage: Storage, source: str, num_streams: int, with_answer: bool = False, choice: Choice = Choice()
-) -> Published:
-    """Publish `num_streams` streams of questions, with the letter of the answer behind `Answer:` if so asked."""
-    found = find_source(source, KINDS_READ, choice).announced()
-    reading = Reading(found, choice.skip_bad)
-    options = {"with_answer": with_answer} | ({"spans": ["answer"]} if with_answer else {}) | choice.to_json()
-    rows = sound(read_rows(reading, COLUMNS), lambda _, located: question_row(located, with_answer), reading)
-    return publish_read(storage, Origin("ai2-arc", found.place, found.revision, options), rows, reading, num_streams)
+@dataclass(frozen=True, kw_only=True)
+class Ai2ArcOptions(SourceOptions):
+    """Which files are read, and whether the answer ends the text."""
+
+    with_answer: bool = flag(False, is_flag=True, help="End each record with the letter of its answer.")
+
+
+def create(storage: Storage, source: str, num_streams: int, options: Ai2ArcOptions = Ai2ArcOptions()) -> Published:
+    """Publish `num_streams` streams of questions. Raises InvalidRequest when there are none."""
+    found = find_source(source, KINDS_READ, options.choice).announced()
+    reading = Reading(found, options.skip_bad)
+    spans = {"spans": ["answer"]} if options.with_answer else {}
+    said = {"with_answer": options.with_answer} | spans | options.choice.to_json()
+    rows = sound(read_rows(reading, COLUMNS), lambda _, located: question_row(located, options.with_answer), reading)
+    return publish_read(storage, Origin("ai2-arc", found.place, found.revision, said), rows, reading, num_streams)
 
 
 def question_row(located: Located, with_answer: bool) -> Row:
-    """The record of a question. Raises DamagedData for a missing column or a wrong value."""
+    """Return the record of a question. Raises DamagedData for a missing column or a wrong value."""
     where = located.where
     question, labels, texts = _question(located)
     for what, value in (("id", located.value("id")), ("question", question), ("answer key", located.value("answerKey")),
@@ -64,13 +72,13 @@ def question_row(located: Located, with_answer: bool) -> Row:
 
 
 def prompt(question: str, choices: list[str], answer: str | None = None) -> str:
-    """A question and its choices as text, which ends with `Answer:`, or with the letter of the answer behind that."""
+    """Return a question and its choices as text that ends with `Answer:` and, if given, the letter of the answer."""
     lettered = "".join(f"{letter}. {text}\n" for letter, text in zip(string.ascii_uppercase, choices, strict=False))
     return f"Question: {question}\n{lettered}Answer:" + (f" {answer}" if answer else "")
 
 
 def _question(located: Located) -> tuple[Any, list[Any], list[Any]]:
-    """The question, and the labels and texts of its choices."""
+    """Return the question, and the labels and texts of its choices."""
     question, choices = located.value("question"), located.row.get("choices")
     if isinstance(question, dict):
         question, choices = question.get("stem"), question.get("choices")
@@ -84,11 +92,6 @@ def _question(located: Located) -> tuple[Any, list[Any], list[Any]]:
 DATASET = Dataset(
     help="Streams of AI2 ARC's questions with lettered choices; the answer is in each record's meta.",
     source=f"Parquet or JSONL rows with `id`, `question`, `choices`, `answerKey`: {PLACES}",
-    create=lambda storage, source, num_streams, with_answer, **flags: create(
-        storage, source, num_streams, with_answer, choice_of(flags)
-    ),
-    flags=[
-        flag("--with-answer", is_flag=True, help="End each record with the letter of its answer."),
-        *SOURCE_FLAGS,
-    ],
+    create=create,
+    options=Ai2ArcOptions,
 )

@@ -1,51 +1,62 @@
-"""What a dataset tells the command line: a function that publishes its streams, and the flags that this takes.
+"""What a dataset gives to the command line: a function that publishes its streams, and the options that it takes.
 
-In: the dataset's own flags, and what `--source` may be. Out: a `Dataset`, which `DATASETS` names and from which
-`create_dataset_streams.py` makes a command. Cost: a dataset's file is imported for `--help`; what is heavy it imports
-where that is used.
+In: a frozen dataclass of flags (`core.flags`), and the text of `--source`. Out: a `Dataset`, which `DATASETS` names and
+from which `create_dataset_streams.py` makes a command. Cost: `--help` imports a dataset's file; a dataset imports
+heavy libraries inside its functions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from .publish import Published
-from .sources import Choice
+from ..core.flags import flag
+from ..storage import Storage
+from ..streams.build.publish import Published
+from ..streams.build.sources import Choice
 
 PLACES = "a folder, file or glob, gs://BUCKET/... or hf://datasets/OWNER/NAME[@REVISION]/..."
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset as the command line has it: the texts of its help, its flags, and what they go to.
+    """A dataset as the command line has it: help texts, a function and its options.
 
-    `create(storage, source, num_streams, **flags)` publishes the streams in `storage`. `why_empty` says why some have
-    no record, where `{full}` is how many have some.
+    `create(storage, source, num_streams, options)` publishes the streams in `storage`; `options` is an instance of the
+    dataclass `options`, whose fields are flags. `why_empty` explains empty streams; `{full}` in it becomes the number
+    of streams with records.
     """
 
     help: str
     source: str
-    create: Callable[..., Published]
-    flags: Sequence[click.Option] = ()
-    why_empty: str = "there is too little to share out"
+    create: Callable[[Storage, str, int, Any], Published]
+    options: type
+    why_empty: str = "the source has fewer records than streams"
 
 
-def flag(name: str, **settings: object) -> click.Option:
-    """A click option that also reads `EXTRACT_<FLAG>`."""
-    variable = "EXTRACT_" + name.split("/")[0].removeprefix("--").replace("-", "_").upper()
-    return click.Option([name], envvar=variable, show_envvar=True, **settings)
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """The flags of a dataset that reads files: which of them, and what happens to damaged records."""
 
+    split: str | None = flag(
+        None, help="Split of the source, such as train or test, as its files or folders are named; all: every split."
+    )
+    config: str | None = flag(
+        None, help="Configuration (subset) of the source: one that its README.md lists, or else a folder."
+    )
+    on_bad_record: str = flag(
+        "fail",
+        type=click.Choice(["fail", "skip"]),
+        help="fail: a damaged record ends the command; skip: it is left out, and the manifest counts and names it.",
+    )
 
-_SPLIT = "Split of the source, such as train or test, as its files or folders are named; all: every split."
-_CONFIG = "Configuration (subset) of the source: one that its README.md lists, or else a folder."
-_BAD = "A record that is damaged ends the command, or is left out, counted and named in the manifest."
-CHOICE_FLAGS = [flag("--split", help=_SPLIT), flag("--config", help=_CONFIG)]
-BAD_FLAG = flag("--on-bad-record", default="fail", show_default=True, type=click.Choice(["fail", "skip"]), help=_BAD)
-SOURCE_FLAGS = [*CHOICE_FLAGS, BAD_FLAG]
+    @property
+    def choice(self) -> Choice:
+        """Which part of the source is read."""
+        return Choice(self.split, self.config)
 
-
-def choice_of(flags: dict[str, Any]) -> Choice:
-    """What `SOURCE_FLAGS` chose, taken out of the values of all flags."""
-    return Choice(flags.pop("split"), flags.pop("config"), flags.pop("on_bad_record", "fail") == "skip")
+    @property
+    def skip_bad(self) -> bool:
+        """Whether damaged records are left out."""
+        return self.on_bad_record == "skip"

@@ -1,20 +1,21 @@
 """Causal attention inside segments: `attention(q, k, v, segment_ids, rule, windowed)`.
 
 In: q [B, T, H, Dh], k and v [B, T, K, Dh] with H a multiple of K, segment_ids [B, T] with 0 for padding. Out:
-[B, T, H, Dh]. Guarantee: a token sees its own segment up to itself (with a window, itself and the `window - 1` tokens
-before it) and nothing else, so its result does not depend on what else is in the row; padding gives finite values. The
-softmax is in float32.
+[B, T, H, Dh]. Guarantee: a token attends to its own segment up to itself (with a window, to itself and the
+`window - 1` tokens before it) and to nothing else, so its result does not depend on the rest of the row; padding gives
+finite values. The softmax is in float32.
 
-On a TPU it is jax's splash kernel (splash_attention.py), on a GPU cuDNN's where that has the case, else and on a CPU
-blocks of queries (`attend_blocks`). `attend` is the plain form that all are tested against.
+A TPU uses jax's splash kernel (splash_attention.py). A GPU uses cuDNN's kernel if that covers the case. Otherwise, and
+on a CPU, queries are computed in blocks (`attend_blocks`). Tests compare all forms with the plain form, `attend`.
 
-Cost: blocks see only the keys that causality and the window leave them, about half of the T x T scores, and no more
-than one block of scores is in memory; the kernels keep scores on the chip.
+Cost: a block multiplies only the keys that it can see, about half of the T x T scores, and one block of scores is in
+memory; the kernels keep scores on the chip.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +29,25 @@ _MIN_BLOCK, _MAX_BLOCKS = 128, 16  # more than 16 blocks save little arithmetic 
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    rule: AttentionRule,
     windowed: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention in the form for the platform that the step is compiled for.
+    """Compute attention in the form for the platform that the step is compiled for.
 
-    `windowed`, a bool scalar, is for a model in which only some layers have the rule's window: does this one?
+    Args:
+        q: [B, T, H, Dh].
+        k: [B, T, K, Dh].
+        v: [B, T, K, Dh].
+        segment_ids: [B, T], 0 for padding.
+        rule: scale, window and softcap.
+        windowed: bool scalar, whether this layer has the rule's window; None if all layers have it.
+
+    Returns:
+        [B, T, H, Dh].
     """
     attend_so = form_for(current_platform(), q, rule)
     if windowed is None:
@@ -43,7 +57,7 @@ def attention(
 
 
 def form_for(platform: str, q: jax.Array, rule: AttentionRule) -> Callable:
-    """The one place where a form of attention is chosen."""
+    """Return the form of attention for a platform and a case."""
     if platform == "tpu":
         from .splash_attention import attend_splash
 
@@ -54,24 +68,35 @@ def form_for(platform: str, q: jax.Array, rule: AttentionRule) -> Callable:
 
 
 def cudnn_has(q: jax.Array, rule: AttentionRule) -> bool:
-    """Whether cuDNN's kernel covers this case."""
+    """Return whether cuDNN's kernel covers this case."""
     half = q.dtype in (jnp.float16, jnp.bfloat16)
     return half and q.shape[-1] <= _CUDNN_MAX_HEAD_WIDTH and q.shape[-1] % 8 == 0 and rule.softcap is None
 
 
 def attend_library(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule, implementation: str
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    rule: AttentionRule,
+    implementation: Literal["cudnn", "xla"],
 ) -> jax.Array:
-    """jax's own attention, `cudnn` or `xla`; it has no softcap."""
+    """Compute attention with jax's own function, which has no softcap."""
     window = None if rule.window is None else (rule.window - 1, 0)
     return jax.nn.dot_product_attention(
-        q, k, v, mask=_same_segment(segment_ids, q.shape[1])[:, None], scale=rule.scale, is_causal=True,
-        local_window_size=window, implementation=implementation,
+        q,
+        k,
+        v,
+        mask=_same_segment(segment_ids, q.shape[1])[:, None],
+        scale=rule.scale,
+        is_causal=True,
+        local_window_size=window,
+        implementation=implementation,
     )
 
 
 def attend_blocks(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule) -> jax.Array:
-    """`attend` for one block of queries after the other, each over no more keys than it can see."""
+    """Compute `attend` block of queries by block, each over the keys that it can see."""
     length = q.shape[1]
     size = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
     blocks = []
@@ -84,7 +109,7 @@ def attend_blocks(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Arr
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule) -> jax.Array:
-    """Plain attention of the last t of S positions, q [B, t, H, Dh], over all S, k and v [B, S, K, Dh]."""
+    """Compute plain attention of the last t of S positions, q [B, t, H, Dh], over k and v [B, S, K, Dh]."""
     batch, t, heads, head_width = q.shape
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, t, kv_heads, heads // kv_heads, head_width)
@@ -99,7 +124,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rul
 
 
 def _visible(segment_ids: jax.Array, t: int, window: int | None) -> jax.Array:
-    """Which of S keys each of the last t positions sees: bool [B, t, S]."""
+    """Return bool [B, t, S], the keys that each of the last t positions sees."""
     s = segment_ids.shape[1]
     back = jnp.arange(s - t, s)[:, None] - jnp.arange(s)[None, :]
     near = (back >= 0) if window is None else (back >= 0) & (back < window)
@@ -107,6 +132,6 @@ def _visible(segment_ids: jax.Array, t: int, window: int | None) -> jax.Array:
 
 
 def _same_segment(segment_ids: jax.Array, t: int) -> jax.Array:
-    """Which of S keys are real and in the segment of each of the last t positions: bool [B, t, S]."""
+    """Return bool [B, t, S], the keys in the segment of each of the last t positions; padding is in none."""
     same = segment_ids[:, segment_ids.shape[1] - t :, None] == segment_ids[:, None, :]
     return same & (segment_ids > 0)[:, None, :]

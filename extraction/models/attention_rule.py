@@ -1,13 +1,13 @@
-"""What all forms of attention are told, beside their tensors. No jax."""
+"""The parameters that all forms of attention share, besides their tensors. No jax."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class AttentionRule:
-    """How scores are made of q and k: `scale * q.k`, capped to +-`softcap` by a tanh, of the last `window` keys only.
+    """The rule for scores: `scale * q.k`, capped to +-`softcap` by a tanh, over the last `window` keys.
 
-    All three are known when the step is compiled.
+    All three are constants of the compiled step.
     """
 
     scale: float

@@ -1,7 +1,7 @@
-"""Hook points as the scan over the layers sees them.
+"""The capture plan: the layers that run, and the tensors that the scan over them keeps.
 
-In: hook point names and the configuration. Out: which layers run, which kinds of tensor each captures, and where each
-hook point's values are found afterwards. Guarantee: no more layers run than the deepest hook point needs.
+In: hook point names and the configuration. Out: the number of layers, the captured layers of each kind of tensor, and
+the place of each hook point's values. Guarantee: no more layers run than the deepest hook point needs. Cost: none.
 """
 
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ EMBEDDING = -1  # the "layer" whose output is the embedding
 
 
 class Capture(NamedTuple):
-    """A hook point as the scan sees it: the output of this kind at this layer."""
+    """A tensor that the scan keeps: its kind and its layer."""
 
     kind: str
     layer: int
 
 
 def capture_of(hook_point: str) -> Capture:
-    """`resid_pre` of a block is `resid_post` of the one before it, so it needs no more layers than that."""
+    """Return the capture of a hook point; `resid_pre` of a block is `resid_post` of the block before."""
     _, layer, kind = hook_point.split(".", 2)
     return Capture("hook_resid_post", int(layer) - 1) if kind == "hook_resid_pre" else Capture(kind, int(layer))
 
 
 @dataclass(frozen=True)
 class CapturePlan:
-    """Which layers run, and where each hook point's tensor is found after the scan."""
+    """The layers that run, and the place of each hook point's tensor after the scan."""
 
     num_layers: int
     captures: dict[str, Capture]
@@ -39,6 +39,7 @@ class CapturePlan:
 
     @classmethod
     def of(cls, hook_points: tuple[str, ...], config: ModelConfig) -> "CapturePlan":
+        """Return the plan for these hook points."""
         captures = {name: capture_of(name) for name in hook_points if name.startswith("blocks.")}
         final_norm = len(captures) < len(hook_points)
         deepest = max((capture.layer for capture in captures.values()), default=EMBEDDING)
@@ -51,10 +52,10 @@ class CapturePlan:
         return cls(num_layers, captures, sorted_layers, final_norm, config.windowed[:num_layers])
 
     def flags(self) -> dict[str, np.ndarray]:
-        """What tells one layer from another, by name, bool [layers]; nothing where no layer has a window."""
+        """Return the flags of layers by name, bool [layers]; none if no layer has a window."""
         return {"windowed": np.array(self.windowed)} if self.windowed else {}
 
     def places(self) -> dict[str, np.ndarray]:
-        """For each kind, int32 [layers]: the place in its buffer that each layer writes to."""
+        """Return for each kind int32 [layers], the place in its buffer that each layer writes."""
         layers = np.arange(self.num_layers)
         return {kind: np.searchsorted(chosen, layers).astype(np.int32) for kind, chosen in self.layers_of.items()}

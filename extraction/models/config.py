@@ -1,20 +1,19 @@
-"""What the forward pass needs to know of a model: `ModelConfig`. No jax.
+"""The configuration of a forward pass: `ModelConfig`. No jax.
 
-Widths are in elements, windows in tokens. A field that holds for some families only has a default that changes nothing.
+Widths are in elements, windows in tokens. A field that only some families use has a default without effect.
 """
 
-from collections.abc import Container
 from dataclasses import dataclass
 
-from ..config import FINAL_HOOK, HOOK_SUFFIXES
+from .hooks import all_hook_points, kind_of
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding. `fraction` of a head's width is rotated; `attention_factor` scales what is rotated.
+    """Rotary embedding. `fraction` of a head's width is rotated; `attention_factor` scales the result.
 
-    `kind` is `default`, `linear`, `llama3` or `yarn`: `factor` belongs to the last three, the frequency factors to
-    `llama3`, the betas and `truncate` to `yarn`, `original_max_positions` to these two.
+    `kind` is `default`, `linear`, `llama3` or `yarn`. `linear`, `llama3` and `yarn` use `factor`; `llama3` uses the
+    frequency factors, `yarn` the betas and `truncate`, both `original_max_positions`.
     """
 
     theta: float
@@ -41,12 +40,19 @@ class Experts:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder. `max_positions` only where positions are learned; `rope` only where they rotate.
+    """The configuration of a decoder.
 
-    A layer that is `windowed` (one flag for each layer, none where there is no window) sees `window` tokens, its own
-    included, and rotates by `window_rope` where the model has one. `qk_norm` is over each `head`, or over the `width`
-    of all heads. `attention_scale` is 1 / sqrt(head_width) unless given. `mlp_width` is one expert's where there are
-    experts. `parallel`: attention and mlp read the same x. `tied`: the head is the embedding.
+    Attributes:
+        mlp_width: F; for a mixture, of one expert.
+        max_positions: rows of the embedding of positions, None if positions are not learned.
+        rope: the rotation, None for learned positions.
+        window: tokens that a windowed layer attends to, its own included.
+        windowed: for each layer whether it has the window; empty if the model has none.
+        window_rope: the rotation of windowed layers, None if it is `rope`.
+        qk_norm: `head` or `width` if q and k are normalized over each head or over all heads.
+        attention_scale: None for 1 / sqrt(head_width).
+        parallel: whether attention and mlp read the same x.
+        tied: whether the head is the embedding.
     """
 
     family: str
@@ -75,8 +81,15 @@ class ModelConfig:
     tied: bool = False
 
     @property
+    def mixture(self) -> Experts:
+        """The experts. Raises ValueError for a model without a mixture."""
+        if self.experts is None:
+            raise ValueError(f"a {self.family} model has no mixture of experts")
+        return self.experts
+
+    @property
     def absent_hooks(self) -> dict[str, str]:
-        """Hook points that the blocks of this model do not have, by suffix, and why."""
+        """The hook points that the blocks of this model lack: {suffix: reason}."""
         absent = {}
         if self.parallel:
             absent["hook_resid_mid"] = f"in this {self.family} model, attention and mlp are added at once"
@@ -89,14 +102,11 @@ class ModelConfig:
         """The name of every hook point that this model has, in depth order."""
         return all_hook_points(self.num_layers, self.absent_hooks)
 
+    @property
+    def heads_width(self) -> int:
+        """The width of all heads side by side."""
+        return self.num_heads * self.head_width
+
     def hook_width(self, hook_point: str) -> int:
-        """The last axis of this hook point's tensor."""
-        if hook_point.endswith("attn.hook_z"):
-            return self.num_heads * self.head_width
-        return self.mlp_width if hook_point.endswith("mlp.hook_post") else self.width
-
-
-def all_hook_points(num_layers: int, absent: Container[str] = ()) -> list[str]:
-    """The name of every hook point of a model whose blocks have all but the `absent` ones, in depth order."""
-    suffixes = [suffix for suffix in HOOK_SUFFIXES.values() if suffix not in absent]
-    return [*(f"blocks.{layer}.{suffix}" for layer in range(num_layers) for suffix in suffixes), FINAL_HOOK]
+        """Return the last axis of this hook point's tensor."""
+        return getattr(self, kind_of(hook_point).width)

@@ -1,7 +1,8 @@
 """A model's configuration, read from its Hugging Face folder. No jax.
 
 In: a folder with `config.json`. Out: a frozen `ModelConfig`. Guarantee: transformers is the reference. A key that its
-model reads is honoured, or refuses the model by its name; a key that its model does not read changes nothing.
+model reads is implemented, or refuses the model by its name; a key that its model does not read has no effect. Cost:
+the import of transformers.
 """
 
 import json
@@ -9,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DamagedData, InvalidRequest
-from ..logs import say
+from ..core.errors import DamagedData, InvalidRequest
+from ..core.logs import say
 from .config import ModelConfig
+from .config_reads import ModelView
 from .families import FAMILIES, Family, family_of
-from .reference import ModelView
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    """The configuration of the model in `folder`. Keys that the class of the configuration does not know are named.
+    """Return the configuration of the model in `folder`; log the keys that transformers' model does not read.
 
     Raises InvalidRequest (no `config.json`, an architecture or attribute that is not handled) and DamagedData.
     """
@@ -35,26 +36,34 @@ def read_model_config(folder: Path) -> ModelConfig:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         view = ModelView(getattr(config, family.inside) if family.inside else config)
         found = replace(
-            family.read(view, path), family=written["model_type"], tied=bool(getattr(config, "tie_word_embeddings", False))
+            family.read(view, path),
+            family=written["model_type"],
+            tied=bool(getattr(config, "tie_word_embeddings", False)),
         )
         _refuse_left(path, view)
         if ignored := view.ignored(written[family.inside] if family.inside else written):
             say(f"{path}: ignored, since {view.model} of transformers does not read it: {', '.join(ignored)}")
         return _checked(found, path)
     except (
-        StrictDataclassError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError
+        StrictDataclassError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        OSError,
     ) as error:
         raise DamagedData(f"{path}: {' '.join(str(error).split())}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The configuration as it is written, with a `model_type`."""
+    """Return the object in config.json, which has a `model_type`."""
     try:
         written = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InvalidRequest(f"{path.parent}: no config.json here; --model needs a Hugging Face model folder") from None
     except OSError as error:
-        raise InvalidRequest(f"{path}: cannot be read ({error.strerror})") from error
+        raise InvalidRequest(f"{path}: not readable ({error.strerror})") from error
     except ValueError as error:
         raise DamagedData(f"{path}: not JSON ({error})") from error
     if not isinstance(written, dict) or not isinstance(written.get("model_type"), str):
@@ -63,13 +72,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _refuse_by_hand(path: Path, written: dict[str, Any], family: Family) -> None:
-    """Raise InvalidRequest for what is read outside the model's own code: quantisation, and layers that differ."""
-    for part in (written, written.get(family.inside) or {}):
+    """Raise InvalidRequest for keys that are read outside the model's code: quantization, layers that differ."""
+    inner = written.get(family.inside) if family.inside else None
+    for part in (written, inner or {}):
         if quantisation := part.get("quantization_config"):
             kind = quantisation.get("quant_method") or "of a kind that it does not name"
             raise InvalidRequest(
-                f"{path}: quantization_config: the weights are quantised ({kind}), which is not handled; give the model "
-                "that is not quantised, or load it in transformers, call dequantize(), and save it to another folder"
+                f"{path}: quantization_config: the weights are quantised ({kind}), which is not handled; give the "
+                "model that is not quantised, or load it in transformers, call dequantize(), and save it elsewhere"
             )
         if part.get("per_layer_config"):
             raise InvalidRequest(f"{path}: per_layer_config is not handled: all layers must be made alike")
@@ -84,7 +94,7 @@ def _refuse_left(path: Path, view: ModelView) -> None:
 
 
 def _checked(config: ModelConfig, path: Path) -> ModelConfig:
-    """The configuration, if its numbers describe a model at all."""
+    """Return the configuration. Raises DamagedData for numbers that describe no model."""
     for name in ("num_layers", "width", "num_heads", "num_kv_heads", "head_width", "mlp_width", "vocab_size", "window"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise DamagedData(f"{path}: {name} is {getattr(config, name)}")

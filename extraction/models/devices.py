@@ -1,26 +1,42 @@
-"""The devices of this host: opened, or a clear refusal; and what their errors mean.
+"""The devices of this host, and their errors as domain errors.
 
-Out: what jax computes on, and domain errors. Guarantee: a host that was set up for an accelerator never computes on its
-CPU unasked, which jax does in silence when the accelerator is taken or gone: it would be slow, and in another dtype
-than the other workers.
-Cost: what it takes jax to open the devices, once in a process.
+In: the devices that jax opens. Out: `Hardware`. Guarantee: a host with an accelerator's package never computes on its
+CPU unless JAX_PLATFORMS asks for it. jax would do so silently when the accelerator is busy or gone: slowly, and in
+another dtype than the other workers. Cost: the start of jax, once in a process.
 """
 
 import contextlib
 import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import jax
 
-from ..errors import InvalidRequest, TryAgain
+from ..core.errors import InvalidRequest, TryAgain
 
+Device: TypeAlias = Any  # a jax.Device: jaxlib ships no types for it
 _PASSING = ("ABORTED", "CANCELLED", "DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE")
 _PACKAGES = {"TPU": "libtpu", "GPU": "jax_cuda13_plugin"}
 
 
-def open_devices() -> str:
-    """What jax computes on here, such as `4 x TPU v5 lite`. Raises TryAgain if an accelerator cannot be opened."""
+@dataclass(frozen=True)
+class Hardware:
+    """The devices that a step runs on.
+
+    `memory_bytes` is the memory for arrays on one device, None if it is unknown, as on a CPU. `compute_dtype` is the
+    dtype for `auto`: bfloat16 if the hardware multiplies it fast.
+    """
+
+    name: str
+    num_devices: int
+    memory_bytes: int | None
+    compute_dtype: str
+
+
+def open_devices() -> Hardware:
+    """Open the devices of this host. Raises TryAgain if an accelerator does not open."""
     try:
         devices = jax.local_devices()
     except RuntimeError as error:
@@ -31,25 +47,29 @@ def open_devices() -> str:
             f"{_PACKAGES[missing]} is installed, but no {missing} could be opened: is another process using it? "
             "Set JAX_PLATFORMS=cpu to compute on the CPU"
         )
-    return f"{len(devices)} x {devices[0].device_kind}"
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+    dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
+    return Hardware(f"{len(devices)} x {devices[0].device_kind}", len(devices), memory, dtype)
 
 
 def current_platform() -> str:
-    """Of the mesh that is set, which may be of machines that are not here; else of this machine."""
+    """Return the platform of the mesh that is set, which may be another machine's, else of this machine."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 @contextlib.contextmanager
 def device_errors() -> Iterator[None]:
-    """Names what a device reports: too little memory is InvalidRequest, a device that fails or vanishes TryAgain."""
+    """Raise InvalidRequest if the device has too little memory, TryAgain if it fails or disappears."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         status, _, rest = " ".join(str(error).split()).partition(":")
         if status == "RESOURCE_EXHAUSTED":
             advice = "a smaller --batch-size or --seq-len needs less"
-            raise InvalidRequest(f"the step does not fit into the device's memory; {advice} ({rest.strip()[:200]})") from error
+            raise InvalidRequest(
+                f"the step does not fit into the device's memory; {advice} ({rest.strip()[:200]})"
+            ) from error
         if status in _PASSING:
             raise TryAgain(f"the device failed: {status}: {rest.strip()[:200]}") from error
         raise

@@ -2,11 +2,11 @@
 
 In: q [B, S, H, Dh], k and v [B, S, K, Dh], float16 or bfloat16, H a multiple of K, Dh one of 64, 128 and 256, any S;
 segment_ids int32 [B, S] with 0 for padding, or None for one segment in each row. Out: [B, S, H, Dh] in q's dtype.
-Guarantee: the attention of `attention.attend`, causal or not, whatever S is: what a tile holds beyond the end of a
-row is neither read nor written. Scores, softmax and sums are in float32; weights are rounded to v's dtype before they
-meet v.
+Guarantee: the attention of `attention.attend`, causal or not, for any S: a tile neither reads nor writes beyond the
+end of a row. Scores, softmax and sums are in float32; weights are rounded to v's dtype before the
+product with v.
 
-How: a program takes one tile of queries of one head, goes over the tiles of keys that any of them can see, and keeps
+How: a program loads one tile of queries of one head, loops over the tiles of keys that any of them can see, and keeps
 the running maximum, sum and result of the online softmax (Milakov and Gimelshein, arXiv 1805.02867; Dao,
 arXiv 2307.08691). A tile of keys that every query sees whole is not masked.
 
@@ -63,7 +63,7 @@ class _Problem:
 
 
 def default_tiles(batch: int, length: int, heads: int, head_width: int) -> Tiles:
-    """Tiles that fit registers and shared memory, and smaller ones where these would leave processors idle."""
+    """Return tiles that fit registers and shared memory, or smaller ones if these would leave processors idle."""
     tiles = _LARGE[head_width]
     if batch * heads * pl.cdiv(length, tiles.q) < _PROGRAMS_WANTED:
         tiles = _SMALL[head_width]
@@ -72,10 +72,14 @@ def default_tiles(batch: int, length: int, heads: int, head_width: int) -> Tiles
 
 
 def fused_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, rule: AttentionRule,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array | None,
+    rule: AttentionRule,
     form: KernelForm = KernelForm(),
 ) -> jax.Array:
-    """Attention in one kernel. Raises ValueError for a dtype, head width or grouping that it does not have."""
+    """Compute attention in one kernel. Raises ValueError for an unsupported dtype, head width or grouping."""
     batch, length, heads, head_width = q.shape
     kv_heads = k.shape[2]
     half = q.dtype in (jnp.float16, jnp.bfloat16)
@@ -100,7 +104,7 @@ def fused_attention(
 
 
 def _kernel(q_ref, k_ref, v_ref, segments_ref, out_ref, *, problem: _Problem):
-    """One tile of queries of one head, over all keys that it sees."""
+    """Compute one tile of queries of one head, over all keys that it sees."""
     length, rule, causal, tiles = problem.length, problem.rule, problem.causal, problem.tiles
     start = pl.program_id(0) * tiles.q
     rows = start + jnp.arange(tiles.q)
@@ -119,7 +123,8 @@ def _kernel(q_ref, k_ref, v_ref, segments_ref, out_ref, *, problem: _Problem):
             seen = _seen(rows[:, None], columns[None, :], rule.window, causal) & (columns < length)[None, :]
             if segments_ref is not None:
                 theirs = _segments(segments_ref, first, columns < length)
-                seen &= (segments[:, None] == theirs[None, :]) & (theirs > 0)[None, :]
+                own = segments[:, None]  # pyright: ignore[reportOptionalSubscript] - set with segments_ref
+                seen &= (own == theirs[None, :]) & (theirs > 0)[None, :]
             scores = jnp.where(seen, scores, _MASKED)
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
         weights = jnp.exp2(scores - new_top[:, None])
@@ -144,15 +149,17 @@ def _segments(ref, first: jax.Array, inside: jax.Array) -> jax.Array:
 
 
 def _scores(products: jax.Array, rule: AttentionRule) -> jax.Array:
-    """Scores in units of log2(e), for exponentials of base 2."""
+    """Return scores in units of log2(e), for exponentials of base 2."""
     if rule.softcap is None:
         return products * (rule.scale * _LOG2_E)
     return jnp.tanh(products * (rule.scale / rule.softcap)) * (rule.softcap * _LOG2_E)
 
 
 def _seen(row: jax.Array, column: jax.Array, window: int | None, causal: bool) -> jax.Array:
-    """Whether the query at `row` may see the key at `column`, segments and the end aside; a window is on both sides
-    unless causality takes one away."""
+    """Return whether the query at `row` may see the key at `column`, apart from segments and the end of the row.
+
+    A window has two sides unless attention is causal.
+    """
     seen = (row >= column) if causal else jnp.full((row.shape[0], column.shape[1]), True)
     if window is not None:
         seen &= jnp.abs(row - column) < window
@@ -160,7 +167,7 @@ def _seen(row: jax.Array, column: jax.Array, window: int | None, causal: bool) -
 
 
 def _tile_ranges(start: jax.Array, problem: _Problem) -> tuple:
-    """Tiles of keys for queries from `start` on: the first, the end of those that every query sees whole, the end."""
+    """Return the tiles of keys for queries from `start` on: first, end of the tiles without a mask, end."""
     length, window, causal, tiles = problem.length, problem.rule.window, problem.causal, problem.tiles
     first, whole, end = 0, length // tiles.k, pl.cdiv(length, tiles.k)
     if causal:

@@ -1,9 +1,9 @@
-"""Where a model lies: a folder here, a hub id that is downloaded into the hub's cache, or a folder in a bucket.
+"""The location of a model: a local folder, a hub id, or a folder in a bucket.
 
-In: a folder, hub id or URL such as gs://bucket/folder. Out: a `ModelFolder`. Cost: nothing for a folder; one download for a hub id, of the
-configuration, the tokenizer and the safetensors alone; for a bucket one listing and the small files, which are kept in
-a local cache folder, while the safetensors stay where they are and are read in ranges. With HF_HUB_OFFLINE set the
-hub's cache answers, without the network.
+In: a folder, hub id or URL such as gs://bucket/folder. Out: a `ModelFolder`. Guarantee: only the configuration, the
+tokenizer and safetensors are downloaded. Cost: none for a folder; one download into the hub's cache for a hub id (none
+with HF_HUB_OFFLINE); for a bucket one listing and the small files, which a local folder caches. The safetensors of a
+bucket are read in ranges.
 """
 
 import fnmatch
@@ -14,9 +14,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
+from ..core.errors import InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
 from ..storage import BACKENDS, ObjectInfo, Storage, backend_of, open_storage
-from .other_forms import how_to_convert
+from .unsupported_weights import how_to_convert
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 _FILES = [*_SMALL_FILES, "*.safetensors"]
@@ -26,9 +26,9 @@ _CACHE = "~/.cache/activation-extraction/models"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model's files. `model` is what was asked for, `revision` the commit of a hub model, None for another.
+    """The files of a model. `model` is the requested location, `revision` the commit of a hub model or None.
 
-    `path` holds the configuration and the tokenizer, and the weights too unless `bucket` says where those are.
+    `path` holds the configuration and the tokenizer, and the weights too unless they are in `bucket`.
     """
 
     path: Path
@@ -38,19 +38,19 @@ class ModelFolder:
 
     @property
     def name(self) -> str:
-        """The hub id, or the folder's own name: where a folder lies is no part of what it holds."""
+        """The hub id, or the folder's own name without its parents."""
         if self.revision:
             return self.model
         return self.bucket.rstrip("/").rpartition("/")[2] if self.bucket else self.path.resolve().name
 
     @property
     def weights(self) -> Storage:
-        """Where the safetensors are read from."""
+        """The storage of the safetensors."""
         return open_storage(self.bucket or str(self.path))
 
 
 def locate_model(model: str, revision: str | None = None, weights: bool = True) -> ModelFolder:
-    """The folder of `model`; without `weights` a hub model's are not downloaded, and no model's are looked for.
+    """Return the folder of `model`; without `weights`, weights are neither downloaded nor checked.
 
     Raises InvalidRequest (no such folder or repository, weights in another form than safetensors), PermissionDenied,
     TryAgain.
@@ -61,7 +61,9 @@ def locate_model(model: str, revision: str | None = None, weights: bool = True) 
     path = Path(model).expanduser()
     if is_url or path.is_dir():
         if revision is not None:
-            raise InvalidRequest(f"--revision {revision}: {model} is a folder, which has no revisions; leave the flag out")
+            raise InvalidRequest(
+                f"--revision {revision}: {model} is a folder, which has no revisions; leave the flag out"
+            )
         if is_url:
             return _from_bucket(model, weights)
         return _checked(ModelFolder(path, model, None), os.listdir(path), weights)
@@ -71,13 +73,13 @@ def locate_model(model: str, revision: str | None = None, weights: bool = True) 
 
 
 def model_files(names: Collection[str]) -> list[str]:
-    """The safetensors among the files of a folder that may hold a model: no adapter, no other form of the weights."""
+    """Return the names of a model's safetensors files, without adapters and other forms of the weights."""
     found = (name for name in names if name.endswith(".safetensors") and "/" not in name)
     return sorted(name for name in found if not name.startswith(("adapter_model.", "consolidated")))
 
 
 def _checked(folder: ModelFolder, names: Collection[str], weights: bool) -> ModelFolder:
-    """The folder, if its files of these names are not a model in another form. Raises InvalidRequest."""
+    """Return the folder. Raises InvalidRequest if its files are a model in another form."""
     whole = "config.json" in names and (not weights or bool(model_files(names)))
     if whole and "adapter_config.json" in names:
         raise InvalidRequest(
@@ -90,7 +92,7 @@ def _checked(folder: ModelFolder, names: Collection[str], weights: bool) -> Mode
 
 
 def _base_of(adapter: Path) -> str | None:
-    """The model that an adapter is for, where its file says so."""
+    """Return the base model that the file of an adapter names, or None."""
     try:
         return json.loads(adapter.read_bytes())["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -98,7 +100,7 @@ def _base_of(adapter: Path) -> str | None:
 
 
 def _from_bucket(model: str, weights: bool) -> ModelFolder:
-    """The small files in a cache folder named after what they are, so that a changed model is another folder."""
+    """Copy the small files to a cache folder named by their digest, so that a changed model has another folder."""
     source = open_storage(model)
     there = [info for info in source.list() if "/" not in info.name]
     names = [info.name for info in there]
@@ -133,20 +135,20 @@ def _download(model: str, revision: str | None, weights: bool) -> ModelFolder:
         raise InvalidRequest(f"--revision {revision}: {model} has no such revision") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise InvalidRequest(f"--model {model}: no such folder, and no such repository on the hub") from error
-    except (errors.HTTPError, OSError) as error:  # the first is the HTTP library's, whichever the hub's client uses
+    except (errors.HTTPError, OSError) as error:  # pyright: ignore[reportPrivateImportUsage] - of its HTTP library
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise PermissionDenied(f"--model {model}: the hub refuses it to this HF_TOKEN") from error
         raise TryAgain(f"--model {model}: no such folder here, and the hub does not answer ({error})") from error
 
 
 def _fetch(model: str, revision: str | None, weights: bool) -> ModelFolder:
-    """The cache names a snapshot by its commit, so what is recorded is what was downloaded."""
+    """Download a hub model. The cache names a snapshot by its commit, which becomes the recorded revision."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
     wanted = {"revision": revision, "allow_patterns": _FILES if weights else _SMALL_FILES, "ignore_patterns": _NOT_READ}
     if constants.HF_HUB_OFFLINE:
         path = Path(snapshot_download(model, local_files_only=True, **wanted))
         return _checked(ModelFolder(path, model, path.name), os.listdir(path), weights)
-    found = HfApi().model_info(model, revision=revision)  # a refusal says more here than in the download
+    found = HfApi().model_info(model, revision=revision)  # its errors are clearer than those of the download
     path = Path(snapshot_download(model, **wanted))
     return _checked(ModelFolder(path, model, path.name), [file.rfilename for file in found.siblings or ()], weights)

@@ -1,7 +1,7 @@
-"""A mixture of experts in the place of an mlp.
+"""A mixture of experts in place of an mlp.
 
-A router gives each token to a few of the experts. Rows are sorted by expert, and each expert multiplies its own rows:
-no token is dropped, and none is computed by an expert that it was not given to.
+In: x [B, T, D]. Out: [B, T, D]. A router assigns each token to a few experts. Rows are sorted by expert, and each
+expert multiplies its own rows. Guarantee: no token is dropped. Cost: a token is computed by its experts only.
 """
 
 import jax
@@ -26,7 +26,7 @@ class Experts(nnx.Module):
     """The kernels of gated mlps."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        count = config.experts.count
+        count = config.mixture.count
         self.gate = Kernels(count, config.width, config.mlp_width, dtype)
         self.up = Kernels(count, config.width, config.mlp_width, dtype)
         self.down = Kernels(count, config.mlp_width, config.width, dtype)
@@ -37,10 +37,11 @@ class Mixture(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         self.config = config
-        self.router = Linear(config.width, config.experts.count, False, dtype)
+        self.router = Linear(config.width, config.mixture.count, False, dtype)
         self.experts = Experts(config, dtype)
 
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
+        """Return the weighted sum of the chosen experts of each token, [B, T, D]. No hook point is inside."""
         kernels = [part.kernel[...] for part in (self.experts.gate, self.experts.up, self.experts.down)]
         run, mesh = self._mix, jax.sharding.get_abstract_mesh()
         if mesh.size > 1:
@@ -52,7 +53,7 @@ class Mixture(nnx.Module):
         return run(x, self.router(x), *kernels).astype(x.dtype)
 
     def _mix(self, x: jax.Array, scores: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
-        """Of x [B, T, D] and scores [B, T, E], what the chosen experts make of each token, float32 [B, T, D]."""
+        """Return the weighted sum of the chosen experts, float32 [B, T, D], of x [B, T, D] and scores [B, T, E]."""
         weights, chosen = self._choose(scores)  # [B, T, k]
         k, experts = chosen.shape[-1], chosen.reshape(-1)  # [M], M = B*T*k
         order = jnp.argsort(experts)  # stable, so that the rows of an expert stay in the order of tokens
@@ -61,31 +62,40 @@ class Mixture(nnx.Module):
         activation = ACTIVATIONS[self.config.activation]
         inner = activation(grouped_dot(rows, gate, sizes)) * grouped_dot(rows, up, sizes)  # [M, F]
         rows = grouped_dot(inner, down, sizes)
-        # Gathered, best expert first, and not added up in place, which has no fixed order on every device.
+        # Gathered, best expert first: additions in place have no fixed order on some devices.
         places = jnp.argsort(order).reshape(chosen.shape)
-        return sum(rows[places[..., i]].astype(jnp.float32) * weights[..., i, None] for i in range(k))
+        parts = (rows[places[..., i]].astype(jnp.float32) * weights[..., i, None] for i in range(k))
+        return jnp.asarray(sum(parts))
 
     def _choose(self, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The weights, float32, and the numbers of the experts of each token, the best first."""
+        """Return weights, float32 [B, T, k], and experts [B, T, k] of each token, the best first."""
         chances = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
-        weights, chosen = jax.lax.top_k(chances, self.config.experts.per_token)
-        if self.config.experts.normalized:
+        weights, chosen = jax.lax.top_k(chances, self.config.mixture.per_token)
+        if self.config.mixture.normalized:
             weights /= weights.sum(axis=-1, keepdims=True)
         return weights, chosen
 
 
 def grouped_dot(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-    """rows [M, I] sorted by group, kernels [E, I, O], sizes [E] that add up to M -> [M, O].
+    """Multiply rows [M, I], sorted by group, by the kernel of their group.
 
-    A TPU has a kernel for it. Other compilers would multiply all rows by all kernels, so there it is a loop.
+    A TPU has a kernel for it. Other compilers would multiply all rows by all kernels, so they get a loop.
+
+    Args:
+        rows: [M, I].
+        kernels: [E, I, O].
+        sizes: [E], rows of each group, M in total.
+
+    Returns:
+        [M, O].
     """
     return jax.lax.platform_dependent(rows, kernels, sizes, tpu=jax.lax.ragged_dot, default=dot_by_blocks)
 
 
 def dot_by_blocks(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-    """The same, block by block, about eight to a group, so that little is multiplied for nothing.
+    """Compute `grouped_dot` block by block, about eight to a group, so that few products are wasted.
 
-    A group's last block reaches into the rows of the next one, whose own blocks come later and overwrite it.
+    A group's last block covers rows of the next group, whose own blocks come later and overwrite them.
     """
     block = max(_MIN_BLOCK, len(rows) // (8 * len(sizes)))
     last_block = jnp.cumsum(-(-sizes // block))

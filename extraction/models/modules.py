@@ -1,6 +1,7 @@
 """The flax modules that the families share: linear maps, norms, embeddings, and both kinds of mlp.
 
-Parameters are in the compute dtype; norms compute in float32. Shapes: x [B, T, D].
+In: x [B, T, D] in the compute dtype, as are the parameters. Out: arrays in the dtype of x. Guarantee: products are
+accumulated and norms computed in float32. Cost: the model's arithmetic.
 """
 
 from collections.abc import Callable
@@ -14,11 +15,11 @@ from flax import nnx
 from .config import ModelConfig
 from .rope import rotation
 
-Tap = Callable[[str, jax.Array], None]  # takes the value of a hook point
+Tap = Callable[[str, jax.Array], None]  # receives the name and value of a hook point
 
 
 def _rounded_once(activation: Callable) -> Callable:
-    """Computed in float32, however narrow x is, as torch does."""
+    """Return the activation, computed in float32 and rounded once, as torch does."""
     return lambda x: activation(x.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -41,6 +42,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the linear map of x [..., I], [..., O]."""
         y = jnp.einsum("...i,io->...o", x, self.kernel[...], preferred_element_type=jnp.float32)
         if self.bias is not None:
             y += _last(self.bias, y.ndim)
@@ -50,8 +52,8 @@ class Linear(nnx.Module):
 class ToHeads(nnx.Module):
     """x [B, T, D] -> [B, T, H, Dh]; kernel [H, Dh, D].
 
-    Heads are an axis of the kernel, with D last, because the result then comes out of the product as attention reads
-    it; otherwise a TPU copies it twice.
+    Heads are an axis of the kernel, with D last, because the product then has the layout that attention reads. With
+    another layout a TPU copies it twice.
     """
 
     def __init__(self, heads: int, head_width: int, inputs: int, bias: bool, dtype: jnp.dtype):
@@ -59,6 +61,7 @@ class ToHeads(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((heads, head_width), dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the heads of x [B, T, D], [B, T, H, Dh]."""
         y = jnp.einsum("btd,hkd->bthk", x, self.kernel[...], preferred_element_type=jnp.float32)
         if self.bias is not None:
             y += self.bias[...].astype(jnp.float32)[None, None]
@@ -73,6 +76,7 @@ class FromHeads(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
 
     def __call__(self, z: jax.Array) -> jax.Array:
+        """Return the output projection of heads z [B, T, H, Dh], [B, T, D]."""
         y = jnp.einsum("bthk,hkd->btd", z, self.kernel[...], preferred_element_type=jnp.float32)
         if self.bias is not None:
             y += _last(self.bias, y.ndim)
@@ -87,25 +91,27 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.zeros((width,), dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Return x normalized and scaled, in its shape and dtype."""
         return self.normalized(x).astype(x.dtype) * jnp.expand_dims(self.scale[...], tuple(range(x.ndim - 1)))
 
     def normalized(self, x: jax.Array) -> jax.Array:
-        """x / rms(x) in float32."""
+        """Return x / rms(x) in float32."""
         wide = x.astype(jnp.float32)
         return wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
 
 
 class WideRMSNorm(RMSNorm):
-    """The same, rounded once, after the scale; what the scale is counted from is `offset`."""
+    """x / rms(x) * (offset + scale) over the last axis, rounded once at the end."""
 
     offset = 0.0
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Return x normalized and scaled, in its shape and dtype."""
         return (self.normalized(x) * (self.offset + _last(self.scale, x.ndim))).astype(x.dtype)
 
 
 class OffsetRMSNorm(WideRMSNorm):
-    """Scales by 1 + weight, as Gemma does."""
+    """x / rms(x) * (1 + scale), as Gemma does."""
 
     offset = 1.0
 
@@ -119,6 +125,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((width,), dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Return x normalized, scaled and shifted, in its shape and dtype."""
         wide = x.astype(jnp.float32)
         wide -= jnp.mean(wide, axis=-1, keepdims=True)
         wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
@@ -134,6 +141,7 @@ class MLP(nnx.Module):
         self.down = Linear(config.mlp_width, config.width, config.mlp_bias, dtype)
 
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
+        """Return the mlp of x, [B, T, D]."""
         inner = self.activation(self.up(x))  # [B, T, F]
         tap("mlp.hook_post", inner)
         return self.down(inner)
@@ -149,20 +157,21 @@ class GatedMLP(nnx.Module):
         self.down = Linear(config.mlp_width, config.width, config.mlp_bias, dtype)
 
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
+        """Return the mlp of x, [B, T, D]."""
         inner = self.activation(self.gate(x)) * self.up(x)  # [B, T, F]
         tap("mlp.hook_post", inner)
         return self.down(inner)
 
 
 class Embedding(nnx.Module):
-    """The embedding of rotary models."""
+    """The embedding of models with rotary or no positions."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         self.config = config
         self.table = nnx.Param(jnp.zeros((config.vocab_size, config.width), dtype))
 
     def __call__(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """x [B, T, D], and what all blocks share: rotations, in windowed layers `window_cos` and `window_sin`."""
+        """Return x [B, T, D], and the rotations that all blocks share (`window_*` in windowed layers)."""
         shared = {}
         for prefix, rope in (("", self.config.rope), ("window_", self.config.window_rope)):
             if rope is not None:
@@ -171,9 +180,10 @@ class Embedding(nnx.Module):
 
 
 class ScaledEmbedding(Embedding):
-    """Scaled by sqrt(D), which is rounded to the dtype of the weights first, as Gemma does."""
+    """The embedding times sqrt(D), which is rounded to the dtype of the weights first, as Gemma does."""
 
     def __call__(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return x [B, T, D] scaled, and the rotations that all blocks share."""
         x, shared = super().__call__(tokens, positions)
         return x * jnp.asarray(np.sqrt(self.config.width), x.dtype), shared
 
@@ -186,10 +196,10 @@ class PositionEmbedding(nnx.Module):
         self.positions = nnx.Param(jnp.zeros((config.max_positions, config.width), dtype))
 
     def __call__(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """x [B, T, D], and nothing that all blocks share."""
+        """Return x [B, T, D], and no shared values."""
         return self.table[...][tokens] + self.positions[...][positions], {}
 
 
 def _last(parameter: nnx.Param, ndim: int) -> jax.Array:
-    """In float32, along the last of `ndim` axes."""
+    """Return the parameter in float32, along the last of `ndim` axes."""
     return jnp.expand_dims(parameter[...].astype(jnp.float32), tuple(range(ndim - 1)))

@@ -1,10 +1,9 @@
 """Means over the windows of a row, on the device.
 
-In: values [B, T, width], segment_ids and `pooled`, which tokens count, both [B, T]. Out: float32 [B, T, width], at each
-token the mean over the tokens of its window up to it that count; at a window's last token that is the window's mean.
-
-Guarantee: nothing of one window enters another, not even NaN. Sums are made by doubling, 1, 2, 4, ... tokens, in
-float32: their rounding grows with log2(T), and their order is the same on every device. Cost: log2(T) passes.
+In: values [B, T, width], segment_ids and `pooled` [B, T]. Out: float32 [B, T, width], at each token the mean over the
+pooled tokens of its window up to it; a window's last token has the window's mean. Guarantee: no value of one window
+enters another, not even NaN. Sums are made by doubling, 1, 2, 4, ... tokens, in float32: their rounding grows with
+log2(T), and their order is the same on every device. Cost: log2(T) passes.
 """
 
 import jax
@@ -12,14 +11,20 @@ import jax.numpy as jnp
 
 
 def window_means(values: jax.Array, segment_ids: jax.Array, pooled: jax.Array) -> jax.Array:
-    """0 where no token counts."""
+    """Return running means over windows, float32 [B, T, width]; 0 where a window has no pooled token yet.
+
+    Args:
+        values: [B, T, width].
+        segment_ids: [B, T].
+        pooled: bool [B, T], the tokens that are part of a mean.
+    """
     totals = _running_sums(jnp.where(pooled[:, :, None], values.astype(jnp.float32), 0.0), segment_ids)
     counts = _running_sums(pooled[:, :, None].astype(jnp.float32), segment_ids)
     return totals / jnp.maximum(counts, 1.0)
 
 
 def _running_sums(values: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """Before each round a sum is over the last `reach` tokens of its window, and then over twice as many."""
+    """Return sums over the tokens of a window up to each; each round doubles the number of tokens in a sum."""
     place = jnp.arange(segment_ids.shape[1])[None, :]
 
     def double(round_number: int, sums: jax.Array) -> jax.Array:

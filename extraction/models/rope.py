@@ -1,7 +1,8 @@
 """Rotary position embedding: the frequencies of each kind, the table for a batch, and the rotation.
 
 In: positions int32 [B, T] and a `Rope`. Out: cos and sin, float32 [B, T, 1, R/2]; R of a head's width are rotated.
-Guarantee: the frequencies are the reference's to the last bit or one beside it, and rotations are in float32.
+Guarantee: the frequencies equal the reference's to one unit in the last place, and rotations are in float32. Cost: one
+table for each batch.
 """
 
 import math
@@ -14,24 +15,24 @@ from .config import Rope
 
 
 def rotation(positions: jax.Array, head_width: int, rope: Rope) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, float32 [B, T, 1, R/2], for positions [B, T]."""
+    """Return cos and sin, float32 [B, T, 1, R/2], of positions [B, T]."""
     frequencies = rope_frequencies(head_width, rope)
     angles = positions.astype(jnp.float32)[..., None, None] * frequencies[None, None, None]
     return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """x [B, T, H, Dh], in whose first R of Dh the first and second half are rotated against each other."""
+    """Rotate x [B, T, H, Dh]: the first half of its first R columns against the second half of them."""
     half = cos.shape[-1]
     first, second, rest = jnp.split(x.astype(jnp.float32), [half, 2 * half], axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1).astype(x.dtype)
 
 
 def rope_frequencies(head_width: int, rope: Rope) -> np.ndarray:
-    """Turns in radians for each position, float32 [R/2].
+    """Return the radians for each position, float32 [R/2].
 
-    On the host, and rounded where the reference rounds: at position 10,000 a difference in the last place is a
-    rotation by a thousandth, and powers on an accelerator differ by more than that.
+    Computed on the host and rounded where the reference rounds: at position 10,000 a difference in the last place
+    rotates by a thousandth, and powers on an accelerator differ by more than that.
     """
     width = int(head_width * rope.fraction)
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
@@ -47,8 +48,8 @@ def rope_frequencies(head_width: int, rope: Rope) -> np.ndarray:
 
 
 def _llama3(frequencies: np.ndarray, rope: Rope) -> np.ndarray:
-    """Long wavelengths are stretched by the factor, short ones kept, those between are blended."""
-    low, high, factor = np.float32([rope.low_freq_factor, rope.high_freq_factor, rope.factor])
+    """Stretch long wavelengths by the factor, keep short ones, and blend those between."""
+    low, high, factor = np.array([rope.low_freq_factor, rope.high_freq_factor, rope.factor], np.float32)
     wavelengths = (1 / frequencies) * np.float32(2 * np.pi)
     turns = (1 / wavelengths) * np.float32(rope.original_max_positions)
     blend = np.clip((turns - low) / (high - low), 0, 1)
@@ -56,7 +57,7 @@ def _llama3(frequencies: np.ndarray, rope: Rope) -> np.ndarray:
 
 
 def _yarn(frequencies: np.ndarray, stretched: np.ndarray, width: int, rope: Rope) -> np.ndarray:
-    """Blended between two dimensions, those that turn `beta_fast` and `beta_slow` times in the original length."""
+    """Blend both between the dimensions that turn `beta_fast` and `beta_slow` times in the original length."""
 
     def dimension(turns: float) -> float:
         return width * math.log(rope.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))

@@ -1,9 +1,9 @@
-"""TPU slices of one host by the names that they are rented under, described without having one.
+"""TPU slices of one host by their accelerator types, described without a TPU.
 
-In: a name such as `v5litepod-8`. Out: its chips with their published numbers, and with `libtpu` installed devices that
-programs can be compiled for, on any machine. Guarantee: no TPU is opened. Cost: 0.3 s to load libtpu.
+In: a name such as `v5litepod-8`. Out: its chips with their published numbers, and with `libtpu` installed devices to
+compile programs for, on any machine. Guarantee: no TPU is opened. Cost: 0.3 s to load libtpu.
 
-Numbers are those of the system architecture pages of cloud.google.com/tpu/docs (v4, v5e, v5p, v6e): peak bfloat16
+The numbers are from the system architecture pages of cloud.google.com/tpu/docs (v4, v5e, v5p, v6e): peak bfloat16
 operations, memory and its bandwidth, all for one chip.
 """
 
@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
+from ..core.errors import InvalidRequest
+from .devices import Device
 
-from ..errors import InvalidRequest
-
-# What libtpu would otherwise ask the metadata server of a TPU VM.
-_NOT_ON_A_TPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-                 "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # where no TPU is opened, several processes may compile at once
+# Values that libtpu would otherwise request from the metadata server of a TPU VM.
+_NOT_ON_A_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}  # where no TPU is opened, several processes may compile at once
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Chip:
 
 @dataclass(frozen=True)
 class Slice:
-    """Some chips of one host; each is one device. `topology` and `settings` are what libtpu calls them."""
+    """Some chips of one host; each is one device. `topology` and `settings` are libtpu's names for them."""
 
     chips: int
     chip: Chip
@@ -60,23 +63,21 @@ SLICES = {
 
 
 def slice_named(name: str) -> Slice:
-    """Raises InvalidRequest naming those there are."""
+    """Return the slice of this name. Raises InvalidRequest that lists the known names."""
     if name not in SLICES:
         raise InvalidRequest(f"--tpu {name}: known are {', '.join(SLICES)}")
     return SLICES[name]
 
 
 def can_describe() -> bool:
-    """Whether the compiler for TPUs is installed."""
+    """Return whether the compiler for TPUs is installed."""
     return importlib.util.find_spec("libtpu") is not None
 
 
-def describe(wanted: Slice) -> Sequence[jax.Device]:
-    """Devices of the slice to compile for. Raises RuntimeError if libtpu cannot."""
+def describe(wanted: Slice) -> Sequence[Device]:
+    """Return devices of the slice to compile for. Raises RuntimeError if libtpu cannot describe them."""
     from jax.experimental import topologies
 
     for name, value in _NOT_ON_A_TPU.items():
         os.environ.setdefault(name, value)
-    return topologies.get_topology_desc(
-        platform="tpu", topology_name=wanted.topology, **wanted.settings
-    ).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=wanted.topology, **wanted.settings).devices

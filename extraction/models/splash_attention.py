@@ -1,12 +1,13 @@
-"""Attention on a TPU: jax's splash kernel, which keeps the scores on the chip and leaves out blocks that nobody sees.
+"""Attention on a TPU: jax's splash kernel, which keeps the scores on the chip and skips blocks without visible pairs.
 
-In, out and guarantee as of `attention.attention`, for any T: rows are padded to the kernel's blocks with padding. On a
-mesh each device works on its own rows and heads. Cost: about half of the T x T scores, or those of the window; in whole
-blocks (`tiling.multiplied_pairs`), so for T=2048 a quarter more. The kernel reads heads before tokens, which is how the
-products before it write them: no copy.
+In, out and guarantee are those of `attention.attention`, for any T: rows are padded to the kernel's blocks. On a mesh
+each device computes its own rows and heads. Cost: about half of the T x T scores, or those of the window, in whole
+blocks (`tiling.multiplied_pairs`), so for T=2048 a quarter more. The kernel reads heads before tokens, the layout of
+the products before it: no copy.
 """
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,12 @@ _ROWS_AND_HEADS = PartitionSpec("data", None, "model", None)
 def attend_splash(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule, interpret: bool = False
 ) -> jax.Array:
-    """Attention as it is on a TPU; `interpret` runs the kernel in Python, on any machine."""
+    """Compute attention with the kernel; `interpret` runs it in Python, on any machine."""
     mesh = jax.sharding.get_abstract_mesh()
     local = partial(_attend_local, rule=rule, interpret=interpret)
     if mesh.size <= 1:
         return local(q, k, v, segment_ids)
-    copies = -(-mesh.shape["model"] // k.shape[2])  # with fewer key-value heads than devices each gets its own
+    copies = -(-mesh.shape["model"] // k.shape[2])  # with fewer key-value heads than devices, each device gets a copy
     k, v = (jnp.repeat(part, copies, axis=2) if copies > 1 else part for part in (k, v))
     in_specs = (_ROWS_AND_HEADS, _ROWS_AND_HEADS, _ROWS_AND_HEADS, PartitionSpec("data", None))
     mapped = jax.shard_map(local, in_specs=in_specs, out_specs=_ROWS_AND_HEADS, check_vma=False)
@@ -38,20 +39,23 @@ def attend_splash(
 def _attend_local(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule, interpret: bool
 ) -> jax.Array:
-    """On one device, [B, T, H, Dh]."""
+    """Compute attention on one device, [B, T, H, Dh]."""
     length, heads = q.shape[1:3]
     block = block_of(length)
     added = -length % block
     q, k, v = (
-        jnp.pad(part, ((0, 0), (0, added), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
-        for part in (q * rule.scale, k, v)
+        jnp.pad(part, ((0, 0), (0, added), (0, 0), (0, 0))).transpose(0, 2, 1, 3) for part in (q * rule.scale, k, v)
     )  # [B, H, T, Dh], [B, K, T, Dh], [B, K, T, Dh]
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, added)))
-    shape = (length + added,) * 2
+    shape = (length + added, length + added)
     mask = masks.CausalMask(shape) if rule.window is None else masks.LocalMask(shape, (rule.window - 1, 0), 0)
     attend = kernel.make_splash_mha(
-        masks.MultiHeadMask([mask] * heads), block_sizes=kernel.BlockSizes(block, block), head_shards=1, q_seq_shards=1,
-        attn_logits_soft_cap=rule.softcap, interpret=interpret,
+        masks.MultiHeadMask([mask] * heads),
+        block_sizes=kernel.BlockSizes(block, block),
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=rule.softcap,
+        interpret=interpret,
     )
-    mixed = jax.vmap(attend)(q, k, v, kernel.SegmentIds(segment_ids, segment_ids))
+    mixed = cast(jax.Array, jax.vmap(attend)(q, k, v, kernel.SegmentIds(segment_ids, segment_ids)))
     return mixed.transpose(0, 2, 1, 3)[:, :length]

@@ -1,48 +1,86 @@
-"""Weight tables: for each part of a model, our parameter path -> the tensor in the file.
+"""Weight tables: for each part of a model, the path of a parameter -> the tensor in the files. No jax.
 
-Most families name their tensors as Llama does; what they share is here.
+In: a model's configuration. Out: a `Table`. Guarantee: a table names each tensor of its layers once for each parameter
+that is made of it. Cost: none. Most families name their tensors as Llama does: `llama_table` is the table of those.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-
-import jax
+from typing import TYPE_CHECKING
 
 from .config import ModelConfig
-from .weights import Entry, Table, transposed
 
-Entries = dict[str, Entry]
+if TYPE_CHECKING:
+    import jax
+
+LLAMA_NORMS = {"norm_attention": "input_layernorm", "norm_mlp": "post_attention_layernorm"}
+
+
+def unchanged(tensor: "jax.Array") -> "jax.Array":
+    """Return the tensor."""
+    return tensor
+
+
+def transposed(tensor: "jax.Array") -> "jax.Array":
+    """Return [I, O], made of [O, I]."""
+    return tensor.T
+
+
+def to_heads(head_width: int, tensor: "jax.Array") -> "jax.Array":
+    """Return [H, Dh, ...], made of [H*Dh, ...]."""
+    return tensor.reshape(-1, head_width, *tensor.shape[1:])
+
+
+def from_heads(head_width: int, tensor: "jax.Array") -> "jax.Array":
+    """Return [H, Dh, D], made of [D, H*Dh]."""
+    return to_heads(head_width, tensor.T)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The tensor that a parameter is made of, and the function that makes it.
+
+    `{l}` in the name is replaced by the layer. `{e}` is replaced by the expert: such a parameter has a leading axis of
+    `num_experts` and is filled from as many tensors. `transform` runs on the device, compiled. Two entries may use
+    parts of one tensor.
+    """
+
+    name: str
+    transform: Callable[["jax.Array"], "jax.Array"] = unchanged
+    num_experts: int = 1
+
+    def names(self, num_layers: int) -> Iterator[tuple[tuple[int, ...], str]]:
+        """Yield each tensor's index on the leading axes (layer, expert) that the name has, and its name."""
+        for layer in range(num_layers if "{l}" in self.name else 1):
+            for expert in range(self.num_experts if "{e}" in self.name else 1):
+                place = [n for mark, n in (("{l}", layer), ("{e}", expert)) if mark in self.name]
+                yield tuple(place), self.name.replace("{l}", str(layer)).replace("{e}", str(expert))
+
+
+Entries = dict[str, Entry]  # the path of a parameter -> its tensor
+Table = dict[str, Entries]  # `embedding`, `blocks`, `final_norm` -> their entries
 
 
 def linear(ours: str, theirs: str, bias: bool) -> Entries:
-    """A linear map, whose kernel torch keeps as [O, I]."""
+    """Return the entries of a linear map, whose kernel torch stores as [O, I]."""
     table = {f"{ours}.kernel": Entry(f"{theirs}.weight", transposed)}
     return table | {f"{ours}.bias": Entry(f"{theirs}.bias")} if bias else table
 
 
 def affine(ours: str, theirs: str) -> Entries:
-    """A norm with a scale and a bias; `ours` ends in a dot where the norm is in something."""
+    """Return the entries of a norm with scale and bias; `ours` ends in a dot if the norm is part of a module."""
     return {f"{ours}scale": Entry(f"{theirs}.weight"), f"{ours}bias": Entry(f"{theirs}.bias")}
 
 
-def to_heads(head_width: int, tensor: jax.Array) -> jax.Array:
-    """[H, Dh, ...] of what is [H*Dh, ...]."""
-    return tensor.reshape(-1, head_width, *tensor.shape[1:])
-
-
-def from_heads(head_width: int, tensor: jax.Array) -> jax.Array:
-    """[H, Dh, D] of what is [D, H*Dh]."""
-    return to_heads(head_width, tensor.T)
-
-
 def output(config: ModelConfig, theirs: str) -> Entries:
-    """What takes the heads to x, whose kernel torch keeps as [D, H*Dh]."""
+    """Return the entries of attention's output projection, whose kernel torch stores as [D, H*Dh]."""
     table = {"attention.o.kernel": Entry(f"{theirs}.weight", partial(from_heads, config.head_width))}
     return table | {"attention.o.bias": Entry(f"{theirs}.bias")} if config.output_bias else table
 
 
 def attention(config: ModelConfig) -> Entries:
-    """Attention with a tensor for each of q, k and v, and their norms where there are any."""
+    """Return the entries of Llama's attention: q, k, v, o, and the norms of q and k if the model has them."""
     table, heads = output(config, "model.layers.{l}.self_attn.o_proj"), partial(to_heads, config.head_width)
     for name in "qkv":
         theirs = f"model.layers.{{l}}.self_attn.{name}_proj"
@@ -55,22 +93,27 @@ def attention(config: ModelConfig) -> Entries:
 
 
 def gated_mlp(config: ModelConfig) -> Entries:
-    """An mlp with a gate."""
-    table = {}
+    """Return the entries of Llama's mlp."""
+    table: Entries = {}
     for name in ("gate", "up", "down"):
         table |= linear(f"mlp.{name}", f"model.layers.{{l}}.mlp.{name}_proj", config.mlp_bias)
     return table
 
 
 def norms(names: Mapping[str, str]) -> Entries:
-    """Norms of a block without bias, by our and their name."""
+    """Return the entries of norms without bias in a block, given our name -> the name in the files."""
     return {f"{ours}.scale": Entry(f"model.layers.{{l}}.{theirs}.weight") for ours, theirs in names.items()}
 
 
 def model(block: Entries) -> Table:
-    """The whole table, from the block's."""
+    """Return the table of a model whose embedding and final norm are named as Llama's."""
     return {
         "embedding": {"table": Entry("model.embed_tokens.weight")},
         "blocks": block,
         "final_norm": {"scale": Entry("model.norm.weight")},
     }
+
+
+def llama_table(config: ModelConfig, norm_names: Mapping[str, str] = LLAMA_NORMS, mlp: Entries | None = None) -> Table:
+    """Return the table of a model named as Llama, with these norms in a block and this mlp (Llama's by default)."""
+    return model(attention(config) | (gated_mlp(config) if mlp is None else mlp) | norms(norm_names))

@@ -1,11 +1,11 @@
 """The tensors of a model's safetensors files, read one by one from a folder or a bucket.
 
-In: a `ModelFolder`. Out: NumPy arrays in the order asked for, and a digest of the weights. Guarantee: names, shapes,
-dtypes and lengths are known from the headers, and checked, before any tensor is read; what is given out is whole.
+In: a `ModelFolder`. Out: NumPy arrays in the requested order, and a digest of the weights. Guarantee: names, shapes,
+dtypes and lengths are checked against the headers before any tensor is read; each returned tensor is whole.
 
 Cost: each tensor is read once, in parts of `PART_BYTES` by `NUM_READERS` threads, ahead of its use. Host memory is the
-largest tensor and `MARGIN_BYTES`, whatever the size of the model. The digest needs no reading of its own: it is made
-from the hub's commit and etags, from the bucket's checksums and generations, or on the way for a folder.
+largest tensor and `MARGIN_BYTES`, independent of the size of the model. The digest needs no further read: it is made
+of the hub's commit and etags, of the bucket's checksums and generations, or of the tensors of a local folder.
 """
 
 import hashlib
@@ -22,21 +22,21 @@ from typing import Self
 import ml_dtypes
 import numpy as np
 
-from ..errors import DamagedData, InvalidRequest, ObjectNotFound
+from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound
+from ..format.safetensors import MAX_HEADER, decode_header
 from ..storage import ObjectInfo, Storage
 from .location import ModelFolder, model_files
 
 PART_BYTES = 8 << 20
 NUM_READERS = 8
 MARGIN_BYTES = 2 * NUM_READERS * PART_BYTES  # parts on their way, and small tensors read ahead
-_MAX_HEADER = 100_000_000  # the limit of the safetensors library
-_ALIGNMENT = 64  # what lets a CPU backend take over a buffer without copying it
+_ALIGNMENT = 64  # a CPU backend uses an aligned buffer without copying it
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: `size` bytes from `start` on in `file`, which calls it `name`; dtype as in its header."""
+    """The place of a tensor: `size` bytes from `start` of `file`; name and dtype as in its header."""
 
     file: str
     name: str
@@ -47,7 +47,7 @@ class Place:
 
 
 class WeightFiles:
-    """The tensors of a model; `places` has them by their names in the files. Use as a context manager."""
+    """The tensors of a model; `places` maps their names in the files. A context manager."""
 
     def __init__(self, folder: ModelFolder):
         self._folder, self._storage = folder, folder.weights
@@ -71,7 +71,7 @@ class WeightFiles:
         self._readers.shutdown(cancel_futures=True)
 
     def where(self, file: str) -> str:
-        """The file as messages name it."""
+        """Return the name of the file in messages."""
         return f"{self._storage}/{file}"
 
     def __str__(self) -> str:
@@ -81,13 +81,13 @@ class WeightFiles:
         for place in _read_header(self._storage, file):
             if place.name in self.places:
                 other = self.where(self.places[place.name].file)
-                raise DamagedData(f"{self.where(file)}: tensor {place.name} is there twice, also in {other}")
+                raise DamagedData(f"{self.where(file)}: tensor {place.name} is doubled, also in {other}")
             self.places[place.name] = place
 
     def feed(self, wanted: Mapping[str, Place], use: Callable[[str, np.ndarray], None]) -> None:
-        """Hand these tensors to `use`, in order, read ahead as far as the bound on memory allows.
+        """Call `use` with each tensor in order, and read ahead within the bound on memory.
 
-        `use` must not keep the array: its memory counts as free when `use` returns.
+        `use` must not keep the array: its memory counts as free when `use` returns. Raises DamagedData.
         """
         window = max([NUM_READERS * PART_BYTES, *(place.size for place in wanted.values())])
         waiting: deque[tuple[np.ndarray, list[Future]]] = deque()
@@ -101,7 +101,7 @@ class WeightFiles:
             in_hand -= place.size
 
     def _start(self, place: Place) -> tuple[np.ndarray, list[Future]]:
-        """A buffer, and the parts on their way into it."""
+        """Return a buffer, and the reads that fill it."""
         padded = np.empty(place.size + _ALIGNMENT, np.uint8)
         first = -padded.ctypes.data % _ALIGNMENT
         buffer = padded[first : first + place.size]
@@ -118,7 +118,7 @@ class WeightFiles:
             part.result()
         if not self._facts and not self._folder.revision:
             digest = hashlib.sha256(f"{name} {tensor.dtype} {tensor.shape} ".encode())
-            digest.update(tensor.reshape(-1).view(np.uint8))
+            digest.update(tensor.reshape(-1).view(np.uint8).data)
             self._digests[name] = digest.hexdigest()
         use(name, tensor)
 
@@ -130,12 +130,11 @@ class WeightFiles:
         into[:] = np.frombuffer(data, np.uint8)
 
     def digest(self) -> str:
-        """What tells these weights from others, from what is known when they have been read.
+        """Return a digest of the weights, after they have been read.
 
         From the hub: its commit, and names and etags of the files. From a bucket: name, size, crc32c and generation of
-        the files. From a folder: name, dtype, shape and bytes of every tensor that was read, by the
-        name that it has for us. Raises DamagedData if an
-        object in the bucket is not the one that was opened.
+        the files. From a folder: name in the table, dtype, shape and bytes of every tensor that was read. Raises
+        DamagedData if an object in the bucket was replaced since it was opened.
         """
         lines = [f"{name} {self._digests[name]}\n" for name in sorted(self._digests)]
         if self._folder.revision:
@@ -149,12 +148,12 @@ class WeightFiles:
 
 
 def _etag(folder: ModelFolder, file: str) -> str:
-    """The hub's name for the content: in its cache a file of a snapshot is a link to a blob of that name."""
+    """Return the hub's etag of a file: in its cache a file of a snapshot is a link to a blob of that name."""
     return os.path.basename(os.path.realpath(folder.path / file))
 
 
 def _files(storage: Storage) -> list[str]:
-    """What transformers would read: the one file, or what the index names, or else every safetensors file there."""
+    """Return the files that transformers reads: the one file, those of the index, or every safetensors file."""
     there = sorted(info.name for info in storage.list() if "/" not in info.name)
     whole, index = "model.safetensors", "model.safetensors.index.json"
     if whole in there:
@@ -178,30 +177,28 @@ def _files(storage: Storage) -> list[str]:
 
 
 def _read_header(storage: Storage, file: str) -> list[Place]:
-    """The tensors of a file, whose length must be what they add up to."""
+    """Return the tensors of a file. Raises DamagedData unless they add up to its length."""
     where = f"{storage}/{file}"
     try:
         with closing(storage.open(file)) as handle:
             total = handle.seek(0, os.SEEK_END)
             handle.seek(0)
-            size = int.from_bytes(handle.read(8), "little")
-            if total < 8 or not 0 < size <= min(_MAX_HEADER, total - 8):
-                raise DamagedData(f"{where}: not a whole safetensors file, it is cut off inside its header")
-            header = json.loads(handle.read(size))
-    except (ValueError, RecursionError) as error:
-        raise DamagedData(f"{where}: not a whole safetensors file, its header is not JSON ({error})") from error
+            head = handle.read(8)
+            head += handle.read(min(int.from_bytes(head, "little"), MAX_HEADER))
     except ObjectNotFound as error:
         raise DamagedData(f"{where}: the file is missing") from error
+    first, header = decode_header(head, where)
     try:
         entries = sorted(
             (*entry["data_offsets"], entry["dtype"], tuple(entry["shape"]), name)
-            for name, entry in header.items() if name != "__metadata__"
+            for name, entry in header.items()
+            if name != "__metadata__"
         )
         places = [
-            Place(file, name, dtype, shape, 8 + size + start, end - start) for start, end, dtype, shape, name in entries
+            Place(file, name, dtype, shape, first + start, end - start) for start, end, dtype, shape, name in entries
         ]
         ends = [0, *(end for _, end, *_ in entries)]
-        whole = [start for start, *_ in entries] == ends[:-1] and 8 + size + ends[-1] == total
+        whole = [start for start, *_ in entries] == ends[:-1] and first + ends[-1] == total
         broken = next((place.name for place in places if not _is_of_its_size(place)), None)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DamagedData(f"{where}: not a whole safetensors file ({error})") from error
@@ -213,7 +210,7 @@ def _read_header(storage: Storage, file: str) -> list[Place]:
 
 
 def _is_of_its_size(place: Place) -> bool:
-    """Of kinds that are handled; a mask or a buffer that nobody reads may be of any kind."""
+    """Return whether a tensor's size fits its shape; a dtype that is not handled, as of a mask, is not checked."""
     if min(place.shape, default=0) < 0 or place.size < 0:
         return False
     return place.dtype not in DTYPES or place.size == math.prod(place.shape) * DTYPES[place.dtype].itemsize

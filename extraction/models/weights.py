@@ -1,57 +1,24 @@
-"""One strict loader: the tensors of a model -> the parameters of the parts that run, on the devices.
+"""The weight loader: the tensors of a model -> the parameters of the parts that run, on the devices.
 
-In: the tensors, a table of names, and the abstract parameters. Out: arrays in the compute dtype where `placement` wants
-them, blocks stacked on a leading layer axis. Guarantee: every tensor that is needed has the right shape; anything else
-raises DamagedData naming file and tensor, before anything is read. Which tensor is which is found in `names`.
+In: the tensors, a table of names, and the abstract parameters. Out: arrays in the compute dtype with the sharding of
+`placement`, blocks stacked on a leading layer axis. Guarantee: a needed tensor of another shape raises DamagedData
+that names file and tensor, before any tensor is read.
 
-Cost: one read of the needed tensors in the order in which they lie. A tensor goes to the device as it is stored; it is
-turned, cast and put into its place there. Beside the parameters, a device holds one tensor as stored and as turned.
+Cost: one read of the needed tensors in the order of the files. A tensor is sent to the device as stored, and is
+transformed, cast and copied into its parameter there. Besides the parameters, a device holds one tensor as stored and
+as transformed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ..errors import DamagedData
+from ..core.errors import DamagedData
 from .sharding import Placement
+from .tables import Table, unchanged
 from .tensors import DTYPES, Place, WeightFiles
-
-
-def unchanged(tensor: jax.Array) -> jax.Array:
-    """What becomes of most tensors."""
-    return tensor
-
-
-def transposed(tensor: jax.Array) -> jax.Array:
-    """[I, O] of what is [O, I]."""
-    return tensor.T
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a parameter comes from: a tensor's name and what is done to it.
-
-    `{l}` in the name stands for the layer. `{e}` stands for the expert: such a parameter has a leading axis of
-    `num_experts`, filled from as many tensors. `transform` runs on the device, compiled; two entries may take their
-    parts of one tensor.
-    """
-
-    name: str
-    transform: Callable[[jax.Array], jax.Array] = unchanged
-    num_experts: int = 1
-
-    def names(self, num_layers: int) -> Iterator[tuple[tuple[int, ...], str]]:
-        """Each tensor's name, and its place on the leading axes of layers and experts that the name has."""
-        for layer in range(num_layers if "{l}" in self.name else 1):
-            for expert in range(self.num_experts if "{e}" in self.name else 1):
-                place = [n for mark, n in (("{l}", layer), ("{e}", expert)) if mark in self.name]
-                yield tuple(place), self.name.replace("{l}", str(layer)).replace("{e}", str(expert))
-
-
-Table = dict[str, dict[str, Entry]]  # for each part of the model, a parameter's path -> where it comes from
 
 
 class Parameter(NamedTuple):
@@ -63,17 +30,17 @@ class Parameter(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """One tensor's place in a parameter: `index` on its leading axes, () for all of it."""
+    """One tensor's place in a parameter: `at` on its leading axes, () for all of it."""
 
     parameter: Parameter
-    index: tuple[int, ...]
+    at: tuple[int, ...]
     transform: Callable[[jax.Array], jax.Array]
 
 
 def load_params(
     files: WeightFiles, places: Mapping[str, Place], fills: dict[str, list[Fill]], placement: Placement
 ) -> dict[str, Any]:
-    """The parameters as a nested dict, read and put where `placement` wants them."""
+    """Read the tensors and return the parameters as a nested dict, with the sharding of `placement`."""
     params: dict[tuple[str, ...], jax.Array] = {}
 
     def use(name: str, tensor: np.ndarray) -> None:
@@ -85,7 +52,7 @@ def load_params(
             if index and path not in params:
                 params[path] = placement.empty(path, shape, parameter.dtype)
             params[path] = placement.fill(path, params[path], index, part) if index else part
-        # The host's memory is given back when the tensor is in its place, not when that was asked for.
+        # The buffer on the host is reused after `use`: wait until the tensor is on the device.
         jax.block_until_ready([params[fill.parameter.path] for fill in fills[name]])
 
     in_order = sorted(fills, key=lambda name: (places[name].file, places[name].start))
@@ -94,7 +61,7 @@ def load_params(
 
 
 def plan_fills(table: Table, abstract: dict[str, Any], num_layers: int) -> dict[str, list[Fill]]:
-    """For each tensor that is needed, where it goes. `abstract` holds whole shapes: `blocks` with its layer axis."""
+    """Return the fills of each needed tensor. `abstract` holds whole shapes: `blocks` with its layer axis."""
     fills: dict[str, list[Fill]] = {}
     for part, tree in abstract.items():
         leaves = {".".join(path): leaf for path, leaf in leaves_of(tree)}
@@ -109,7 +76,7 @@ def plan_fills(table: Table, abstract: dict[str, Any], num_layers: int) -> dict[
 
 
 def check_shapes(files: WeightFiles, places: Mapping[str, Place], fills: dict[str, list[Fill]]) -> None:
-    """Raise DamagedData for a tensor that is of another dtype than those known or cannot become what is needed."""
+    """Raise DamagedData for a tensor of an unsupported dtype, or of a shape that does not fit its parameter."""
     for name, wanted in fills.items():
         for fill in wanted:
             _check(files, places[name], fill)
@@ -119,18 +86,20 @@ def _check(files: WeightFiles, place: Place, fill: Fill) -> None:
     where = f"{files.where(place.file)}: tensor {place.name}"
     if place.dtype not in DTYPES:
         raise DamagedData(f"{where} is {place.dtype}; handled are {', '.join(DTYPES)}")
-    needed = fill.parameter.shape[len(fill.index) :]
+    needed = fill.parameter.shape[len(fill.at) :]
     stored = jax.ShapeDtypeStruct(place.shape, DTYPES[place.dtype])
     try:
         shape = place.shape if fill.transform is unchanged else jax.eval_shape(fill.transform, stored).shape
     except (TypeError, ValueError, IndexError) as error:
-        raise DamagedData(f"{where} has shape {place.shape}, from which {needed} cannot be made") from error
+        raise DamagedData(
+            f"{where} has shape {place.shape}, which does not fit; the configuration needs {needed}"
+        ) from error
     if shape != needed:
         raise DamagedData(f"{where} has shape {place.shape}, which becomes {shape}; the configuration needs {needed}")
 
 
 def leaves_of(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each leaf of a nested dict with its path."""
+    """Yield each leaf of a nested dict with its path."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from leaves_of(value, (*path, name))

@@ -1,24 +1,25 @@
-"""Storage: whole, create-only objects by name, in a folder or at one of `BACKENDS`: a Google Cloud Storage bucket, or
-the files of a repository on the Hugging Face hub, which can only be read.
+"""Storage: whole, create-only objects by name, in a folder or in one of `BACKENDS`.
+
+The backends are Google Cloud Storage buckets, and repositories of the Hugging Face hub, which are read-only.
 
 In: names relative to a location, and bytes. Out: `ObjectInfo`s and bytes.
 
-Guarantee: `create` returns only when the object is stored whole, with the size and crc32c of the data, under a name that
-held nothing or the same bytes before; no object is ever visible in part, replaced or deleted. An answer that was lost
-or odd is settled by reading back. Every wait is bounded, and what lies beyond the bound is `TryAgain`.
+Guarantee: `create` returns only when the object is stored whole, with the size and crc32c of the data, under a name
+that was free or had the same bytes; no object is ever visible in part, replaced or deleted. After a lost or unexpected
+answer the object is read back. Every wait is bounded; beyond the bound `TryAgain` is raised.
 
 Cost: one request for each operation (a large upload: one to open it, one for each 32 MiB); locally two fsyncs.
 """
 
 from pkgutil import resolve_name
 
-from ..errors import InvalidRequest
+from ..core.errors import InvalidRequest
 from .base import ObjectInfo, Storage, check_name, crc32c_base64
 
 __all__ = ["BACKENDS", "ObjectInfo", "Storage", "backend_of", "check_name", "crc32c_base64", "open_storage"]
 
 _FOLDER = "extraction.storage.local:LocalStorage"
-# What a location begins with, before :// -> where its `Storage` is; imported when such a location is asked for.
+# Scheme of a location, before :// -> its `Storage`, imported on first use.
 BACKENDS = {
     "gs": "extraction.storage.gcs:GcsStorage",
     "hf": "extraction.storage.hub:HubStorage",
@@ -26,15 +27,15 @@ BACKENDS = {
 
 
 def open_storage(location: str) -> Storage:
-    """The storage at `gs://bucket/prefix`, `hf://datasets/owner/name@revision` or in a folder.
+    """Return the storage at `gs://bucket/prefix`, `hf://datasets/owner/name@revision` or in a folder.
 
-    Raises InvalidRequest for what is none of them.
+    Raises InvalidRequest for any other location.
     """
     return backend_of(location)(location)
 
 
 def backend_of(location: str) -> type[Storage]:
-    """The kind of storage that a location is in. Raises InvalidRequest for one that is not in `BACKENDS`."""
+    """Return the storage class of a location. Raises InvalidRequest for a scheme that is not in `BACKENDS`."""
     scheme, is_url, _ = location.partition("://")
     if is_url and scheme not in BACKENDS:
         known = " or ".join(f"{scheme}://..." for scheme in BACKENDS)

@@ -1,23 +1,31 @@
-"""Storage in a Google Cloud Storage bucket, over the service's own client with retries of our own.
+"""Storage in a Google Cloud Storage bucket, over the service's own client with the retries of `retries`.
 
-In: names and bytes. Out: objects of the bucket under a prefix. Guarantee: as in the package; a write whose answer was
-lost or odd is settled by looking. Cost: one request for an operation (a large upload: one more for each 32 MiB).
+In: names and bytes. Out: objects of the bucket under a prefix. Guarantee: as in the package; after a write with a lost
+or unexpected answer the object is read back. Cost: one request for an operation (a large upload: one more for each
+32 MiB).
 """
 
 import io
 import math
 import os
-import random
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
 from urllib.parse import quote
 
-from ..errors import BucketDenied, DamagedData, InvalidRequest, NoCredentials, ObjectExists, ObjectNotFound, TryAgain
+from ..core.errors import (
+    BucketDenied,
+    DamagedData,
+    InvalidRequest,
+    NoCredentials,
+    ObjectExists,
+    ObjectNotFound,
+)
 from .base import ObjectInfo, RangedFile, Storage, check_name, crc32c_base64
 from .gcs_errors import is_bucket_missing, is_passing, is_worth_another_upload, reason
+from .retries import Passing, RetryPolicy
 
 READ_AHEAD = 1 << 20
 _SINGLE_REQUEST = 8 << 20
@@ -25,14 +33,13 @@ _CHUNK = 32 << 20
 _READ_TRIES = 3
 _READERS = 8
 _TIMEOUT = (10, 60)  # seconds to connect, and between two bytes of an answer
-_DEFAULT_DEADLINE = 120.0
+Result = TypeVar("Result")
 
 
 class GcsStorage(Storage):
     """Objects of a bucket under a prefix, with credentials from the environment.
 
-    With STORAGE_EMULATOR_HOST set: that server, without credentials. EXTRACT_RETRY_DEADLINE says for how many seconds
-    after its first failure an operation is tried again.
+    With STORAGE_EMULATOR_HOST set, requests go to that server, without credentials.
     """
 
     def __init__(self, location: str):
@@ -42,7 +49,7 @@ class GcsStorage(Storage):
         if not self._bucket_name:
             raise InvalidRequest(f"{location}: give gs://bucket/prefix")
         self._prefix = prefix + "/" if prefix else ""
-        self._deadline = _deadline()
+        self._retries = RetryPolicy()
         self._client = self._call("get", self.location, _make_client)
         self._bucket = self._client.bucket(self._bucket_name)
 
@@ -54,7 +61,7 @@ class GcsStorage(Storage):
             try:
                 return self._upload(name, view, checksum)
             except Exception as error:
-                # Whatever went wrong, the object may have landed: look before anything else is believed.
+                # After any error the object may exist: look for it first.
                 info = self._find(name)
                 if info is None and is_worth_another_upload(error):
                     raise ConnectionError(f"the upload left nothing: {reason(error)}") from error
@@ -64,19 +71,24 @@ class GcsStorage(Storage):
 
         info = self._call("create", name, attempt)
         if not info.holds(len(view), checksum):
-            info = self.stat(name)  # the answer may be what is wrong
+            info = self.stat(name)  # the answer may be wrong
         if not info.holds(len(view), checksum):
             raise ObjectExists(f"{self._url(name)} is there with other bytes")
         return info
 
     def _upload(self, name: str, view: memoryview, checksum: str) -> ObjectInfo:
         blob = self._bucket.blob(self._key(name), chunk_size=_CHUNK if len(view) > _SINGLE_REQUEST else None)
-        # The service holds the content against the checksum in the metadata before the object appears. The client's own
-        # check comes after that and deletes what fails it, which a rival may have adopted by then: it stays off.
+        # The service compares the content with the checksum in the metadata before the object appears. The client's own
+        # check runs later and deletes an object that fails it, which a rival may have adopted by then: it is off.
         blob.crc32c = checksum
         blob.upload_from_file(
-            _Reader(view), size=len(view), content_type="application/octet-stream", if_generation_match=0,
-            checksum=None, timeout=_TIMEOUT, retry=None,
+            _Reader(view),
+            size=len(view),
+            content_type="application/octet-stream",
+            if_generation_match=0,
+            checksum=None,
+            timeout=_TIMEOUT,
+            retry=None,
         )
         return self._info(blob) if blob.crc32c and blob.generation else self._stat(name)
 
@@ -90,8 +102,7 @@ class GcsStorage(Storage):
                 raise
             return None
         except (Forbidden, Unauthorized) as error:
-            self._raise_final(error, "get", name)
-            raise
+            raise self._domain_error(error, "get", name) from error
 
     def _stat(self, name: str) -> ObjectInfo:
         blob = self._bucket.blob(self._key(name))
@@ -105,7 +116,7 @@ class GcsStorage(Storage):
         return self.read_generation(name, None, start, end)
 
     def read_generation(self, name: str, generation: int | None, start: int, end: int | None) -> bytes:
-        """As `read`, from one generation of the object. Raises ObjectNotFound when that is no longer there."""
+        """Return the same as `read`, from one generation. Raises ObjectNotFound when the generation is gone."""
         if end is not None and end <= start:
             return b""
         last = "" if end is None else end - 1
@@ -117,10 +128,10 @@ class GcsStorage(Storage):
             data, checksum = self._call("get", name, lambda: self._download(path, asked))
             if asked or checksum in ("", crc32c_base64(data)):
                 return data
-        raise DamagedData(f"{self._url(name)}: what was read is not what its crc32c says, {_READ_TRIES} times")
+        raise DamagedData(f"{self._url(name)}: the bytes read do not match its crc32c, {_READ_TRIES} times")
 
     def _download(self, path: str, headers: dict[str, str]) -> tuple[bytes, str]:
-        """Content, and the crc32c of the whole object. The client's own `download_as_bytes` takes twice the CPU."""
+        """Return the content, and the crc32c of the whole object. `download_as_bytes` takes twice the CPU."""
         from google.api_core.exceptions import from_http_response
 
         url = self._client._connection.API_BASE_URL + path
@@ -146,7 +157,8 @@ class GcsStorage(Storage):
         buffer = bytearray(end - start)
 
         def fetch(at: int) -> None:
-            data, here = self.read(name, at, min(at + starts.step, end)), memoryview(buffer)[at - start :][: starts.step]
+            data = self.read(name, at, min(at + starts.step, end))
+            here = memoryview(buffer)[at - start :][: starts.step]
             if len(data) != len(here):
                 raise DamagedData(f"{self._url(name)} ends before byte {end}")
             here[:] = data
@@ -164,20 +176,29 @@ class GcsStorage(Storage):
             more = token is not None
 
     def _page(self, prefix: str, start_after: str, token: str | None) -> tuple[Sequence[ObjectInfo], str | None]:
-        """Up to 1,000 objects, and the token of the next page."""
+        """Return up to 1,000 objects, and the token of the next page."""
         start_offset = self._prefix + start_after if start_after else None
         blobs = self._client.list_blobs(
-            self._bucket, prefix=self._prefix + prefix, start_offset=start_offset,
-            page_token=token, page_size=1000, fields="items(name,size,crc32c,generation,updated),nextPageToken",
-            timeout=_TIMEOUT, retry=None,
+            self._bucket,
+            prefix=self._prefix + prefix,
+            start_offset=start_offset,
+            page_token=token,
+            page_size=1000,
+            fields="items(name,size,crc32c,generation,updated),nextPageToken",
+            timeout=_TIMEOUT,
+            retry=None,
         )
         return [self._info(blob) for blob in next(blobs.pages, ())], blobs.next_page_token
 
     def folders(self) -> Sequence[str]:
         def attempt() -> Sequence[str]:
             blobs = self._client.list_blobs(
-                self._bucket, prefix=self._prefix, delimiter="/", fields="prefixes,nextPageToken",
-                timeout=_TIMEOUT, retry=None,
+                self._bucket,
+                prefix=self._prefix,
+                delimiter="/",
+                fields="prefixes,nextPageToken",
+                timeout=_TIMEOUT,
+                retry=None,
             )
             for _ in blobs.pages:
                 pass
@@ -198,7 +219,7 @@ class GcsStorage(Storage):
     def open(self, name: str) -> io.BufferedReader:
         return io.BufferedReader(self.open_version(self.stat(name)), READ_AHEAD)
 
-    def open_version(self, info: ObjectInfo) -> io.RawIOBase:
+    def open_version(self, info: ObjectInfo) -> RangedFile:
         def read(start: int, end: int) -> bytes:
             try:
                 return self.read_generation(info.name, info.generation, start, end)
@@ -213,77 +234,57 @@ class GcsStorage(Storage):
     def _url(self, name: str) -> str:
         return f"gs://{self._bucket_name}/{self._prefix}{name}"
 
-    def _info(self, blob: object) -> ObjectInfo:
-        name, updated = blob.name.removeprefix(self._prefix), blob.updated  # parsed anew each time it is asked for
+    def _info(self, blob: Any) -> ObjectInfo:
+        name, updated = blob.name.removeprefix(self._prefix), blob.updated  # a property that parses at each access
         return ObjectInfo(name, blob.size, blob.crc32c, blob.generation, updated.timestamp() if updated else None)
 
-    def _call(self, permission: str, name: str, attempt: Callable, tries: float = math.inf):
-        """The result of `attempt`, tried again with growing, jittered pauses up to the deadline; domain errors.
+    def _call(self, permission: str, name: str, attempt: Callable[[], Result], tries: float = math.inf) -> Result:
+        """Return the result of `attempt`, retried; `permission` is what it needs of `storage.objects`."""
 
-        The deadline counts from the first failure, so that a long upload that breaks at its end has another try.
-        """
-        end, pause = math.inf, 0.1
-        while True:
-            try:
-                return attempt()
-            except Exception as error:
-                end, tries = min(end, time.monotonic() + self._deadline), tries - 1
-                if not is_passing(error):
-                    self._raise_final(error, permission, name)
-                    raise
-                if tries < 1 or time.monotonic() + pause > end:
-                    bound = f"within {self._deadline:g} s" if tries else "at the only try"
-                    raise TryAgain(f"{self._url(name)}: no success {bound}: {reason(error)}") from error
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(pause * 2, 10.0)
+        def judge(error: Exception) -> Passing | Exception:
+            return Passing(reason(error)) if is_passing(error) else self._domain_error(error, permission, name)
 
-    def _raise_final(self, error: Exception, permission: str, name: str) -> None:
-        """Raise the domain error for what the client raised, if there is one."""
+        return self._retries.call(self._url(name), attempt, judge, tries)
+
+    def _domain_error(self, error: Exception, permission: str, name: str) -> Exception:
+        """Return the domain error for an error of the client; the error itself if it is not one of the client's."""
         from google.api_core import exceptions
         from google.auth.exceptions import GoogleAuthError
 
         if isinstance(error, GoogleAuthError):
             what = f"gs://{self._bucket_name}: there are no Google credentials that can be used"
-            raise NoCredentials(f"{what}: {reason(error)}") from error
+            return NoCredentials(f"{what}: {reason(error)}")
         if isinstance(error, exceptions.NotFound) and is_bucket_missing(error):
-            raise InvalidRequest(f"gs://{self._bucket_name}: there is no such bucket") from error
+            return InvalidRequest(f"gs://{self._bucket_name}: there is no such bucket")
         if isinstance(error, exceptions.NotFound):
-            raise ObjectNotFound(f"{self._url(name)} is not there") from error
+            return ObjectNotFound(f"{self._url(name)} is not there")
         if isinstance(error, exceptions.Forbidden | exceptions.Unauthorized):
-            raise BucketDenied(
-                f"storage.objects.{permission} on gs://{self._bucket_name} was refused: {reason(error)}"
-            ) from error
+            what = f"storage.objects.{permission} on gs://{self._bucket_name}"
+            return BucketDenied(f"{what} was refused: {reason(error)}")
         if isinstance(error, exceptions.GoogleAPICallError):
-            raise InvalidRequest(f"{self._url(name)}: the service refused: {reason(error)}") from error
+            return InvalidRequest(f"{self._url(name)}: the service refused: {reason(error)}")
+        return error
 
 
-def _deadline() -> float:
-    text = os.environ.get("EXTRACT_RETRY_DEADLINE", _DEFAULT_DEADLINE)
-    try:
-        return float(text)
-    except ValueError:
-        raise InvalidRequest(f"EXTRACT_RETRY_DEADLINE={text} is not a number of seconds") from None
-
-
-def _make_client():
+def _make_client() -> Any:
     import requests.adapters
     from google.auth.credentials import AnonymousCredentials
     from google.auth.exceptions import DefaultCredentialsError
 
-    # Else the client asks for the bucket's metadata, to name it in traces; a worker has neither traces nor that right.
+    # Otherwise the client requests the bucket's metadata for traces, for which a worker has no permission.
     os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     from google.cloud import storage
 
     emulated = os.environ.get("STORAGE_EMULATOR_HOST")
     try:
         # Objects need no project, and credentials of a person often name none.
-        client = storage.Client(project=None, credentials=AnonymousCredentials() if emulated else None)
+        client: Any = storage.Client(project=None, credentials=AnonymousCredentials() if emulated else None)
     except OSError as error:
         raise DefaultCredentialsError(f"the credentials cannot be read: {error}") from error
     session = client._http
     for scheme in ("https://", "http://"):
         session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=32))
-    # What requests would look up in the environment for each request, a fifth of its time, is looked up once.
+    # `requests` would read these settings from the environment at each request, a fifth of its time: read them once.
     settings = session.merge_environment_settings(client._connection.API_BASE_URL, {}, None, None, None)
     session.proxies, session.verify, session.trust_env = settings["proxies"], settings["verify"], False
     return client

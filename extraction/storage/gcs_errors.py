@@ -1,22 +1,24 @@
-"""What an error of the Google Cloud Storage client means: worth another try, or not, and how it is told.
+"""The errors of the Google Cloud Storage client: whether to retry, and a line of text for messages.
 
-In: exceptions of the client and of what it stands on (google-auth, requests, urllib3). Out: yes or no, or one line of
-text. Guarantee: nothing that could serve as a credential is in that text, the address of an upload session included.
+In: exceptions of the client and its libraries (google-auth, requests, urllib3). Out: yes or no, or one line of text.
+Guarantee: the text contains no credential, and no address of an upload session. Cost: none.
 """
 
 import json
 import re
 
+from .retries import is_passing_status
+
 _SECRET = re.compile(r"(?:upload_id=|ya29\.|1//|Bearer )\S+|[\w+/=-]{40,}")
 
 
 def is_bucket_missing(error: Exception) -> bool:
-    """Whether a 404 speaks of the bucket and not of an object in it."""
+    """Return whether a 404 is about the bucket and not about an object in it."""
     return "bucket does not exist" in str(error)
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether the same request may succeed later: trouble of the network, of a busy service or of a token server."""
+    """Return whether the same request may succeed later: the network, a busy service or a token server failed."""
     from google.api_core import exceptions
     from google.auth.exceptions import GoogleAuthError, TransportError
     from google.cloud.storage.exceptions import InvalidResponse
@@ -29,21 +31,20 @@ def is_passing(error: Exception) -> bool:
     if isinstance(error, GoogleAuthError):  # a metadata server that does not answer is wrapped in a refused refresh
         return error.retryable or isinstance(error.__cause__, TransportError)
     if isinstance(error, exceptions.GoogleAPICallError):
-        return error.code in (408, 429) or (error.code or 0) >= 500
+        return is_passing_status(error.code or 0)
     return isinstance(error, exceptions.RetryError)
 
 
 def is_worth_another_upload(error: Exception) -> bool:
-    """Whether an upload that failed so and left no object should begin anew.
+    """Return whether to restart an upload that failed with this error and left no object.
 
-    Content corrupted on the way (400), an upload session that the service has forgotten (404, 410), an object that was
-    in the way for a moment (412).
+    Content corrupted in transit (400), a lost upload session (404, 410), an object that existed for a moment (412).
     """
     code = getattr(error, "code", None)
     return code in (404, 410, 412) or (code == 400 and "crc32c" in str(error).lower())
 
 
 def reason(error: Exception) -> str:
-    """The first line of what a library says, without secrets, in at most 200 characters."""
+    """Return the first line of a library's message, without secrets, in at most 200 characters."""
     lines = str(error).splitlines() or [type(error).__name__]
     return _SECRET.sub("...", lines[0])[:200]

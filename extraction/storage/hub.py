@@ -1,32 +1,29 @@
-"""The files of a dataset or model repository on the Hugging Face hub, read where they lie.
+"""The files of a dataset or model repository on the Hugging Face hub, read without a copy.
 
-In: `hf://datasets/owner/name@revision/folder` (`hf://owner/name` is a model), names and ranges. Out: bytes, and facts
-of files. HF_ENDPOINT and HF_TOKEN are honoured, as in the hub's own client, which sends the requests.
+In: `hf://datasets/owner/name@revision/folder` (`hf://owner/name` is a model), names and ranges. Out: bytes and file
+metadata. HF_ENDPOINT and HF_TOKEN have their meaning of the hub's own client, which sends the requests.
 
 Guarantee: a revision is resolved to a commit once, when the storage is opened, and everything is read at that commit.
-Nothing is ever written. What may pass (no connection, 408, 429, 5xx, a cut answer) is tried again with growing,
-jittered pauses, or those that the hub asks for, up to EXTRACT_RETRY_DEADLINE seconds; beyond it is `TryAgain`.
+Nothing is ever written. Errors that may pass (no connection, 408, 429, 5xx, a cut answer) follow `retries`.
 
 Cost: one request to open, one for each range, one for a thousand names of a listing.
 """
 
 import io
 import os
-import random
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
-from ..errors import DamagedData, InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
+from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
 from .base import ObjectInfo, RangedFile, Storage, check_name
+from .retries import Passing, RetryPolicy, is_passing_status
 
+Result = TypeVar("Result")
 _READ_AHEAD = 1 << 20
 _TIMEOUT = 60.0  # seconds to connect, and between two bytes of an answer
-_DEFAULT_DEADLINE = 120.0
-_PASSING = {408, 429, 500, 502, 503, 504}
 _LOCATION = re.compile(
     r"hf://(?:(datasets)/)?((?!datasets/)[^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?"
 )
@@ -35,7 +32,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class HubPlace:
-    """A place on the hub: `kind` is `dataset` or `model`, `revision` as asked for or None, `path` in the repository."""
+    """A place on the hub: `kind` is `dataset` or `model`, `revision` as requested or None, `path` in the repository."""
 
     kind: str
     repository: str
@@ -46,31 +43,31 @@ class HubPlace:
         return self.at(self.revision)
 
     def at(self, revision: str | None) -> str:
-        """The same place at another revision, as a location."""
+        """Return the location of this place at another revision."""
         at = f"@{revision}" if revision else ""
         path = f"/{self.path}" if self.path else ""
         return f"hf://{'datasets/' if self.kind == 'dataset' else ''}{self.repository}{at}{path}"
 
 
 def parse_place(location: str) -> HubPlace:
-    """The parts of `hf://datasets/owner/name@revision/path`. Raises InvalidRequest."""
+    """Return the parts of `hf://datasets/owner/name@revision/path`. Raises InvalidRequest."""
     match = _LOCATION.fullmatch(location)
     if not match:
-        raise InvalidRequest(f"{location}: give hf://datasets/OWNER/NAME, with @REVISION and /PATH behind it if wanted")
+        raise InvalidRequest(f"{location}: give hf://datasets/OWNER/NAME[@REVISION][/PATH]")
     return HubPlace("dataset" if match[1] else "model", match[2], match[3], (match[4] or "").strip("/"))
 
 
 class HubStorage(Storage):
     """The files of one repository under a folder, at one commit, the `revision`. `location` names it, too."""
 
-    holds_models = False  # they are named by their ids, and downloaded
+    holds_models = False  # `--model` takes the id of a hub model, which is downloaded
 
     def __init__(self, location: str):
         from huggingface_hub import HfApi
 
         place = parse_place(location)
         self._place = place
-        self._deadline = float(os.environ.get("EXTRACT_RETRY_DEADLINE", _DEFAULT_DEADLINE))
+        self._retries = RetryPolicy()
         self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         self.revision = place.revision if _COMMIT.fullmatch(place.revision or "") else self._resolve()
         self.location = place.at(self.revision)
@@ -86,11 +83,13 @@ class HubStorage(Storage):
         return self._place.at(None)
 
     def _resolve(self) -> str:
-        """The commit that the revision names."""
+        """Return the commit of the revision."""
         place = self._place
         found = self._call(
             str(place), lambda: self._api.repo_info(place.repository, revision=place.revision, repo_type=place.kind)
         )
+        if found.sha is None:
+            raise TryAgain(f"{place}: the hub names no commit of this revision")
         return found.sha
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
@@ -100,13 +99,13 @@ class HubStorage(Storage):
         wanted = f"bytes={start}-{'' if end is None else end - 1}"
         data = self._call(f"{self.location}/{name}", lambda: self._get(url, wanted, start, end))
         if end is not None and len(data) > end - start:
-            raise DamagedData(f"{self.location}/{name}: {len(data)} bytes came, {end - start} were asked for")
+            raise DamagedData(f"{self.location}/{name}: {len(data)} bytes arrived, {end - start} were requested")
         return data
 
     def _get(self, url: str, wanted: str, start: int, end: int | None) -> bytes:
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-        # A compressed answer would count its bytes otherwise than the range does.
+        # A range counts bytes of the uncompressed file.
         headers = build_hf_headers(token=self._api.token) | {"Range": wanted, "Accept-Encoding": "identity"}
         answer = get_session().get(url, headers=headers, timeout=_TIMEOUT)
         if answer.status_code == 416:
@@ -121,6 +120,8 @@ class HubStorage(Storage):
         facts = self._call(
             f"{self.location}/{name}", lambda: get_hf_file_metadata(url, token=self._api.token, timeout=_TIMEOUT)
         )
+        if facts.size is None:
+            raise TryAgain(f"{self.location}/{name}: the hub gives no size of the file")
         return ObjectInfo(name, facts.size, "", etag=facts.etag)
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
@@ -144,7 +145,7 @@ class HubStorage(Storage):
     def open(self, name: str) -> io.BufferedReader:
         return io.BufferedReader(self.open_version(self.stat(name)), _READ_AHEAD)
 
-    def open_version(self, info: ObjectInfo) -> io.RawIOBase:
+    def open_version(self, info: ObjectInfo) -> RangedFile:
         return RangedFile(partial(self.read, info.name), info.size)
 
     def folders(self) -> Sequence[str]:
@@ -171,27 +172,24 @@ class HubStorage(Storage):
             place.repository, path, repo_type=place.kind, revision=self.revision, endpoint=self._api.endpoint
         )
 
-    def _call(self, what: str, attempt: Callable[[], Any]) -> Any:
-        """The result of `attempt`, tried again while the trouble may pass; domain errors."""
-        from huggingface_hub import errors
+    def _call(self, what: str, attempt: Callable[[], Result]) -> Result:
+        """Return the result of `attempt`, retried; `what` names the place in messages."""
+        return self._retries.call(what, attempt, lambda error: _judge(error, what))
 
-        end, pause = time.monotonic() + self._deadline, 0.2
-        while True:
-            try:
-                return attempt()
-            except (errors.HTTPError, OSError, errors.HFValidationError) as error:
-                trouble = error
-            status = getattr(getattr(trouble, "response", None), "status_code", None)
-            if isinstance(trouble, errors.OfflineModeIsEnabled):
-                raise InvalidRequest(f"{what}: HF_HUB_OFFLINE is set, and it is not on this machine") from trouble
-            if isinstance(trouble, errors.HFValidationError) or (status is not None and status not in _PASSING):
-                raise _refusal(what, trouble, status) from trouble
-            wait = max(pause * random.uniform(0.5, 1.0), _asked_to_wait(trouble))
-            if time.monotonic() + wait > end:
-                raise TryAgain(f"{what}: no success within {self._deadline:g} s: {_first_line(trouble)}") from trouble
-            time.sleep(wait)
-            pause = min(pause * 2, 20.0)
 
+def _judge(error: Exception, what: str) -> Passing | Exception:
+    """Return `Passing` or the domain error for an error of the client; any other error itself."""
+    from huggingface_hub import errors
+
+    http_error = errors.HTTPError  # type: ignore[reportPrivateImportUsage]  # of the HTTP library that the client uses
+    if not isinstance(error, http_error | OSError | errors.HFValidationError):
+        return error
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return InvalidRequest(f"{what}: HF_HUB_OFFLINE is set, and it is not on this machine")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.HFValidationError) or (status is not None and not is_passing_status(status)):
+        return _refusal(what, error, status)
+    return Passing(_first_line(error), _asked_to_wait(error))
 
 
 def _refusal(what: str, error: Exception, status: int | None) -> Exception:
@@ -211,7 +209,7 @@ def _refusal(what: str, error: Exception, status: int | None) -> Exception:
 
 
 def _asked_to_wait(error: Exception) -> float:
-    """Seconds that the hub asks to wait before the next request."""
+    """Return the seconds that the hub asks to wait before the next request."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     after = headers.get("Retry-After", "")
     return float(after) if after.isdigit() else 0.0

@@ -1,8 +1,8 @@
 """Storage in a folder: a file appears whole, synced, under a name that was free.
 
-In: names and bytes. Out: files under the folder. Guarantee: as in the package; names are given by hard link or, where
-a file system has none, by a rename that refuses to replace. A killed write leaves a hidden `.tmp-...` that nothing
-reads and anybody may remove. Cost: two fsyncs for an object; `stat` reads the file.
+In: names and bytes. Out: files under the folder. Guarantee: as in the package; names are given by a hard link or, on
+a file system without links, by a rename that refuses to replace. A killed write leaves a hidden `.tmp-...` file that
+nothing reads and that may be deleted. Cost: two fsyncs for an object; `stat` reads the file.
 """
 
 import base64
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from ..errors import InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
+from ..core.errors import InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
 from .base import BLOCK, ObjectInfo, Storage, check_name, crc32c_base64
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
@@ -28,7 +28,7 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.E
 _WRONG = {errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EFBIG}
 _TEMPORARY = ".tmp-"
 _PIECE = 1 << 20  # bytes of a read that brings a file into the page cache
-_SAMPLED = 4 << 20  # of so many bytes, one is asked for whether it is there
+_SAMPLED = 4 << 20  # one byte in this many is tested for being cached
 
 
 class LocalStorage(Storage):
@@ -49,7 +49,7 @@ class LocalStorage(Storage):
                 info = self.stat(name)
                 if not info.holds(len(view), crc32c_base64(view)):
                     raise ObjectExists(f"{path} is there with other bytes") from None
-                _sync(path)  # who wrote it may have been killed before it was durable
+                _sync(path)  # its writer may have been killed before it was durable
             finally:
                 temporary.unlink(missing_ok=True)
             _sync(path.parent)
@@ -115,7 +115,7 @@ class LocalStorage(Storage):
 
 @contextlib.contextmanager
 def _os_errors(path: str) -> Iterator[None]:
-    """Turns OSError into domain errors that name the path."""
+    """Turn OSError into domain errors that name the path."""
     try:
         yield
     except FileNotFoundError as error:
@@ -133,7 +133,7 @@ def _os_errors(path: str) -> Iterator[None]:
 
 
 def _bring_in(file: int, start: int, end: int) -> None:
-    """Have [start, end) in the page cache: read it, as page faults would in the small steps of a disk's read-ahead."""
+    """Read [start, end) into the page cache: page faults would read it in the small steps of the disk's read-ahead."""
     if all(_is_cached(file, at) for at in range(end - 1, start - 1, -_SAMPLED)):
         return
     buffer = bytearray(min(_PIECE, end - start))
@@ -142,7 +142,7 @@ def _bring_in(file: int, start: int, end: int) -> None:
 
 
 def _is_cached(file: int, at: int) -> bool:
-    """Whether this byte can be had at once; where a file system does not tell, it is not."""
+    """Return whether a byte is in the page cache; False where the file system does not say."""
     try:
         return os.preadv(file, [bytearray(1)], at, getattr(os, "RWF_NOWAIT", 0)) == 1
     except OSError:
@@ -150,7 +150,7 @@ def _is_cached(file: int, at: int) -> bool:
 
 
 def _files_under(folder: str | Path) -> Iterator[os.DirEntry]:
-    """The finished files under a folder; none if it is not there. Raises OSError for a folder that cannot be read."""
+    """Yield the finished files under a folder; none if there is no folder. Raises OSError for an unreadable folder."""
     try:
         entries = os.scandir(folder)
     except FileNotFoundError:
@@ -164,7 +164,7 @@ def _files_under(folder: str | Path) -> Iterator[os.DirEntry]:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each durable in the one that holds it."""
+    """Make a folder and its parents, each durable in its parent."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
@@ -191,7 +191,7 @@ def _write_temporary(path: Path, data: memoryview) -> Path:
 
 
 def _give_name(temporary: Path, path: Path) -> None:
-    """Name a finished file. Raises FileExistsError if the name is taken, by whatever means the file system offers."""
+    """Name a finished file, by a link or a rename. Raises FileExistsError if the name is taken."""
     try:
         os.link(temporary, path)
     except OSError as error:

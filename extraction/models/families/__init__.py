@@ -1,6 +1,6 @@
 """The families of models: one file for each, and one line of `FAMILIES` for each model type. No jax.
 
-`base` says what a family is, `reading` has what the reading of their configurations has in common.
+`base` defines a family; `reading` has the functions that the readers of configurations share.
 """
 
 from pkgutil import resolve_name
@@ -28,5 +28,5 @@ FAMILIES = {
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a model type that is in `FAMILIES`."""
+    """Return the family of a model type in `FAMILIES`."""
     return resolve_name(FAMILIES[model_type])

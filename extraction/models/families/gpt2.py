@@ -3,26 +3,28 @@
 The weight names are those of `GPT2LMHeadModel`, whose matrices are [I, O], with q, k and v side by side in one.
 """
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..config import ModelConfig
-from ..reference import ModelView
-from .base import Family
+from ..config_reads import ModelView
+from ..tables import Entry, Table, affine, to_heads
+from .base import Family, Modules
 from .reading import activation
 
 if TYPE_CHECKING:
     import jax
 
-    from ..weights import Table
-
 _PLACES = {
-    "hook_resid_pre": ("transformer.h.{l}", "in"), "attn.hook_z": ("transformer.h.{l}.attn.c_proj", "in"),
-    "hook_attn_out": ("transformer.h.{l}.attn.c_proj", "out"), "hook_resid_mid": ("transformer.h.{l}.ln_2", "in"),
-    "mlp.hook_post": ("transformer.h.{l}.mlp.c_proj", "in"), "hook_mlp_out": ("transformer.h.{l}.mlp", "out"),
-    "hook_resid_post": ("transformer.h.{l}", "out"), "ln_final.hook_normalized": ("transformer.ln_f", "out"),
+    "hook_resid_pre": ("transformer.h.{l}", "in"),
+    "attn.hook_z": ("transformer.h.{l}.attn.c_proj", "in"),
+    "hook_attn_out": ("transformer.h.{l}.attn.c_proj", "out"),
+    "hook_resid_mid": ("transformer.h.{l}.ln_2", "in"),
+    "mlp.hook_post": ("transformer.h.{l}.mlp.c_proj", "in"),
+    "hook_mlp_out": ("transformer.h.{l}.mlp", "out"),
+    "hook_resid_post": ("transformer.h.{l}", "out"),
+    "ln_final.hook_normalized": ("transformer.ln_f", "out"),
 }
 
 
@@ -46,17 +48,7 @@ def _read(config: ModelView, path: Path) -> ModelConfig:
     )
 
 
-def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
-    from ..block import parts
-    from ..modules import MLP, LayerNorm, PositionEmbedding
-
-    return parts(config, dtype, LayerNorm, MLP, PositionEmbedding)
-
-
-def _weight_table(config: ModelConfig) -> "Table":
-    from ..tables import affine, to_heads
-    from ..weights import Entry
-
+def _weight_table(config: ModelConfig) -> Table:
     block = "transformer.h.{l}"
     table = {
         "attention.o.kernel": Entry(f"{block}.attn.c_proj.weight", partial(to_heads, config.head_width)),
@@ -78,12 +70,15 @@ def _weight_table(config: ModelConfig) -> "Table":
 
 
 def _third(index: int, head_width: int, tensor: "jax.Array") -> "jax.Array":
-    """q, k or v, [H, Dh, D] or [H, Dh], of what is [D, 3*D] or [3*D]."""
-    from ..tables import to_heads
-
+    """Return q, k or v, [H, Dh, D] or [H, Dh], made of [D, 3*D] or [3*D]."""
     return to_heads(head_width, tensor.reshape(*tensor.shape[:-1], 3, -1)[..., index, :].T)
 
 
 GPT2 = Family(
-    _read, _parts, _weight_table, prefix="transformer.", buffers=r"\.attn\.(bias|masked_bias)$", places=_PLACES,
+    _read,
+    Modules("LayerNorm", "MLP", "PositionEmbedding"),
+    _weight_table,
+    prefix="transformer.",
+    buffers=r"\.attn\.(bias|masked_bias)$",
+    places=_PLACES,
 )

@@ -4,54 +4,49 @@ In parallel there is no `hook_resid_mid`, as in TransformerLens. The weight name
 which keeps q, k and v of each head side by side in one matrix.
 """
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..config import ModelConfig
-from ..reference import ModelView
-from .base import Family
+from ..config_reads import ModelView
+from ..tables import Entry, Table, affine, linear, output
+from .base import Family, Modules
 from .reading import decoder, rope
 
 if TYPE_CHECKING:
     import jax
 
-    from ..weights import Table
-
-# Masks, which are no biases, and frequencies, which older checkpoints carry along.
+# Masks, which are named `bias` but are none, and the frequencies of older checkpoints.
 _BUFFERS = r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$"
 _PLACES = {
-    "hook_resid_pre": ("gpt_neox.layers.{l}", "in"), "attn.hook_z": ("gpt_neox.layers.{l}.attention.dense", "in"),
+    "hook_resid_pre": ("gpt_neox.layers.{l}", "in"),
+    "attn.hook_z": ("gpt_neox.layers.{l}.attention.dense", "in"),
     "hook_attn_out": ("gpt_neox.layers.{l}.attention.dense", "out"),
     "hook_resid_mid": ("gpt_neox.layers.{l}.post_attention_layernorm", "in"),
     "mlp.hook_post": ("gpt_neox.layers.{l}.mlp.dense_4h_to_h", "in"),
-    "hook_mlp_out": ("gpt_neox.layers.{l}.mlp", "out"), "hook_resid_post": ("gpt_neox.layers.{l}", "out"),
+    "hook_mlp_out": ("gpt_neox.layers.{l}.mlp", "out"),
+    "hook_resid_post": ("gpt_neox.layers.{l}", "out"),
     "ln_final.hook_normalized": ("gpt_neox.final_layer_norm", "out"),
 }
 
 
 def _read(config: ModelView, path: Path) -> ModelConfig:
-    """A part of each head's width is rotated."""
+    """Read a model that rotates a part of each head's width."""
     parameters = config.rope_parameters
     fraction = float(parameters.get("partial_rotary_factor", 1.0))
     return decoder(
-        config, path, head_width=config.hidden_size // config.num_attention_heads, norm_epsilon=config.layer_norm_eps,
-        mlp_bias=True, parallel=bool(config.use_parallel_residual), rope=rope(parameters, config, path, fraction),
+        config,
+        path,
+        head_width=config.hidden_size // config.num_attention_heads,
+        norm_epsilon=config.layer_norm_eps,
+        mlp_bias=True,
+        parallel=bool(config.use_parallel_residual),
+        rope=rope(parameters, config, path, fraction),
     )
 
 
-def _parts(config: ModelConfig, dtype: Any) -> dict[str, Callable]:
-    from ..block import parts
-    from ..modules import MLP, LayerNorm
-
-    return parts(config, dtype, LayerNorm, MLP)
-
-
-def _weight_table(config: ModelConfig) -> "Table":
-    from ..tables import affine, linear, output
-    from ..weights import Entry
-
+def _weight_table(config: ModelConfig) -> Table:
     block = "gpt_neox.layers.{l}"
     table = output(config, f"{block}.attention.dense")
     table |= linear("mlp.up", f"{block}.mlp.dense_h_to_4h", True)
@@ -71,8 +66,15 @@ def _weight_table(config: ModelConfig) -> "Table":
 
 
 def _third(index: int, num_heads: int, tensor: "jax.Array") -> "jax.Array":
-    """q, k or v, [H, Dh, D] or [H, Dh], of what is [H*3*Dh, D] or [H*3*Dh]."""
+    """Return q, k or v, [H, Dh, D] or [H, Dh], made of [H*3*Dh, D] or [H*3*Dh]."""
     return tensor.reshape(num_heads, 3, -1, *tensor.shape[1:])[:, index]
 
 
-GPT_NEOX = Family(_read, _parts, _weight_table, prefix="gpt_neox.", buffers=_BUFFERS, places=_PLACES)
+GPT_NEOX = Family(
+    _read,
+    Modules("LayerNorm", "MLP"),
+    _weight_table,
+    prefix="gpt_neox.",
+    buffers=_BUFFERS,
+    places=_PLACES,
+)

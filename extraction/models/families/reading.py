@@ -1,26 +1,28 @@
-"""What the readers of configurations share: rotary embedding, windows, activations, and the fields of most models.
+"""Shared readers of configurations: rotary embedding, windows, activations, and the fields of most models.
 
-In: a configuration as transformers read it, and its path for messages. Raises InvalidRequest for what is not handled,
-DamagedData for what cannot be.
+In: a configuration as transformers read it, and its path for messages. Out: fields of `ModelConfig`. Guarantee: a value
+that is not implemented raises InvalidRequest, an invalid one DamagedData. Cost: none.
 """
 
 import math
 from pathlib import Path
 from typing import Any
 
-from ...errors import DamagedData, InvalidRequest
+from ...core.errors import DamagedData, InvalidRequest
 from ..config import ModelConfig, Rope
-from ..reference import ModelView
+from ..config_reads import ModelView
 
-# The names that configurations have for an activation -> the one that it has here.
+# The names of an activation in configurations -> its name here.
 ACTIVATIONS = {name: name for name in ("silu", "gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu")} | {
-    "swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_pytorch_tanh",
+    "swish": "silu",
+    "gelu_python": "gelu",
+    "gelu_python_tanh": "gelu_pytorch_tanh",
 }
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def decoder(config: ModelView, path: Path, **more: Any) -> ModelConfig:
-    """A decoder with RMS norms and rotary embedding; `more` are further fields, or other values of these."""
+    """Return the configuration of a decoder with RMS norms and rotary embedding; `more` replaces or adds fields."""
     bias = bool(getattr(config, "attention_bias", False))
     fields = {
         "family": config.model_type,
@@ -45,21 +47,21 @@ def decoder(config: ModelView, path: Path, **more: Any) -> ModelConfig:
 
 
 def activation(name: str, path: Path) -> str:
-    """The activation that goes by this name, if it is handled."""
+    """Return our name of an activation. Raises InvalidRequest if it is not handled."""
     if name not in ACTIVATIONS:
         raise InvalidRequest(f"{path}: activation {name!r} is not handled; handled are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 def window_everywhere(config: ModelView) -> dict[str, Any]:
-    """The fields of a model whose layers all have the window, if it has one."""
+    """Return the fields of a model whose layers all have the window, if it has one."""
     if config.sliding_window is None:
         return {}
     return {"window": config.sliding_window, "windowed": (True,) * config.num_hidden_layers}
 
 
 def window_by_layer(config: ModelView, path: Path) -> dict[str, Any]:
-    """The fields of a model whose `layer_types` say which layers have the window."""
+    """Return the fields of a model whose `layer_types` name the layers with the window."""
     window, unknown = config.sliding_window, set(config.layer_types) - {"full_attention", "sliding_attention"}
     if unknown:
         raise InvalidRequest(f"{path}: layer type {min(unknown)!r} is not handled for {config.model_type}")
@@ -74,7 +76,7 @@ def window_by_layer(config: ModelView, path: Path) -> dict[str, Any]:
 
 
 def rope(parameters: dict[str, Any], config: ModelView, path: Path, fraction: float = 1.0) -> Rope:
-    """The rotary embedding that `rope_parameters` describes. Every parameter that the reference reads must be known."""
+    """Return the rotary embedding of `rope_parameters`. Raises for a parameter that only the reference reads."""
     kind = parameters.get("rope_type", "default")
     if kind not in ROPE_TYPES:
         raise InvalidRequest(f"{path}: RoPE type {kind!r} is not handled; handled are {', '.join(ROPE_TYPES)}")
@@ -100,7 +102,7 @@ def rope(parameters: dict[str, Any], config: ModelView, path: Path, fraction: fl
 
 
 def _yarn(left: dict[str, Any], growth: float) -> dict[str, Any]:
-    """Taken out of `left`. The attention factor is what the paper (arXiv 2309.00071) suggests, unless it is given."""
+    """Move YaRN's parameters out of `left`; the default attention factor is that of arXiv 2309.00071."""
     factor = float(left.pop("factor", growth))
     scales = [left.pop(name, None) for name in ("mscale", "mscale_all_dim")]
 

@@ -1,0 +1,1 @@
+"""Tokenizer, token selection and packing: records in, packed batches out."""

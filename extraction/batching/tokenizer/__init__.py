@@ -1,0 +1,202 @@
+"""Tokenization: records in, records as int32 token ids out, in the same order.
+
+In: the folder of a model with its `tokenizer.json`, and records. Out: `TokenizedRecord`s. Guarantee: the ids are those
+of `tokenizers.Tokenizer.from_file("tokenizer.json")` and depend on the record and the configuration alone; ids are not
+cut, padded or reordered. Cost: the pipeline's, on `group_size` records at a time, so at most that many texts are held.
+
+The tokenizer classes of transformers are not used: some build another pipeline from the vocabulary.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core.errors import DamagedData, ExtractionError, InvalidRequest
+from ...core.logs import say
+from ...format.records import Record, TokenizedRecord
+from ...format.run_config import SpecialTokenIds
+from .chat import find_template, render
+from .files import TokenizerFiles, read_files
+from .special import SpecialTokens, find_special_tokens
+
+GROUP_SIZE = 256  # records tokenized at once: enough for all cores to have work
+BOS_MODES = ("auto", "always", "never")
+_RULE = 2  # of how ids come from files; 1 was transformers' AutoTokenizer
+_TRIED = 256  # first records, one of which must give a token
+
+
+class RecordTokenizer:
+    """The tokenizer of the model in `folder`.
+
+    `bos` is `auto` (begin a record as the model was trained, see `special`), `always` (begin with the
+    beginning-of-text token) or `never` (no special tokens). An end-of-text token is never appended. An added token
+    whose id is not below `num_rows`, the rows of the embedding, is read as plain text: the tokenizer of Gemma 3 1B has
+    such a token for images. Raises InvalidRequest (no tokenizer, no such token, a vocabulary larger than the embedding)
+    and DamagedData (unreadable files).
+    """
+
+    def __init__(self, folder: Path, bos: str = "auto", num_rows: int | None = None):
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        self._files, self._num_rows = read_files(folder), num_rows
+        whole = parse_pipeline(self._files.pipeline, folder / self._files.source)
+        self._special = find_special_tokens(self._files, whole)
+        self._prefix = self._find_prefix(bos)
+        largest = max([*whole.get_vocab(with_added_tokens=False).values(), *self._prefix])
+        if not self._has_row(largest):
+            raise InvalidRequest(
+                f"{folder}: the tokenizer has ids up to {largest}, the embedding has {num_rows} rows; "
+                "they do not belong together"
+            )
+        self._tokenizer = self._without_rowless(whole)
+        for line in self._special.disagreements:
+            say(f"{folder}: {line}", "WARNING")
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of everything that decides the ids except `bos`."""
+        return _digest(self._files, self._special)
+
+    def _has_row(self, token_id: int) -> bool:
+        return self._num_rows is None or token_id < self._num_rows
+
+    def _without_rowless(self, whole: Any) -> Any:
+        """Return the pipeline without the added tokens that have no row."""
+        added = whole.get_added_tokens_decoder().items()
+        rowless = {token.content for number, token in added if not self._has_row(number)}
+        if not rowless:
+            return whole
+        state = json.loads(self._files.pipeline)
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in rowless]
+        return parse_pipeline(json.dumps(state).encode(), self._files.folder / self._files.source)
+
+    @cached_property
+    def _chat_template(self) -> str | None:
+        return find_template(self._files)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return self._chat_template is not None
+
+    @property
+    def chat_digest(self) -> str:
+        """The digest of the chat template."""
+        return f"sha256:{hashlib.sha256((self._chat_template or '').encode()).hexdigest()}"
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """Return a conversation as text, up to the model's next turn, without the prefix that `tokenize` adds.
+
+        Raises InvalidRequest if there is no chat template, or if it refuses these messages.
+        """
+        if self._chat_template is None:
+            raise InvalidRequest(f"{self._files.folder}: this tokenizer has no chat template")
+        text = render(self._chat_template, messages, self._files.named)
+        return text.removeprefix(self._files.named.get("bos_token", "")) if self._prefix else text
+
+    def _find_prefix(self, bos: str) -> list[int]:
+        if bos == "always" and self._special.begin is None:
+            raise InvalidRequest("--bos always: this tokenizer has no beginning-of-text token; use --bos auto")
+        return {"never": [], "always": [self._special.begin], "auto": self._special.prefix}[bos]
+
+    def special_tokens(self) -> SpecialTokenIds:
+        """Return the ids of the special tokens, and the ids that begin each record."""
+        ids = {token: number for token, number in sorted(self._special.ids.items()) if self._has_row(number)}
+        return SpecialTokenIds(ids, tuple(self._prefix))
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """The ids of the special tokens, rising."""
+        return tuple(sorted(set(self.special_tokens().ids.values())))
+
+    def require_tokens(self, records: Iterable[Record]) -> None:
+        """Raise InvalidRequest if the first records have text, and no text has a token that the tokenizer knows."""
+        tried = 0
+        for record in filter(lambda record: record.text.strip(), islice(records, _TRIED)):
+            if set(self._encode([record], offsets=False)[0].ids) - {self._special.unknown}:
+                return
+            tried += 1
+        if tried:
+            raise InvalidRequest(
+                f"{self._files.folder}: this tokenizer finds no token that it knows in any of the first "
+                f"{tried} records that have text: give the model's own tokenizer.json, or streams that it can read"
+            )
+
+    def tokenize(
+        self, records: Iterable[Record], group_size: int = GROUP_SIZE, offsets: bool = False
+    ) -> Iterator[TokenizedRecord]:
+        """Yield the token ids of each record, in order; with `offsets` also the characters of each token."""
+        prefix = [(0, 0)] * len(self._prefix)
+        for group in filter(None, _groups(records, group_size)):
+            for record, found in zip(group, self._encode(group, offsets), strict=True):
+                ids = np.array(self._prefix + found.ids, np.int32)
+                places = np.array(prefix + found.offsets, np.int64).reshape(-1, 2) if offsets else None
+                yield TokenizedRecord(record.index, record.id, ids, record.meta, places)
+
+    def _encode(self, records: list[Record], offsets: bool) -> list[Any]:
+        """An encoding of each record, on all cores; finding offsets takes longer. Raises DamagedData."""
+        encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
+        try:
+            return encode([record.text for record in records], add_special_tokens=False)
+        except Exception as error:  # the package raises nothing narrower, for a text that its model has no token for
+            for record in records[:-1]:
+                self._encode([record], offsets)
+            said = str(error).splitlines()[0]
+            raise DamagedData(f"record {records[-1].id}: the tokenizer cannot read it: {said}") from error
+
+
+def _groups(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    """Lists of `size` records, the last one shorter; records before a damaged one are still handed on."""
+    group: list[Record] = []
+    try:
+        for record in records:
+            group.append(record)
+            if len(group) == size:
+                yield group
+                group = []
+    except ExtractionError:
+        yield group
+        raise
+    yield group
+
+
+def load_pipeline(location: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a folder, or of a file such as tokenizer.json. Raises as RecordTokenizer does."""
+    if location.is_dir():
+        files = read_files(location)
+        return parse_pipeline(files.pipeline, location / files.source)
+    try:
+        return parse_pipeline(location.read_bytes(), location)
+    except OSError as error:
+        raise InvalidRequest(f"{location}: {error.strerror}; give a folder with a tokenizer.json") from error
+
+
+def parse_pipeline(data: bytes, path: Path) -> Any:
+    """Return the tokenizer in the bytes of a tokenizer.json, without truncation and padding.
+
+    Raises DamagedData and InvalidRequest that name `path`.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_buffer(data)
+    except Exception as error:  # the package raises nothing narrower
+        raise DamagedData(f"{path}: not a readable tokenizer: {str(error).splitlines()[0]}") from error
+    if getattr(tokenizer.model, "dropout", None):
+        raise InvalidRequest(f"{path}: its model has a dropout, which makes ids random; set it to null there")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _digest(files: TokenizerFiles, special: SpecialTokens) -> str:
+    """Return a digest of the bytes of tokenizer.json and of the settings that were read."""
+    facts = {"rule": _RULE, "begin": special.begin, "prefix": special.prefix, "ids": special.ids}
+    data = json.dumps(facts, sort_keys=True).encode() + b"\n" + files.pipeline
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -1,0 +1,1 @@
+"""Shared basics: errors, logs, JSON, threads, flags, versions, fault points."""

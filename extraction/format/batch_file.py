@@ -1,0 +1,172 @@
+"""The batch file of a commit: which arrays it has, and reading it in part or whole from a folder or a bucket.
+
+In: a storage and a `BatchRef`, the part of a commit that describes its batch file. Out: NumPy arrays of any of its
+rows; views of the mapped file on a local disk, unless a scale is applied. Guarantee: size and header are checked
+against the commit before an array is made; `verify --deep` checks the values. Cost: one request for the header, one for
+each array or run of rows, or one for adjacent arrays; large ones are split and fetched in parallel.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..core.errors import DamagedData
+from ..storage import Storage
+from .dtypes import has_scale
+from .records import Cursor
+from .safetensors import ArrayLayout, Entry, decode_header, entries_of
+from .statistics import SCALE, SUMS, statistics_layout, unscaled
+
+_HEAD = 256 << 10  # bytes of the first request; holds the header of some thousand records
+_GAP = 64 << 10  # unwanted bytes that are read rather than making another request
+
+
+def batch_arrays(
+    widths: Mapping[str, int], dtype: np.dtype, num_rows: int, num_records: int, has_means: bool
+) -> ArrayLayout:
+    """Return the arrays of a batch file, in their order.
+
+    Args:
+        widths: the width of each hook point.
+        dtype: of the stored rows.
+        num_rows: N.
+        num_records: R.
+        has_means: whether rows are means over windows.
+    """
+    n, r = num_rows, num_records
+    int32, int64, float32 = np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.float32)
+    statistics = {
+        f"{name}{suffix}": array for name, width in widths.items() for suffix, array in statistics_layout(width).items()
+    }
+    return {
+        "record_index": ((r,), int64),
+        "record_offsets": ((r + 1,), int64),
+        "record_lengths": ((r,), int64),
+        **dict(sorted(statistics.items(), key=lambda item: -item[1][1].itemsize)),  # so that each is aligned
+        "tokens": ((n,), int32),
+        "positions": ((n,), int32),
+        **({"mean_over": ((n,), int32)} if has_means else {}),
+        **({f"{name}{SCALE}": ((n,), float32) for name in widths} if has_scale(dtype) else {}),
+        **{name: ((n, width), dtype) for name, width in widths.items()},
+    }
+
+
+class BatchRef(NamedTuple):
+    """The part of a commit that describes its batch file: which batch, name, size, N, and the part of the stream."""
+
+    stream: int
+    batch: int
+    name: str
+    size: int
+    num_rows: int
+    begin: Cursor
+    end: Cursor
+
+
+class StoredBatch:
+    """The batch file of one commit."""
+
+    def __init__(self, storage: Storage, ref: BatchRef):
+        self._storage, self.ref = storage, ref
+        head = storage.view(ref.name, 0, min(_HEAD, ref.size))
+        needed = 8 + int.from_bytes(head[:8], "little")
+        if len(head) < needed <= ref.size:
+            head = storage.view(ref.name, 0, needed)
+        self._start, header = decode_header(head, ref.name)
+        self._entries = entries_of(header, ref.size - self._start, ref.name)
+        self._metadata = header.get("__metadata__", {})
+        self._held = [(0, head)]  # fetched: (first byte, bytes)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width of each hook point."""
+        sums = [name.removesuffix(SUMS[0]) for name in self._entries if name.endswith(SUMS[0])]
+        return {name: self._entries[name].shape[1] for name in sums}
+
+    @cached_property
+    def record_ids(self) -> list[str]:
+        """The ids of its R records, in order. Raises DamagedData."""
+        ids = self._listed("record_ids")
+        if all(type(text) is str for text in ids):
+            return ids
+        raise DamagedData(f"{self.ref.name}: its header has a record id that is not a string")
+
+    @cached_property
+    def record_meta(self) -> list[Any]:
+        """The meta of its R records, None for those without. Raises DamagedData."""
+        return self._listed("record_meta") if "record_meta" in self._metadata else [None] * len(self.record_ids)
+
+    def _listed(self, key: str) -> list[Any]:
+        """Return the JSON list of R entries under this key of the header."""
+        try:
+            found = json.loads(self._metadata[key])
+            if type(found) is list and len(found) == self._entry("record_index").shape[0]:
+                return found
+        except (KeyError, ValueError, RecursionError):
+            pass
+        raise DamagedData(f"{self.ref.name}: its header has no list {key} of its records")
+
+    @property
+    def record_lengths(self) -> np.ndarray:
+        """int64 [R]: how many tokens of each record the batch covers, stored or not."""
+        return self.array("record_lengths")
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Fetch these arrays for later calls of `array`, adjacent ones in one request."""
+        spans = sorted((self._start + entry.first, self._start + entry.last) for entry in map(self._entry, names))
+        pieces = spans[:1]
+        for begin, end in spans[1:]:
+            if begin - pieces[-1][1] > _GAP:
+                pieces.append((begin, end))
+            else:
+                pieces[-1] = (pieces[-1][0], end)
+        for begin, end in pieces:
+            if self._piece(begin, end) is None:
+                self._held.append((begin, self._view(begin, end)))
+
+    def array(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Return rows [first, last) of an array. Raises DamagedData if it is missing or the file is cut."""
+        entry = self._entry(name)
+        last = entry.shape[0] if last is None else min(last, entry.shape[0])
+        row = (entry.last - entry.first) // max(entry.shape[0], 1)
+        begin, end = self._start + entry.first + first * row, self._start + entry.first + last * row
+        data = self._piece(begin, end)
+        if data is None:
+            data = self._view(begin, end)
+        return np.frombuffer(data, entry.dtype).reshape(last - first, *entry.shape[1:])
+
+    def activations(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Return rows [first, last) of a hook point as values; float32 where they are stored with a scale."""
+        scale = self.array(name + SCALE, first, last) if name + SCALE in self._entries else None
+        return unscaled(self.array(name, first, last), scale)
+
+    def has(self, *names: str) -> bool:
+        """Return whether it has these arrays."""
+        return all(name in self._entries for name in names)
+
+    def records_of(self, first: int, last: int) -> np.ndarray:
+        """Return int64 [last - first, 2]: stream and record index of the rows [first, last)."""
+        offsets, index = self.array("record_offsets"), self.array("record_index")
+        places = np.searchsorted(offsets, np.arange(first, last), side="right") - 1
+        return np.stack([np.full(last - first, self.ref.stream, np.int64), index[places]], axis=1)
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self._entries or not self._entries[name].shape:
+            raise DamagedData(f"{self.ref.name}: it has no array {name}")
+        return self._entries[name]
+
+    def _piece(self, begin: int, end: int) -> memoryview | None:
+        """Return bytes [begin, end) if they were fetched."""
+        for first, held in self._held:
+            if first <= begin and end <= first + len(held):
+                return held[begin - first : end - first]
+        return None
+
+    def _view(self, begin: int, end: int) -> memoryview:
+        data = self._storage.view(self.ref.name, begin, end)
+        if len(data) != end - begin:
+            raise DamagedData(f"{self.ref.name}: it ends before byte {end}, {self.ref.size} bytes were committed")
+        return data

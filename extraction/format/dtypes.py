@@ -1,0 +1,26 @@
+"""The dtypes that activations are stored in. No I/O.
+
+int8 and float8_e4m3fn hold codes: a row's values are its codes times the row's scale. NumPy is imported where it is
+used: the command line reads the names before it blocks signals, and NumPy's threads must start after that.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+STORE_DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1, "float8_e4m3fn": 1}  # bytes of a value
+LARGEST_CODE = {"int8": 127.0, "float8_e4m3fn": 448.0}  # of the dtypes whose rows have a scale
+
+
+def dtype_named(name: str) -> "np.dtype":
+    """Return the NumPy dtype of one of `STORE_DTYPES`."""
+    import ml_dtypes
+    import numpy as np
+
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def has_scale(dtype: "np.dtype") -> bool:
+    """Return whether rows of this dtype are codes with a scale."""
+    return dtype.name in LARGEST_CODE

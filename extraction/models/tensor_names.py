@@ -1,0 +1,136 @@
+"""The mapping from the names of a weight table to the tensors of the files.
+
+In: the tensors by their names in the files, and a family's table. Out: the place of each needed tensor, by the table's
+name. Guarantee: an unknown, missing or doubled tensor of a layer that runs, the embedding or the final norm raises.
+Other tensors (heads, further layers, other towers) are ignored. Cost: only headers are read.
+
+Files may have any prefix before the names of a text model, or none. The prefix is found by the names that follow it.
+"""
+
+import re
+from dataclasses import dataclass
+
+from ..core.errors import DamagedData
+from .families import Family
+from .tables import Table
+from .tensors import Place, WeightFiles
+
+_HEADS = ("lm_head.weight", "embed_out.weight")  # each holds the embedding where the two are tied
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """The tensors of a text model, by their names without a prefix.
+
+    The layers below `running` run. `tied`: the head is the embedding.
+    """
+
+    family: Family
+    table: Table
+    running: int
+    tied: bool
+
+    def names(self, num_layers: int) -> list[str]:
+        """Return the names of embedding, final norm and this many layers."""
+        entries = (entry for part in self.table.values() for entry in part.values())
+        return list(dict.fromkeys(self.short(name) for entry in entries for _, name in entry.names(num_layers)))
+
+    @property
+    def embedding(self) -> str:
+        """The name of the embedding."""
+        return self.short(self.table["embedding"]["table"].name)
+
+    def covers(self, name: str) -> bool:
+        """Return whether a tensor of this name belongs to a layer that runs, the embedding or the final norm."""
+        layers = self.short(next(iter(self.table["blocks"].values())).name).partition("{l}")[0]
+        if number := re.match(rf"{re.escape(layers)}(\d+)\.", name):
+            return int(number[1]) < self.running and not re.search(self.family.buffers, name)
+        entries = (*self.table["embedding"].values(), *self.table["final_norm"].values())
+        return _module(name) in {_module(self.short(entry.name)) for entry in entries}
+
+    def short(self, name: str) -> str:
+        """Return a name of the table without its prefix."""
+        return name.removeprefix(self.family.prefix)
+
+
+def find_tensors(files: WeightFiles, model: TextModel) -> dict[str, Place]:
+    """Return the place of each needed tensor, by its name in the table. Raises DamagedData."""
+    prefix, known = _prefix(files, model), dict.fromkeys(model.names(model.running))
+    for name, place in files.places.items():
+        if name.startswith(prefix):
+            short = name.removeprefix(prefix)
+            if short not in known and model.covers(short):
+                raise DamagedData(f"{files.where(place.file)}: tensor {name} is unknown to this architecture")
+    found = {}
+    for name in known:
+        _refuse_doubled(files, {prefix, "", model.family.prefix}, name)
+        stored = _stored(files, model, prefix, name)
+        if stored is None:
+            raise DamagedData(f"{files}: {_missing(files, model, prefix, name)}")
+        found[model.family.prefix + name] = files.places[stored]
+    return found
+
+
+def _prefix(files: WeightFiles, model: TextModel) -> str:
+    """Return the prefix of the text model's names in the files."""
+    whole = model.names(max(model.running, 1))
+    layer = model.short(next(iter(model.table["blocks"].values())).name.replace("{l}", "0"))
+    found = {
+        name.removesuffix(end)
+        for name in files.places
+        for end in (model.embedding, layer)
+        if name == end or name.endswith(f".{end}")
+    }
+    if not found:
+        raise DamagedData(
+            f"{files}: no tensor is called {model.family.prefix}{model.embedding}, with this or another prefix "
+            f"(there are {', '.join(list(files.places)[:2])}, …): config.json and these files are not of one model"
+        )
+    count = {prefix: sum(_stored(files, model, prefix, name) is not None for name in whole) for prefix in sorted(found)}
+    complete = [prefix for prefix in count if count[prefix] == len(whole)]
+    if len(complete) > 1:
+        names = " and ".join(prefix + layer for prefix in complete)
+        raise DamagedData(
+            f"{files}: the whole text model is there more than once, with {names}; save one of them alone"
+        )
+    return max(count, key=count.__getitem__)
+
+
+def _refuse_doubled(files: WeightFiles, prefixes: set[str], name: str) -> None:
+    there = sorted(prefix + name for prefix in prefixes if prefix + name in files.places)
+    if len(there) > 1:
+        where = files.where(files.places[there[0]].file)
+        raise DamagedData(
+            f"{where}: tensor {there[0]} is doubled, also stored as {there[1]}; save the model with one of them"
+        )
+
+
+def _missing(files: WeightFiles, model: TextModel, prefix: str, name: str) -> str:
+    """Return an error message for a missing tensor."""
+    what = f"tensor {prefix}{name} is missing from the safetensors files"
+    if name == model.embedding and (heads := _heads(files, prefix)):
+        return f"{what}; {heads[0]} is there, but config.json says that it is another matrix (tie_word_embeddings)"
+    if name == model.embedding and model.tied:
+        what = f"{what}, and so is the head that has the same values ({_HEADS[0]})"
+    if any("lora_" in stored for stored in files.places):
+        return f"{what}; they hold a LoRA adapter that is not merged: merge it with peft (merge_and_unload) and save it"
+    return f"{what}; save or download the model again, and see that config.json is of the same model"
+
+
+def _stored(files: WeightFiles, model: TextModel, prefix: str, name: str) -> str | None:
+    """Return the name of a tensor in the files, or of a tied head in place of the embedding; None if missing."""
+    if prefix + name in files.places:
+        return prefix + name
+    heads = _heads(files, prefix) if model.tied and name == model.embedding else []
+    return heads[0] if heads else None
+
+
+def _heads(files: WeightFiles, prefix: str) -> list[str]:
+    """Return the heads of a text model: with its prefix, or with the beginning of it."""
+    parts = prefix.split(".")
+    above = {"".join(f"{part}." for part in parts[:depth]) for depth in range(len(parts))}
+    return sorted(head for place in above | {prefix} for name in _HEADS if (head := place + name) in files.places)
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -1,0 +1,1 @@
+"""Reading a run: by batch or record, shuffled, as torch or datasets, exported."""

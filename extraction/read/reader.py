@@ -1,0 +1,331 @@
+"""Reading a run: by batch, by record, by hook point, and the statistics of all of it.
+
+In: OUTPUT, a folder or gs://bucket/prefix, finished or not. Out: NumPy arrays in the stored dtype; rows with a scale
+(int8, float8) come as their values in float32.
+
+    reader = ActivationReader("gs://bucket/run")
+    for activations, tokens, record, position in reader.rows("blocks.6.hook_resid_post"): ...
+
+Guarantee: only committed rows are read, each once, in the order of streams, batches and records; a chain with a gap, a
+commit of another run or a batch file of another size raises DamagedData. Shuffled reading is in `shuffle`.
+
+Cost: opening reads `run.json` and lists the streams. Commits are read when they are needed, 16 ahead; a whole run costs
+a listing for each stream and a request for each commit. Local files are mapped; those of a bucket come in parallel
+ranges, one batch ahead.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from ..core.errors import InvalidRequest, ObjectNotFound
+from ..core.threads import prefetch
+from ..format.batch_file import BatchRef, StoredBatch
+from ..format.chain import StoredCommit, walk
+from ..format.commit import Commit, data_name, worker_number
+from ..format.records import Cursor
+from ..format.run_config import read_existing_run
+from ..format.statistics import SCALE
+from ..storage import open_storage
+from .statistics import Statistics, names_of_statistics, statistics_of
+
+_THREADS = 16
+_READ_AHEAD = 1
+
+Values = TypeVar("Values", np.ndarray, dict[str, np.ndarray])
+
+
+class Rows(NamedTuple, Generic[Values]):
+    """n rows: activations [n, width], tokens int32 [n], record int64 [n, 2] (stream, index), position int32 [n].
+
+    Positions count from 0 in the record; a mean has that of the last token of its window. Where several hook points
+    were asked for, activations is a dict of them.
+    """
+
+    activations: Values
+    tokens: np.ndarray
+    record: np.ndarray
+    position: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch: N rows of R records. A record that continues in the next batch is in both.
+
+    `activations`: {hook point: [N, width]}, `tokens`, `positions`: int32 [N], `record_index`: int64 [R],
+    `record_offsets`: int64 [R+1] into the N rows, `record_ids`: the R ids, `record_meta`: the R metas or
+    None. `mean_over`: int32 [N], of how many tokens each row is the mean; None if rows are
+    tokens.
+    """
+
+    ref: BatchRef
+    activations: dict[str, np.ndarray]
+    tokens: np.ndarray
+    positions: np.ndarray
+    record_index: np.ndarray
+    record_offsets: np.ndarray
+    record_ids: list[str]
+    record_meta: list[Any]
+    mean_over: np.ndarray | None = None
+
+    @property
+    def record(self) -> np.ndarray:
+        """int64 [N, 2]: stream and record index of each token."""
+        index = np.repeat(self.record_index, np.diff(self.record_offsets))
+        return np.stack([np.full(len(index), self.ref.stream, np.int64), index], axis=1)
+
+
+@dataclass(frozen=True)
+class RecordActivations:
+    """The n stored rows of one whole record.
+
+    `activations`: {hook point: [n, width]}, `tokens` and `positions`: int32 [n]. `mean_over`: int32 [n], of how many
+    tokens each row is the mean; None if rows are tokens. `meta`: such as the answer key of a question, or None.
+    """
+
+    stream: int
+    index: int
+    id: str
+    activations: dict[str, np.ndarray]
+    tokens: np.ndarray
+    positions: np.ndarray
+    mean_over: np.ndarray | None = None
+    meta: Any = None
+
+    def mean(self, hook_point: str) -> np.ndarray:
+        """Return the mean over the selected tokens, float64 [width]. Raises ValueError for a record without rows."""
+        if not len(self.tokens):
+            raise ValueError(f"record {self.id}: nothing of it is stored")
+        return np.average(self.activations[hook_point].astype(np.float64), axis=0, weights=self.mean_over)
+
+
+class ActivationReader:
+    """A run, open for reading. Batches that are committed after the commits of a stream were read are not seen."""
+
+    def __init__(self, output: str):
+        self.storage = open_storage(output)
+        self.run = read_existing_run(self.storage)
+        self.hook_points: tuple[str, ...] = tuple(self.run.config.hook_points)
+        self.streams = tuple(
+            number for folder in self.storage.folders() if (number := worker_number(folder)) is not None
+        )
+        self._refs: dict[int, tuple[BatchRef, ...]] = {}
+        self._lasts: dict[int, Commit | None] = {}
+        self._pool = ThreadPoolExecutor(_THREADS, "reader")
+
+    # ------------------------------------------------------------------------------------------ what is there
+
+    def refs(self, stream: int) -> Iterator[BatchRef]:
+        """Yield the batches of one stream that have a batch file, in order."""
+        return self.all_refs([stream])
+
+    def all_refs(self, streams: Iterable[int] | None = None) -> Iterator[BatchRef]:
+        """Yield the batches of these streams, of all by default, reading commits ahead over the ends of streams."""
+        wanted = self.streams if streams is None else self._known(streams)
+        unread = [stream for stream in dict.fromkeys(wanted) if stream not in self._refs]
+        commits, pending = walk(self.storage, unread, self.run.fingerprint, self._pool), set(unread)
+        for stream in wanted:
+            if stream in pending:
+                pending.remove(stream)
+                yield from self._read_refs(stream, commits)
+            else:
+                yield from self._refs[stream]
+
+    def _read_refs(self, stream: int, commits: Iterator[StoredCommit | None]) -> Iterator[BatchRef]:
+        """Yield the batches of the stream whose commits come next, and keep them."""
+        found: list[BatchRef] = []
+        last: Commit | None = None
+        while (stored := next(commits)) is not None:
+            last = stored.commit
+            if last.data is not None:
+                place = (stream, last.batch, data_name(last), last.data.size, last.num_rows)
+                found.append(BatchRef(*place, last.cursor_before, last.cursor_after))
+                yield found[-1]
+        self._refs[stream], self._lasts[stream] = tuple(found), last
+
+    def _known(self, streams: Iterable[int]) -> tuple[int, ...]:
+        """Return these streams. Raises InvalidRequest for one that the run does not have."""
+        wanted, planned = tuple(streams), len(self.run.records_per_stream)
+        for number in wanted:
+            if number not in self.streams and not 0 <= number < planned:
+                there = ", ".join(map(str, self.streams)) or "none yet"
+                raise InvalidRequest(f"{self.storage.location} has no stream {number}; it has {there}")
+        return wanted
+
+    def num_rows(self) -> int:
+        """Return how many rows are committed; reads every commit that was not read yet."""
+        return sum(ref.num_rows for ref in self.all_refs())
+
+    def num_tokens(self) -> int:
+        """Return how many tokens are committed, stored or not; reads every commit that was not read yet."""
+        deque(self.all_refs(), maxlen=0)
+        return sum(last.totals.tokens for last in self._lasts.values() if last)
+
+    # ------------------------------------------------------------------------------------------ reading
+
+    def batches(
+        self, hook_points: Sequence[str] | None = None, streams: Iterable[int] | None = None
+    ) -> Iterator[Batch]:
+        """Yield every batch with these hook points, all by default. Raises InvalidRequest for an unknown one."""
+        return self.read(self.all_refs(streams), hook_points)
+
+    def read(self, refs: Iterable[BatchRef], hook_points: Sequence[str] | None = None) -> Iterator[Batch]:
+        """Yield the batches of these refs in their order, for callers that distribute batches themselves."""
+        return self._load_batches(refs, self.checked(hook_points))
+
+    def rows(self, hook_point: str, streams: Iterable[int] | None = None) -> Iterator[Rows[np.ndarray]]:
+        """Yield the rows of every batch at one hook point."""
+        for batch in self.batches([hook_point], streams):
+            yield Rows(batch.activations[hook_point], batch.tokens, batch.record, batch.positions)
+
+    def records(
+        self, hook_points: Sequence[str] | None = None, streams: Iterable[int] | None = None
+    ) -> Iterator[RecordActivations]:
+        """Yield every record that is committed whole, joined over batches.
+
+        A record without stored rows is yielded, without rows, if its batch has rows of other records.
+        """
+        names = self.checked(hook_points)
+        for stream in self.streams if streams is None else self._known(streams):
+            yield from self._join(stream, self._load_batches(self.refs(stream), names))
+
+    def record(self, record_id: str, hook_points: Sequence[str] | None = None) -> RecordActivations:
+        """Return the record of this id. The first call reads the header of every batch file.
+
+        Raises ObjectNotFound, and InvalidRequest if several records have the id: `record_at` tells them apart.
+        """
+        places = list(self._places.get(record_id, ()))
+        if not places:
+            raise ObjectNotFound(f"{self.storage.location} holds no record {record_id!r}")
+        if len(places) > 1:
+            which = ", ".join(f"{index} of stream {stream}" for stream, index in places)
+            what = f"{self.storage.location}: {len(places)} records have the id {record_id!r}: {which}"
+            raise InvalidRequest(
+                f"{what}; take the one you mean by stream and index: record_at({places[0][0]}, {places[0][1]})"
+            )
+        return self.record_at(*places[0], hook_points)
+
+    def record_at(self, stream: int, index: int, hook_points: Sequence[str] | None = None) -> RecordActivations:
+        """Return the record of this index in a stream.
+
+        Raises ObjectNotFound if it is missing, not yet whole, or in a batch without rows; InvalidRequest for an unknown
+        stream.
+        """
+        names = self.checked(hook_points)
+        refs = (ref for ref in self.refs(stream) if ref.begin.record <= index and ref.end > Cursor(index, 0))
+        for record in self._join(stream, self._load_batches(refs, names)):
+            if record.index == index:
+                return record
+        raise ObjectNotFound(f"{self.storage.location} does not hold all of record {index} of stream {stream}")
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """{id: stream and index of each record that has it}."""
+        places: dict[str, tuple[tuple[int, int], ...]] = {}
+        for stored in self.headers():
+            for record_id, index in zip(stored.record_ids, stored.array("record_index").tolist(), strict=True):
+                place, known = (stored.ref.stream, index), places.get(record_id, ())
+                if place not in known:  # a record that continues over batches is in each
+                    places[record_id] = (*known, place)
+        return places
+
+    def statistics(self, hook_points: Sequence[str] | None = None) -> dict[str, Statistics]:
+        """Return {hook point: Statistics} of all rows, from the first bytes of each batch file and the maximal rows.
+
+        Raises InvalidRequest if nothing is stored yet.
+        """
+        names = self.checked(hook_points)
+        found = statistics_of(self.headers(names), names)
+        if not found:
+            raise InvalidRequest(f"{self.storage.location} holds no tokens yet")
+        return found
+
+    def headers(self, hook_points: Sequence[str] = ()) -> Iterator[StoredBatch]:
+        """Yield every batch file with its header and the statistics of these hook points fetched, without its rows."""
+
+        def load(ref: BatchRef) -> StoredBatch:
+            stored = StoredBatch(self.storage, ref)
+            if hook_points:
+                stored.fetch(names_of_statistics(hook_points))
+            return stored
+
+        return prefetch(self.all_refs(), load, _THREADS, self._pool)
+
+    def _load_batches(self, refs: Iterable[BatchRef], names: Sequence[str]) -> Iterator[Batch]:
+        return prefetch(refs, lambda ref: self._load(ref, names), _READ_AHEAD, self._pool)
+
+    def _load(self, ref: BatchRef, names: Sequence[str]) -> Batch:
+        stored = StoredBatch(self.storage, ref)
+        more = ["mean_over"] if self.run.config.positions == "mean" else []
+        scales = [name + SCALE for name in names if stored.has(name + SCALE)]
+        stored.fetch(["record_index", "record_offsets", "tokens", "positions", *more, *scales, *names])
+        return Batch(
+            ref,
+            {name: stored.activations(name) for name in names},
+            stored.array("tokens"),
+            stored.array("positions"),
+            stored.array("record_index"),
+            stored.array("record_offsets"),
+            stored.record_ids,
+            stored.record_meta,
+            *map(stored.array, more),
+        )
+
+    def _join(self, stream: int, batches: Iterator[Batch]) -> Iterator[RecordActivations]:
+        """Yield the whole records of consecutive batches of one stream.
+
+        Batches without rows have no batch file and may be missing between them. Of a first record that began earlier,
+        its part in these batches is yielded.
+        """
+        parts: list[RecordActivations] = []
+        for batch in batches:
+            last = len(batch.record_ids) - 1
+            for at, record_id in enumerate(batch.record_ids):
+                if parts and parts[0].index != batch.record_index[at]:
+                    yield _concatenate(parts)
+                    parts = []
+                parts.append(_part(batch, at, record_id))
+                if at < last or batch.ref.end.token_offset == 0:
+                    yield _concatenate(parts)
+                    parts = []
+        last = self._lasts[stream]
+        if parts and last is not None and last.cursor_after.record > parts[0].index:
+            yield _concatenate(parts)
+
+    def checked(self, hook_points: Sequence[str] | None) -> tuple[str, ...]:
+        """Return these hook points, all by default. Raises InvalidRequest for one that the run does not have."""
+        names = self.hook_points if hook_points is None else tuple(hook_points)
+        for name in names:
+            if name not in self.hook_points:
+                raise InvalidRequest(f"{name}: the run has the hook points {', '.join(self.hook_points)}")
+        return names
+
+
+def _part(batch: Batch, at: int, record_id: str) -> RecordActivations:
+    here = slice(int(batch.record_offsets[at]), int(batch.record_offsets[at + 1]))
+    activations = {name: values[here] for name, values in batch.activations.items()}
+    index = int(batch.record_index[at])
+    return RecordActivations(
+        batch.ref.stream,
+        index,
+        record_id,
+        activations,
+        batch.tokens[here],
+        batch.positions[here],
+        None if batch.mean_over is None else batch.mean_over[here],
+        batch.record_meta[at],
+    )
+
+
+def _concatenate(parts: list[RecordActivations]) -> RecordActivations:
+    if len(parts) == 1:
+        return parts[0]
+    activations = {name: np.concatenate([part.activations[name] for part in parts]) for name in parts[0].activations}
+    names = ("tokens", "positions") if parts[0].mean_over is None else ("tokens", "positions", "mean_over")
+    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return replace(parts[0], activations=activations, **joined)

@@ -1,0 +1,244 @@
+"""Materialised streams: rows are made once, in order, and copied to stream files.
+
+In: an iterable of rows. Out: `stream-NNNNN.parquet` files (a large stream continues in
+`stream-NNNNN-PPPPP.parquet`) and the manifest. Stream s is the s-th contiguous run of rows; streams differ by at most
+one.
+
+Guarantee: ids are unique over all streams. The same rows give the same bytes, so the next call completes an interrupted
+one. Existing files are compared before the first write; other streams are refused and left unchanged.
+
+Cost: a temporary file (in TMPDIR, compressed) keeps the rows until they are published; in memory is one file of a
+stream, at most about `PART_BYTES` of text.
+"""
+
+import hashlib
+import io
+import itertools
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...core.errors import DamagedData
+from ...core.progress_bar import track
+from ...storage import Storage
+from ..column_chunks import pin_file
+from ..manifest import Manifest, ParquetFacts, Piece, StreamEntry, sha256
+from ..parquet import OpenFile, row_group_sizes
+from .publish import (
+    Origin,
+    OtherStreams,
+    Published,
+    create_only,
+    manifest_of,
+    manifest_there,
+    publish_manifest,
+    published_before,
+    stream_entry,
+)
+
+ROWS_PER_GROUP = 1000
+GROUP_BYTES = 16 << 20
+PART_BYTES = 128 << 20
+META_BYTES = 64 << 10
+PREFIX = "stream-"
+
+
+class Row(NamedTuple):
+    """One row of a stream file; `meta` is JSON or None."""
+
+    id: str
+    text: str
+    meta: str | None = None
+
+
+class UniqueIds:
+    """The ids so far and their places, on disk beyond a few MiB. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._table = sqlite3.connect("", isolation_level=None)  # a temporary database, deleted when it is closed
+        self._table.execute("PRAGMA synchronous = OFF")
+        self._table.execute("CREATE TABLE seen (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID")
+        self._table.execute("BEGIN")
+
+    def __enter__(self) -> "UniqueIds":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._table.close()
+
+    def add(self, ids: Sequence[str], place: Callable[[int], str]) -> Iterator[str]:
+        """Add some ids, number i of which is at `place(i)`; yield a sentence for each duplicate."""
+        begin = 0
+        while begin < len(ids):
+            before = self._table.total_changes
+            try:
+                rows = ((name, place(number)) for number, name in enumerate(ids[begin:], begin))
+                self._table.executemany("INSERT INTO seen VALUES (?, ?)", rows)
+                return
+            except sqlite3.IntegrityError:
+                again = begin + self._table.total_changes - before
+            (first,) = self._table.execute("SELECT place FROM seen WHERE id = ?", [ids[again]]).fetchone()
+            yield f"the id {ids[again]!r} is in two records: {first} and {place(again)}"
+            begin = again + 1
+
+
+class Spool:
+    """Rows in a temporary file, in order. Use as a context manager, which deletes the file.
+
+    Raises DamagedData for a duplicate id, text that is not Unicode, or a meta beyond `META_BYTES`.
+    """
+
+    def __init__(self, rows: Iterable[Row]):
+        import pyarrow
+
+        self._folder = tempfile.TemporaryDirectory(prefix="streams-")
+        self._path = Path(self._folder.name) / "rows.arrow"
+        self._starts = [0]
+        options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+        try:
+            with (
+                pyarrow.OSFile(str(self._path), "wb") as sink,
+                UniqueIds() as ids,
+                pyarrow.ipc.new_file(sink, _schema(), options=options) as writer,
+            ):
+                for group in _groups(track(rows, "records")):
+                    for problem in ids.add([row.id for row in group], lambda i: f"record {self._starts[-1] + i}"):
+                        raise DamagedData(problem)
+                    writer.write_batch(_batch(group))
+                    self._starts.append(self._starts[-1] + len(group))
+        except BaseException:
+            self._folder.cleanup()
+            raise
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def batches(self, begin: int, end: int) -> Iterator[Any]:
+        """Yield rows [begin, end) as Arrow record batches."""
+        import pyarrow
+
+        with pyarrow.OSFile(str(self._path)) as source, pyarrow.ipc.open_file(source) as reader:
+            for number, (first, after) in enumerate(itertools.pairwise(self._starts)):
+                if max(first, begin) < min(end, after):
+                    batch = reader.get_batch(number)
+                    yield batch.slice(max(begin - first, 0), min(end, after) - max(begin, first))
+
+
+def publish_rows(storage: Storage, origin: Origin, rows: Iterable[Row], num_streams: int) -> Published:
+    """Publish rows as `num_streams` streams. Raises OtherStreams, and as `Spool`."""
+    with Spool(rows) as spool:
+        return publish_spool(storage, origin, spool, num_streams)
+
+
+def publish_spool(storage: Storage, origin: Origin, spool: Spool, num_streams: int) -> Published:
+    """Publish the rows of a spool. Raises OtherStreams for other streams in the output."""
+    there = {info.name for info in storage.list(PREFIX)}
+    if there or manifest_there(storage):
+        names: set[str] = set()
+
+        def compare(name: str, data: bytes) -> None:
+            names.add(name)
+            if name in there and sha256(storage.read(name)) != sha256(data):
+                differing.append(name)
+
+        differing: list[str] = []
+        manifest = _make(origin, spool, num_streams, compare)
+        if published := published_before(storage, manifest):
+            return published
+        for name in sorted([*differing, *(there - names)]):
+            raise OtherStreams(f"the output has {name} of other streams, which were never finished")
+
+    def write(name: str, data: bytes) -> None:
+        if name not in there:
+            create_only(storage, name, data)
+
+    return publish_manifest(storage, _make(origin, spool, num_streams, write))
+
+
+def _make(origin: Origin, spool: Spool, num_streams: int, take: Callable[[str, bytes], None]) -> Manifest:
+    """Make all files, one after the other, pass each to `take`, and return the manifest."""
+    files: list[ParquetFacts] = []
+    streams: list[StreamEntry] = []
+    for stream in range(num_streams):
+        begin, end = len(spool) * stream // num_streams, len(spool) * (stream + 1) // num_streams
+        digest, pieces = hashlib.sha256(), []
+        for part, data in enumerate(encode_files(spool.batches(begin, end))):
+            name = f"{PREFIX}{stream:05d}{f'-{part:05d}' if part else ''}.parquet"
+            facts, metadata = pin_file(OpenFile(name, io.BytesIO(data), None), Row._fields)
+            sizes = row_group_sizes(metadata)
+            pieces += [Piece(len(files), group, 0, rows, rows) for group, rows in enumerate(sizes)]
+            files.append(facts)
+            digest.update(data)
+            take(name, data)
+        streams.append(stream_entry(pieces, f"sha256:{digest.hexdigest()}"))
+    return manifest_of(origin, files, streams)
+
+
+def encode_files(batches: Iterator[Any]) -> Iterator[bytes]:
+    """Yield Parquet files, as bytes, with checksummed pages and small row groups; without rows one empty file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    waiting = next(batches, None)
+    first = True
+    while waiting is not None or first:
+        sink, held = io.BytesIO(), 0
+        with pyarrow.parquet.ParquetWriter(sink, _schema(), compression="zstd", write_page_checksum=True) as writer:
+            while waiting is not None and held < PART_BYTES:
+                group, held = [waiting], held + waiting.nbytes
+                while (waiting := next(batches, None)) is not None:
+                    rows, size = (
+                        sum(getattr(batch, what) for batch in [*group, waiting]) for what in ("num_rows", "nbytes")
+                    )
+                    if rows > ROWS_PER_GROUP or size > GROUP_BYTES:
+                        break
+                    group.append(waiting)
+                    held += waiting.nbytes
+                writer.write_table(pyarrow.Table.from_batches(group), row_group_size=ROWS_PER_GROUP)
+        yield sink.getvalue()
+        first = False
+
+
+def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Yield rows in groups that are small in number and in bytes."""
+    group: list[Row] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += len(row.text)
+        if len(group) == ROWS_PER_GROUP or size > GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _batch(rows: Sequence[Row]) -> Any:
+    import pyarrow
+
+    for row in rows:
+        if row.meta is not None and len(row.meta.encode()) > META_BYTES:
+            raise DamagedData(f"record {row.id}: its meta takes {len(row.meta.encode()):,} bytes, over {META_BYTES:,}")
+    try:
+        columns = [pyarrow.array(column, pyarrow.string()) for column in zip(*rows, strict=True)]
+    except UnicodeEncodeError:
+        for row in rows:
+            for value in row:
+                if value is not None and value.encode("utf-8", "replace").decode() != value:
+                    raise DamagedData(f"record {row.id!r}: not Unicode text") from None
+        raise
+    return pyarrow.record_batch(columns, schema=_schema())
+
+
+def _schema() -> Any:
+    import pyarrow
+
+    return pyarrow.schema([(name, pyarrow.string()) for name in Row._fields])

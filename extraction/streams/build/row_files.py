@@ -1,0 +1,232 @@
+"""Rows of files of all kinds, in any storage and compression, as Python values.
+
+In: a `Reading`, and the requested columns. Out: each row with its place, in order. Other columns are ignored: they may
+change their type, be null or appear later.
+
+Guarantee: no row is skipped; a row that cannot be read is a `Located` with the problem, and a file that is cut or not
+of its kind raises `DamagedData` naming it. Cost: in memory are a few rows of Parquet, or a line; a `.json` file that is
+not lines of objects is in memory whole.
+"""
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import sys
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...core.errors import DamagedData
+from ..columns import python_values
+from ..parquet import Files, damage_named, read_footer
+from .file_kinds import packing_of
+from .source_reading import MissingColumn, Reading, file_sha256
+from .sources import SourceFile
+
+ROWS_AT_A_TIME = 64
+READ_AHEAD = 8 << 20  # bytes of one request
+LINES = "text"  # the column of a text file
+
+
+class Located(NamedTuple):
+    """A row, `where` it is, and its split where several are read; or the `problem` that makes it unreadable.
+
+    `row` has the requested columns that exist, `names` are all columns.
+    """
+
+    where: str
+    row: dict[str, Any]
+    names: Sequence[str] = ()
+    split: str | None = None
+    problem: DamagedData | None = None
+
+    def value(self, column: str) -> Any:
+        """Return the value of a column. Raises MissingColumn."""
+        if column not in self.row:
+            raise MissingColumn(f"{self.where} has no column {column!r}; it has {', '.join(self.names) or 'none'}")
+        return self.row[column]
+
+    def text(self, column: str) -> str:
+        """Return the value of a column if it is Unicode text. Raises DamagedData."""
+        return checked_text(self.value(column), f"{self.where}: {column}")
+
+
+Rows = Generator[Located, None, None]
+
+
+def checked_text(value: Any, what: str) -> str:
+    """Return the value if it is Unicode text. Raises DamagedData."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
+    if not isinstance(value, str):
+        said = "null" if value is None else "not UTF-8" if isinstance(value, UnicodeDecodeError) else "not a string"
+        raise DamagedData(f"{what} is {said}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DamagedData(f"{what} is not Unicode text") from None
+    return value
+
+
+def read_rows(reading: Reading, columns: Sequence[str], limit: int | None = None) -> Rows:
+    """Yield the rows of all files, or the first `limit` ones, one file after the other, with these columns."""
+    with closing(_all_rows(reading, columns)) as rows:
+        yield from itertools.islice(rows, limit)
+
+
+def _all_rows(reading: Reading, columns: Sequence[str]) -> Rows:
+    files, source = Files(), reading.source
+    for file in source.files:
+        opened = files.open(file.name, file.info)
+        with opened.handle as handle:
+            rows = _parquet_rows(opened, columns) if file.kind == "Parquet" else _plain_rows(file, handle, reading)
+            for located in rows:
+                row = {name: located.row[name] for name in columns if name in located.row}
+                split = file.split if source.is_mixed else None
+                yield Located(located.where, row, located.names or list(located.row), split, located.problem)
+        if file.kind == "Parquet":
+            reading.finish(file, "" if file.info else _digest(file.name))
+
+
+def _digest(name: str) -> str:
+    with Path(name).open("rb") as file:
+        return file_sha256(file)
+
+
+# ---------------------------------------------------------------------------------------------- Parquet
+
+
+def _parquet_rows(opened: Any, columns: Sequence[str]) -> Iterator[Located]:
+    import pyarrow.parquet
+
+    _, metadata = read_footer(opened)
+    parquet = pyarrow.parquet.ParquetFile(opened.handle, metadata=metadata)
+    names = parquet.schema_arrow.names
+    number = 0
+    wanted = [name for name in columns if name in names]
+    batches = parquet.iter_batches(ROWS_AT_A_TIME, columns=wanted, use_threads=False)
+    while True:
+        with damage_named(opened.name):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        values = [python_values(column) for column in batch.columns]
+        for row in zip(*values, strict=True) if values else [()] * batch.num_rows:
+            yield Located(f"{opened.name}: row {number}", dict(zip(batch.schema.names, row, strict=True)), names)
+            number += 1
+
+
+# ---------------------------------------------------------------------------------------------- other kinds
+
+
+class _Digested(io.RawIOBase):
+    """A file whose bytes go into a sha256 as they are read."""
+
+    def __init__(self, file: Any):
+        self._file, self.digest = file, hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self.digest.update(memoryview(buffer)[:count])
+        return count
+
+    def close(self) -> None:
+        """Do nothing: the caller closes the file, and not the readers around this one."""
+
+
+def _plain_rows(file: SourceFile, handle: Any, reading: Reading) -> Iterator[Located]:
+    raw = _Digested(handle)
+    with damage_named(file.name):
+        yield from _READERS[file.kind](file.name, unpacked(file.name, io.BufferedReader(raw, READ_AHEAD)))
+        while raw.read(READ_AHEAD):  # bytes after the end of a compressed file
+            pass
+    reading.finish(file, f"sha256:{raw.digest.hexdigest()}")
+
+
+def unpacked(name: str, stored: Any) -> io.BufferedReader:
+    """Return the bytes of a file as they were before it was packed."""
+    import pyarrow
+
+    packing = packing_of(name)
+    return io.BufferedReader(pyarrow.CompressedInputStream(stored, packing), 1 << 20) if packing else stored
+
+
+def _json_lines(name: str, handle: io.BufferedReader) -> Iterator[Located]:
+    yield from _json_rows(((f"{name}: line {number}", line) for number, line in enumerate(handle, 1)))
+
+
+def _json_rows(lines: Iterable[tuple[str, bytes]]) -> Iterator[Located]:
+    for where, line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield Located(where, {}, problem=DamagedData(f"{where} is not valid JSON: {error}"))
+        else:
+            yield _object(where, row)
+
+
+def _object(where: str, row: Any) -> Located:
+    if isinstance(row, dict):
+        return Located(where, row)
+    return Located(where, {}, problem=DamagedData(f"{where} is not a JSON object"))
+
+
+def _json(name: str, handle: io.BufferedReader) -> Iterator[Located]:
+    """Yield the rows of one list of objects, of one object, or of lines of objects."""
+    head = next((line for line in handle if line.strip()), b"")
+    if not _is_json(head) or head.lstrip().startswith(b"["):
+        head += handle.read()
+        if _is_json(head):
+            value = json.loads(head)
+            rows = value if isinstance(value, list) else [value]
+            yield from (_object(f"{name}: item {number}", row) for number, row in enumerate(rows))
+            return
+    lines = itertools.chain(io.BytesIO(head), handle)
+    yield from _json_rows((f"{name}: row {number}", line) for number, line in enumerate(lines))
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _table(name: str, handle: io.BufferedReader, delimiter: str = ",") -> Iterator[Located]:
+    """Yield the rows of CSV below its line of names. An empty field is an empty text."""
+    csv.field_size_limit(sys.maxsize)
+    lines = csv.reader(_characters(handle), delimiter=delimiter)
+    try:
+        names = next(lines, [])
+        for row in lines:
+            where = f"{name}: line {lines.line_num}"
+            if len(row) == len(names):
+                yield Located(where, dict(zip(names, row, strict=True)))
+            elif row:
+                problem = f"{where} has {len(row)} fields, its first line has {len(names)}"
+                yield Located(where, {}, problem=DamagedData(problem))
+    except csv.Error as error:
+        raise DamagedData(f"{name}: line {lines.line_num}: {error}") from None
+
+
+def _lines(name: str, handle: io.BufferedReader) -> Iterator[Located]:
+    for number, line in enumerate(_characters(handle, None), 1):
+        yield Located(f"{name}: line {number}", {LINES: line.removesuffix("\n")})
+
+
+def _characters(handle: io.BufferedReader, newline: str | None = "") -> io.TextIOWrapper:
+    """Return a text file; bytes that are not UTF-8 become surrogates, so that `checked_text` can name their row."""
+    return io.TextIOWrapper(handle, "utf-8-sig", errors="surrogateescape", newline=newline)
+
+
+_READERS = {"JSONL": _json_lines, "JSON": _json, "CSV": _table, "TSV": partial(_table, delimiter="\t"), "text": _lines}

@@ -1,0 +1,115 @@
+"""The columns of a source's Parquet files that make a record, and their conversion to id and text.
+
+In: the options of a manifest, columns of Arrow tables. Out: `Columns`; columns of strings. Guarantee: a whole number
+becomes its decimal digits, bytes and dictionary values their string; nothing is decoded here, so bytes that are not
+UTF-8 are found where a value is read. Cost: none for a column of strings.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow
+
+ROW_ID = "\0row"  # in place of the name of an id column: the id is made of the file and the row
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a record. Without an id column, `id` is ROW_ID: the file's name below `ids_under`, `#`, the row.
+
+    Rows are counted from 0 in each file.
+    """
+
+    text: str = "text"
+    id: str = "id"
+    meta: tuple[str, ...] = ()
+    ids_under: str = ""
+
+    @property
+    def strings(self) -> tuple[str, ...]:
+        """The columns of the file that every record needs a value of."""
+        return (self.text,) if self.id == ROW_ID else tuple(dict.fromkeys((self.id, self.text)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options of a manifest; defaults are left out."""
+        named = {"text_column": self.text, "id_column": self.id, "meta_columns": list(self.meta)}
+        usual = {"text_column": "text", "id_column": "id", "meta_columns": []}
+        if self.id == ROW_ID:
+            named |= {"id_column": None, "ids_under": self.ids_under}
+        return {name: value for name, value in named.items() if name not in usual or value != usual[name]}
+
+    def row_ids(self, file: str, rows: Any) -> list[str]:
+        """Return the ids of some rows of a file without an id column; `rows` is int64 [N]."""
+        stem = file.removeprefix(self.ids_under).lstrip("/")
+        return [f"{stem}#{row}" for row in rows.tolist()]
+
+
+def columns_of(options: Mapping[str, Any]) -> Columns:
+    """Return the columns that the options of a manifest name."""
+    id_column = options.get("id_column", "id")
+    return Columns(
+        options.get("text_column", "text"),
+        ROW_ID if id_column is None else id_column,
+        tuple(options.get("meta_columns", ())),
+        options.get("ids_under", ""),
+    )
+
+
+def is_string(kind: "pyarrow.DataType") -> bool:
+    """Return whether an Arrow type is one of strings."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def is_bytes(kind: "pyarrow.DataType") -> bool:
+    """Return whether an Arrow type is one of bytes, as a column of strings has that is not marked as UTF-8."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def is_text(kind: "pyarrow.DataType") -> bool:
+    """Return whether values of an Arrow type can be texts."""
+    return is_string(kind) or is_bytes(kind)
+
+
+def is_id(kind: "pyarrow.DataType") -> bool:
+    """Return whether values of an Arrow type can be ids."""
+    from pyarrow import types
+
+    return is_text(kind) or types.is_integer(kind)
+
+
+def as_strings(column: "pyarrow.ChunkedArray") -> "pyarrow.ChunkedArray":
+    """Return a column that `is_id` as one of strings, whose bytes may not be UTF-8."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if types.is_integer(column.type):
+        return column.cast(pyarrow.string())
+    if is_bytes(column.type):
+        kind = pyarrow.large_string() if types.is_large_binary(column.type) else pyarrow.string()
+        return pyarrow.chunked_array([chunk.view(kind) for chunk in column.chunks], kind)
+    return column
+
+
+def python_values(column: "pyarrow.ChunkedArray | pyarrow.Array") -> list[Any]:
+    """Return a column as Python values; a value that is not UTF-8 becomes its UnicodeDecodeError."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_decoded(scalar) for scalar in column]
+
+
+def _decoded(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error

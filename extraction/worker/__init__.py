@@ -1,0 +1,1 @@
+"""One worker: flags, plan, loop, uploads, claims, shutdown, progress."""

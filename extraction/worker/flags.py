@@ -1,0 +1,129 @@
+"""The flags of `run`, `plan` and `parity`, as given: what the three share is defined once.
+
+`resolve` turns them into plans; nothing else parses a flag. Only click is imported, so that `--help` answers at once.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from ..core.flags import flag
+from ..format.dtypes import STORE_DTYPES
+
+ANY_STREAM = "any"
+WORKER_ID_VARIABLES = (
+    "EXTRACT_WORKER_ID",
+    "WORKER_ID",
+    "TPU_WORKER_ID",
+    "JOB_COMPLETION_INDEX",
+    "SLURM_ARRAY_TASK_ID",
+    "SKYPILOT_JOB_RANK",
+)
+AT_LEAST_1, AT_LEAST_0 = click.IntRange(1), click.IntRange(0)
+POSITIVE = click.FloatRange(0, min_open=True)
+
+
+class NumberOr(click.ParamType):
+    """A number of at least `least`, or a word."""
+
+    def __init__(self, word: str, least: int):
+        self.name, self._word, self._least = f"NUMBER|{word}", word, least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return the number or the word; fail as click does for anything else."""
+        return self._word if value == self._word else click.IntRange(self._least).convert(value, param, ctx)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFlags:
+    """The model, the hook points and the compiled step."""
+
+    model: str = flag(help="Hub id, folder or gs:// folder of a Hugging Face model.")
+    revision: str | None = flag(None, help="Branch, tag or commit of a hub model; pinned to a commit in run.json.")
+    layers: str | None = flag(None, help="all, a list, ranges 0:24:2, negatives.")
+    hooks: str = flag("resid_post", help="Short names: resid_pre, attn_out, resid_mid, mlp_out, resid_post, z, post.")
+    hook_points: str | None = flag(None, help="Full names or globs, besides or instead of --layers.")
+    seq_len: int = flag(2048, type=AT_LEAST_1, help="T, tokens in a row.")
+    batch_size: int | str = flag(32, type=NumberOr("auto", 1), help="B, rows in a step; auto: by chips and memory.")
+    compute_dtype: str = flag(
+        "auto",
+        type=click.Choice(["auto", "float32", "bfloat16"]),
+        help="auto is bfloat16 on TPU and GPU, float32 on CPU.",
+    )
+    store_dtype: str = flag(
+        "bfloat16", type=click.Choice(list(STORE_DTYPES)), help="int8 and float8_e4m3fn have a scale for each token."
+    )
+    mesh: str | None = flag(
+        None, help="data=4,model=2: devices that share the rows, and the weights; chosen by memory."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags(StepFlags):
+    """The flags of `run`."""
+
+    streams: str = flag(help="Folder or gs:// prefix made by create_dataset_streams.py.")
+    output: str = flag(help="Folder or gs:// prefix of the run; the same for all workers.")
+    worker_id: int | None = flag(
+        None, type=AT_LEAST_0, envvar=WORKER_ID_VARIABLES, help="Number of this worker, from 0."
+    )
+    stream: int | str | None = flag(
+        None, type=NumberOr(ANY_STREAM, 0), help="Stream to work on, by default the worker's number; or any."
+    )
+    idle_after: float = flag(
+        300.0,
+        type=click.FloatRange(0),
+        help="With --stream any: seconds without a commit after which another worker's stream may be taken.",
+    )
+    steps_per_batch: int | None = flag(
+        None, type=AT_LEAST_1, help="Steps in one batch file; by default 128 MiB of them, or 30 s."
+    )
+    bos: str = flag("auto", type=click.Choice(["auto", "always", "never"]), help="Begin each record with this token?")
+    long_documents: str = flag(
+        "split", type=click.Choice(["split", "truncate"]), help="Records longer than T: windows of T, or cut."
+    )
+    positions: str = flag(
+        "all",
+        help="Tokens of a record to store: all, last, mean (of each window), every:K, a list 0,1,-1, answer, "
+        "test-input.",
+    )
+    drop_special: bool = flag(False, is_flag=True, help="Store no special tokens, and leave them out of means.")
+    max_records: int | None = flag(None, type=AT_LEAST_0, help="Use only the first records of each stream.")
+    compile_cache: str = flag("~/.cache/activation-extraction/xla", help="Folder or gs:// prefix of compiled steps.")
+    queue_mib: int = flag(512, type=AT_LEAST_1, help="Data that may wait for upload; then the device waits.")
+    progress: bool = flag(True, name="--progress/--no-progress", help="Show progress.")
+    metrics_port: int | None = flag(None, type=click.IntRange(0, 65535), help="Serve Prometheus metrics on this port.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanFlags(StepFlags):
+    """The flags of `plan`. Rates in GB/s of one host, the price per chip and hour, the deadline in hours."""
+
+    tpu: str = flag(help="Slice of one host, such as v5litepod-8.")
+    streams: str | None = flag(None, help="For the time, size and price of a whole manifest.")
+    positions: str = flag("all", help="As for run.")
+    drop_special: bool = flag(False, is_flag=True, help="As for run.")
+    batch_size: int | str = flag("auto", type=NumberOr("auto", 1), help="B, rows in a step; auto: by chips and memory.")
+    compute_dtype: str = flag("bfloat16", type=click.Choice(["float32", "bfloat16"]), help="On the chips.")
+    efficiency: float = flag(
+        0.5, type=click.FloatRange(0, 1, min_open=True), help="Share of the chip's published peak that is reached."
+    )
+    to_host: float = flag(8.0, type=POSITIVE, help="GB/s from devices to host, assumed.")
+    upload: float = flag(1.0, type=POSITIVE, help="GB/s from host to bucket, assumed.")
+    price: float | None = flag(None, type=click.FloatRange(0), help="Of one chip for one hour.")
+    deadline: float | None = flag(None, type=POSITIVE, help="Hours that the whole manifest may take.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityFlags(StepFlags):
+    """The flags of `parity`. Without --layers and --hook-points every hook point is compared."""
+
+    streams: str | None = flag(
+        None, help="Compare on the first records of stream 0 of this folder or gs:// prefix; or give --text."
+    )
+    text: str | None = flag(None, help="Compare on the paragraphs of this file; or give --streams.")
+    records: int = flag(24, type=AT_LEAST_1, help="How many records to compare on.")
+    seq_len: int = flag(512, type=AT_LEAST_1, help="T; longer records are cut.")
+    batch_size: int | str = flag(2, type=AT_LEAST_1, help="B, rows in a step.")
+    bos: str = flag("auto", type=click.Choice(["auto", "always", "never"]), help="Begin each record with this token?")

@@ -1,0 +1,100 @@
+"""The progress of a running worker for people: a bar on a terminal, a line every 30 s elsewhere, `progress.json`.
+
+In: each commit. Out: text on stderr, at most one overwrite of `progress.json` in 10 s, and the name of the first commit
+of an attempt in the local file LAUNCH_COMMIT_FILE, if that is set, which tells launch_worker.sh that the attempt made
+progress. Guarantee: resuming trusts nothing of it; where overwriting is refused `progress.json` is skipped. Cost: some
+microseconds for each commit.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from ..core.errors import ExtractionError, PermissionDenied
+from ..core.logs import say
+from ..format.commit import Commit, commit_name, worker_folder
+from ..storage import Storage
+
+LINE_EVERY = 30.0
+FILE_EVERY = 10.0
+
+
+class Progress:
+    """Follows one worker through a stream of `total` records, of which `done` are committed."""
+
+    def __init__(self, storage: Storage, stream: int, total: int, done: int, visible: bool):
+        self._storage, self._stream, self._total = storage, stream, total
+        self._tokens = 0
+        self._begin = self._last_line = time.monotonic()
+        self._last_file = self._begin - FILE_EVERY
+        self._writes_file = True
+        self._begun: float | None = None
+        self._told_launcher = False
+        self._bar = self._make_bar(done) if visible and sys.stderr.isatty() else None
+        self._lines = visible and self._bar is None
+
+    def _make_bar(self, done: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+        self._task = bar.add_task(f"worker {self._stream}", total=self._total, completed=done, rate="")
+        bar.start()
+        return bar
+
+    def on_commit(self, commit: Commit) -> None:
+        """Show and note one more commit."""
+        self._tell_launcher(commit)
+        self._tokens += commit.num_tokens
+        now = time.monotonic()
+        rate = self._tokens / max(now - self._begin, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=commit.cursor_after.record, rate=f"{rate:,.0f} tokens/s")
+        elif self._lines and now - self._last_line >= LINE_EVERY:
+            self._last_line = now
+            say(f"batch {commit.batch}: {self._records(commit)}, {rate:,.0f} tokens/s", worker=self._stream)
+        if self._writes_file and (now - self._last_file >= FILE_EVERY or commit.end_of_stream):
+            self._last_file = now
+            self._write_file(commit, rate)
+
+    def _tell_launcher(self, commit: Commit) -> None:
+        path = os.environ.get("LAUNCH_COMMIT_FILE")
+        if not path or self._told_launcher:
+            return
+        self._told_launcher = True
+        try:
+            Path(path).write_text(f"{commit_name(commit.stream, commit.batch)}\n")
+        except OSError as error:
+            say(f"LAUNCH_COMMIT_FILE {path} is not written: {error}", "WARNING")
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _records(self, commit: Commit) -> str:
+        return f"{commit.cursor_after.record:,} of {self._total:,} records"
+
+    def _write_file(self, commit: Commit, rate: float) -> None:
+        name = f"{worker_folder(self._stream)}/progress.json"
+        try:
+            if self._begun is None:
+                self._begun = self._storage.stat(commit_name(self._stream, 0)).updated
+            content = {
+                "batch": commit.batch,
+                "begun": self._begun,
+                "records": commit.cursor_after.record,
+                "num_records": self._total,
+                "tokens_per_second": round(rate, 1),
+                "host": commit.host,
+                "finished": commit.end_of_stream,
+            }
+            self._storage.replace(name, (json.dumps(content) + "\n").encode())
+        except PermissionDenied as error:
+            self._writes_file = False
+            say(f"progress.json is not written: {error}", "WARNING")
+        except ExtractionError:
+            pass  # storage is busy: the next one, 10 s later, replaces it

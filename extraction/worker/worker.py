@@ -1,0 +1,142 @@
+"""One worker: a plan in, its stream extracted to the end or a domain error out.
+
+In: a `RunPlan`, and an event that asks the worker to stop. Out: commits in the worker's folder. Guarantee: a worker
+that
+is started again with the same flags continues at the cursor of its chain, whatever ended it before. Cost: the start,
+which is imports, the weights and one compilation; then what the loop costs.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+
+import checkpoint
+from checkpoint import Attempt
+
+from ..batching.packing import BatchShape, PackedBatch, pack_batches
+from ..core.errors import Stopped
+from ..core.logs import say
+from ..core.threads import in_background
+from ..core.versions import software_versions, version_differences
+from ..format.dtypes import dtype_named
+from ..format.not_finite import described
+from ..format.run_config import RunConfig, RunDescription
+from ..models.step import Step, load_step
+from ..streams.stream import Stream, open_stream
+from .attempts import no_rival_to_itself, note_begin, noted_ending
+from .claims import StreamChooser, work_all
+from .compile_cache import CompileCache
+from .loop import Layout, run_pipeline
+from .metrics import Metrics
+from .progress import Progress
+from .resolve import RunPlan
+from .shutdown import Stop
+from .uploader import BackgroundWriter
+
+BATCHES_AHEAD = 2  # packed and waiting for the loop
+
+
+@dataclass(frozen=True)
+class JoinedRun:
+    """A run that this attempt takes part in, with the model loaded; it serves one stream after the other."""
+
+    plan: RunPlan
+    config: RunConfig
+    step: Step
+    metrics: Metrics | None
+
+
+def extract(plan: RunPlan, stop: Stop, begin: float) -> None:
+    """Extract one stream to its end, or with `--stream any` one after the other.
+
+    `begin` is when the process began, by `time.perf_counter`. Raises domain errors.
+    """
+    if plan.stream is None:
+        _extract_any(join(plan, begin), stop)
+        return
+    attempt = Attempt()
+    with noted_ending(plan.output, plan.stream, attempt), no_rival_to_itself(attempt):
+        note_begin(plan.output, plan.stream, attempt)
+        extract_stream(join(plan, begin), plan.stream, attempt, stop)
+
+
+def _extract_any(run: JoinedRun, stop: Stop) -> None:
+    output = run.plan.output
+    chooser = StreamChooser(output, run.plan.manifest.num_streams, run.plan.idle_after)
+
+    def work_one(number: int, attempt: Attempt) -> None:
+        with noted_ending(output, number, attempt):
+            extract_stream(run, number, attempt, stop)
+
+    work_all(chooser, work_one, say, stop)
+    say("all streams are finished")
+
+
+def join(plan: RunPlan, begin: float) -> JoinedRun:
+    """Load the model, and create `run.json` or compare with the one that is there."""
+    metrics = None if plan.metrics_port is None else Metrics(plan.metrics_port)
+    with CompileCache(plan.compile_cache) as cache:
+        step = load_step(plan.model.folder, plan.model.config, plan.step, cache.folder)
+    config = plan.run_config(step.weights_digest)
+    sizes = tuple(config.limit(stream.num_records) for stream in plan.manifest.streams)
+    own = RunDescription(config, plan.streams, plan.tokenizer.special_tokens(), sizes, software_versions())
+    run = checkpoint.join_run(plan.output, own)
+    for line in version_differences(run.versions, own.versions):
+        say(f"other software than the run was begun with: {line}", "WARNING")
+    origin, seconds = "from the cache" if cache.held_step else "compiled", time.perf_counter() - begin
+    say(f"ready on {plan.hardware.name} (mesh {plan.step.mesh}), step {origin}, after {seconds:.1f} s")
+    return JoinedRun(plan, config, step, metrics)
+
+
+def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) -> None:
+    """Extract one stream from the cursor of its chain to its end. Raises Stopped if asked to stop before it."""
+    stream = open_stream(run.plan.manifest, run.plan.streams, number)
+    chain = checkpoint.CommitChain.load(run.plan.output, number, run.config.fingerprint)
+    chain.attempt = attempt
+    total = run.config.limit(stream.num_records)
+    say(f"at record {chain.cursor.record:,} of {total:,}", worker=number)
+    if chain.end_of_stream:
+        say("the stream is complete", worker=number)
+        return
+    batches = until(in_background(_batches(run, chain, stream), BATCHES_AHEAD), stop)
+    progress = Progress(chain.storage, number, total, chain.cursor.record, run.plan.progress)
+    layout = Layout(number, run.step.widths, dtype_named(run.config.store_dtype))
+
+    def on_commit(commit: checkpoint.Commit) -> None:
+        progress.on_commit(commit)
+        if run.metrics:
+            run.metrics.on_commit(commit)
+
+    stop.busy = True
+    try:
+        with BackgroundWriter(chain.commit, run.plan.queue_bytes, on_commit) as writer:
+            times = run_pipeline(batches, layout, run.step, chain.next_batch, writer.submit)
+    finally:
+        stop.busy = False
+        progress.close()
+    for line in times.table():
+        say(line, worker=number)
+    if chain.totals.not_finite:
+        say(f"not finite in this stream: {described(chain.totals.not_finite)}", "WARNING", number)
+    if not chain.end_of_stream:
+        raise Stopped(f"worker {number} was asked to stop; {chain.cursor.record:,} records are committed")
+    say(f"stream complete, {total:,} records", worker=number)
+
+
+def _batches(run: JoinedRun, chain: checkpoint.CommitChain, stream: Stream) -> Iterator[PackedBatch]:
+    """Return the packed batches of a stream from the chain's cursor on."""
+    config, plan = run.config, run.plan
+    total = config.limit(stream.num_records)
+    records = takewhile(lambda record: record.index < total, stream.read_records(chain.cursor.record))
+    tokenized = plan.tokenizer.tokenize(records, offsets=plan.selector.selection.span is not None)
+    shape = BatchShape(config.steps_per_batch, config.batch_size, config.seq_len)
+    return pack_batches(tokenized, chain.cursor, shape, config.long_documents, plan.selector)
+
+
+def until(items: Iterable[PackedBatch], stop: Stop) -> Iterator[PackedBatch]:
+    """Yield the items until `stop` is set."""
+    for item in items:
+        if stop.is_set():
+            return
+        yield item

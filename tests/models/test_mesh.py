@@ -1,0 +1,254 @@
+"""One host, several devices: the same tensors on every mesh, each device with its own part, meshes that cannot be."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from extraction.core.errors import InvalidRequest
+from extraction.format.safetensors import decode
+from extraction.format.statistics import norm_counts
+from extraction.models import step as step_module
+from extraction.models.captures import CapturePlan
+from extraction.models.config_file import read_model_config
+from extraction.models.cost import demand_of
+from extraction.models.mesh import Demand, MeshShape, choose_mesh, misfit
+from extraction.models.sharding import Placement, mesh_of
+from extraction.models.step_options import StepOptions
+from extraction.models.weights import leaves_of
+from tests.helpers.tiny_models import ALL, CONFIGS, documents, error, load, run, run_means
+
+pytestmark = pytest.mark.slow
+
+ROWS = 8
+MESHES = ("data=2", "data=8", "data=4,model=2", "data=2,model=4")
+# Every family on the mesh that cuts both ways and has fewer key-value heads than devices; one of them on all.
+OTHERS = ("qwen3", "gpt2", "gemma3_text", "gpt_neox", "olmo2", "qwen3_moe")
+CASES = [("llama", mesh) for mesh in MESHES] + [(name, MESHES[3]) for name in OTHERS]
+CODE = """
+import sys, json, re
+from pathlib import Path
+import numpy as np
+from extraction.models.mesh import MeshShape
+from extraction.batching.packing import BatchShape, pack_batches
+from extraction.worker.loop import Layout, run_pipeline
+from extraction.format.records import Cursor, TokenizedRecord
+from extraction.format.dtypes import dtype_named
+from extraction.format.safetensors import decode
+from tests.helpers.tiny_models import documents, load, run, run_means
+folder, rows, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+step = load(folder / "llama", cases[0][2], rows=rows, mesh=MeshShape(2, 2), pool=True)
+np.savez(folder / "means.npz", **run_means(step, documents(), range(0, 97, 3), rows))
+for name, mesh, hooks in cases:
+    step = load(folder / name, hooks, rows=rows, mesh=MeshShape.parse(mesh), compile_cache=str(folder / "compiled"))
+    values, (sums,) = run(step, documents(), rows=rows)
+    stored = []
+    records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(documents())]
+    batches = pack_batches(records, Cursor(0, 0), BatchShape(1, rows, 150), "split")
+    layout = Layout(0, step.widths, np.dtype(np.float32))
+    run_pipeline(batches, layout, step, 0, lambda batch, data, *facts: stored.append(decode(data).arrays))
+    assert all(np.array_equal(stored[0][hook], values[hook]) for hook in hooks), "stored otherwise than computed"
+    exchanges = re.findall(r"= .* (all-\\w+|collective-permute|reduce-scatter)(?:-start)?\\(", step._step.as_text())
+    np.savez(folder / f"{name} {mesh}.npz", exchanges=exchanges, digest=step.weights_digest, **values,
+             **{hook + ".sum": found.sum for hook, found in sums.items()})
+hooks, dtypes = json.loads(sys.argv[4])
+for dtype in dtypes:
+    step = load(folder / "llama", hooks, rows=rows, mesh=MeshShape(2, 2), store_dtype=dtype,
+                   compile_cache=str(folder / "compiled"))
+    for turn in range(2):
+        objects, batches = [], pack_batches(records, Cursor(0, 0), BatchShape(1, rows, 150), "split")
+        layout = Layout(0, step.widths, dtype_named(dtype))
+        run_pipeline(batches, layout, step, 0, lambda batch, data, seconds, errors, odd: objects.append((data, errors)))
+        (folder / f"{dtype} {turn}.safetensors").write_bytes(objects[0][0])
+        (folder / f"{dtype} {turn}.json").write_text(json.dumps(objects[0][1]))
+"""
+DTYPES = ("int8", "float8_e4m3fn")
+SCALED = ("blocks.1.hook_resid_post", "blocks.1.attn.hook_z", "blocks.2.mlp.hook_post")
+
+
+@pytest.fixture(scope="module")
+def on_meshes(models):
+    """{(model, mesh): what eight devices computed}, from one process, since jax's devices are fixed when it starts."""
+    folder = models("llama").folder.parent
+    cases = [(name, mesh, list(models(name).reference)) for name, mesh in CASES]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    arguments = [folder, str(ROWS), json.dumps(cases), json.dumps([SCALED, DTYPES])]
+    result = subprocess.run(
+        [sys.executable, "-c", CODE, *arguments],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    found = {case: np.load(folder / f"{case[0]} {case[1]}.npz") for case in CASES}
+    return found | {"means": np.load(folder / "means.npz")}
+
+
+@pytest.mark.parametrize("name, mesh", CASES)
+def test_every_hook_point_is_the_same_on_every_mesh(models, on_meshes, name, mesh):
+    found = on_meshes[name, mesh]
+    for hook, expected in models(name).reference.items():
+        assert error(found[hook], expected) < 1e-5, hook
+        assert error(found[f"{hook}.sum"], expected.sum(0)) < 1e-4, hook
+
+
+def test_means_over_windows_are_the_same_on_a_mesh(models, on_meshes):
+    expected = run_means(load(models("llama").folder, pool=True), documents(), range(0, 97, 3))
+    assert np.array_equal(on_meshes["means"]["mean_over"], expected["mean_over"])
+    for hook in models("llama").reference:
+        assert error(on_meshes["means"][hook], expected[hook]) < 1e-5, hook
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hook", SCALED)
+def test_a_scale_is_that_of_the_whole_row_on_a_mesh_too(models, on_meshes, dtype, hook):
+    """Two devices have half of the columns each. The error is the same as of one device, to the values' rounding."""
+    folder = models("llama").folder.parent
+    (data, again), (errors, same) = (
+        [(folder / f"{dtype} {turn}.{ending}").read_bytes() for turn in range(2)] for ending in ("safetensors", "json")
+    )
+    assert data == again and errors == same
+    arrays, expected = decode(data).arrays, models("llama").reference[hook]
+    most = np.abs(expected).max(axis=1)
+    np.testing.assert_allclose(arrays[f"{hook}.scale"], most / (127 if dtype == "int8" else 448), rtol=1e-4)
+    values = arrays[hook].astype(np.float32) * arrays[f"{hook}.scale"][:, None]
+    assert json.loads(errors)[hook] == pytest.approx(error(values, expected), rel=1e-2)
+    assert np.array_equal(arrays[f"{hook}.norm_counts"], norm_counts(np.linalg.norm(values, axis=1)))
+    row, column = arrays[f"{hook}.max_at"]
+    assert np.abs(values[row, column]) == arrays[f"{hook}.max"][0] == np.abs(values).max()
+    np.testing.assert_allclose(arrays[f"{hook}.sum"], values.sum(axis=0), atol=1e-4 * np.abs(values).sum(axis=0).max())
+
+
+def test_the_digest_does_not_depend_on_the_mesh(models, on_meshes):
+    digests = {str(on_meshes["llama", mesh]["digest"]) for mesh in MESHES}
+    assert digests == {load(models("llama").folder, ALL).weights_digest}
+
+
+def test_compiled_steps_are_kept(models, on_meshes):
+    kept = [path.name for path in (models("llama").folder.parent / "compiled").iterdir()]
+    assert sum(name.startswith("jit_step") and name.endswith("-cache") for name in kept) == len(CASES) + len(DTYPES)
+
+
+def test_devices_exchange_what_they_must_and_no_more(on_meshes):
+    """None between rows; in a block a sum after attention and one after the mlp; before it the embedding's columns.
+
+    GPT-NeoX needs one sum for both; OLMo 2 two more, for its norms of q and k over all heads.
+    """
+    sums = {"gpt_neox": 1, "olmo2": 4}
+    for name, mesh in CASES:
+        exchanges = sorted(on_meshes[name, mesh]["exchanges"].tolist())
+        expected = ["all-gather", *["all-reduce"] * sums.get(name, 2)] if "model" in mesh else []
+        assert exchanges == expected, (name, mesh)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_parameter_of_every_family_has_its_place(tmp_path, name):
+    """A matrix that no rule cuts would be whole on each device, and the model would fit on none."""
+    CONFIGS[name]().save_pretrained(tmp_path)
+    config = read_model_config(tmp_path)
+    options = StepOptions(ALL[-1:], 2, 16, "float32")
+    _, params = step_module._abstract_model(config, CapturePlan.of(ALL[-1:], config), options)
+    placement = Placement(jax.sharding.AbstractMesh((2, 2), ("data", "model")), config)
+    for path, leaf in leaves_of(params):
+        spec = placement.spec(path, leaf.ndim)
+        kernel = path[-1] in ("kernel", "table", "positions") and "router" not in path
+        has_heads = path[-2] not in ("k", "v") or config.num_kv_heads % 2 == 0
+        first = path[-2] in ("q", "k", "v", "gate", "up")
+        assert ("model" in spec) == (has_heads and (kernel or first)), path
+
+
+@pytest.mark.parametrize(
+    "text, mesh",
+    [
+        ("data=4,model=2", MeshShape(4, 2)),
+        ("model=2", MeshShape(1, 2)),
+        (" data = 8 ", MeshShape(8, 1)),
+    ],
+)
+def test_a_mesh_is_read_as_it_is_written(text, mesh):
+    assert MeshShape.parse(text) == mesh == MeshShape.parse(str(mesh))
+
+
+@pytest.mark.parametrize("text", ["", "4x2", "data=0", "data=2,data=2", "rows=2", "data=2;model=2", "data=-1"])
+def test_what_is_no_mesh_is_refused(text):
+    with pytest.raises(InvalidRequest, match="--mesh"):
+        MeshShape.parse(text)
+
+
+@pytest.mark.parametrize(
+    "mesh, message",
+    [
+        ("data=2", "needs 2 devices, this host has 1"),
+        ("data=3", "--batch-size 8 is not divisible by data=3"),
+        ("model=3", "4 heads are not divisible by model=3"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused_by_name(models, mesh, message):
+    folder = models("llama").folder
+    shape = MeshShape.parse(mesh)
+    assert message in misfit(shape, read_model_config(folder), ROWS, 1 if "needs" in message else 12)
+    with pytest.raises(InvalidRequest, match=f"--mesh {shape}: needs"):
+        load(folder, rows=6, mesh=shape)
+
+
+def test_key_value_heads_are_shared_or_doubled_or_refused(models):
+    config = read_model_config(models("llama").folder)
+    wide = replace(config, num_heads=12, num_kv_heads=6, mlp_width=48, width=48)
+    assert [model for model in range(1, 13) if misfit(MeshShape(1, model), wide, ROWS, 12) is None] == [1, 2, 3, 6, 12]
+    assert "6 key-value heads" in misfit(MeshShape(1, 4), wide, ROWS, 12)
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    "rows, weights, row, devices, memory, expected",
+    [
+        (32, 2 * GIB, GIB // 64, 1, 16 * GIB, MeshShape(1, 1)),
+        (32, 2 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(8, 1)),
+        (32, 15 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(4, 2)),
+        (32, 50 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(2, 4)),
+        (6, 2 * GIB, GIB // 64, 8, 16 * GIB, MeshShape(6, 1)),
+        (1, 2 * GIB, GIB // 64, 4, 16 * GIB, MeshShape(1, 1)),
+        (32, 500 * GIB, GIB, 8, None, MeshShape(8, 1)),
+    ],
+)
+def test_weights_are_shared_by_as_few_devices_as_can_hold_them(models, rows, weights, row, devices, memory, expected):
+    config = read_model_config(models("llama").folder)
+    assert choose_mesh(config, Demand(rows, weights, row), devices, memory) == expected
+
+
+def test_what_fits_nowhere_is_refused_before_it_is_tried(models):
+    config = read_model_config(models("llama").folder)
+    with pytest.raises(InvalidRequest, match=r"needs about 25\.5 GiB on each of 8 devices, which have 16\.0"):
+        choose_mesh(config, Demand(32, 100 * GIB, GIB // 8), 8, 16 * GIB)
+
+
+def test_the_demand_counts_the_layers_that_run(models):
+    config = read_model_config(models("llama").folder)
+    size = {path: leaf for path, leaf in load_sizes(models("llama").folder)}
+    for hooks, parts in ((ALL[-1:], 3), (("blocks.0.hook_resid_pre",), 0)):
+        demand = demand_of(config, StepOptions(hooks, 2, 16, "bfloat16"))
+        blocks = sum(n for name, n in size.items() if any(f"layers.{layer}." in name for layer in range(parts)))
+        final = size["model.norm.weight"] if parts else 0
+        assert demand.weight_bytes == 2 * (size["model.embed_tokens.weight"] + blocks + final)
+
+
+def load_sizes(folder):
+    from safetensors.numpy import load_file
+
+    return ((name, tensor.size) for name, tensor in load_file(folder / "model.safetensors").items())
+
+
+def test_one_device_is_a_mesh_too(models):
+    assert mesh_of(MeshShape(1, 1), jax.devices()).shape == {"data": 1, "model": 1}
+    values, _ = run(load(models("qwen2").folder, ALL[:3]), documents())
+    assert error(values[ALL[2]], models("qwen2").reference[ALL[2]]) < 1e-5

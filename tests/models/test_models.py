@@ -1,0 +1,354 @@
+"""The models against transformers' torch models: each family, each hook point; configurations, attention, rotation."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from extraction.core.errors import DamagedData, InvalidRequest
+from extraction.models.config import Rope
+from extraction.models.config_file import read_model_config
+from extraction.models.config_reads import ModelView
+from extraction.models.families import FAMILIES, Family, family_of
+from extraction.models.families.reading import rope as rope_of
+from extraction.models.hooks import all_hook_points
+from extraction.models.location import ModelFolder, locate_model
+from extraction.models.mixture import dot_by_blocks, grouped_dot
+from extraction.models.rope import rope_frequencies
+from tests.helpers.tiny_models import (
+    CONFIGS,
+    LINEAR,
+    LLAMA3,
+    SIZES,
+    WINDOWS,
+    YARN,
+    TinyModel,
+    documents,
+    error,
+    load,
+    run,
+)
+
+pytestmark = pytest.mark.slow
+
+LLAMA = {"model_type": "llama", **SIZES}
+# As transformers 4 saved a model whose file had `rotary_pct` and `rotary_emb_base`.
+RESAVED_NEOX = {
+    "model_type": "gpt_neox",
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+    "rotary_pct": 0.25,
+    "rotary_emb_base": 10000,
+    "partial_rotary_factor": 0.25,
+    "rope_theta": 10000,
+    "rope_scaling": None,
+}
+# What people and tools leave in a file, and what no model reads.
+UNREAD = {
+    "_model_name_or_path": "Q4_1.gguf",
+    "auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
+    "custom_pipelines": {"text": {"impl": "own.Pipeline", "pt": ["AutoModel"]}},
+    "max_length": 20,
+    "model_max_length": 9,
+    "name": "mine",
+    "problem_type": "regression",
+    "quantization_config": None,
+    "rope_interleaved": True,
+    "some_new_attribute": 3,
+    "temperature": 0.6,
+    "tokenizer_class": "LlamaTokenizer",
+    "torchscript": True,
+    "unsloth_fixed": True,
+    "_attn_implementation": "eager",
+    "partial_rotary_factor": 0.5,
+    "sliding_window": 16,
+}
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """A function that reads a configuration with these attributes."""
+
+    def read(attributes):
+        (tmp_path / "config.json").write_text(attributes if isinstance(attributes, str) else json.dumps(attributes))
+        return read_model_config(tmp_path)
+
+    return read
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_hook_point_of_packed_documents_is_that_of_the_reference_alone(models, name):
+    model = models(name)
+    hooks = model.hook_points
+    forward = load(model.folder, hooks)
+    ours, _ = run(forward, documents())
+    assert list(ours) == hooks and set(hooks) == set(model.reference)
+    assert forward.widths == {hook: values.shape[1] for hook, values in model.reference.items()}
+    for hook in hooks:
+        assert error(ours[hook], model.reference[hook]) < 1e-5, hook
+
+
+@pytest.mark.parametrize(
+    "name, saving",
+    [
+        ("qwen2", {"dtype": torch.bfloat16, "max_shard_size": "8KB"}),
+        ("gpt2", {"dtype": torch.float16}),
+    ],
+)
+def test_weights_of_half_width_and_in_shards(tmp_path, name, saving):
+    model = TinyModel(name, tmp_path, **saving)
+    assert (tmp_path / "model.safetensors.index.json").exists() == ("max_shard_size" in saving)
+    hooks = ("blocks.1.hook_mlp_out", "ln_final.hook_normalized")
+    ours, _ = run(load(tmp_path, hooks), documents())
+    for hook in hooks:
+        assert error(ours[hook], model.reference[hook]) < 1e-5, hook
+
+
+@pytest.mark.parametrize(
+    "parameters, rope",
+    [
+        ({"rope_type": "default", "rope_theta": 1e6}, Rope(1e6)),
+        (LINEAR, Rope(1e4, "linear", 4.0)),
+        (LLAMA3, Rope(1e4, "llama3", 8.0, 1.0, 4.0, 64)),
+        (YARN, Rope(1e4, "yarn", 4.0, original_max_positions=64, attention_factor=0.1 * np.log(4.0) + 1)),
+        (
+            YARN | {"truncate": False, "mscale": 0.7, "mscale_all_dim": 1.0},
+            Rope(
+                1e4,
+                "yarn",
+                4.0,
+                original_max_positions=64,
+                truncate=False,
+                attention_factor=(0.07 * np.log(4.0) + 1) / (0.1 * np.log(4.0) + 1),
+            ),
+        ),
+    ],
+)
+def test_rotations_are_those_of_the_reference_at_far_positions(parameters, rope):
+    """A frequency one place off would be a visible angle at position 100,000."""
+    config = transformers.LlamaConfig(hidden_size=128, num_attention_heads=2, rope_parameters=parameters)
+    reference = LlamaRotaryEmbedding(config)
+    theirs = reference.inv_freq.numpy()
+    assert rope_of(parameters, ModelView(config), Path()) == rope
+    assert rope.attention_factor == pytest.approx(reference.attention_scaling, rel=1e-12)
+    assert np.abs(1e5 * (rope_frequencies(64, rope).astype(np.float64) - theirs)).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    "attributes, expected",
+    [
+        (LLAMA | UNREAD, {"rope": Rope(1e4), "window": None}),
+        (RESAVED_NEOX, {"rope": Rope(1e4, fraction=0.25)}),
+        (RESAVED_NEOX | {"partial_rotary_factor": 0.5}, {"rope": Rope(1e4, fraction=0.25)}),
+        (LLAMA | {"hidden_act": "swish"}, {"activation": "silu"}),
+        (LLAMA | {"model_type": "mistral", "attention_bias": True}, {"qkv_bias": False, "output_bias": False}),
+        (
+            LLAMA | {"model_type": "qwen3_moe", "qkv_bias": True, "use_qk_norm": False},
+            {"qkv_bias": False, "qk_norm": "head"},
+        ),
+        (
+            LLAMA | {"model_type": "mistral", "sliding_window": 9, "layer_types": WINDOWS["layer_types"]},
+            {"family": "mistral", "window": 9, "windowed": (True, False, True)},
+        ),
+        (
+            LLAMA | {"rope_parameters": YARN | {"attn_factor": 2.0, "turns": 3}},
+            {"rope": Rope(1e4, "yarn", 4.0, original_max_positions=64, attention_factor=0.1 * np.log(4.0) + 1)},
+        ),
+        (LLAMA | {"tie_word_embeddings": True}, {"tied": True}),
+        (LLAMA, {"tied": False}),
+        ({"model_type": "gpt2"}, {"tied": True}),
+        ({"model_type": "gemma2"}, {"tied": True}),
+        (LLAMA | {"rope_theta": 5e5, "rope_scaling": None}, {"rope": Rope(5e5)}),
+        (
+            LLAMA | {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}},
+            {"rope": Rope(5e5, "linear", 4.0)},
+        ),
+        (
+            LLAMA | {"rope_theta": 5e5, "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"}},
+            {"rope": Rope(5e5, "llama3", 8.0, 1.0, 4.0, 64)},
+        ),
+    ],
+)
+def test_configurations_as_they_are_found(configured, attributes, expected):
+    config = configured(attributes)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "mamba2"}, "mamba2.* supported are llama, mistral, ministral, qwen2, "),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            r"quantization_config: .* \(fp8\), .* not quantised, or .*dequantize",
+        ),
+        ({"quantization_config": {"load_in_4bit": True}}, r"of a kind that it does not name"),
+        ({"per_layer_config": {"1": {"intermediate_size": 8}}}, "per_layer_config"),
+        ({"is_causal": False}, "is_causal = false is not handled for llama; LlamaModel of transformers reads it"),
+        ({"hidden_act": "xielu"}, "xielu"),
+        ({"rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}}, "RoPE parameters partial_rotary_factor"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE type 'dynamic'"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "chunked"),
+        ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0 is not handled"),
+        ({"model_type": "gpt_neox", "head_dim": 16}, "head_dim = 16 is not handled for gpt_neox"),
+        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = true"),
+        ({"model_type": "gpt2", "scale_attn_weights": False}, "scale_attn_weights = false"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "layer 1 has no experts"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "layer 0 has no experts"),
+    ],
+)
+def test_what_is_not_handled_is_refused_by_name(configured, change, message):
+    with pytest.raises(InvalidRequest, match=message):
+        configured(LLAMA | change)
+
+
+def test_what_is_not_handled_is_refused_inside_a_configuration_too(configured):
+    with pytest.raises(InvalidRequest, match="use_bidirectional_attention = true is not handled for gemma3_text"):
+        configured({"model_type": "gemma3", "text_config": {"use_bidirectional_attention": True}})
+
+
+def test_keys_that_the_reference_does_not_know_are_named_once(configured, capsys):
+    configured(
+        LLAMA | UNREAD | {"rope_theta": 1e4, "torch_dtype": "bfloat16", "bos_token_id": 1, "attention_dropout": 0.1}
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "config.json: ignored, since LlamaModel of transformers does not read it: _model_name_or_path, auto_map, "
+        "custom_pipelines, model_max_length, name, quantization_config, rope_interleaved, sliding_window, "
+        "some_new_attribute, tokenizer_class, torchscript, unsloth_fixed"
+    )
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        '{"model_type": "lla',
+        "[]",
+        "{}",
+        '{"model_type": ["llama"]}',
+        LLAMA | {"hidden_size": "wide"},
+        LLAMA | {"num_attention_heads": 0},
+        LLAMA | {"num_key_value_heads": 3},
+        LLAMA | {"num_hidden_layers": 0},
+        LLAMA | {"model_type": "mistral", "sliding_window": 0},
+        LLAMA | {"model_type": "mixtral", "num_experts_per_tok": 9},
+        LLAMA | {"model_type": "qwen3_moe", "decoder_sparse_step": 0},
+        LLAMA | {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3},
+        LLAMA | {"rope_scaling": {"rope_type": "linear"}},
+        LLAMA | {"head_dim": 7},
+        {"model_type": "gemma3"},
+    ],
+)
+def test_a_broken_configuration_is_damaged_data(configured, attributes):
+    with pytest.raises(DamagedData, match=r"config\.json"):
+        configured(attributes)
+
+
+def test_a_folder_without_a_configuration(tmp_path):
+    with pytest.raises(InvalidRequest, match=r"no config\.json"):
+        read_model_config(tmp_path)
+
+
+def test_hook_points_are_named_in_depth_order():
+    names = all_hook_points(2)
+    assert names[:8] == [
+        "blocks.0.hook_resid_pre",
+        "blocks.0.attn.hook_z",
+        "blocks.0.hook_attn_out",
+        "blocks.0.hook_resid_mid",
+        "blocks.0.mlp.hook_post",
+        "blocks.0.hook_mlp_out",
+        "blocks.0.hook_resid_post",
+        "blocks.1.hook_resid_pre",
+    ]
+    assert len(names) == 15 and names[-1] == "ln_final.hook_normalized"
+
+
+def test_configurations_are_read_without_jax(models):
+    code = f"""
+import pathlib, sys
+from extraction.models.config_file import read_model_config
+from extraction.models.families import FAMILIES, family_of
+from extraction.models.location import locate_model
+families = [family_of(model_type) for model_type in FAMILIES]
+assert not {{"jax", "flax", "torch", "transformers"}} & set(sys.modules), "at import"
+print(read_model_config(locate_model({str(models("llama").folder)!r}).path).width)
+assert not {{"jax", "flax"}} & set(sys.modules), "when reading"
+"""
+    root = Path(__file__).parents[2]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "32\n"), result.stderr
+
+
+def test_every_line_of_the_registry_names_a_family():
+    assert all(isinstance(family_of(model_type), Family) for model_type in FAMILIES)
+
+
+@pytest.mark.parametrize("name, hook", [("gpt_neox", "hook_resid_mid"), ("qwen3_moe", "mlp.hook_post")])
+def test_a_hook_point_that_a_family_does_not_have_is_refused_by_its_name(models, name, hook):
+    model = models(name)
+    assert not any(point.endswith(hook) for point in model.hook_points)
+    with pytest.raises(InvalidRequest, match=rf"blocks\.1\.{hook}: no such hook point: in this {name} model"):
+        load(model.folder, (f"blocks.1.{hook}",))
+
+
+def test_blocks_in_turn_have_the_middle_that_parallel_ones_lack(models):
+    assert "blocks.1.hook_resid_mid" in models("gpt_neox-in-turn-linear").hook_points
+
+
+@pytest.mark.parametrize("sizes", [[700, 0, 1, 63, 64, 65, 107], [0, 0, 0, 0, 0, 0, 1000], [1000, 0, 0, 0, 0, 0, 0]])
+def test_each_row_is_multiplied_by_the_kernel_of_its_group(sizes):
+    rng = np.random.default_rng(0)
+    rows, kernels = rng.standard_normal((1000, 6), np.float32), rng.standard_normal((7, 6, 5), np.float32)
+    ours = jax.jit(dot_by_blocks)(rows, kernels, np.array(sizes, np.int32))
+    theirs = np.einsum("mi,mio->mo", rows.astype(np.float64), kernels[np.repeat(np.arange(7), sizes)])
+    assert error(np.asarray(ours), theirs) < 1e-6
+
+
+@pytest.mark.parametrize("platform, form, other", [("tpu", "ragged_dot", "while"), ("cpu", "while", "ragged_dot")])
+def test_only_a_tpu_is_left_to_multiply_groups_in_its_own_way(platform, form, other):
+    """Other compilers would multiply every row by the kernels of all groups."""
+    shapes = (((1000, 64), jnp.bfloat16), ((7, 64, 32), jnp.bfloat16), ((7,), jnp.int32))
+    traced = jax.jit(grouped_dot).trace(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert form in program and other not in program
+
+
+def test_the_embedding_of_gemma_is_scaled_as_the_reference_rounds_it(models):
+    """In bfloat16 sqrt(32) is 5.65625 and not 5.65685, which makes another number of one in forty."""
+    model = models("gemma2")
+    half = {"compute_dtype": "bfloat16", "store_dtype": "bfloat16"}
+    ours, _ = run(load(model.folder, ("blocks.0.hook_resid_pre",), **half), documents())
+    embed = transformers.AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.bfloat16).model.embed_tokens
+    theirs = embed(torch.tensor(np.concatenate(documents()), dtype=torch.int64)).detach().float().numpy()
+    np.testing.assert_array_equal(ours["blocks.0.hook_resid_pre"], theirs)
+
+
+def test_a_folder_is_its_own_location(tmp_path):
+    assert locate_model(str(tmp_path)) == ModelFolder(tmp_path, str(tmp_path), None)
+
+
+@pytest.mark.parametrize(
+    "model, revision, message",
+    [
+        ("/no/such/folder", None, "no such folder"),
+        ("./models", None, "no such folder"),
+        ("a/b/c", None, "no such folder"),
+        ("s3://bucket/model", None, "gs://bucket/folder or a hub id"),
+        ("hf://lab/model", None, "or a hub id"),
+        ("gs://bucket/model", "main", "has no revisions"),
+        (".", "main", "--revision main"),
+    ],
+)
+def test_what_is_no_location_is_refused(model, revision, message):
+    with pytest.raises(InvalidRequest, match=message):
+        locate_model(model, revision)

@@ -1,0 +1,144 @@
+"""What changes the hidden states of transformers' models is never ignored: each key of each family is tried out."""
+
+import json
+import logging
+
+import pytest
+import torch
+import transformers
+
+from extraction.core.errors import ExtractionError
+from extraction.models.config_file import read_model_config
+from extraction.models.families import FAMILIES
+from tests.helpers.known_models import ACCEPTED, FOLDER
+
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "vocab_size": 31,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4, "moe_intermediate_size": 8}
+WINDOWS = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+OF_A_FAMILY = {
+    "mistral": {"sliding_window": 6},
+    "ministral": WINDOWS,
+    "qwen2": WINDOWS | {"use_sliding_window": True},
+    "qwen3": WINDOWS | {"use_sliding_window": True},
+    "gemma2": WINDOWS,
+    "gemma3_text": WINDOWS,
+    "mixtral": EXPERTS | {"sliding_window": 6},
+    "qwen3_moe": EXPERTS | {"sliding_window": 6, "use_sliding_window": True},
+    "gpt2": {"n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 64, "vocab_size": 31},
+    "gpt_neox": {key: value for key, value in SIZES.items() if key not in ("head_dim", "num_key_value_heads")},
+}
+# Keys that tools and people write, beside those of the configurations' classes and of the stored files.
+WRITTEN = {
+    "is_causal": False,
+    "name": "x",
+    "partial_rotary_factor": 0.5,
+    "head_dim": 4,
+    "rope_interleaved": True,
+    "clip_qkv": 0.1,
+    "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    "rope_theta": 50.0,
+    "sliding_window": 3,
+    "attention_bias": True,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "use_qk_norm": False,
+    "rotary_pct": 0.5,
+    "mlp_bias": True,
+    "use_bidirectional_attention": True,
+    "final_logit_softcapping": 1.0,
+    "attn_logit_softcapping": 0.1,
+    "tokenizer_class": "X",
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 3.0,
+    "residual_multiplier": 3.0,
+    "attention_multiplier": 3.0,
+    "per_layer_config": {"1": {"rms_norm_eps": 0.5, "layer_norm_epsilon": 0.5}},
+    "temperature": 0.5,
+    "max_length": 7,
+    "auto_map": {"AutoModel": "own.Model"},
+    "torchscript": True,
+    "problem_type": "regression",
+    "model_max_length": 5,
+}
+WITHOUT_MODEL = {"model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "quantization_config"}
+
+
+def others(key, value):
+    """Other values of a key."""
+    if key in WRITTEN:
+        yield WRITTEN[key]
+    if isinstance(value, bool) or value is None:
+        yield not value
+    elif isinstance(value, int | float):
+        yield value * 2 if value else 1
+    elif isinstance(value, str):
+        yield "relu"
+    elif key == "rope_parameters" and "rope_theta" in value:
+        yield value | {"rope_theta": 50.0}
+        yield value | {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16, "attn_factor": 3.0}
+
+
+@pytest.fixture
+def tried(tmp_path):
+    """A function that gives what transformers makes of a configuration, and one that gives what we make of the same."""
+    ids = torch.arange(20)[None] % 31
+    states = {}
+
+    def hidden(written):
+        """The hidden states; None if transformers makes no such model, or one with other parameters."""
+        (tmp_path / "config.json").write_text(json.dumps(written))
+        try:
+            config = transformers.AutoConfig.from_pretrained(tmp_path)
+            torch.manual_seed(0)
+            model = transformers.AutoModel.from_config(config, attn_implementation="eager").eval()
+            if not states:
+                states.update({k: torch.randn_like(v) * 0.3 for k, v in model.state_dict().items()})
+            model.load_state_dict(states)
+            with torch.no_grad():
+                return model(ids, use_cache=False, return_dict=True).last_hidden_state
+        except Exception:  # whatever it is, the key has been read
+            return None
+
+    def ours():
+        try:
+            return read_model_config(tmp_path)
+        except ExtractionError:
+            return None
+
+    torch.set_num_threads(1)
+    logging.disable(logging.ERROR)
+    yield hidden, ours
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.filterwarnings("ignore:`rope_scaling`:FutureWarning")  # a class without rotation warns of the key
+@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"gemma3"}))
+def test_what_changes_the_hidden_states_is_not_ignored(tried, model_type):
+    hidden, ours = tried
+    base = OF_A_FAMILY.get(model_type, {})
+    base = {"model_type": model_type} | (base if model_type in ("gpt2", "gpt_neox") else SIZES | base)
+    full = transformers.CONFIG_MAPPING[model_type](**base).to_dict()
+    for name in ACCEPTED:
+        found = json.loads((FOLDER / f"{name}.json").read_bytes())
+        full = (found if found["model_type"] == model_type else {}) | full
+    expected, known = hidden(base), ours()
+    assert expected is not None and known is not None
+    changing = set()
+    for key, value in (WRITTEN | full).items():
+        for other in others(key, value) if key not in WITHOUT_MODEL else ():
+            found = hidden(base | {key: other})
+            if found is None or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+                assert ours() != known, f"{key} = {other} changes the hidden states and is ignored"
+                changing.add(key)
+    assert len(changing) > 6

@@ -1,0 +1,70 @@
+"""Conversations as transformers' own tokenizers write them, from whichever file has the template."""
+
+import json
+import shutil
+
+import pytest
+from transformers import AutoTokenizer
+
+from extraction.batching.tokenizer import RecordTokenizer
+from extraction.core.errors import InvalidRequest
+from tests.helpers.workers import MODEL
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "[{{ m['role'] }}] {{ m.content | trim }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+TALK = [{"role": role, "content": said} for role, said in (("user", " a grid  "), ("assistant", "1 2"), ("user", "b"))]
+OTHER = "{{ messages[0].content }}"
+NAMED = {"tool_use": OTHER, "default": TEMPLATE}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODEL / name, tmp_path)
+    return tmp_path
+
+
+def setting(folder, template):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"chat_template": template}))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: setting(folder, TEMPLATE),
+        lambda folder: setting(folder, [{"name": name, "template": template} for name, template in NAMED.items()]),
+        lambda folder: (setting(folder, OTHER), (folder / "chat_template.jinja").write_text(TEMPLATE)),
+    ],
+)
+def test_a_conversation_is_written_as_transformers_does(folder, write):
+    write(folder)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    expected = theirs.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
+    assert expected == "<|endoftext|>[user] a grid\n[assistant] 1 2\n[user] b\n[assistant]"
+    assert RecordTokenizer(folder).has_chat_template and RecordTokenizer(folder).chat(TALK) == expected
+    assert RecordTokenizer(folder, "always").chat(TALK) == expected.removeprefix("<|endoftext|>")
+
+
+def test_the_template_of_a_processor_is_taken_where_there_is_no_other(folder):
+    assert not RecordTokenizer(folder).has_chat_template
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": OTHER}))
+    assert RecordTokenizer(folder).chat(TALK) == " a grid  "
+
+
+def test_what_a_template_cannot_write_is_refused(folder):
+    setting(folder, TEMPLATE)
+    with pytest.raises(InvalidRequest, match="cannot write this conversation: no system"):
+        RecordTokenizer(folder).chat([{"role": "system", "content": "be brief"}])
+    setting(folder, [{"name": "rag", "template": TEMPLATE}, {"name": "tools", "template": TEMPLATE}])
+    with pytest.raises(InvalidRequest, match=r"\['rag', 'tools'\], none of which is called default"):
+        RecordTokenizer(folder).has_chat_template  # noqa: B018
+
+
+def test_the_digest_of_a_template_changes_with_it(folder):
+    setting(folder, TEMPLATE)
+    first = RecordTokenizer(folder).chat_digest
+    setting(folder, OTHER)
+    assert RecordTokenizer(folder).chat_digest != first

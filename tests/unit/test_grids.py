@@ -1,0 +1,104 @@
+"""Grids as text: every encoder reads back what it wrote, the grammar takes what it names and nothing else."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extraction.core.errors import InvalidRequest
+from extraction.datasets.arc_agi.augmentation import SYMMETRIES, Augmentation, augmentation, unchanged
+from extraction.datasets.arc_agi.grids import MAX_SIDE, parse_encoder
+
+GRID = [[0, 7, 7], [7, 7, 7]]
+sides = st.integers(1, MAX_SIDE)
+grids = st.tuples(sides, sides).flatmap(
+    lambda size: st.lists(
+        st.lists(st.integers(0, 9), min_size=size[1], max_size=size[1]), min_size=size[0], max_size=size[0]
+    )
+)
+leaves = st.sampled_from(["minimal", "separated", "separated('|')", 'separated(", ")', "repeated", "repeated(3)"])
+expressions = st.recursive(
+    leaves,
+    lambda inner: st.builds("{}({})".format, st.sampled_from(["rows", "shape", "fenced", "fenced_shape"]), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(grid=grids, expression=expressions)
+def test_an_encoder_reads_back_what_it_wrote(grid, expression):
+    encoder = parse_encoder(expression)
+    assert encoder.decode(encoder.encode(grid)) == grid
+
+
+@pytest.mark.parametrize("expression, text", [
+    ("minimal", "077\n777"), ("separated", "0 7 7\n7 7 7"), ("separated('|')", "0|7|7\n7|7|7"),
+    ("repeated(2)", "007777\n777777"),
+    ("rows(minimal)", "1 077\n2 777"), ("shape(rows(minimal))", "2x3\n1 077\n2 777"),
+    ("fenced(minimal)", "```grid\n077\n777\n```"),
+    (" fenced_shape( rows( minimal ) ) ", "```grid 2x3\n1 077\n2 777\n```"),
+])  # fmt: skip
+def test_what_the_encoders_write(expression, text):
+    assert parse_encoder(expression).encode(GRID) == text
+
+
+@pytest.mark.parametrize("expression, text", [
+    ("minimal", "07\n7"), ("minimal", ""), ("minimal", "0a"), ("minimal", "٣"), ("separated", "0 7 77"),
+    ("repeated", "0077 7"),
+    ("repeated", "007"), ("rows(minimal)", "1 07\n3 77"), ("rows(minimal)", "07"), ("shape(minimal)", "2x2\n07"),
+    ("fenced(minimal)", "```grid\n07"), ("fenced(minimal)", "```\n07\n```"),
+    ("fenced_shape(minimal)", "```grid 1x3\n07\n```"),
+])  # fmt: skip
+def test_text_that_is_no_encoding_is_refused(expression, text):
+    with pytest.raises(ValueError):
+        parse_encoder(expression).decode(text)
+
+
+@pytest.mark.parametrize("expression, said", [
+    ("", "one of minimal, separated, repeated, rows, shape, fenced, fenced_shape was expected at 'the end'"),
+    ("tiny", "one of minimal"), ("rows", "'(' was expected"), ("rows()", "one of minimal"),
+    ("rows(minimal", "')' was expected"),
+    ("minimal)", "nothing more was expected at ')'"), ("minimal()", "nothing more"),
+    ("repeated(0)", "a number from 1 to 9"),
+    ("repeated(10)", "a number from 1 to 9"), ("repeated('2')", "a number"),
+    ("separated('1')", "a string in quotes, without digits"),
+    ("separated('')", "a string in quotes"), ("separated(2)", "a string in quotes"),
+    ("__import__('os')", "one of minimal"),
+    ("rows(" * 100 + "minimal" + ")" * 100, "607 characters long"),
+])  # fmt: skip
+def test_an_expression_that_is_none_says_where(expression, said):
+    with pytest.raises(InvalidRequest, match="--grid-encoding") as error:
+        parse_encoder(expression)
+    assert said in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------- augmentation
+
+
+@settings(max_examples=50, deadline=None)
+@given(grid=grids, number=st.integers(0, 20), seed=st.integers(0, 3), background=st.booleans())
+def test_what_was_done_to_a_grid_can_be_undone(grid, number, seed, background):
+    how = augmentation("task", number, 3, seed, background)
+    assert how.undo(how.apply(grid)) == grid
+
+
+def test_the_eight_symmetries_of_the_square_are_different():
+    shown = {name: str(Augmentation(name, tuple(range(10)), ()).apply(GRID)) for name in SYMMETRIES}
+    assert len(set(shown.values())) == 8
+    assert shown["rotate_90"] == "[[7, 0], [7, 7], [7, 7]]" and shown["mirror"] == "[[7, 7, 0], [7, 7, 7]]"
+
+
+def test_an_augmentation_is_a_function_of_seed_task_and_number():
+    made = augmentation("a", 5, 4, 0, False)
+    assert made == augmentation("a", 5, 4, 0, False)
+    assert sorted(made.colors) == list(range(10)) and sorted(made.order) == [0, 1, 2, 3] and made.colors[0] == 0
+    others = [augmentation("b", 5, 4, 0, False), augmentation("a", 13, 4, 0, False), augmentation("a", 5, 4, 1, False)]
+    assert all(other.colors != made.colors for other in others)
+    assert any(augmentation("a", number, 4, 0, True).colors[0] != 0 for number in range(8))
+    assert unchanged(2).apply(GRID) == GRID
+
+
+def test_augmentations_do_not_change_with_the_version():
+    """Their values are part of what a published stream means."""
+    assert augmentation("007bbfb7", 1, 5, 0, False).to_json() == {
+        "symmetry": "rotate_90", "colors": [0, 6, 5, 7, 3, 8, 9, 1, 2, 4], "order": [0, 3, 1, 2, 4],
+    }  # fmt: skip

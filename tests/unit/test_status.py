@@ -1,0 +1,228 @@
+"""`status` tells every state by what lies in the output, and by the store's clock alone."""
+
+import io
+import json
+import os
+import time
+from dataclasses import replace
+from email.utils import formatdate
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+import checkpoint
+from extract_activations import cli
+from extraction.batching.token_selection import Selection, Selector
+from extraction.core.errors import DamagedData, Fenced
+from extraction.format.stream_state import StreamState
+from extraction.storage import open_storage
+from extraction.tools.status import _mean_rate, _rate_now, format_bytes, format_seconds, read_status, table, watch
+from extraction.worker.attempts import note_begin, noted_ending
+from tests.helpers import fake_gcs
+from tests.helpers.runs import FINGERPRINT, extract, make_run
+from tests.helpers.workers import python
+
+STREAMS = [[8] * 30, [5] * 20, [9] * 12, [4], [4], [4], [4]]
+
+
+def make_fleet(storage):
+    """A stream in each state: running, finished after two preemptions, failed, fenced, stuck, starting, waiting."""
+    make_run(storage, STREAMS[:1], stop_after=5)
+    for stop_after in (1, 2, None):
+        extract(checkpoint.CommitChain.load(storage, 1, FINGERPRINT), STREAMS[1], stop_after)
+    extract(checkpoint.CommitChain.load(storage, 2, FINGERPRINT), STREAMS[2], stop_after=2)
+    for number, error in ((2, DamagedData("a bad file")), (3, Fenced("another has it"))):
+        with pytest.raises(type(error)), noted_ending(storage, number, checkpoint.Attempt()):
+            raise error
+    extract(checkpoint.CommitChain.load(storage, 4, FINGERPRINT), [4, 9, 9, 9], stop_after=1)
+    note_begin(storage, 5, checkpoint.Attempt())
+    describe_streams(storage, *map(len, STREAMS))
+
+
+def describe_streams(storage, *num_records):
+    """Say in `run.json` how many records each stream has, as a worker does."""
+    run = replace(checkpoint.read_run(storage), records_per_stream=num_records)
+    storage.replace("run.json", run.to_bytes())
+
+
+@pytest.fixture
+def output(tmp_path):
+    make_fleet(open_storage(str(tmp_path / "run")))
+    for path in (tmp_path / "run/worker-00004").rglob("*.json"):
+        os.utime(path, times=(time.time() - 4000,) * 2)
+    return str(tmp_path / "run")
+
+
+def test_every_state_is_told(output):
+    found = read_status(output)
+    assert [stream.state for stream in found.streams] == [
+        "running",
+        "finished",
+        "failed",
+        "fenced",
+        "stuck",
+        "starting",
+        "waiting",
+    ]
+    assert found.streams[2].message == "a bad file"
+    assert found.streams[4].message == "nothing for 1 h 6 min"
+    assert (found.finished, found.exit_code) == (False, 75)
+
+
+def test_where_a_part_is_stored_pace_is_of_all_tokens(tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    make_run(open_storage(str(whole)), STREAMS[:1])
+    make_run(open_storage(str(part)), STREAMS[:1], selector=Selector(Selection.parse("last")))
+    ours, theirs = (read_status(str(path)).streams[0] for path in (part, whole))
+    assert (ours.tokens, ours.rows) == (240, 30) and (theirs.tokens, theirs.rows) == (240, 240)
+    assert ours.bytes < theirs.bytes
+    last = checkpoint.parse_commit(open_storage(str(part)).read("worker-00000/commits/00000014.json"), "it")
+    fast = StreamState(0, last, 100.0, (100.0, 114.0))
+    assert _mean_rate(fast) == pytest.approx(240 * 14 / 15 / 14)
+
+
+def test_numbers_are_those_of_the_last_commit(output):
+    running, finished = read_status(output).streams[:2]
+    assert (running.records, running.tokens, running.batches, running.num_records) == (10, 80, 5, 30)
+    assert (finished.records, finished.tokens, finished.num_records) == (20, 100, 20)
+    assert (running.preemptions, finished.preemptions) == (0, 2)
+    assert running.bytes == sum(p.stat().st_size for p in (Path(output) / "worker-00000/batches").iterdir())
+
+
+def test_rates_and_the_time_left_follow_from_the_times_of_the_commits(output):
+    begin = time.time() - 100
+    for number, path in enumerate(sorted((Path(output) / "worker-00000/commits").iterdir())):
+        os.utime(path, times=(begin + 20 * number,) * 2)
+    running = read_status(output).streams[0]
+    assert running.age == pytest.approx(20, abs=5)
+    assert running.rate_mean == pytest.approx(16 / 20, rel=0.01)  # 16 tokens in a batch, a batch in 20 s
+    assert running.rate_now == pytest.approx(64 / 100, rel=0.1)  # four batches since the first, 100 s ago
+    assert running.seconds_left == pytest.approx(20 * 8 / running.rate_now)
+
+
+def test_the_local_clock_is_not_asked(gcs, monkeypatch):
+    """The store's clock is a day ahead of ours."""
+    ahead = SimpleNamespace(**vars(time) | {"time": lambda: time.time() + 86_400})
+    monkeypatch.setattr(fake_gcs, "time", ahead)
+    date = lambda self, timestamp=None: formatdate(ahead.time(), usegmt=True)  # noqa: E731
+    monkeypatch.setattr(fake_gcs.Handler, "date_time_string", date)
+    make_fleet(open_storage("gs://bucket/run"))
+    found = read_status("gs://bucket/run")
+    assert [stream.state for stream in found.streams[:4]] == ["running", "finished", "failed", "fenced"]
+    assert 0 <= found.streams[0].age < 60
+    assert abs(found.time - time.time() - 86_400) < 60
+
+
+def test_requests_do_not_grow_with_the_chains(gcs):
+    storage = open_storage("gs://bucket/run")
+    make_run(storage, [[8] * 10, [8] * 90, [8] * 500])
+    for number, batch, begun in ((0, 3, 0.0), (1, 44, 1.5)):
+        storage.replace(f"worker-{number:05d}/progress.json", json.dumps({"batch": batch, "begun": begun}).encode())
+    gcs.history.clear()
+    read_status("gs://bucket/run")
+    of_stream = [[what.split()[0] for _, _, what, _ in gcs.history if f"worker-0000{n}" in what] for n in range(3)]
+    assert [sorted(operations) for operations in of_stream] == [
+        ["get", "list", "read", "read"],
+        ["get", "list", "read", "read"],
+        ["get"] * 8 + ["list", "read", "read"],
+    ]
+
+
+def test_the_pace_of_now_is_that_of_the_commits_that_were_looked_at(tmp_path):
+    """250 batches in 250 s, of which only the last ones are listed."""
+    make_run(open_storage(str(tmp_path)), [[8] * 600], stop_after=250)
+    begin = time.time() - 250
+    for number, path in enumerate(sorted((tmp_path / "worker-00000/commits").iterdir())):
+        os.utime(path, times=(begin + number,) * 2)
+    (tmp_path / "worker-00000/progress.json").write_text(json.dumps({"batch": 240, "begun": begin}))
+    (stream,) = read_status(str(tmp_path)).streams
+    assert stream.rate_now == pytest.approx(16, rel=0.15)
+    assert stream.rate_mean == pytest.approx(16, rel=0.01)
+
+
+def test_commits_within_the_second_that_the_clock_tells_have_a_pace_too():
+    last = SimpleNamespace(totals=SimpleNamespace(tokens=1000))
+    standing = SimpleNamespace(commit_times=(99.9, 100.2, 100.7), last=last, num_batches=10)
+    assert _rate_now(standing, now=100.0) == pytest.approx(100 * 2 / 0.8)
+
+
+def test_a_finished_run_is_finished_when_every_stream_is(tmp_path):
+    storage = open_storage(str(tmp_path))
+    make_run(storage, [[8] * 3, [5]])
+    assert not read_status(str(tmp_path)).finished  # how many streams there are is not known
+    describe_streams(storage, 3, 1)
+    found = read_status(str(tmp_path))
+    assert (found.finished, found.exit_code, found.seconds_left) == (True, 0, 0.0)
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table_or_json(output):
+    result = python("extract_activations.py", "status", output)
+    assert result.returncode == 75, result.stderr
+    assert "a bad file" in result.stdout
+    text = " ".join(result.stdout.split())
+    assert "1 failed, 1 fenced, 1 stuck, 1 running, 1 starting, 1 waiting, 1 finished" in text
+    result = python("extract_activations.py", "status", output, "--json")
+    found = json.loads(result.stdout)
+    assert (result.returncode, found["tokens"], len(found["streams"])) == (75, read_status(output).total("tokens"), 7)
+    result = python("extract_activations.py", "status", output + "-not-there")
+    assert result.returncode == 2 and "holds no run: there is no run.json" in result.stderr
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+def test_a_narrow_terminal_has_fewer_columns_and_whole_numbers(output, width):
+    found = read_status(output)
+    large = {"records": 98_765_432, "num_records": 123_456_789, "tokens": 98_765_432_109, "rate_now": 1_234_567.0}
+    found = replace(found, streams=tuple(replace(stream, **large) for stream in found.streams))
+    console = Console(width=width, file=io.StringIO())
+    console.print(table(found, 40, width))
+    text = console.file.getvalue()
+    assert "…" not in text and text.count("1,234,567") == 7 and "80.0%" in text and "a bad file" in text
+    assert ("98,765,432,109" in text, "time goes to" in text) == (width >= 80, width >= 200)
+
+
+def test_every_look_is_shown_until_the_run_is_finished(tmp_path):
+    storage, seen = open_storage(str(tmp_path)), []
+    make_run(storage, STREAMS[:1], stop_after=2)
+    describe_streams(storage, len(STREAMS[0]))
+
+    def show(status):
+        seen.append(status.finished)
+        assert len(seen) < 4
+        if len(seen) == 2:
+            extract(checkpoint.CommitChain.load(storage, 0, FINGERPRINT), STREAMS[0], None)
+
+    assert watch(str(tmp_path), 900.0, 0.0, show).finished
+    assert seen == [False, False, True]
+    for arguments, told in ((["--json"], '"finished": true'), ([], "time goes to")):
+        result = CliRunner().invoke(cli, ["status", str(tmp_path), "--watch", *arguments])
+        assert (result.exit_code, result.stdout.count(told)) == (0, 1), result.output
+        assert bool(arguments) == (result.stdout.count("\n") == 1)
+
+
+def test_those_in_trouble_come_first_and_the_rest_is_counted(output):
+    shown = table(read_status(output), most_rows=3)
+    cells = [list(column.cells) for column in shown.columns]
+    assert cells[0] == ["2", "3", "4", "...", "all"]
+    assert cells[1][3] == "and 4 more"
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (None, ""),
+        (4, "4 s"),
+        (64, "1 min 4 s"),
+        (3700, "1 h 1 min"),
+        (2e5, "2 d 7 h"),
+    ],
+)
+def test_times_are_written_for_people(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_sizes_are_written_for_people():
+    assert [format_bytes(n) for n in (5, 2048, 5 << 40)] == ["5 B", "2.0 KiB", "5.0 TiB"]

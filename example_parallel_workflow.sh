@@ -45,7 +45,7 @@ start_worker() { # number; its process group stands for a machine, and is killed
 }
 committed_batches() { # number of a worker
     "$python" extract_activations.py verify "$OUTPUT" --json 2> /dev/null |
-        "$python" -c "import json, sys; print(json.load(sys.stdin)['workers'][$1]['num_batches'])" 2> /dev/null
+        "$python" -c "import json, sys; print(json.load(sys.stdin)['streams'][$1]['num_batches'])" 2> /dev/null
 }
 stop_workers() { for group in "${workers[@]}"; do kill -TERM -- "-$group" 2> /dev/null || true; done; }
 

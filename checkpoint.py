@@ -35,6 +35,7 @@ from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, O
 from extraction.core.fault_points import kill_point
 from extraction.format.chain import check_data, check_place, list_commits
 from extraction.format.commit import (
+    MAX_COMMIT,
     Attempt,
     BatchToCommit,
     Commit,
@@ -85,7 +86,7 @@ class CommitChain:
         chain = cls(storage, stream, fingerprint)
         names = list_commits(storage, stream)
         if names:
-            last = parse_commit(storage.read(names[-1]), names[-1])
+            last = parse_commit(storage.read_small(names[-1], MAX_COMMIT), names[-1])
             chain._check(last, names[-1], len(names) - 1)
             chain._advance(last)
         return chain
@@ -189,7 +190,7 @@ class CommitChain:
             self.storage.create(name, commit.to_bytes())
             return commit
         except ObjectExists:
-            winner = parse_commit(self.storage.read(name), name)
+            winner = parse_commit(self.storage.read_small(name, MAX_COMMIT), name)
         if winner.attempt != self.attempt.id:  # an id that no other attempt has
             raise Fenced(
                 f"{name} was committed by another worker: attempt {winner.attempt} on host {winner.host}, "

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from extraction.core.flags import flag, option, options_of, with_flags
+from extraction.core.text import prepare_streams
 
 # The rest of `extraction` is imported where it is used, so that `--help` answers at once.
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def _publish(dataset: "Dataset", source: str, num_streams: int, output: str, **g
 
 def main() -> None:
     """Entry point of the command."""
+    prepare_streams()
     cli(prog_name="create_dataset_streams.py")
 
 

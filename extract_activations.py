@@ -5,6 +5,7 @@ lines on stderr, an exit code: 0 done, 2 usage, 65 damaged data, 73 fenced, 75 t
 config differs. Guarantee: a worker may be killed at any instant; the same command continues. Cost: that of the command.
 """
 
+import contextlib
 import os
 import signal
 
@@ -33,6 +34,7 @@ from extraction.core.errors import (
 )
 from extraction.core.flags import with_flags
 from extraction.core.logs import is_json, say, use_format
+from extraction.core.text import prepare_streams
 from extraction.worker.flags import ParityFlags, PlanFlags, RunFlags
 
 ADVICE = {
@@ -203,6 +205,7 @@ def parity(flags: ParityFlags, max_error: float | None, output: str | None, as_j
 def main() -> None:
     """Run the command line; a domain error is one line with advice, and its exit code."""
     code: object = 0
+    prepare_streams()
     try:
         cli()
     except SystemExit as ended:
@@ -221,8 +224,9 @@ def main() -> None:
             raise
         say(traceback.format_exc().rstrip(), "ERROR")  # as one log entry
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a full disk, a closed pipe
+            stream.flush()
     # All writes are durable by now; background threads must not delay or break the exit.
     os._exit(code if isinstance(code, int) else 1)
 

@@ -26,7 +26,7 @@ from ..format.commit import (
     commit_name,
     data_name,
     digest_ids,
-    parse_commit,
+    read_commit,
     worker_folder,
 )
 from ..format.not_finite import added
@@ -116,7 +116,7 @@ def _look(reading: Reading, info: ObjectInfo, stored: dict[str, ObjectInfo], run
     try:
         if info.size > MAX_COMMIT:
             raise DamagedData(f"{info.name}: not a readable commit ({info.size:,} bytes are too many)")
-        commit = parse_commit(reading.storage.read(info.name), info.name)
+        commit = read_commit(reading.storage, info.name)
     except DamagedData as error:
         return _Seen(info.name, None, (str(error),))
     except ObjectNotFound:

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..core.errors import DamagedData, TryAgain
+from ..core.text import printable
 
 SCHEMA = 1
 LINES = 20  # of a kind and stream that people see
@@ -119,7 +120,7 @@ class RunAudit:
         lines += _shortened([f"not committed, ignored: {name}" for name in self.uncommitted], "the run")
         for hook_point, found in _table(self.non_finite).items():
             lines.append(f"not finite: {hook_point} has {found['nan']:,} NaN and {found['inf']:,} infinite values")
-        return "\n".join(_printable(line) for line in [*lines, self._summary()])
+        return "\n".join(printable(line) for line in [*lines, self._summary()])
 
     def _summary(self) -> str:
         totals = self.totals()
@@ -132,11 +133,6 @@ class RunAudit:
             f"{totals['num_records']:,} records, {tokens} tokens, {totals['num_bytes']:,} bytes"
             f"{', all of them read' if self.deep else ''}{end[self.verdict]}"
         )
-
-
-def _printable(line: str) -> str:
-    """Return the line without the characters that steer a terminal; a name in a bucket may hold any."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
 
 
 def _shortened(lines: list[str], of: str) -> Iterator[str]:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from .logs import say
+
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -26,4 +28,4 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
         yield item
         if time.monotonic() - said > SECONDS_BETWEEN_LINES:
             said = time.monotonic()
-            print(f"{what}: {number:,}" + (f" of {total:,}" if total else ""), file=sys.stderr, flush=True)
+            say(f"{what}: {number:,}" + (f" of {total:,}" if total else ""))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..core.errors import DamagedData, ObjectNotFound
 from ..core.threads import prefetch
 from ..storage import ObjectInfo, Storage
-from .commit import Commit, batch_of, commit_name, data_name, parse_commit, worker_folder
+from .commit import Commit, batch_of, commit_name, data_name, read_commit, worker_folder
 from .records import Cursor
 
 AHEAD = 16
@@ -81,7 +81,7 @@ def walk(
 
     def read(item: tuple[int, ObjectInfo | None]) -> tuple[int, StoredCommit | None]:
         stream, info = item
-        return stream, info and StoredCommit(info, parse_commit(storage.read(info.name), info.name))
+        return stream, info and StoredCommit(info, read_commit(storage, info.name))
 
     last: Commit | None = None
     for stream, stored in prefetch(items(), read, AHEAD, pool):

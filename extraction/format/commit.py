@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from ..core.errors import DamagedData
 from ..core.strict_json import loads
 from ..core.versions import software_versions
+from ..storage import Storage
 from .not_finite import KINDS, NotFinite, added
 from .records import Cursor
 from .run_config import FORMAT
@@ -209,6 +210,11 @@ def parse_commit(data: bytes, name: str) -> Commit:
         return commit
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise DamagedData(f"{name}: not a readable commit ({error or type(error).__name__})") from error
+
+
+def read_commit(storage: Storage, name: str) -> Commit:
+    """Return the commit stored under `name`. Raises ObjectNotFound, and DamagedData as `parse_commit`."""
+    return parse_commit(storage.read_small(name, MAX_COMMIT), name)
 
 
 def check_format(number: object, what: str) -> None:

@@ -18,6 +18,8 @@ from .dtypes import LARGEST_CODE, STORE_DTYPES
 RUN = "run.json"
 FORMAT = 3  # of run.json, commits and batch files; anything that changes how bytes are made or read raises it
 _MOST = 1 << 31
+_MAX_TEXT = 1000  # characters of a version
+_MAX_RUN = 16 << 20  # bytes; some 20 for each stream
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def read_run(storage: Storage) -> RunDescription:
 
     Raises ObjectNotFound, DamagedData, or ConfigurationMismatch for another format.
     """
-    return parse_run(storage.read(RUN), f"{storage}/{RUN}")
+    return parse_run(storage.read_small(RUN, _MAX_RUN), f"{storage}/{RUN}")
 
 
 def read_existing_run(storage: Storage) -> RunDescription:
@@ -168,6 +170,8 @@ def parse_run(data: bytes, name: str) -> RunDescription:
         special, sizes, versions = value["special_tokens"], value["records_per_stream"], value["versions"]
         if type(value["streams"]) is not str or type(versions) is not dict:
             raise ValueError("streams or versions have the wrong type")
+        if not all(type(text) is str and len(text) <= _MAX_TEXT for text in versions.values()):
+            raise ValueError("versions are not short texts")
         if type(sizes) is not list or not all(_is_count(size) for size in sizes):
             raise ValueError("records_per_stream is not a list of numbers of records")
         return RunDescription(config, value["streams"], _special_tokens(special), tuple(sizes), versions)

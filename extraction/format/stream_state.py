@@ -17,12 +17,13 @@ from typing import Any
 from ..core.errors import DamagedData, ObjectNotFound
 from ..core.strict_json import loads
 from ..storage import ObjectInfo, Storage
-from .commit import Commit, commit_name, parse_commit, worker_folder
+from .commit import Commit, commit_name, read_commit, worker_folder
 
 # In the order in which a person wants to know of them.
 STATES = ("failed", "fenced", "stuck", "stopped", "running", "starting", "waiting", "finished")
 BEGIN, END = "begin", "end"  # kinds of notes
 _ENDINGS = ("fenced", "failed", "stopped")
+_MAX_NOTE = 1 << 16  # bytes of a note, and of progress.json
 _TAIL = 20  # commits that are listed before the one that is known to exist
 
 
@@ -34,6 +35,9 @@ class Ending:
     message: str
     attempt: str
     host: str
+
+
+_UNREADABLE = Ending("failed", "(the note of its ending is not readable)", "", "")
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def read_stream_state(storage: Storage, stream: int) -> StreamState:
     last, damage = None, None
     if commits:
         try:
-            last = parse_commit(storage.read(commits[-1].name), commits[-1].name)
+            last = read_commit(storage, commits[-1].name)
         except DamagedData as error:
             damage = str(error)
     times = tuple(map(_time, commits))
@@ -116,8 +120,15 @@ def read_stream_state(storage: Storage, stream: int) -> StreamState:
     end = max((info for info in notes if info.name.endswith(f".{END}.json")), key=_time, default=None)
     if end is None or _time(end) < max(times[-1:] + (attempt_begun or 0.0,)):
         return StreamState(stream, last, begun, times, attempt_begun, damage=damage)
-    ending = parse_ending(storage.read(end.name))
+    ending = _read_ending(storage, end.name)
     return StreamState(stream, last, begun, times, attempt_begun, ending, _time(end), damage)
+
+
+def _read_ending(storage: Storage, name: str) -> Ending:
+    try:
+        return parse_ending(storage.read_small(name, _MAX_NOTE))
+    except DamagedData:
+        return _UNREADABLE
 
 
 def parse_ending(data: bytes) -> Ending:
@@ -129,7 +140,7 @@ def parse_ending(data: bytes) -> Ending:
             return ending
     except (ValueError, TypeError, KeyError):
         pass
-    return Ending("failed", "(the note of its ending is not readable)", "", "")
+    return _UNREADABLE
 
 
 def _notes_folder(stream: int) -> str:
@@ -143,8 +154,8 @@ def _time(info: ObjectInfo) -> float:
 def _list_end(storage: Storage, stream: int) -> tuple[list[ObjectInfo], float | None]:
     """Return the objects of the last commits, and when batch 0 was committed."""
     try:
-        hint = parse_progress(storage.read(f"{worker_folder(stream)}/progress.json"))
-    except ObjectNotFound:
+        hint = parse_progress(storage.read_small(f"{worker_folder(stream)}/progress.json", _MAX_NOTE))
+    except (ObjectNotFound, DamagedData):
         hint = None
     if hint is not None:
         known = _find_end(storage, stream, hint.batch)

@@ -11,6 +11,7 @@ answer the object is read back. Every wait is bounded; beyond the bound `TryAgai
 Cost: one request for each operation (a large upload: one to open it, one for each 32 MiB); locally two fsyncs.
 """
 
+import re
 from pkgutil import resolve_name
 
 from ..core.errors import InvalidRequest
@@ -19,6 +20,7 @@ from .base import ObjectInfo, Storage, check_name, crc32c_base64
 __all__ = ["BACKENDS", "ObjectInfo", "Storage", "backend_of", "check_name", "crc32c_base64", "open_storage"]
 
 _FOLDER = "extraction.storage.local:LocalStorage"
+_LOOKS_LIKE_URL = re.compile(r"\s*([a-z][a-z0-9+.-]*:/|(gs|gcs|hf|s3|file|https?)(:|//|\\))", re.IGNORECASE)
 # Scheme of a location, before :// -> its `Storage`, imported on first use.
 BACKENDS = {
     "gs": "extraction.storage.gcs:GcsStorage",
@@ -35,9 +37,14 @@ def open_storage(location: str) -> Storage:
 
 
 def backend_of(location: str) -> type[Storage]:
-    """Return the storage class of a location. Raises InvalidRequest for a scheme that is not in `BACKENDS`."""
+    """Return the storage class of a location.
+
+    Raises InvalidRequest for a scheme that is not in `BACKENDS`, and for a folder whose name looks like a URL.
+    """
     scheme, is_url, _ = location.partition("://")
-    if is_url and scheme not in BACKENDS:
+    if is_url and scheme in BACKENDS:
+        return resolve_name(BACKENDS[scheme])
+    if is_url or _LOOKS_LIKE_URL.match(location):
         known = " or ".join(f"{scheme}://..." for scheme in BACKENDS)
-        raise InvalidRequest(f"{location}: give a local folder, {known}")
-    return resolve_name(BACKENDS[scheme] if is_url else _FOLDER)
+        raise InvalidRequest(f"{location}: give {known} or a local folder (./NAME for one whose name looks like a URL)")
+    return resolve_name(_FOLDER)

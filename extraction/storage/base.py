@@ -89,6 +89,13 @@ class Storage(abc.ABC):
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """Return bytes [start, end) of an object, to its end if None. Raises ObjectNotFound."""
 
+    def read_small(self, name: str, most: int) -> bytes:
+        """Return a whole object of at most `most` bytes. Raises ObjectNotFound, DamagedData for a larger one."""
+        data = self.read(name, 0, most + 1)
+        if len(data) > most:
+            raise DamagedData(f"{self}/{name}: it is larger than {most:,} bytes, which no such object is")
+        return data
+
     def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         """Return the same as `read`, for large ranges: memory-mapped from a local disk, in parallel from a bucket."""
         return memoryview(self.read(name, start, end))

@@ -33,6 +33,7 @@ _CHUNK = 32 << 20
 _READ_TRIES = 3
 _READERS = 8
 _TIMEOUT = (10, 60)  # seconds to connect, and between two bytes of an answer
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 Result = TypeVar("Result")
 
 
@@ -46,8 +47,10 @@ class GcsStorage(Storage):
         path = location.removeprefix("gs://").rstrip("/")
         self.location = f"gs://{path}"
         self._bucket_name, _, prefix = path.partition("/")
-        if not self._bucket_name:
-            raise InvalidRequest(f"{location}: give gs://bucket/prefix")
+        if not _BUCKET.fullmatch(self._bucket_name):
+            raise InvalidRequest(
+                f"{location}: give gs://bucket/prefix; a bucket's name has three or more of a-z, 0-9, - . _"
+            )
         self._prefix = prefix + "/" if prefix else ""
         self._retries = RetryPolicy()
         self._client = self._call("get", self.location, _make_client)
@@ -126,12 +129,12 @@ class GcsStorage(Storage):
             path += f"&generation={generation}"
         for _ in range(_READ_TRIES):
             data, checksum = self._call("get", name, lambda: self._download(path, asked))
-            if asked or checksum in ("", crc32c_base64(data)):
+            if checksum in ("", crc32c_base64(data)):
                 return data
         raise DamagedData(f"{self._url(name)}: the bytes read do not match its crc32c, {_READ_TRIES} times")
 
     def _download(self, path: str, headers: dict[str, str]) -> tuple[bytes, str]:
-        """Return the content, and the crc32c of the whole object. `download_as_bytes` takes twice the CPU."""
+        """Return the content, and its crc32c if it is the whole object. `download_as_bytes` takes twice the CPU."""
         from google.api_core.exceptions import from_http_response
 
         url = self._client._connection.API_BASE_URL + path
@@ -147,7 +150,8 @@ class GcsStorage(Storage):
             data, length = answer.raw.read(), answer.headers.get("Content-Length")
             if length is not None and len(data) != int(length):
                 raise ConnectionError("the answer was cut")
-            return data, found[1] if found else ""
+            whole = answer.status_code == 200 or answer.headers.get("Content-Range", "") == _whole_range(len(data))
+            return data, found[1] if found and whole else ""
 
     def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         end = self.stat(name).size if end is None else end
@@ -209,8 +213,20 @@ class GcsStorage(Storage):
     def now(self) -> float:
         path = f"/storage/v1/b/{self._bucket_name}/o?maxResults=1&fields=nextPageToken"
         url = self._client._connection.API_BASE_URL + path
-        answer = self._call("list", "", lambda: self._client._http.get(url, timeout=_TIMEOUT))
-        return parsedate_to_datetime(answer.headers["Date"]).timestamp()
+        return self._call("list", "", lambda: self._date_of(url))
+
+    def _date_of(self, url: str) -> float:
+        """Return the time of an answer of the service, which an error page or a proxy's answer is not."""
+        from google.api_core.exceptions import from_http_response
+
+        answer = self._client._http.get(url, timeout=_TIMEOUT)
+        if answer.status_code != 200:
+            raise from_http_response(answer)
+        answer.json()
+        try:
+            return parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
+        except ValueError as error:
+            raise ConnectionError("the answer has no Date") from error
 
     def replace(self, name: str, data: bytes) -> None:
         blob = self._bucket.blob(self._key(name))
@@ -264,6 +280,11 @@ class GcsStorage(Storage):
         if isinstance(error, exceptions.GoogleAPICallError):
             return InvalidRequest(f"{self._url(name)}: the service refused: {reason(error)}")
         return error
+
+
+def _whole_range(size: int) -> str:
+    """Return the header of an answer with all bytes of an object."""
+    return f"bytes 0-{size - 1}/{size}"
 
 
 def _make_client() -> Any:

@@ -17,6 +17,7 @@ from itertools import compress
 from typing import TYPE_CHECKING
 
 from ..core.errors import TryAgain
+from ..core.text import printable
 from ..format.commit import worker_number
 from ..format.not_finite import NotFinite, described
 from ..format.run_config import read_existing_run
@@ -26,10 +27,12 @@ from ..storage import open_storage
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 THREADS = 32
 WINDOW = 300.0  # seconds over which "now" is measured
 STUCK_AFTER = 900.0
+_MILLENNIUM = 1000 * 365.25 * 86400
 
 
 @dataclass(frozen=True)
@@ -190,9 +193,11 @@ def _stages(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Return text such as `3 h 20 min` or `45 s`, none for None."""
+    """Return text such as `3 h 20 min` or `45 s`, none for None, `over 1,000 years` for what nobody waits for."""
     if seconds is None:
         return ""
+    if not seconds < _MILLENNIUM:
+        return "over 1,000 years"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 48:
@@ -247,13 +252,13 @@ def table(status: RunStatus, most_rows: int, width: int = WIDTH) -> "Table":
 
 def _table(status: RunStatus, most_rows: int, left_out: tuple[str, ...]) -> "Table":
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     counts = ", ".join(f"{status.states[state]:,} {state}" for state in STATES if state in status.states)
     moment = datetime.fromtimestamp(status.time, UTC)
     shown = Table(
-        title=f"{status.output} at {moment:%Y-%m-%d %H:%M:%S} UTC: {counts}",
+        title=Text(printable(f"{status.output} at {moment:%Y-%m-%d %H:%M:%S} UTC: {counts}")),
         title_justify="left",
         title_style="bold",
         header_style="dim",
@@ -288,7 +293,8 @@ def _table(status: RunStatus, most_rows: int, left_out: tuple[str, ...]) -> "Tab
     shown.add_row(*compress(total, kept), style="bold")
     if left_out:
         shown.caption_justify = "left"
-        shown.caption = "\n".join(f"{s.stream}: {escape(s.message)}" for s in ordered[:most_rows] if s.message) or None
+        notes = [f"{stream.stream}: {printable(stream.message)}" for stream in ordered[:most_rows] if stream.message]
+        shown.caption = Text("\n".join(notes)) if notes else None
     return shown
 
 
@@ -303,7 +309,9 @@ _STYLES = {
 }
 
 
-def _row(stream: StreamStatus) -> tuple[str, ...]:
+def _row(stream: StreamStatus) -> tuple["str | Text", ...]:
+    from rich.text import Text
+
     style = _STYLES.get(stream.state, "")
     in_the_loop = [(name, share) for name, share in stream.stages.items() if name != "upload"]
     largest = sorted(in_the_loop, key=lambda item: -item[1])[:2]
@@ -320,7 +328,7 @@ def _row(stream: StreamStatus) -> tuple[str, ...]:
         format_seconds(stream.seconds_left),
         f"{format_seconds(stream.age)} ago" if stream.age is not None else "",
         str(stream.preemptions),
-        why.replace("[", "\\["),
+        Text(printable(why)),
     )
 
 

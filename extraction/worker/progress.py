@@ -6,6 +6,7 @@ progress. Guarantee: resuming trusts nothing of it; where overwriting is refused
 microseconds for each commit.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -73,7 +74,8 @@ class Progress:
     def close(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):  # the terminal is gone
+                self._bar.stop()
 
     def _records(self, commit: Commit) -> str:
         return f"{commit.cursor_after.record:,} of {self._total:,} records"

@@ -24,7 +24,7 @@ from ..models.hooks import resolve_hook_points
 from ..models.location import ModelFolder, locate_model
 from ..models.mesh import MeshShape, choose_mesh
 from ..models.step_options import StepOptions, check_step
-from ..storage import Storage, open_storage
+from ..storage import Storage, backend_of, open_storage
 from ..streams.manifest import Manifest
 from ..streams.stream import load_manifest, open_stream
 from .flags import ANY_STREAM, RunFlags, StepFlags
@@ -105,6 +105,8 @@ def resolve_run(flags: RunFlags) -> RunPlan:
     tokenizer.require_tokens(all_records(manifest, flags.streams, stream or 0))
     selector = Selector(selection, tokenizer.special_ids)
     hardware, run = open_devices(), _run_in(output)
+    if flags.compile_cache:
+        backend_of(flags.compile_cache)
     step = resolve_step(flags, model, selection, hardware, run.batch_size if run else None)
     steps_per_batch = flags.steps_per_batch or (run.steps_per_batch if run else None)
     if steps_per_batch is None:

@@ -10,7 +10,6 @@ that does not answer is never a reason to fail.
 Cost: a waiting thread, and on such machines another one with one request a minute.
 """
 
-import contextlib
 import os
 import signal
 import threading
@@ -42,8 +41,7 @@ class Stop(threading.Event):
         if not self._once.acquire(blocking=False):
             return
         busy = self.busy
-        with contextlib.suppress(OSError, ValueError):  # of a closed log
-            say(f"{reason}: {'finishing what is in flight' if busy else 'nothing is in flight'}")
+        say(f"{reason}: {'finishing what is in flight' if busy else 'nothing is in flight'}")
         if busy:
             self.set()
             time.sleep(GRACE_SECONDS)

@@ -1,0 +1,36 @@
+"""Locations: one that looks like a URL and is none is refused, and never becomes a folder."""
+
+import os
+
+import pytest
+
+from extraction.core.errors import InvalidRequest
+from extraction.storage import open_storage
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "gs:/bucket/run", "gs:bucket/run", "gs//bucket/run", "GS://bucket/run", " gs://bucket/run", "gcs://bucket/run",
+        "s3://bucket/run", "s3:/bucket", "https:/host/run", "HTTP://host", "file:/tmp/run", "file:run", "hf:/datasets/a/b",
+        "abfs:/container/run", "gs:\\bucket",
+    ],
+)  # fmt: skip
+def test_a_look_alike_of_a_url_is_refused(location, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidRequest, match="give gs://"):
+        open_storage(location)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("bucket", ["", "a", "A-Bucket", "my bucket", "bucket?x", "-bucket", "bücket", "a" * 300])
+def test_a_bad_bucket_name_is_one_sentence(bucket, gcs):
+    with pytest.raises(InvalidRequest, match="give gs://bucket/prefix"):
+        open_storage(f"gs://{bucket}/run")
+
+
+@pytest.mark.parametrize("name", ["run", "./gs:/bucket", "a:b", "2026-01-01T10:00/run", "/tmp/gs:/x", "gs", "gsx/run"])
+def test_other_names_are_folders(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    open_storage(name if not name.startswith("/") else f"{tmp_path}{name}").create("object", b"x")
+    assert [path.read_bytes() for path in tmp_path.rglob("object")] == [b"x"]

@@ -8,6 +8,7 @@ from hypothesis import settings
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed jax would look for a TPU first
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"  # in this process and in its children
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each child would compile what it imports again
 
 from extraction.storage import open_storage
 from tests.helpers.fake_gcs import FakeGcs

@@ -10,7 +10,16 @@ import pytest
 
 from extraction.storage import open_storage
 from tests.helpers.fake_metadata import FakeMetadata
-from tests.helpers.workers import ROOT, committed, extract, make_streams, start, text_of, write_corpus
+from tests.helpers.workers import (
+    ROOT,
+    committed,
+    extract,
+    make_streams,
+    start,
+    start_interpreter,
+    text_of,
+    write_corpus,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +66,7 @@ def wait_for_line(worker, word):
 
 def test_while_it_starts(undisturbed, tmp_path):
     for seconds in (0.3, 0.5, 0.7):  # of a start that takes more than one
-        worker = start(undisturbed[0], tmp_path / "output")
+        worker = start_interpreter(undisturbed[0], tmp_path / "output")
         time.sleep(seconds)
         assert "finishing what is in flight" not in stop(worker, times=2)
     assert committed(open_storage(str(tmp_path / "output"))) == []

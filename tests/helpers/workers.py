@@ -5,11 +5,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tests.helpers.fork_server import Forked, is_forkable
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/tiny-lm"
@@ -61,13 +66,26 @@ def write_corpus(folder: Path, texts: list[str], row_group_size: int = 4, name: 
 
 def python(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
     """Run one of the project's commands to its end."""
-    return subprocess.run(
-        [sys.executable, ROOT / script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-    )
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        process = _start(ROOT / script, arguments, environment, (stdout, stderr))
+        try:
+            process.wait(200)
+        except BaseException:
+            process.kill()
+            raise
+        texts = [file.seek(0) or file.read() for file in (stdout, stderr)]
+    return subprocess.CompletedProcess([script, *map(str, arguments)], process.returncode, *texts)
+
+
+def _start(
+    script: Path, arguments: Iterable[object], more: dict[str, str], files: tuple[IO, IO] | None = None
+) -> subprocess.Popen | Forked:
+    """Start a command as a fork, or as an interpreter where its environment changes the imports."""
+    words, environment = [*map(str, arguments)], os.environ | {"JAX_PLATFORMS": "cpu"} | more
+    if is_forkable(words, environment):
+        return Forked(script, words, environment, files)
+    stdout, stderr = files or (None, subprocess.PIPE)
+    return subprocess.Popen([sys.executable, script, *words], env=environment, stdout=stdout, stderr=stderr, text=True)
 
 
 def make_streams(source: Path, output: object, num_streams: int = 1, **environment: str) -> object:
@@ -95,11 +113,14 @@ def extract(streams: object, output: object, worker_id: int = 0, *more: object, 
     return python("extract_activations.py", *arguments_for(streams, output, worker_id, *more), **environment)
 
 
-def start(streams: object, output: object, worker_id: int = 0, *more: object, **environment: str) -> subprocess.Popen:
+def start(streams: object, output: object, worker_id: int = 0, *more: object, **environment: str):
     """A worker that runs on its own; its stderr is a pipe."""
-    command = [sys.executable, ROOT / "extract_activations.py", *arguments_for(streams, output, worker_id, *more)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
-    return subprocess.Popen([*map(str, command)], env=environment, stderr=subprocess.PIPE, text=True)
+    return _start(ROOT / "extract_activations.py", arguments_for(streams, output, worker_id, *more), environment)
+
+
+def start_interpreter(streams: object, output: object) -> subprocess.Popen:
+    """The same as an interpreter of its own, which imports the library first."""
+    return start(streams, output, PYTHONVERBOSE="")
 
 
 def extract_here(streams: object, output: object, *more: object) -> None:

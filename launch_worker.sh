@@ -15,9 +15,12 @@
 # and pauses:
 #   75 (try again), 137, 143 (killed)   a preemption: restart, without a limit
 #   death by another signal             a failure: stop after LAUNCH_FAILURES (5) in a row without a new commit
+#   77 (no permission)                 after a commit of this launcher a failure, as permissions are seldom taken back;
+#                                      before one: stop
 #   a kill within LAUNCH_QUICK (300) seconds, without a new commit: stop after LAUNCH_KILLS (10) in a row
 #   any other code                      stop
-# The exit code is the worker's last one. SIGTERM and SIGINT are passed on as SIGTERM and end the restarts: 75.
+# The exit code is the worker's last one. SIGTERM, SIGINT and SIGHUP are passed on as SIGTERM and end the restarts:
+# 75. A worker whose launcher was killed gets SIGTERM from the kernel.
 set -euo pipefail
 
 here=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
@@ -33,7 +36,7 @@ say() { # severity, message; in the worker's format
         text=${text//\\/\\\\} text=${text//\"/\\\"}
         text="{\"severity\": \"$1\", \"message\": \"$text\", \"time\": \"$(date -u +%Y-%m-%dT%H:%M:%SZ)\"}"
     fi
-    echo "$text" >&2
+    echo "$text" >&2 || true # a lost log ends no worker
 }
 
 stop_with() { # exit code, message
@@ -96,13 +99,15 @@ case ${TPU_HOST_CHIPS:-} in # libtpu's variables for a process that uses its hos
 esac
 [ -z "${TPU_HOST_CHIPS:-}" ] || export TPU_PROCESS_BOUNDS=1,1,1
 
+export LAUNCH_PID=$$
 child=
 stopping=0
 pass_on() { # always SIGTERM: a background process ignores SIGINT until it installs a handler
     stopping=$((stopping + 1))
     [ -z "$child" ] || kill -s TERM "$child" 2> /dev/null || true
 }
-trap pass_on TERM INT
+trap pass_on TERM INT HUP
+trap '' PIPE # of a closed log
 
 run_child() { # command; its exit code
     local code signals=-1
@@ -137,15 +142,19 @@ notes=$(mktemp -d) || stop_with 2 "cannot make a temporary folder; set TMPDIR"
 export LAUNCH_COMMIT_FILE=$notes/commit LAUNCH_ATTEMPTS_FILE=$notes/attempts
 trap 'rm -f "$LAUNCH_COMMIT_FILE" "$LAUNCH_ATTEMPTS_FILE"; rmdir "$notes"' EXIT
 
-pause=$first_pause failures=0 kills=0
+pause=$first_pause failures=0 kills=0 committed=0
 while true; do
     [ "$stopping" -eq 0 ] || exit 75
     : > "$LAUNCH_COMMIT_FILE"
     began=$SECONDS code=0
     run_child "$python" "$here/extract_activations.py" run "${arguments[@]}" "$@" || code=$?
-    if [ "$code" -ne 75 ] && [ "$code" -le 128 ]; then exit "$code"; fi
+    if [ -s "$LAUNCH_COMMIT_FILE" ]; then pause=$first_pause failures=0 kills=0 committed=1; fi
+    case $code in
+        75 | 129 | 13[0-9] | 1[4-9][0-9] | 2[0-9][0-9]) ;; # try again, or death by a signal
+        77) [ "$committed" -eq 1 ] || exit 77 ;;
+        *) exit "$code" ;;
+    esac
     [ "$stopping" -eq 0 ] || exit 75
-    if [ -s "$LAUNCH_COMMIT_FILE" ]; then pause=$first_pause failures=0 kills=0; fi
     case $code in
         75) ;;
         137 | 143)
@@ -155,6 +164,7 @@ while true; do
         *)
             failures=$((failures + 1))
             what="$failures crashes in a row, the last by signal $((code - 128)),"
+            [ "$code" -ne 77 ] || what="no permission $failures times in a row"
             [ "$failures" -lt "$most_failures" ] || give_up "$code" "$what"
             ;;
     esac

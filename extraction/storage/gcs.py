@@ -22,6 +22,7 @@ from ..core.errors import (
     NoCredentials,
     ObjectExists,
     ObjectNotFound,
+    PermissionDenied,
 )
 from .base import ObjectInfo, RangedFile, Storage, check_name, crc32c_base64
 from .gcs_errors import is_bucket_missing, is_passing, is_worth_another_upload, reason
@@ -33,6 +34,7 @@ _CHUNK = 32 << 20
 _READ_TRIES = 3
 _READERS = 8
 _TIMEOUT = (10, 60)  # seconds to connect, and between two bytes of an answer
+_GRANTED: set[tuple[str, str]] = set()  # (bucket of a service, permission) that requests of this process had
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 Result = TypeVar("Result")
 
@@ -52,9 +54,10 @@ class GcsStorage(Storage):
                 f"{location}: give gs://bucket/prefix; a bucket's name has three or more of a-z, 0-9, - . _"
             )
         self._prefix = prefix + "/" if prefix else ""
-        self._retries = RetryPolicy()
-        self._client = self._call("get", self.location, _make_client)
+        self._retries, self._service = RetryPolicy(), ""
+        self._client = self._call("connect", "", _make_client)
         self._bucket = self._client.bucket(self._bucket_name)
+        self._service = f"{self._client._connection.API_BASE_URL}/{self._bucket_name}"
 
     def create(self, name: str, data: bytes | memoryview) -> ObjectInfo:
         view = memoryview(data).cast("B")
@@ -258,9 +261,16 @@ class GcsStorage(Storage):
         """Return the result of `attempt`, retried; `permission` is what it needs of `storage.objects`."""
 
         def judge(error: Exception) -> Passing | Exception:
-            return Passing(reason(error)) if is_passing(error) else self._domain_error(error, permission, name)
+            if is_passing(error):
+                return Passing(reason(error))
+            found = self._domain_error(error, permission, name)
+            if isinstance(found, PermissionDenied) and (self._service, permission) in _GRANTED:
+                return Passing(reason(error), final=found)  # what was granted a moment ago is seldom taken back
+            return found
 
-        return self._retries.call(self._url(name), attempt, judge, tries)
+        result = self._retries.call(self._url(name), attempt, judge, tries)
+        _GRANTED.add((self._service, permission))
+        return result
 
     def _domain_error(self, error: Exception, permission: str, name: str) -> Exception:
         """Return the domain error for an error of the client; the error itself if it is not one of the client's."""

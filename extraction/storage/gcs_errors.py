@@ -5,11 +5,14 @@ Guarantee: the text contains no credential, and no address of an upload session.
 """
 
 import json
+import os
 import re
 
+from ..core.google_machine import metadata_host
 from .retries import is_passing_status
 
 _SECRET = re.compile(r"(?:upload_id=|ya29\.|1//|Bearer )\S+|[\w+/=-]{40,}")
+_RATE_LIMIT = re.compile(r"rateLimitExceeded|quotaExceeded", re.IGNORECASE)  # reasons in an answer
 
 
 def is_bucket_missing(error: Exception) -> bool:
@@ -29,10 +32,27 @@ def is_passing(error: Exception) -> bool:
     if isinstance(error, network | json.JSONDecodeError | KeyError):  # the last two: an answer that was cut, or is odd
         return True
     if isinstance(error, GoogleAuthError):  # a metadata server that does not answer is wrapped in a refused refresh
-        return error.retryable or isinstance(error.__cause__, TransportError)
+        return error.retryable or isinstance(error.__cause__, TransportError) or _is_server_still_silent(error)
     if isinstance(error, exceptions.GoogleAPICallError):
-        return is_passing_status(error.code or 0)
+        return is_passing_status(error.code or 0) or (error.code == 403 and _is_rate_limit(error))
     return isinstance(error, exceptions.RetryError)
+
+
+def _is_server_still_silent(error: Exception) -> bool:
+    """Return whether no credentials were found on a machine of Google's, whose metadata server should have them.
+
+    The server of a pod answers some time after the pod begins.
+    """
+    from google.auth.exceptions import DefaultCredentialsError
+
+    is_asked = not os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") and os.environ.get("NO_GCE_CHECK") != "true"
+    is_none = isinstance(error, DefaultCredentialsError) and "were not found" in str(error)
+    return is_asked and is_none and metadata_host() is not None
+
+
+def _is_rate_limit(error: Exception) -> bool:
+    """Return whether a refusal is about the rate of requests, by one of its reasons."""
+    return _RATE_LIMIT.search(f"{error} {getattr(error, 'errors', '')}") is not None
 
 
 def is_worth_another_upload(error: Exception) -> bool:

@@ -21,10 +21,14 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 
 
 class Passing(NamedTuple):
-    """An error that may pass: its text, and the seconds that the service asks to wait."""
+    """An error that may pass: its text, and the seconds that the service asks to wait.
+
+    `final` is the error to raise at the deadline, by default a `TryAgain` with the text.
+    """
 
     reason: str
     pause: float = 0.0
+    final: Exception | None = None
 
 
 class RetryPolicy:
@@ -53,7 +57,7 @@ class RetryPolicy:
             tries: the most attempts.
 
         Raises:
-            TryAgain: when the deadline or the number of tries is reached.
+            TryAgain: when the deadline or the number of tries is reached; or the `final` error of the last failure.
         """
         end, pause, done = math.inf, _FIRST_PAUSE, 0
         while True:
@@ -61,7 +65,7 @@ class RetryPolicy:
                 return attempt()
             except Exception as error:
                 done, end = done + 1, min(end, time.monotonic() + self._deadline)
-                verdict = judge(error)
+                verdict, ended = judge(error), None
                 try:
                     if verdict is error:
                         raise
@@ -70,9 +74,10 @@ class RetryPolicy:
                     wait = max(pause * random.uniform(0.5, 1.0), verdict.pause)
                     if done >= tries or time.monotonic() + wait > end:
                         bound = "at the only try" if done >= tries else f"within {self._deadline:g} s"
-                        raise TryAgain(f"{what}: no success {bound}: {verdict.reason}") from error
+                        ended = verdict.final or TryAgain(f"{what}: no success {bound}: {verdict.reason}")
+                        raise ended from error
                 finally:
-                    del verdict  # this frame is in the error's traceback: a cycle would keep sockets open
+                    del verdict, ended  # this frame is in the error's traceback: a cycle would keep sockets open
             time.sleep(wait)
             pause = min(pause * 2, _LONGEST_PAUSE)
 

@@ -94,6 +94,7 @@ class RunFlags(StepFlags):
     queue_mib: int = flag(512, type=AT_LEAST_1, help="Data that may wait for upload; then the device waits.")
     progress: bool = flag(True, name="--progress/--no-progress", help="Show progress.")
     metrics_port: int | None = flag(None, type=click.IntRange(0, 65535), help="Serve Prometheus metrics on this port.")
+    metrics_host: str = flag("127.0.0.1", help="Address to serve metrics on; 0.0.0.0 is all of them.")
 
 
 @dataclass(frozen=True, kw_only=True)

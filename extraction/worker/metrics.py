@@ -10,9 +10,9 @@ from ..format.not_finite import total
 
 
 class Metrics:
-    """Counters of this process, labelled with the stream. Raises InvalidRequest for a port that is not free."""
+    """Counters of this process, labelled with the stream. Raises InvalidRequest for an address that is not free."""
 
-    def __init__(self, port: int):
+    def __init__(self, port: int, host: str = "127.0.0.1"):
         try:
             import prometheus_client
         except ModuleNotFoundError:
@@ -34,9 +34,14 @@ class Metrics:
         self._finished = metric(gauge, "stream_finished", "1 when the stream is complete.")
         self._time = metric(gauge, "last_commit_timestamp_seconds", "When this process last committed.")
         try:
-            self._server, self._thread = prometheus_client.start_http_server(port, registry=registry)
+            self._server, self._thread = prometheus_client.start_http_server(port, host, registry=registry)
         except OSError as error:
-            raise InvalidRequest(f"--metrics-port {port}: {error.strerror}") from error
+            raise InvalidRequest(f"--metrics-host {host} --metrics-port {port}: {error.strerror}") from error
+
+    @property
+    def address(self) -> str:
+        """The address of the endpoint."""
+        return str(self._server.server_address[0])
 
     @property
     def port(self) -> int:

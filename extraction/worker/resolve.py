@@ -65,6 +65,7 @@ class RunPlan:
     queue_bytes: int
     progress: bool
     metrics_port: int | None
+    metrics_host: str
 
     def run_config(self, weights_digest: str) -> RunConfig:
         """Return what determines the bytes of this run."""
@@ -120,7 +121,7 @@ def resolve_run(flags: RunFlags) -> RunPlan:
         streams=absolute(flags.streams), output=output, hardware=hardware, steps_per_batch=steps_per_batch,
         bos=flags.bos, long_documents=flags.long_documents, max_records=flags.max_records, stream=stream,
         idle_after=flags.idle_after, compile_cache=flags.compile_cache, queue_bytes=flags.queue_mib << 20,
-        progress=flags.progress, metrics_port=flags.metrics_port,
+        progress=flags.progress, metrics_port=flags.metrics_port, metrics_host=flags.metrics_host,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The shutdown signal: SIGTERM, SIGINT or a preemption notice in, an event out, and an end within a fixed time.
+"""The shutdown signal: SIGTERM, SIGINT, SIGHUP or a preemption notice in, an event out, and an end within a fixed time.
 
 Guarantee: GRACE_SECONDS after the signal the process has ended with the exit code of `TryAgain`, whatever it does; at
 once if nothing is in flight. A second signal changes nothing. Nothing durable depends on those seconds.
@@ -10,19 +10,21 @@ that does not answer is never a reason to fail.
 Cost: a waiting thread, and on such machines another one with one request a minute.
 """
 
+import ctypes
 import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 from ..core.errors import TryAgain
+from ..core.google_machine import metadata_host
 from ..core.logs import say
 
 GRACE_SECONDS = 8
 NOTICE_PATH = "/computeMetadata/v1/instance/preempted"
 _WAIT_SECONDS = 60
 _LONGEST_PAUSE = 60.0
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class Stop(threading.Event):
@@ -49,33 +51,36 @@ class Stop(threading.Event):
 
 
 def stop_when_told() -> Stop:
-    """Return an event that SIGTERM, SIGINT and a preemption notice set; call it before any other thread starts.
+    """Return an event that those signals and a preemption notice set; call it before any other thread starts.
 
     A thread waits for the signals, since a handler would not run while the main thread is inside a compilation.
     """
     stop = Stop()
     signals = {signal.SIGTERM, signal.SIGINT}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        signals.add(signal.SIGHUP)
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    _end_with_launcher()
 
     def wait() -> None:
         stop.order(signal.Signals(signal.sigwait(signals)).name)
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
-    host = _metadata_host()
+    host = metadata_host()
     if host:
         threading.Thread(target=_watch, args=(host, stop), name="preemption", daemon=True).start()
     return stop
 
 
-def _metadata_host() -> str | None:
-    named = os.environ.get("GCE_METADATA_HOST")
-    if named:
-        return named
-    try:
-        product = Path("/sys/class/dmi/id/product_name").read_text()
-    except OSError:
-        return None
-    return "metadata.google.internal" if product.startswith("Google") else None
+def _end_with_launcher() -> None:
+    """Ask the kernel for SIGTERM when launch_worker.sh, which LAUNCH_PID names, dies: its successor is a rival."""
+    launcher = os.environ.get("LAUNCH_PID")
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if not launcher or prctl is None:
+        return
+    prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if str(os.getppid()) != launcher:  # it died before
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _watch(host: str, stop: Stop) -> None:

@@ -75,7 +75,7 @@ def _extract_any(run: JoinedRun, stop: Stop) -> None:
 
 def join(plan: RunPlan, begin: float) -> JoinedRun:
     """Load the model, and create `run.json` or compare with the one that is there."""
-    metrics = None if plan.metrics_port is None else Metrics(plan.metrics_port)
+    metrics = None if plan.metrics_port is None else Metrics(plan.metrics_port, plan.metrics_host)
     with CompileCache(plan.compile_cache) as cache:
         step = load_step(plan.model.folder, plan.model.config, plan.step, cache.folder)
     config = plan.run_config(step.weights_digest)

@@ -110,7 +110,7 @@ def test_links_and_files_exist(page):
 def test_flags_that_the_pages_name_exist(command):
     shown = python("extract_activations.py", command, "--help").stdout
     flags = {
-        "run": ("--idle-after", "--metrics-port", "--log-format"),
+        "run": ("--idle-after", "--metrics-port", "--metrics-host", "--log-format"),
         "status": ("--watch", "--json", "--stuck-after"),
     }
     text = (DOCS / "operations.md").read_text()

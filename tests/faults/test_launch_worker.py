@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.fake_gcs import FakeGcs
 from tests.helpers.workers import MODEL, SMALL, make_streams, text_of, verify, write_corpus
 
 pytestmark = pytest.mark.slow
@@ -94,6 +95,41 @@ def test_it_starts_again_for_as_long_as_that_can_help(launch, codes, settings):
     assert code == 0, stderr
     assert len(launch.starts()) == len(codes) + 1
     assert stderr.count("again in") == len(codes)
+
+
+def test_no_permission_after_a_commit_is_tried_again_for_a_while(launch):
+    assert launch(["commit kill", 77, 77, "commit kill", 77, 0], "3", LAUNCH_FAILURES="3")[0] == 0
+    code, stderr = launch(["commit kill", 77, 77, 77, 0], "3", LAUNCH_FAILURES="3")
+    assert code == 77 and "no permission 3 times in a row without a new commit" in stderr
+
+
+def test_a_launcher_whose_log_is_gone_starts_again(launch, tmp_path):
+    (tmp_path / "codes").write_text("75\n75\n0\n")
+    read, write = os.pipe()
+    os.close(read)
+    assert subprocess.run([SCRIPT, "3"], env=launch.environment, cwd=tmp_path, stderr=write).returncode == 0
+    with open("/dev/full", "w") as full:
+        (tmp_path / "codes").write_text("75\n0\n")
+        assert subprocess.run([SCRIPT, "3"], env=launch.environment, cwd=tmp_path, stderr=full).returncode == 0
+    assert len(launch.starts()) == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+def test_a_worker_ends_with_its_launcher(undisturbed, tmp_path, number):
+    """Held by a bucket that does not answer, as one that is busy would be."""
+    streams, _ = undisturbed
+    with FakeGcs() as server:
+        told = server.instruct("list", "*/commits/", "hold", seconds=120)
+        environment = {
+            "PYTHON": sys.executable, "MODEL": str(MODEL), "STREAMS": str(streams), "OUTPUT": "gs://bucket/run",
+            "WORKER_ID": "0", "JAX_PLATFORMS": "cpu", "STORAGE_EMULATOR_HOST": server.address,
+        }  # fmt: skip
+        launcher = subprocess.Popen([SCRIPT, *SMALL], env=os.environ | environment, stderr=subprocess.PIPE)
+        assert told.entered.wait(60)
+        launcher.send_signal(number)
+        launcher.communicate(timeout=60)  # until nobody has its stderr: the worker has it, too
+        told.release.set()
+    assert launcher.returncode == (-9 if number == signal.SIGKILL else 75)
 
 
 @pytest.mark.parametrize(

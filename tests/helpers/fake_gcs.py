@@ -10,11 +10,11 @@ It can be told to misbehave, for named operations and objects:
     told = server.instruct("insert", "*/commits/*", "land-then-break", count=1)
 
 operations: insert (single-request upload), resumable-start, resumable-chunk, get (metadata), read (content), list
-actions:    fail (with `status`), reset (drop the connection before anything), land-then-break (do it, then drop the
+actions:    fail (with `status` and `reason`), reset (drop the connection before anything), land-then-break (do it, then drop the
             connection without an answer), hold (until `told.release.set()` or for `seconds`, then do it; `told.entered`
             says that a request is held), cut (drop the connection in the middle of the content), corrupt (a byte of
             the content, on the way there or back), misreport (another checksum in the answer), whole (all of
-            the content for a part of it), throttle (to `rate` bytes a second)
+            the content for a part of it), throttle (to `rate` bytes a second), undated (an answer without a Date)
 
     python -m tests.helpers.fake_gcs --port 0 --bucket bucket --folder DIR
 """
@@ -90,6 +90,7 @@ class Instruction:
     action: str
     count: int = 1
     status: int = 503
+    reason: str = ""
     seconds: float = 60.0
     rate: float = 1e6
     entered: threading.Event = field(default_factory=threading.Event)
@@ -300,7 +301,7 @@ class Handler(BaseHTTPRequestHandler):
         told = self.told = self.server.instruction(operation, name)
         action = told.action if told else None
         if action == "fail":
-            raise Refused(told.status, "as instructed")
+            raise Refused(told.status, "as instructed", told.reason)
         if action == "reset" or (action == "cut" and operation != "read"):
             return self._drop()
         self._take(rate=told.rate if action == "throttle" else None)
@@ -436,7 +437,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.silent:
             return
         self.server.history.append((time.time(), self.command, self.what, status))
-        self.send_response(status)
+        told = self.told
+        self.send_response(status) if told is None or told.action != "undated" else self.send_response_only(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))

@@ -55,6 +55,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._answer(self.server.failures.pop(0), "")
         if self.headers.get("Metadata-Flavor") != "Google":
             return self._answer(403, "")
+        if url.path == "/":
+            return self._answer(200, "")
         attribute = self.server.attributes.get(url.path.removeprefix(ATTRIBUTES))
         if attribute is not None:
             return self._answer(200, attribute)

@@ -76,6 +76,7 @@ def test_metrics_count_what_is_committed(tmp_path):
     try:
         for commit in commits:
             metrics.on_commit(commit)
+        assert metrics.address == "127.0.0.1"  # others than this machine do not see it unless told to
         text = urlopen(f"http://127.0.0.1:{metrics.port}/metrics").read().decode()
         with pytest.raises(InvalidRequest, match=f"--metrics-port {metrics.port}"):
             Metrics(metrics.port)

@@ -68,6 +68,6 @@ def check_spans(selection: Selection, manifest: Manifest, location: str) -> None
         return
     if not any(name in spans_of(record.meta, record.id) for record in first_records(manifest, location, _RECORDS)):
         raise InvalidRequest(
-            f"--positions {name}: the records of {location} do not say where that is; "
-            "arc-agi and ai2-arc streams do, of the answer if they were made --with-answer"
+            f"--positions {name}: no such rule, and the records of {location} have no span of this name in their meta; "
+            "chat streams have those of roles, arc-agi and ai2-arc of the answer if they were made --with-answer"
         )

@@ -13,6 +13,8 @@ __all__ = ["DATASETS", "Origin", "OtherStreams", "Published", "Row", "publish_ro
 DATASETS = {
     "ai2-arc": "extraction.datasets.ai2_arc:DATASET",
     "arc-agi": "extraction.datasets.arc_agi.dataset:DATASET",
+    "chat": "extraction.datasets.chat:DATASET",
     "fineweb": "extraction.datasets.fineweb:DATASET",
     "text": "extraction.datasets.text:DATASET",
+    "tokens": "extraction.datasets.tokens:DATASET",
 }

@@ -16,7 +16,18 @@ from ..storage import Storage
 from ..streams.build.publish import Published
 from ..streams.build.sources import Choice
 
+META_COLUMNS = "Columns, separated by commas, that are stored with the activations as the meta."
 PLACES = "a folder, file or glob, gs://BUCKET/... or hf://datasets/OWNER/NAME[@REVISION]/..."
+
+
+class Names(click.ParamType):
+    """Names of columns, separated by commas."""
+
+    name = "NAME,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Return the names; a tuple of names, which the default is, as it is."""
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)

@@ -24,17 +24,7 @@ from ..streams.build.publish import Origin, Published
 from ..streams.build.sources import SourceFile, find_source
 from ..streams.columns import ROW_ID, Columns
 from ..streams.row_filter import RowFilter
-from .command import PLACES, Dataset, SourceOptions
-
-
-class _Names(click.ParamType):
-    """Names of columns, separated by commas."""
-
-    name = "NAME,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Return the names; a tuple of names, which the default is, as it is."""
-        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+from .command import META_COLUMNS, PLACES, Dataset, Names, SourceOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +50,7 @@ class FinewebOptions(SourceOptions):
     id_column: str | None = flag(
         "id", help="The column that is the record's id, strings or whole numbers; '' makes ids of the form FILE#ROW."
     )
-    meta_columns: tuple[str, ...] = flag(
-        (), type=_Names(), help="Columns, separated by commas, that are stored with the activations as the meta."
-    )
+    meta_columns: tuple[str, ...] = flag((), type=Names(), help=META_COLUMNS)
     footer_cache: str = flag(
         "~/.cache/activation-extraction/footers",
         help="Folder that keeps the footers of remote files, so that an interrupted command continues; '' for none.",

@@ -11,12 +11,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Record:
-    """One input item: `index` is its position in its stream, from 0; `id` a stable string; `meta` JSON text or None."""
+    """One input item: `index` is its position in its stream, from 0; `id` a stable string; `meta` JSON text or None.
+
+    `tokens`: int32 [n], the ids of a record that has no text.
+    """
 
     index: int
     id: str
     text: str
     meta: str | None = None
+    tokens: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class TokenizedRecord:
     """A record as token ids: `tokens` is int32 of shape [n], n >= 0.
 
     `offsets`, where they were asked for: int64 [n, 2], which characters of the text each token is of, [first, last).
+    `num_chars`: how many characters the text has, None for a record without text.
     """
 
     index: int
@@ -31,6 +36,7 @@ class TokenizedRecord:
     tokens: np.ndarray
     meta: str | None = None
     offsets: np.ndarray | None = None
+    num_chars: int | None = None
 
 
 @dataclass(frozen=True, order=True)

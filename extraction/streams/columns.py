@@ -1,8 +1,8 @@
 """The columns of a source's Parquet files that make a record, and their conversion to id and text.
 
-In: the options of a manifest, columns of Arrow tables. Out: `Columns`; columns of strings. Guarantee: a whole number
-becomes its decimal digits, bytes and dictionary values their string; nothing is decoded here, so bytes that are not
-UTF-8 are found where a value is read. Cost: none for a column of strings.
+In: the options of a manifest, columns of Arrow tables. Out: `Columns`; columns of strings, arrays of ids. Guarantee: a
+whole number becomes its decimal digits, bytes and dictionary values their string; nothing is decoded here, so bytes
+that are not UTF-8 are found where a value is read. Cost: none for a column of strings.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow
 
+TOKENS = "tokens_column"  # the option of a manifest whose records are token ids
 ROW_ID = "\0row"  # in place of the name of an id column: the id is made of the file and the row
 
 
@@ -19,18 +21,19 @@ ROW_ID = "\0row"  # in place of the name of an id column: the id is made of the 
 class Columns:
     """The columns of a record. Without an id column, `id` is ROW_ID: the file's name below `ids_under`, `#`, the row.
 
-    Rows are counted from 0 in each file.
+    Rows are counted from 0 in each file. `tokens` is a column of lists of token ids, in place of the text.
     """
 
     text: str = "text"
     id: str = "id"
     meta: tuple[str, ...] = ()
     ids_under: str = ""
+    tokens: str | None = None
 
     @property
     def strings(self) -> tuple[str, ...]:
         """The columns of the file that every record needs a value of."""
-        return (self.text,) if self.id == ROW_ID else tuple(dict.fromkeys((self.id, self.text)))
+        return tuple(dict.fromkeys((self.id, self.text)[self.id == ROW_ID : 1 if self.tokens else 2]))
 
     def to_json(self) -> dict[str, Any]:
         """Return the options of a manifest; defaults are left out."""
@@ -38,6 +41,7 @@ class Columns:
         usual = {"text_column": "text", "id_column": "id", "meta_columns": []}
         if self.id == ROW_ID:
             named |= {"id_column": None, "ids_under": self.ids_under}
+        named |= {TOKENS: self.tokens} if self.tokens else {}
         return {name: value for name, value in named.items() if name not in usual or value != usual[name]}
 
     def row_ids(self, file: str, rows: Any) -> list[str]:
@@ -54,6 +58,7 @@ def columns_of(options: Mapping[str, Any]) -> Columns:
         ROW_ID if id_column is None else id_column,
         tuple(options.get("meta_columns", ())),
         options.get("ids_under", ""),
+        options.get(TOKENS),
     )
 
 
@@ -98,6 +103,30 @@ def as_strings(column: "pyarrow.ChunkedArray") -> "pyarrow.ChunkedArray":
         kind = pyarrow.large_string() if types.is_large_binary(column.type) else pyarrow.string()
         return pyarrow.chunked_array([chunk.view(kind) for chunk in column.chunks], kind)
     return column
+
+
+def is_token_ids(kind: "pyarrow.DataType") -> bool:
+    """Return whether values of an Arrow type are lists of whole numbers."""
+    from pyarrow import types
+
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return is_list and types.is_integer(kind.value_type)
+
+
+def token_arrays(column: "pyarrow.ChunkedArray") -> "list[np.ndarray | None]":
+    """Return the lists of a column of token ids: int32 [n] each, None for null or for an id beyond int32."""
+    import numpy as np
+
+    found: list[np.ndarray | None] = []
+    for chunk in column.chunks:
+        values = chunk.flatten().to_numpy(zero_copy_only=False)  # floats with NaN if an id is null
+        ends = np.cumsum(chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+        sound = not len(values) or bool(((values >= 0) & (values < 1 << 31)).all())
+        lists = np.split(values, ends[:-1]) if len(ends) else []
+        for one, is_valid in zip(lists, chunk.is_valid().to_pylist(), strict=True):
+            inside = sound or bool(((one >= 0) & (one < 1 << 31)).all())
+            found.append(one.astype(np.int32) if is_valid and inside else None)
+    return found
 
 
 def python_values(column: "pyarrow.ChunkedArray | pyarrow.Array") -> list[Any]:

@@ -24,7 +24,7 @@ from ..core.threads import Budget, read_ahead
 from ..format.records import Record
 from ..storage import Storage, open_storage
 from .column_chunks import ColumnChunks, open_chunks
-from .columns import ROW_ID, Columns, as_strings, columns_of, python_values
+from .columns import ROW_ID, TOKENS, Columns, as_strings, columns_of, python_values, token_arrays
 from .manifest import Manifest, Piece, is_outside, load_manifest
 from .parquet import Files, row_group_sizes
 
@@ -53,7 +53,8 @@ class Stream:
         self._files, self._entry, self._home = manifest.files, manifest.streams[index], home
         self._filter = manifest.filter
         self._is_ours = bool(self._entry.pieces) and not is_outside(self._files[self._entry.pieces[0].file].name)
-        self._columns = Columns(meta=("meta",)) if self._is_ours else columns_of(manifest.options)
+        ours = Columns(meta=("meta",), tokens="tokens" if TOKENS in manifest.options else None)
+        self._columns = ours if self._is_ours else columns_of(manifest.options)
         self._ends = list(itertools.accumulate(piece.records for piece in self._entry.pieces))
 
     @property
@@ -69,23 +70,27 @@ class Stream:
     def read_records(self, start: int = 0) -> Iterator[Record]:
         """Return the records from number `start` on. Raises InvalidRequest at once for a start beyond the end."""
         self._check_range(start, self.num_records)
-        wanted = (self._columns.id, self._columns.text)
-        rows = self._strings(wanted, self._columns.meta, (start, self.num_records))
-        if self._is_ours:
-            return (Record(index, id, text, meta) for index, (id, text, meta) in enumerate(rows, start))
-        return (Record(index, row[0], row[1], self._meta(row[2:])) for index, row in enumerate(rows, start))
+        columns = self._columns
+        content = columns.tokens or columns.text
+        rows = self._values((columns.id, content), columns.meta, (start, self.num_records))
+        return (
+            Record(index, row[0], "", self._meta(row[2:]), row[1])
+            if columns.tokens
+            else Record(index, row[0], row[1], self._meta(row[2:]))
+            for index, row in enumerate(rows, start)
+        )
 
     def _meta(self, values: tuple[Any, ...]) -> str | None:
-        """Return the meta of a record by reference: its values of the columns that the manifest names."""
-        if not values:
-            return None
+        """Return the meta of a record: ours as it is, else its values of the columns that the manifest names."""
+        if not values or self._is_ours:
+            return values[0] if values else None
         return json.dumps(dict(zip(self._columns.meta, values, strict=True)), ensure_ascii=False, default=str)
 
     def read_ids(self, start: int = 0, stop: int | None = None) -> Iterator[str]:
         """Return the ids of records [start, stop), from the id column alone (and those of the manifest's filter)."""
         stop = self.num_records if stop is None else stop
         self._check_range(start, stop)
-        return (row[0] for row in self._strings((self._columns.id,), (), (start, stop)))
+        return (row[0] for row in self._values((self._columns.id,), (), (start, stop)))
 
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.num_records:
@@ -162,31 +167,38 @@ class Stream:
 
     # ------------------------------------------------------------------------------------------ in the foreground
 
-    def _strings(
+    def _values(
         self, names: tuple[str, ...], optional: tuple[str, ...], span: tuple[int, int]
     ) -> Iterator[tuple[Any, ...]]:
-        """Yield the values of records [start, stop): strings in the columns `names`, any values in `optional`."""
+        """Yield the values of records [start, stop): strings or token ids in `names`, any values in `optional`."""
         columns = tuple(dict.fromkeys(names + optional + self._filter.columns))
         groups = read_ahead(lambda budget: self._groups(columns, span, budget), PREFETCH_BYTES)
         with contextlib.closing(groups):
             for group in groups:
                 for offset in range(0, group.table.num_rows, ROWS_AT_A_TIME):
                     part = group.table.slice(offset, ROWS_AT_A_TIME)
-                    values_of = [as_strings(part[name]) for name in names] + [part[name] for name in optional]
-                    rows = zip(*map(python_values, values_of), strict=True)
+                    rows = zip(*(self._column(part, name, name in names) for name in (*names, *optional)), strict=True)
                     for row, values in enumerate(rows, offset):
                         for name, value in zip(names, values, strict=False):
-                            if not isinstance(value, str):
+                            if not isinstance(value, str) and (value is None or name != self._columns.tokens):
                                 raise self._bad_value(group, row, name, value)
                         for name, value in zip(optional, values[len(names) :], strict=True):
                             if isinstance(value, UnicodeDecodeError):
                                 raise self._bad_value(group, row, name, value)
                         yield values
-                    del part, values_of
+                    del part, rows
                 del group  # or a row group more would be in memory while the next one is read
+
+    def _column(self, part: Any, name: str, is_needed: bool) -> list[Any]:
+        """Return the values of a column of a table."""
+        if name == self._columns.tokens:
+            return token_arrays(part[name])
+        return python_values(as_strings(part[name]) if is_needed else part[name])
 
     def _bad_value(self, group: _Rows, row: int, column: str, value: object) -> DamagedData:
         what = "null" if value is None else str(value) if isinstance(value, UnicodeDecodeError) else "not a string"
+        if column == self._columns.tokens:
+            what = "null, or has ids that are none"
         file, _, number = group.place.rpartition(": row group ")
         return DamagedData(
             f"{file}: row {group.rows[row]} of row group {number} "

@@ -26,7 +26,7 @@ from ..batching.packing import BatchShape, PackedBatch, pack_batches
 from ..batching.token_selection import Selection
 from ..batching.tokenizer import RecordTokenizer
 from ..core.errors import DamagedData, InvalidRequest
-from ..format.records import Cursor, Record, TokenizedRecord
+from ..format.records import Cursor, Record
 from ..models.devices import open_devices
 from ..models.families import family_of
 from ..models.location import ModelFolder
@@ -131,7 +131,9 @@ def measure(flags: ParityFlags) -> Parity:
     tokenized = list(tokenizer.tokenize(records))
     if not any(len(record.tokens) for record in tokenized):
         raise InvalidRequest("parity found no tokens to compare: give --streams or --text with some text in it")
-    token_ids = compare_ids(model.folder.path, records, _ids(tokenizer, tokenized), model.config.vocab_size)
+    texts = [record for record in records if record.tokens is None]
+    ours = OurIds(list(tokenizer.special_tokens().record_prefix), tokenizer.text_ids(texts))
+    token_ids = compare_ids(model.folder.path, texts, ours, model.config.vocab_size)
     hardware = open_devices()
     options = resolve_step(flags, model, Selection(), hardware)
     step = load_step(model.folder, model.config, options)
@@ -146,11 +148,6 @@ def measure(flags: ParityFlags) -> Parity:
     num_tokens = next(iter(distances.values())).num_tokens
     found = {"devices": hardware.name, "records": num_records, "tokens": num_tokens}
     return Parity(_setting(flags, model.folder, step) | found, distances, token_ids)
-
-
-def _ids(tokenizer: RecordTokenizer, tokenized: Iterable[TokenizedRecord]) -> OurIds:
-    prefix = list(tokenizer.special_tokens().record_prefix)
-    return OurIds(prefix, [record.tokens[len(prefix) :].tolist() for record in tokenized])
 
 
 def _setting(flags: ParityFlags, folder: ModelFolder, step: Step) -> dict[str, Any]:

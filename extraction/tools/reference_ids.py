@@ -43,6 +43,8 @@ class IdComparison:
     def to_text(self) -> str:
         """A line; further ones with an example, and where records begin otherwise."""
         other = self.autotokenizer
+        if not self.records:
+            return "token ids: those of the streams, which have no texts"
         if "failure" in other:
             return f"token ids: those of {self.trained_with}; AutoTokenizer does not load: {other['failure']}"
         lines = [f"token ids: those of {self.trained_with}, with AutoTokenizer ({other['class']}) the same"]
@@ -62,6 +64,8 @@ class IdComparison:
 def compare_ids(folder: Path, records: Sequence[Record], ours: OurIds, num_rows: int) -> IdComparison:
     """Raises DamagedData if our ids of a record are not those of the file that the model was trained with."""
     texts, path = [record.text for record in records], folder / "tokenizer.json"
+    if not records:
+        return IdComparison(0, path.name, ours.prefix)
     if path.exists():
         right = _of_pipeline(path, texts, num_rows)
     else:

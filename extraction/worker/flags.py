@@ -85,8 +85,8 @@ class RunFlags(StepFlags):
     )
     positions: str = flag(
         "all",
-        help="Tokens of a record to store: all, last, mean (of each window), every:K, a list 0,1,-1, answer, "
-        "test-input.",
+        help="Tokens of a record to store: all, last, mean (of each window), every:K, a list 0,1,-1, a slice 1:, or "
+        "a span of the record's meta: answer, test-input; of chats assistant, user, system, think, turn-end.",
     )
     drop_special: bool = flag(False, is_flag=True, help="Store no special tokens, and leave them out of means.")
     max_records: int | None = flag(None, type=AT_LEAST_0, help="Use only the first records of each stream.")

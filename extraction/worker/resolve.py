@@ -15,6 +15,7 @@ from ..batching.size_estimate import Sample, all_records, check_spans, take_samp
 from ..batching.token_selection import Selection, Selector
 from ..batching.tokenizer import RecordTokenizer
 from ..core.errors import InvalidRequest, ObjectNotFound
+from ..core.logs import say
 from ..format.run_config import RunConfig
 from ..models.config import ModelConfig
 from ..models.config_file import read_model_config
@@ -104,6 +105,8 @@ def resolve_run(flags: RunFlags) -> RunPlan:
         open_stream(manifest, flags.streams, stream)
     tokenizer = RecordTokenizer(model.folder.path, flags.bos, model.config.vocab_size)
     tokenizer.require_tokens(all_records(manifest, flags.streams, stream or 0))
+    if manifest.options.get("tokenizer_digest", tokenizer.digest) != tokenizer.digest:
+        say(f"{flags.streams} was written with another tokenizer than that of --model", "WARNING")
     selector = Selector(selection, tokenizer.special_ids)
     hardware, run = open_devices(), _run_in(output)
     if flags.compile_cache:

@@ -159,6 +159,7 @@ def test_the_example_of_hook_points_runs():
         "last [9]",
         "every:4 [0 4 8]",
         "0,5,-1 [0 5 9]",
+        "1:-1:3 [1 4 7]",
     ]
 
 

@@ -112,6 +112,8 @@ def test_every_command_that_makes_streams_runs(tmp_path, gcs):
         "create_dataset_streams.py arc-agi",
         "create_dataset_streams.py ai2-arc",
         "create_dataset_streams.py text",
+        "create_dataset_streams.py chat",
+        "create_dataset_streams.py tokens",
         "create_dataset_streams.py check",
     ],
 )

@@ -1,5 +1,7 @@
 """Which tokens are stored: what the flags mean, and packing under every selection."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +19,9 @@ texts = st.one_of(
     st.sampled_from(["all", "last", "mean", "answer"]),
     st.integers(1, 20).map("every:{}".format),
     st.lists(st.integers(-20, 20), min_size=1, max_size=5).map(lambda numbers: ",".join(map(str, numbers))),
+    st.tuples(*[st.none() | st.integers(-20, 20)] * 2, st.none() | st.integers(1, 5)).map(
+        lambda bounds: ":".join("" if bound is None else str(bound) for bound in bounds)
+    ),
 )
 records_of_tokens = st.lists(st.lists(st.integers(0, 9), max_size=50), max_size=25)
 
@@ -44,6 +49,8 @@ def stored_places(record, text, drop_special, length):
         places = [length - 1] if length else []
     elif text == "answer":
         places = [place for place in range(record.index, 2 * record.index + 1) if place < length]
+    elif text.count(":") == 2:
+        places = list(range(length))[slice(*(int(bound) if bound else None for bound in text.split(":")))]
     elif text.startswith("every:"):
         places = [place for place in range(length) if place % int(text.removeprefix("every:")) == 0]
     else:
@@ -127,6 +134,12 @@ def test_one_meaning_has_one_text(text, drop_special):
         ("-1", "-1"),
         ("-3,-1,2", "2,-3,-1"),
         ("test-input", "test-input"),
+        ("turn-end", "turn-end"),
+        ("1:", "1:"),
+        (" 0 : -1 : 1", ":-1"),
+        ("::2", "::2"),
+        ("-5:-1:3", "-5:-1:3"),
+        ("0:", "all"),
     ],
 )
 def test_how_it_is_written(text, canonical):
@@ -137,7 +150,10 @@ def test_how_it_is_written(text, canonical):
     "text",
     [
         "",
-        "first",
+        "1::0",
+        "1:2:3:4",
+        "::-1",
+        "99999999999:",
         "every",
         "every:",
         "every:0",
@@ -176,6 +192,14 @@ def test_a_record_without_the_span_stores_nothing_and_a_torn_one_is_damage():
     for spans in ('{"answer": [1]}', '{"answer": [2, 1]}', '{"answer": [0, 1.5]}', '{"answer": "ab"}', "[]", "7"):
         with pytest.raises(DamagedData, match="record r: its meta has no spans"):
             spans_of(f'{{"spans": {spans}}}', "r")
+
+
+def test_a_record_may_have_several_spans_of_a_name_and_none_is_outside_its_text():
+    offsets = np.stack([np.arange(6), np.arange(6) + 1], 1)
+    record = TokenizedRecord(0, "r", np.arange(6, dtype=np.int32), '{"spans": {"user": [[0, 2], [4, 5]]}}', offsets, 6)
+    assert Selector(Selection.parse("user")).kept(record, 6).tolist() == [True, True, False, False, True, False]
+    with pytest.raises(DamagedData, match="record r: the span user of its meta ends at 5, its text has 4 characters"):
+        Selector(Selection.parse("user")).kept(replace(record, num_chars=4), 6)
 
 
 def test_a_token_of_a_span_overlaps_it_and_one_without_text_is_of_none():

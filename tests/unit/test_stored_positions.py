@@ -149,7 +149,7 @@ def test_the_tokens_of_a_span_are_its_text(prompts, tmp_path, span, expected):
 
 
 def test_streams_that_do_not_say_where_the_answer_is_are_refused_before_anything_is_made(streams, prompts, tmp_path):
-    with pytest.raises(InvalidRequest, match="--positions answer: the records of .* do not say where that is"):
+    with pytest.raises(InvalidRequest, match="--positions answer: .*records of .* have no span of this name"):
         extract_here(streams, str(tmp_path / "run"), "--positions", "answer")
     result = extract(streams, str(tmp_path / "run"), 0, "--positions", "every:0")
     assert (result.returncode, "--positions every:0: give all" in result.stderr) == (2, True)

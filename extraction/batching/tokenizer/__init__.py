@@ -2,7 +2,8 @@
 
 In: the folder of a model with its `tokenizer.json`, and records. Out: `TokenizedRecord`s. Guarantee: the ids are those
 of `tokenizers.Tokenizer.from_file("tokenizer.json")` and depend on the record and the configuration alone; ids are not
-cut, padded or reordered. Cost: the pipeline's, on `group_size` records at a time, so at most that many texts are held.
+cut, padded or reordered. A record of token ids keeps its own; a text that begins with the prefix gets no second one.
+Cost: the pipeline's, on `group_size` records at a time, so at most that many texts are held.
 
 The tokenizer classes of transformers are not used: some build another pipeline from the vocabulary.
 """
@@ -22,13 +23,13 @@ from ...core.errors import DamagedData, ExtractionError, InvalidRequest
 from ...core.logs import say
 from ...format.records import Record, TokenizedRecord
 from ...format.run_config import SpecialTokenIds
-from .chat import find_template, render
+from .chat import Conversation, find_template, render, write_conversation
 from .files import TokenizerFiles, read_files
 from .special import SpecialTokens, find_special_tokens
 
 GROUP_SIZE = 256  # records tokenized at once: enough for all cores to have work
 BOS_MODES = ("auto", "always", "never")
-_RULE = 2  # of how ids come from files; 1 was transformers' AutoTokenizer
+_RULE = 3  # of how ids come from files
 _TRIED = 256  # first records, one of which must give a token
 
 
@@ -95,10 +96,29 @@ class RecordTokenizer:
 
         Raises InvalidRequest if there is no chat template, or if it refuses these messages.
         """
+        return render(self._template(), messages, self._files.named, True).removeprefix(self._written_prefix)
+
+    def converse(self, messages: list[dict[str, str]], next_turn: bool = False) -> Conversation:
+        """Return a conversation as text with its spans; with `next_turn` up to the model's next turn.
+
+        Raises as `chat`, and DamagedData if the template changes what a message says.
+        """
+        template = self._template()
+
+        def write(messages: list[dict[str, str]]) -> str:
+            return render(template, messages, self._files.named, next_turn).removeprefix(self._written_prefix)
+
+        return write_conversation(write, messages, list(self._special.ids))
+
+    def _template(self) -> str:
         if self._chat_template is None:
             raise InvalidRequest(f"{self._files.folder}: this tokenizer has no chat template")
-        text = render(self._chat_template, messages, self._files.named)
-        return text.removeprefix(self._files.named.get("bos_token", "")) if self._prefix else text
+        return self._chat_template
+
+    @property
+    def _written_prefix(self) -> str:
+        """What a template writes at the beginning of a text, and `tokenize` adds."""
+        return self._files.named.get("bos_token", "") if self._prefix else ""
 
     def _find_prefix(self, bos: str) -> list[int]:
         if bos == "always" and self._special.begin is None:
@@ -132,12 +152,31 @@ class RecordTokenizer:
         self, records: Iterable[Record], group_size: int = GROUP_SIZE, offsets: bool = False
     ) -> Iterator[TokenizedRecord]:
         """Yield the token ids of each record, in order; with `offsets` also the characters of each token."""
-        prefix = [(0, 0)] * len(self._prefix)
         for group in filter(None, _groups(records, group_size)):
-            for record, found in zip(group, self._encode(group, offsets), strict=True):
-                ids = np.array(self._prefix + found.ids, np.int32)
-                places = np.array(prefix + found.offsets, np.int64).reshape(-1, 2) if offsets else None
-                yield TokenizedRecord(record.index, record.id, ids, record.meta, places)
+            encoded = iter(self._encode([record for record in group if record.tokens is None], offsets))
+            for record in group:
+                if record.tokens is None:
+                    yield self._of_text(record, next(encoded), offsets)
+                else:
+                    yield TokenizedRecord(record.index, record.id, self._checked(record), record.meta)
+
+    def _of_text(self, record: Record, found: Any, offsets: bool) -> TokenizedRecord:
+        prefix = [] if found.ids[: len(self._prefix)] == self._prefix else self._prefix
+        ids = np.array(prefix + found.ids, np.int32)
+        places = np.array([(0, 0)] * len(prefix) + found.offsets, np.int64).reshape(-1, 2) if offsets else None
+        return TokenizedRecord(record.index, record.id, ids, record.meta, places, len(record.text))
+
+    def _checked(self, record: Record) -> np.ndarray:
+        """Return the ids of a record without text. Raises DamagedData for one that the model has no embedding of."""
+        assert record.tokens is not None
+        if len(record.tokens) and not (record.tokens.min() >= 0 and self._has_row(int(record.tokens.max()))):
+            odd = next(token for token in record.tokens.tolist() if token < 0 or not self._has_row(token))
+            raise DamagedData(f"record {record.id}: the token id {odd} is none of the model's {self._num_rows}")
+        return record.tokens
+
+    def text_ids(self, records: Iterable[Record]) -> list[list[int]]:
+        """Return the ids of the texts alone, without a prefix."""
+        return [found.ids for found in self._encode(list(records), offsets=False)]
 
     def _encode(self, records: list[Record], offsets: bool) -> list[Any]:
         """An encoding of each record, on all cores; finding offsets takes longer. Raises DamagedData."""

@@ -13,6 +13,7 @@ KINDS = {
     "CSV": (".csv",),
     "TSV": (".tsv",),
     "text": (".txt",),
+    "Arrow": (".arrow",),
 }
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 NOT_DATA = {

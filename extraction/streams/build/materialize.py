@@ -18,7 +18,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...core.errors import DamagedData
 from ...core.progress_bar import track
@@ -38,6 +38,9 @@ from .publish import (
     stream_entry,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+
 ROWS_PER_GROUP = 1000
 GROUP_BYTES = 16 << 20
 PART_BYTES = 128 << 20
@@ -45,12 +48,21 @@ META_BYTES = 64 << 10
 PREFIX = "stream-"
 
 
+TEXT, TOKENS = ("id", "text", "meta"), ("id", "tokens", "meta")  # the columns of a stream file
+
+
 class Row(NamedTuple):
-    """One row of a stream file; `meta` is JSON or None."""
+    """One row of a stream file; `meta` is JSON or None, `tokens` int32 [n] in place of a text."""
 
     id: str
     text: str
     meta: str | None = None
+    tokens: "np.ndarray | None" = None
+
+    @property
+    def num_bytes(self) -> int:
+        """About how many bytes its text or its ids take."""
+        return len(self.text) if self.tokens is None else self.tokens.nbytes
 
 
 class UniqueIds:
@@ -87,12 +99,14 @@ class UniqueIds:
 class Spool:
     """Rows in a temporary file, in order. Use as a context manager, which deletes the file.
 
-    Raises DamagedData for a duplicate id, text that is not Unicode, or a meta beyond `META_BYTES`.
+    `columns` are TEXT or TOKENS. Raises DamagedData for a duplicate id, text that is not Unicode, or a meta beyond
+    `META_BYTES`.
     """
 
-    def __init__(self, rows: Iterable[Row]):
+    def __init__(self, rows: Iterable[Row], columns: tuple[str, ...] = TEXT):
         import pyarrow
 
+        self.columns, schema = columns, _schema(columns)
         self._folder = tempfile.TemporaryDirectory(prefix="streams-")
         self._path = Path(self._folder.name) / "rows.arrow"
         self._starts = [0]
@@ -101,12 +115,12 @@ class Spool:
             with (
                 pyarrow.OSFile(str(self._path), "wb") as sink,
                 UniqueIds() as ids,
-                pyarrow.ipc.new_file(sink, _schema(), options=options) as writer,
+                pyarrow.ipc.new_file(sink, schema, options=options) as writer,
             ):
                 for group in _groups(track(rows, "records")):
                     for problem in ids.add([row.id for row in group], lambda i: f"record {self._starts[-1] + i}"):
                         raise DamagedData(problem)
-                    writer.write_batch(_batch(group))
+                    writer.write_batch(_batch(group, schema))
                     self._starts.append(self._starts[-1] + len(group))
         except BaseException:
             self._folder.cleanup()
@@ -170,9 +184,9 @@ def _make(origin: Origin, spool: Spool, num_streams: int, take: Callable[[str, b
     for stream in range(num_streams):
         begin, end = len(spool) * stream // num_streams, len(spool) * (stream + 1) // num_streams
         digest, pieces = hashlib.sha256(), []
-        for part, data in enumerate(encode_files(spool.batches(begin, end))):
+        for part, data in enumerate(encode_files(spool.batches(begin, end), spool.columns)):
             name = f"{PREFIX}{stream:05d}{f'-{part:05d}' if part else ''}.parquet"
-            facts, metadata = pin_file(OpenFile(name, io.BytesIO(data), None), Row._fields)
+            facts, metadata = pin_file(OpenFile(name, io.BytesIO(data), None), spool.columns)
             sizes = row_group_sizes(metadata)
             pieces += [Piece(len(files), group, 0, rows, rows) for group, rows in enumerate(sizes)]
             files.append(facts)
@@ -182,7 +196,7 @@ def _make(origin: Origin, spool: Spool, num_streams: int, take: Callable[[str, b
     return manifest_of(origin, files, streams)
 
 
-def encode_files(batches: Iterator[Any]) -> Iterator[bytes]:
+def encode_files(batches: Iterator[Any], columns: tuple[str, ...]) -> Iterator[bytes]:
     """Yield Parquet files, as bytes, with checksummed pages and small row groups; without rows one empty file."""
     import pyarrow
     import pyarrow.parquet
@@ -191,7 +205,8 @@ def encode_files(batches: Iterator[Any]) -> Iterator[bytes]:
     first = True
     while waiting is not None or first:
         sink, held = io.BytesIO(), 0
-        with pyarrow.parquet.ParquetWriter(sink, _schema(), compression="zstd", write_page_checksum=True) as writer:
+        schema, settings = _schema(columns), {"compression": "zstd", "write_page_checksum": True}
+        with pyarrow.parquet.ParquetWriter(sink, schema, **settings) as writer:
             while waiting is not None and held < PART_BYTES:
                 group, held = [waiting], held + waiting.nbytes
                 while (waiting := next(batches, None)) is not None:
@@ -213,7 +228,7 @@ def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
     size = 0
     for row in rows:
         group.append(row)
-        size += len(row.text)
+        size += row.num_bytes
         if len(group) == ROWS_PER_GROUP or size > GROUP_BYTES:
             yield group
             group, size = [], 0
@@ -221,24 +236,25 @@ def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield group
 
 
-def _batch(rows: Sequence[Row]) -> Any:
+def _batch(rows: Sequence[Row], schema: Any) -> Any:
     import pyarrow
 
     for row in rows:
         if row.meta is not None and len(row.meta.encode()) > META_BYTES:
             raise DamagedData(f"record {row.id}: its meta takes {len(row.meta.encode()):,} bytes, over {META_BYTES:,}")
     try:
-        columns = [pyarrow.array(column, pyarrow.string()) for column in zip(*rows, strict=True)]
+        columns = [pyarrow.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
     except UnicodeEncodeError:
         for row in rows:
-            for value in row:
+            for value in row[:3]:
                 if value is not None and value.encode("utf-8", "replace").decode() != value:
                     raise DamagedData(f"record {row.id!r}: not Unicode text") from None
         raise
-    return pyarrow.record_batch(columns, schema=_schema())
+    return pyarrow.record_batch(columns, schema=schema)
 
 
-def _schema() -> Any:
+def _schema(columns: tuple[str, ...]) -> Any:
     import pyarrow
 
-    return pyarrow.schema([(name, pyarrow.string()) for name in Row._fields])
+    kinds = {"tokens": pyarrow.list_(pyarrow.int32())}
+    return pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in columns])

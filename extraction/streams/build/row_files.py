@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData
-from ..columns import python_values
+from ..columns import is_token_ids, python_values, token_arrays
 from ..parquet import Files, damage_named, read_footer
 from .file_kinds import packing_of
 from .source_reading import MissingColumn, Reading, file_sha256
@@ -30,6 +30,7 @@ from .sources import SourceFile
 ROWS_AT_A_TIME = 64
 READ_AHEAD = 8 << 20  # bytes of one request
 LINES = "text"  # the column of a text file
+ARROW_MARK = b"ARROW1"
 
 
 class Located(NamedTuple):
@@ -72,18 +73,30 @@ def checked_text(value: Any, what: str) -> str:
     return value
 
 
-def read_rows(reading: Reading, columns: Sequence[str], limit: int | None = None) -> Rows:
-    """Yield the rows of all files, or the first `limit` ones, one file after the other, with these columns."""
-    with closing(_all_rows(reading, columns)) as rows:
+class Wanted(NamedTuple):
+    """The columns that are read, and which of them hold token ids: of Parquet and Arrow their values are arrays."""
+
+    columns: tuple[str, ...]
+    tokens: tuple[str, ...] = ()
+
+
+def read_rows(reading: Reading, columns: Sequence[str], limit: int | None = None, tokens: Sequence[str] = ()) -> Rows:
+    """Yield the rows of all files, or the first `limit` ones, one file after the other, with these columns.
+
+    The columns `tokens` hold lists of token ids: of Parquet and Arrow files their values are arrays, int32 [n].
+    """
+    wanted = Wanted(tuple(dict.fromkeys((*columns, *tokens))), tuple(tokens))
+    with closing(_all_rows(reading, wanted)) as rows:
         yield from itertools.islice(rows, limit)
 
 
-def _all_rows(reading: Reading, columns: Sequence[str]) -> Rows:
-    files, source = Files(), reading.source
+def _all_rows(reading: Reading, wanted: Wanted) -> Rows:
+    files, source, columns = Files(), reading.source, wanted.columns
     for file in source.files:
         opened = files.open(file.name, file.info)
         with opened.handle as handle:
-            rows = _parquet_rows(opened, columns) if file.kind == "Parquet" else _plain_rows(file, handle, reading)
+            is_parquet = file.kind == "Parquet"
+            rows = _parquet_rows(opened, wanted) if is_parquet else _plain_rows(file, handle, reading, wanted)
             for located in rows:
                 row = {name: located.row[name] for name in columns if name in located.row}
                 split = file.split if source.is_mixed else None
@@ -100,24 +113,38 @@ def _digest(name: str) -> str:
 # ---------------------------------------------------------------------------------------------- Parquet
 
 
-def _parquet_rows(opened: Any, columns: Sequence[str]) -> Iterator[Located]:
+def _parquet_rows(opened: Any, wanted: Wanted) -> Iterator[Located]:
     import pyarrow.parquet
 
     _, metadata = read_footer(opened)
     parquet = pyarrow.parquet.ParquetFile(opened.handle, metadata=metadata)
     names = parquet.schema_arrow.names
+    present = [name for name in wanted.columns if name in names]
+    batches = parquet.iter_batches(ROWS_AT_A_TIME, columns=present, use_threads=False)
+    yield from _rows_of_batches(opened.name, batches, names, wanted)
+
+
+def _rows_of_batches(file: str, batches: Iterator[Any], names: Sequence[str], wanted: Wanted) -> Iterator[Located]:
+    """Yield the rows of Arrow record batches; `names` are all columns of the file."""
     number = 0
-    wanted = [name for name in columns if name in names]
-    batches = parquet.iter_batches(ROWS_AT_A_TIME, columns=wanted, use_threads=False)
     while True:
-        with damage_named(opened.name):
+        with damage_named(file):
             batch = next(batches, None)
         if batch is None:
             return
-        values = [python_values(column) for column in batch.columns]
+        present = [name for name in batch.schema.names if name in wanted.columns]
+        values = [_values(batch.column(name), name in wanted.tokens) for name in present]
         for row in zip(*values, strict=True) if values else [()] * batch.num_rows:
-            yield Located(f"{opened.name}: row {number}", dict(zip(batch.schema.names, row, strict=True)), names)
+            yield Located(f"{file}: row {number}", dict(zip(present, row, strict=True)), names)
             number += 1
+
+
+def _values(column: Any, are_tokens: bool) -> list[Any]:
+    import pyarrow
+
+    if are_tokens and is_token_ids(column.type):
+        return token_arrays(pyarrow.chunked_array([column]))
+    return python_values(column)
 
 
 # ---------------------------------------------------------------------------------------------- other kinds
@@ -141,10 +168,11 @@ class _Digested(io.RawIOBase):
         """Do nothing: the caller closes the file, and not the readers around this one."""
 
 
-def _plain_rows(file: SourceFile, handle: Any, reading: Reading) -> Iterator[Located]:
+def _plain_rows(file: SourceFile, handle: Any, reading: Reading, wanted: Wanted) -> Iterator[Located]:
     raw = _Digested(handle)
+    read = partial(_arrow, wanted=wanted) if file.kind == "Arrow" else _READERS[file.kind]
     with damage_named(file.name):
-        yield from _READERS[file.kind](file.name, unpacked(file.name, io.BufferedReader(raw, READ_AHEAD)))
+        yield from read(file.name, unpacked(file.name, io.BufferedReader(raw, READ_AHEAD)))
         while raw.read(READ_AHEAD):  # bytes after the end of a compressed file
             pass
     reading.finish(file, f"sha256:{raw.digest.hexdigest()}")
@@ -222,6 +250,16 @@ def _table(name: str, handle: io.BufferedReader, delimiter: str = ",") -> Iterat
 def _lines(name: str, handle: io.BufferedReader) -> Iterator[Located]:
     for number, line in enumerate(_characters(handle, None), 1):
         yield Located(f"{name}: line {number}", {LINES: line.removesuffix("\n")})
+
+
+def _arrow(name: str, handle: io.BufferedReader, wanted: Wanted) -> Iterator[Located]:
+    """Yield the rows of an Arrow stream, or of an Arrow file: a stream between a mark and a footer."""
+    import pyarrow
+
+    if handle.peek(len(ARROW_MARK))[: len(ARROW_MARK)] == ARROW_MARK:
+        handle.read(8)
+    with pyarrow.ipc.open_stream(handle) as stream:
+        yield from _rows_of_batches(name, iter(stream), stream.schema.names, wanted)
 
 
 def _characters(handle: io.BufferedReader, newline: str | None = "") -> io.TextIOWrapper:

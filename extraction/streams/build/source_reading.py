@@ -19,7 +19,7 @@ from ...core.progress_bar import track
 from ...storage import Storage
 from ..manifest import Manifest, canonical_json, sha256
 from ..parquet import Files, etag_of
-from .materialize import Row, Spool, publish_spool
+from .materialize import TEXT, Row, Spool, publish_spool
 from .publish import Origin, Published
 from .skipped_records import Skipped
 from .sources import Source, SourceFile
@@ -117,10 +117,18 @@ def sound(rows: Generator[Any, None, None], make: Callable[[int, Any], Made], re
 
 
 def publish_read(
-    storage: Storage, origin: Origin, rows: Iterable[Row], reading: Reading, num_streams: int
+    storage: Storage,
+    origin: Origin,
+    rows: Iterable[Row],
+    reading: Reading,
+    num_streams: int,
+    columns: tuple[str, ...] = TEXT,
 ) -> Published:
-    """Publish the records of a reading as streams. Raises InvalidRequest when there are none, and as `publish_rows`."""
-    with Spool(rows) as spool:
+    """Publish the records of a reading as streams. Raises InvalidRequest when there are none, and as `publish_rows`.
+
+    `columns` are those of the stream files, `materialize.TEXT` or `TOKENS`.
+    """
+    with Spool(rows, columns) as spool:
         if not len(spool):
             raise reading.nothing()
         options = origin.options | reading.to_json()

@@ -1,0 +1,123 @@
+"""Conversations, written by the chat template of a model: one record for each.
+
+In: rows with a list of messages: `role` and `content`, or `from` and `value` (ShareGPT). Out: the published manifest
+and stream files. A record's meta has `spans`, the characters of what each role says (`system`, `user`, `assistant`), of
+the model's thoughts (`think`) and of the tokens that end turns (`turn-end`), which `--positions` names.
+
+Guarantee: the text is that of transformers' `apply_chat_template`; it begins with no token that the model's tokenizer
+adds. Tool calls, images, roles that do not alternate and a conversation that the template refuses are damaged records.
+Cost: the template, twice for each conversation.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import DamagedData, InvalidRequest
+from ..core.flags import flag
+from ..storage import Storage
+from ..streams.build.publish import Published
+from ..streams.build.row_files import Located
+from ..streams.build.source_reading import MissingColumn
+from .command import PLACES, Dataset
+from .rows import ANY_FILES, Content, Form, RowOptions, publish_form
+
+COLUMNS = ("messages", "conversations", "conversation")
+ROLES = {"system": "system", "user": "user", "assistant": "assistant", "developer": "developer",
+         "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+         "model": "assistant"}  # fmt: skip
+LEADING = ("system", "developer")
+TOOLS = ("tool_calls", "function_call", "tool_call_id")
+THOUGHTS = ("reasoning_content", "thinking")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions(RowOptions):
+    """Which column holds the messages, and the model whose template writes them."""
+
+    model: str = flag(help="Folder of the model whose tokenizer has the chat template.")
+    messages_column: str | None = flag(None, help=f"The column of messages, by default {', '.join(COLUMNS)}.")
+    next_turn: bool = flag(False, is_flag=True, help="End each record with the beginning of the model's next turn.")
+
+
+def create(storage: Storage, source: str, num_streams: int, options: ChatOptions) -> Published:
+    """Publish `num_streams` streams of the conversations of a source.
+
+    Raises InvalidRequest when there are none, or if the model has no chat template.
+    """
+    from ..batching.tokenizer import RecordTokenizer
+    from ..batching.tokenizer.chat import TURN_END, RefusedByTemplate
+
+    tokenizer = RecordTokenizer(Path(options.model).expanduser())
+    if not tokenizer.has_chat_template:
+        raise InvalidRequest(f"--model {options.model}: this tokenizer has no chat template")
+    columns = (options.messages_column,) if options.messages_column else COLUMNS
+
+    def make(located: Located) -> list[Content]:
+        messages = messages_of(located, columns)
+        try:
+            text, spans = tokenizer.converse(messages, options.next_turn)
+        except (RefusedByTemplate, DamagedData) as error:
+            raise DamagedData(f"{located.where}: {error}") from error
+        return [Content(text, {"spans": spans})]
+
+    said = {"spans": sorted({*LEADING, "user", "assistant", TURN_END}), "next_turn": options.next_turn,
+            "tokenizer_digest": tokenizer.digest, "chat_template_digest": tokenizer.chat_digest}  # fmt: skip
+    said |= {"messages_column": options.messages_column} if options.messages_column else {}
+    return publish_form(storage, source, num_streams, options, Form("chat", columns, make, said))
+
+
+def messages_of(located: Located, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Return the messages of a row, `role` and `content` each, as templates take them. Raises DamagedData."""
+    where = located.where
+    name = next((column for column in columns if column in located.row), None)
+    if name is None:
+        raise MissingColumn(f"{where} has no column {' or '.join(columns)}; it has {', '.join(located.names)}")
+    value = located.row[name]
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise DamagedData(f"{where}: {name} is not JSON: {error}") from error
+    if not isinstance(value, list) or not value or not all(isinstance(one, Mapping) for one in value):
+        raise DamagedData(f"{where}: {name} is no list of messages")
+    messages = [_message(one, f"{where}: message {number}") for number, one in enumerate(value)]
+    turns = [message["role"] for message in messages if message["role"] not in LEADING]
+    late = any(message["role"] in LEADING for message in messages[len(messages) - len(turns) :])
+    if late or any(one == other for one, other in zip(turns, turns[1:], strict=False)):
+        said = ", ".join(message["role"] for message in messages[:10])
+        raise DamagedData(f"{where}: roles do not alternate: {said}")
+    return messages
+
+
+def _message(value: Mapping[str, Any], where: str) -> dict[str, str]:
+    for key in TOOLS:
+        if value.get(key):
+            raise DamagedData(f"{where} has {key}: tool calls are not supported")
+    role, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
+    if not isinstance(role, str) or role.lower() not in ROLES:
+        raise DamagedData(f"{where} has the role {role!r}, which is none of {', '.join(ROLES)}")
+    if isinstance(content, list):
+        content = "".join(_text_of(part, where) for part in content)
+    if not isinstance(content, str):
+        raise DamagedData(f"{where}: its content is {'null' if content is None else 'not a string'}")
+    thoughts = {key: value[key] for key in THOUGHTS if isinstance(value.get(key), str)}
+    return {"role": ROLES[role.lower()], "content": content} | thoughts
+
+
+def _text_of(part: Any, where: str) -> str:
+    """Return the text of a part of a message. Raises DamagedData for an image or anything else."""
+    if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    raise DamagedData(f"{where} has a part of type {kind!r}: only text is supported")
+
+
+DATASET = Dataset(
+    help="Streams of conversations, written by a model's chat template, with the spans of each role.",
+    source="Rows with messages of `role` and `content`, or `from` and `value`. " + ANY_FILES + PLACES,
+    create=create,
+    options=ChatOptions,
+)

@@ -8,10 +8,14 @@ from hypothesis import settings
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed jax would look for a TPU first
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"  # in this process and in its children
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Steps of tiny models are compiled more often than they are run: LLVM optimizes nothing, which halves the time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch: tests run beside each other
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each child would compile what it imports again
 
 from extraction.storage import open_storage
 from tests.helpers.fake_gcs import FakeGcs
+from tests.helpers.shared import built_once
 
 settings.register_profile("no-deadline", deadline=None)  # a busy machine makes no test wrong
 settings.load_profile("no-deadline")
@@ -76,14 +80,15 @@ def undisturbed(tmp_path_factory):
     """Streams, and what a real worker that nothing disturbs commits from them."""
     from tests.helpers.workers import committed, extract, make_streams, text_of, write_corpus
 
-    folder = tmp_path_factory.mktemp("undisturbed")
-    corpus = write_corpus(folder / "corpus", [text_of(i, 5 + i * 4) for i in range(14)])
-    streams = make_streams(corpus, folder / "streams")
-    result = extract(streams, folder / "output")
-    assert result.returncode == 0, result.stderr
+    def build(folder):
+        corpus = write_corpus(folder / "corpus", [text_of(i, 5 + i * 4) for i in range(14)])
+        result = extract(make_streams(corpus, folder / "streams"), folder / "output")
+        assert result.returncode == 0, result.stderr
+
+    folder = built_once(tmp_path_factory, "undisturbed", build)
     batches = committed(open_storage(str(folder / "output")))
     assert len(batches) > 4
-    return streams, batches
+    return folder / "streams", batches
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 from extraction.storage import open_storage
 from tests.helpers.fake_metadata import FakeMetadata
+from tests.helpers.shared import built_once
 from tests.helpers.workers import (
     ROOT,
     committed,
@@ -32,12 +33,14 @@ WIDE = ("--layers", "all", "--hooks", "resid_post,post,z", "--store-dtype", "flo
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """Streams, and what a worker that nobody stops commits from them."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    corpus = write_corpus(folder / "corpus", [text_of(i, 5 + i * 4) for i in range(14)])
-    streams = make_streams(corpus, folder / "streams")
-    result = extract(streams, folder / "output", 0, *WIDE)
-    assert result.returncode == 0, result.stderr
-    return streams, committed(open_storage(str(folder / "output")))
+
+    def build(folder):
+        corpus = write_corpus(folder / "corpus", [text_of(i, 5 + i * 4) for i in range(14)])
+        result = extract(make_streams(corpus, folder / "streams"), folder / "output", 0, *WIDE)
+        assert result.returncode == 0, result.stderr
+
+    folder = built_once(tmp_path_factory, "undisturbed-wide", build)
+    return folder / "streams", committed(open_storage(str(folder / "output")))
 
 
 def stop(worker, times=1):

@@ -22,7 +22,8 @@ from extraction.models.mesh import Demand, MeshShape, choose_mesh, misfit
 from extraction.models.sharding import Placement, mesh_of
 from extraction.models.step_options import StepOptions
 from extraction.models.weights import leaves_of
-from tests.helpers.tiny_models import ALL, CONFIGS, documents, error, load, run, run_means
+from tests.helpers.shared import built_once
+from tests.helpers.tiny_models import ALL, CONFIGS, Zoo, documents, error, load, run, run_means
 
 pytestmark = pytest.mark.slow
 
@@ -73,21 +74,29 @@ SCALED = ("blocks.1.hook_resid_post", "blocks.1.attn.hook_z", "blocks.2.mlp.hook
 
 
 @pytest.fixture(scope="module")
-def on_meshes(models):
-    """{(model, mesh): what eight devices computed}, from one process, since jax's devices are fixed when it starts."""
-    folder = models("llama").folder.parent
-    cases = [(name, mesh, list(models(name).reference)) for name, mesh in CASES]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    arguments = [folder, str(ROWS), json.dumps(cases), json.dumps([SCALED, DTYPES])]
-    result = subprocess.run(
-        [sys.executable, "-c", CODE, *arguments],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+def folder(tmp_path_factory):
+    """What eight devices computed, from one process, since jax's devices are fixed when it starts."""
+
+    def build(folder):
+        zoo = Zoo(folder)
+        cases = [(name, mesh, zoo(name).hook_points) for name, mesh in CASES]
+        flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+        result = subprocess.run(
+            [sys.executable, "-c", CODE, folder, str(ROWS), json.dumps(cases), json.dumps([SCALED, DTYPES])],
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+
+    return built_once(tmp_path_factory, "on-meshes", build)
+
+
+@pytest.fixture(scope="module")
+def on_meshes(folder):
+    """{(model, mesh): arrays by name}, and those of the means."""
     found = {case: np.load(folder / f"{case[0]} {case[1]}.npz") for case in CASES}
     return found | {"means": np.load(folder / "means.npz")}
 
@@ -109,9 +118,8 @@ def test_means_over_windows_are_the_same_on_a_mesh(models, on_meshes):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("hook", SCALED)
-def test_a_scale_is_that_of_the_whole_row_on_a_mesh_too(models, on_meshes, dtype, hook):
+def test_a_scale_is_that_of_the_whole_row_on_a_mesh_too(models, folder, dtype, hook):
     """Two devices have half of the columns each. The error is the same as of one device, to the values' rounding."""
-    folder = models("llama").folder.parent
     (data, again), (errors, same) = (
         [(folder / f"{dtype} {turn}.{ending}").read_bytes() for turn in range(2)] for ending in ("safetensors", "json")
     )
@@ -132,8 +140,8 @@ def test_the_digest_does_not_depend_on_the_mesh(models, on_meshes):
     assert digests == {load(models("llama").folder, ALL).weights_digest}
 
 
-def test_compiled_steps_are_kept(models, on_meshes):
-    kept = [path.name for path in (models("llama").folder.parent / "compiled").iterdir()]
+def test_compiled_steps_are_kept(folder):
+    kept = [path.name for path in (folder / "compiled").iterdir()]
     assert sum(name.startswith("jit_step") and name.endswith("-cache") for name in kept) == len(CASES) + len(DTYPES)
 
 

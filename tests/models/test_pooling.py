@@ -1,5 +1,6 @@
 """Means over windows on the device: of the tokens that count, of nothing else, the same to rounding on every mesh."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,7 +24,7 @@ DROPPED = tuple(range(0, 97, 3))
 @st.composite
 def rows(draw):
     """segment_ids and what counts, [2, T], and values [2, T, 3] of widely different sizes."""
-    length = draw(st.integers(1, 70))
+    length = draw(st.sampled_from([1, 2, 7, 64, 70]))  # each is compiled
     rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
     starts = rng.random((2, length)) < draw(st.sampled_from([0.02, 0.2, 0.9]))
     pooled = rng.random((2, length)) < draw(st.sampled_from([0.1, 0.7, 1.0]))
@@ -35,7 +36,7 @@ def rows(draw):
 @given(rows())
 def test_a_windows_mean_stands_at_its_last_token(given_rows):
     segment_ids, pooled, values = given_rows
-    means = np.asarray(window_means(values, segment_ids, pooled))
+    means = np.asarray(jax.jit(window_means)(values, segment_ids, pooled))
     for row, segments in enumerate(segment_ids):
         for segment in set(segments.tolist()):
             inside = np.flatnonzero(segments == segment)

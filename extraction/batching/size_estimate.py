@@ -43,7 +43,8 @@ def take_sample(manifest: Manifest, location: str, tokenizer: RecordTokenizer, c
     """Count the first records of the first stream. Raises as reading a stream does."""
     records = first_records(manifest, location, _RECORDS)
     with_offsets = cut.selector.selection.span is not None
-    counts = [cut.count(record) for record in tokenizer.tokenize(records, offsets=with_offsets)]
+    tokenized = tokenizer.tokenize(records, offsets=with_offsets, most=cut.most_tokens)
+    counts = [cut.count(record) for record in tokenized]
     return Sample(len(counts), sum(tokens for tokens, _ in counts), sum(rows for _, rows in counts))
 
 

@@ -10,8 +10,9 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
+DEVICE = "device"  # the kind of chip, which its worker adds
 PACKAGES = ("jax", "jaxlib", "flax", "libtpu", "numpy", "tokenizers", "transformers")
-COMPARED = ("project", "jax", "jaxlib", "flax")
+COMPARED = ("project", "jax", "jaxlib", "flax", "libtpu", "numpy", "tokenizers", "transformers", DEVICE)
 _ROOT = Path(__file__).parents[2]
 
 

@@ -120,6 +120,9 @@ class Storage(abc.ABC):
     def replace(self, name: str, data: bytes) -> None:
         """Overwrite an object that nothing relies on. There is one attempt, so that the caller does not wait."""
 
+    def check_writable(self) -> None:  # noqa: B027 - a bucket says at the first object that it refuses
+        """Raise the error of a later `create` now, if this machine can tell that it will fail."""
+
     @abc.abstractmethod
     def open(self, name: str) -> io.BufferedReader:
         """Return a seekable binary file for reading. Raises ObjectNotFound."""

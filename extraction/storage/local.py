@@ -12,6 +12,7 @@ import errno
 import io
 import mmap
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from ..core.errors import InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
+from ..core.errors import DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
 from .base import BLOCK, ObjectInfo, Storage, check_name, crc32c_base64
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
@@ -57,13 +58,13 @@ class LocalStorage(Storage):
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         path = self._root / check_name(name)
-        with _os_errors(str(path)), path.open("rb") as file:
+        with _os_errors(str(path)), _open(path) as file:
             file.seek(start)
             return file.read(-1 if end is None else max(end - start, 0))
 
     def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         path = self._root / check_name(name)
-        with _os_errors(str(path)), path.open("rb") as file:
+        with _os_errors(str(path)), _open(path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 return memoryview(b"")
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -72,7 +73,7 @@ class LocalStorage(Storage):
 
     def stat(self, name: str) -> ObjectInfo:
         path, checksum = self._root / check_name(name), google_crc32c.Checksum()
-        with _os_errors(str(path)), path.open("rb") as file:
+        with _os_errors(str(path)), _open(path) as file:
             while block := file.read(BLOCK):
                 checksum.update(block)
             facts = os.fstat(file.fileno())
@@ -107,10 +108,21 @@ class LocalStorage(Storage):
             finally:
                 temporary.unlink(missing_ok=True)
 
+    def check_writable(self) -> None:
+        name = self._root / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        with _os_errors(str(self._root)):
+            _make_folder(self._root)
+            temporary = _write_temporary(name, memoryview(b""))
+            try:
+                _give_name(temporary, name)
+            finally:
+                temporary.unlink(missing_ok=True)
+                name.unlink(missing_ok=True)
+
     def open(self, name: str) -> io.BufferedReader:
         path = self._root / check_name(name)
         with _os_errors(str(path)):
-            return path.open("rb")
+            return _open(path)
 
 
 @contextlib.contextmanager
@@ -130,6 +142,18 @@ def _os_errors(path: str) -> Iterator[None]:
         if error.errno in _WRONG:
             raise InvalidRequest(f"{path}: {error.strerror}") from error
         raise TryAgain(f"{path}: {error.strerror or error}: the file system does not answer as it should") from error
+
+
+def _open(path: Path) -> io.BufferedReader:
+    """Open a file for reading, and refuse a pipe, whose reader would wait for ever, and a device, which has no end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        os.close(descriptor)
+        if is_folder:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise DamagedData(f"{path}: a pipe or a device is no file; copy its content into one")
+    return os.fdopen(descriptor, "rb")
 
 
 def _bring_in(file: int, start: int, end: int) -> None:

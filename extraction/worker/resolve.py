@@ -16,6 +16,7 @@ from ..batching.token_selection import Selection, Selector
 from ..batching.tokenizer import RecordTokenizer
 from ..core.errors import InvalidRequest, ObjectNotFound
 from ..core.logs import say
+from ..core.versions import DEVICE, software_versions
 from ..format.run_config import RunConfig
 from ..models.config import ModelConfig
 from ..models.config_file import read_model_config
@@ -68,6 +69,11 @@ class RunPlan:
     metrics_port: int | None
     metrics_host: str
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """The software of this worker and the kind of its chips, as commits name them."""
+        return software_versions() | {DEVICE: self.hardware.name.partition(" x ")[2]}
+
     def run_config(self, weights_digest: str) -> RunConfig:
         """Return what determines the bytes of this run."""
         return RunConfig(
@@ -100,6 +106,7 @@ def resolve_run(flags: RunFlags) -> RunPlan:
     selection = Selection.parse(flags.positions, flags.drop_special)
     model = resolve_model(flags)
     manifest, output = load_manifest(flags.streams), open_storage(flags.output)
+    output.check_writable()
     check_spans(selection, manifest, flags.streams)
     if stream is not None:
         open_stream(manifest, flags.streams, stream)

@@ -8,17 +8,17 @@ which is imports, the weights and one compilation; then what the loop costs.
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import checkpoint
 from checkpoint import Attempt
 
-from ..batching.packing import BatchShape, PackedBatch, pack_batches
+from ..batching.packing import BatchShape, Cut, PackedBatch, pack_batches
 from ..core.errors import Stopped
 from ..core.logs import say
 from ..core.threads import in_background
-from ..core.versions import software_versions, version_differences
+from ..core.versions import version_differences
 from ..format.dtypes import dtype_named
 from ..format.not_finite import described
 from ..format.run_config import RunConfig, RunDescription
@@ -80,10 +80,10 @@ def join(plan: RunPlan, begin: float) -> JoinedRun:
         step = load_step(plan.model.folder, plan.model.config, plan.step, cache.folder)
     config = plan.run_config(step.weights_digest)
     sizes = tuple(config.limit(stream.num_records) for stream in plan.manifest.streams)
-    own = RunDescription(config, plan.streams, plan.tokenizer.special_tokens(), sizes, software_versions())
+    own = RunDescription(config, plan.streams, plan.tokenizer.special_tokens(), sizes, plan.versions)
     run = checkpoint.join_run(plan.output, own)
     for line in version_differences(run.versions, own.versions):
-        say(f"other software than the run was begun with: {line}", "WARNING")
+        say(f"this worker differs from the one that began the run: {line}", "WARNING")
     origin, seconds = "from the cache" if cache.held_step else "compiled", time.perf_counter() - begin
     say(f"ready on {plan.hardware.name} (mesh {plan.step.mesh}), step {origin}, after {seconds:.1f} s")
     return JoinedRun(plan, config, step, metrics)
@@ -93,7 +93,7 @@ def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) ->
     """Extract one stream from the cursor of its chain to its end. Raises Stopped if asked to stop before it."""
     stream = open_stream(run.plan.manifest, run.plan.streams, number)
     chain = checkpoint.CommitChain.load(run.plan.output, number, run.config.fingerprint)
-    chain.attempt = attempt
+    chain.attempt = replace(attempt, versions=run.plan.versions)
     total = run.config.limit(stream.num_records)
     say(f"at record {chain.cursor.record:,} of {total:,}", worker=number)
     if chain.end_of_stream:
@@ -129,7 +129,9 @@ def _batches(run: JoinedRun, chain: checkpoint.CommitChain, stream: Stream) -> I
     config, plan = run.config, run.plan
     total = config.limit(stream.num_records)
     records = takewhile(lambda record: record.index < total, stream.read_records(chain.cursor.record))
-    tokenized = plan.tokenizer.tokenize(records, offsets=plan.selector.selection.span is not None)
+    cut = Cut(config.seq_len, config.long_documents, plan.selector)
+    with_offsets = plan.selector.selection.span is not None
+    tokenized = plan.tokenizer.tokenize(records, offsets=with_offsets, most=cut.most_tokens)
     shape = BatchShape(config.steps_per_batch, config.batch_size, config.seq_len)
     return pack_batches(tokenized, chain.cursor, shape, config.long_documents, plan.selector)
 

@@ -9,7 +9,7 @@ from checkpoint import CommitChain
 from extraction.core.errors import DamagedData, InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
 from extraction.storage import open_storage
 from tests.helpers.batches import extract_all
-from tests.helpers.workers import committed
+from tests.helpers.workers import committed, extract_here
 
 pytestmark = pytest.mark.slow
 
@@ -121,15 +121,19 @@ def test_a_place_where_no_folder_can_be_made_is_named():
         open_storage("/proc/run").create("worker/x", SMALL)
 
 
-def test_a_file_system_that_can_do_neither_is_refused_in_words(tmp_path, monkeypatch):
+@pytest.fixture
+def no_links(monkeypatch):
+    """A file system that can neither link nor rename without replacing."""
     import ctypes
 
-    class NoRename:
-        def __init__(self, *arguments, **keywords):
-            self.renameat2 = None
+    class NoRename(ctypes.CDLL):
+        renameat2 = None
 
     monkeypatch.setattr(os, "link", failing(errno.EOPNOTSUPP))
     monkeypatch.setattr(ctypes, "CDLL", NoRename)
+
+
+def test_a_file_system_that_can_do_neither_is_refused_in_words(no_links, tmp_path):
     with pytest.raises(InvalidRequest, match="neither link nor rename"):
         open_storage(str(tmp_path)).create("x", SMALL)
     assert list(tmp_path.iterdir()) == []
@@ -146,3 +150,26 @@ def test_a_name_that_no_store_can_spell_is_damage(storage):
         storage.read("\ud800")
     with pytest.raises(ObjectNotFound):
         storage.read("ä")
+
+
+def test_a_folder_without_links_is_refused_before_an_attempt_begins(no_links, undisturbed, tmp_path, capsys):
+    with pytest.raises(InvalidRequest, match="can neither link nor rename without replacing"):
+        extract_here(undisturbed[0], tmp_path / "output")
+    assert os.listdir(tmp_path / "output") == []
+    assert "is not written" not in capsys.readouterr().err  # the note of an attempt, before the model is loaded
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):
+    (tmp_path / "mine").touch()
+    open_storage(str(tmp_path)).check_writable()
+    assert os.listdir(tmp_path) == ["mine"]
+
+
+@pytest.mark.parametrize("act", [
+    lambda s: s.read("pipe"), lambda s: s.read_small("pipe", 9), lambda s: s.view("pipe"), lambda s: s.stat("pipe"),
+    lambda s: s.open("pipe"),
+])  # fmt: skip
+def test_a_pipe_is_no_object_and_nobody_waits_for_its_writer(tmp_path, act):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DamagedData, match="pipe or a device"):
+        act(open_storage(str(tmp_path)))

@@ -293,3 +293,6 @@ def test_other_software_is_named():
     assert version_differences(software_versions(), software_versions()) == []
     (line,) = version_differences(software_versions() | {"jax": "0.1"}, software_versions())
     assert line.startswith("jax: 0.1 in the run, ")
+    for name in ("libtpu", "tokenizers", "transformers", "device"):
+        (line,) = version_differences({name: "one"}, {name: "other"})
+        assert line == f"{name}: one in the run, other here"

@@ -3,7 +3,8 @@
 In: the folder of a model with its `tokenizer.json`, and records. Out: `TokenizedRecord`s. Guarantee: the ids are those
 of `tokenizers.Tokenizer.from_file("tokenizer.json")` and depend on the record and the configuration alone; ids are not
 cut, padded or reordered. A record of token ids keeps its own; a text that begins with the prefix gets no second one.
-Cost: the pipeline's, on `group_size` records at a time, so at most that many texts are held.
+Cost: the pipeline's, on `group_size` records at a time, so at most that many texts are held;
+memory and time as `bounds` says.
 
 The tokenizer classes of transformers are not used: some build another pipeline from the vocabulary.
 """
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -23,6 +25,7 @@ from ...core.errors import DamagedData, ExtractionError, InvalidRequest
 from ...core.logs import say
 from ...format.records import Record, TokenizedRecord
 from ...format.run_config import SpecialTokenIds
+from .bounds import groups, shortened, within_time
 from .chat import Conversation, find_template, render, write_conversation
 from .files import TokenizerFiles, read_files
 from .special import SpecialTokens, find_special_tokens
@@ -149,14 +152,22 @@ class RecordTokenizer:
             )
 
     def tokenize(
-        self, records: Iterable[Record], group_size: int = GROUP_SIZE, offsets: bool = False
+        self, records: Iterable[Record], group_size: int = GROUP_SIZE, offsets: bool = False, most: int | None = None
     ) -> Iterator[TokenizedRecord]:
-        """Yield the token ids of each record, in order; with `offsets` also the characters of each token."""
-        for group in filter(None, _groups(records, group_size)):
+        """Yield the token ids of each record, in order; with `offsets` also the characters of each token.
+
+        With `most`, only the first so many ids of a record are wanted: of a long text no more is tokenized than surely
+        gives them. Raises DamagedData that names a record for a text that takes too much memory or time.
+        """
+        lengths: dict[int, int] = {}  # of the texts that are waiting
+        if most is not None:
+            records = map(lambda record: self._shortened(record, most, lengths), records)
+        for group in filter(None, groups(records, group_size)):
             encoded = iter(self._encode([record for record in group if record.tokens is None], offsets))
             for record in group:
                 if record.tokens is None:
-                    yield self._of_text(record, next(encoded), offsets)
+                    found = self._of_text(record, next(encoded), offsets)
+                    yield replace(found, num_chars=lengths.pop(record.index, found.num_chars))
                 else:
                     yield TokenizedRecord(record.index, record.id, self._checked(record), record.meta)
 
@@ -178,31 +189,29 @@ class RecordTokenizer:
         """Return the ids of the texts alone, without a prefix."""
         return [found.ids for found in self._encode(list(records), offsets=False)]
 
+    def _shortened(self, record: Record, most: int, lengths: dict[int, int]) -> Record:
+        """Return the record with as much of its text as is needed; note down the length of a text that is cut."""
+
+        def encode(text: str) -> list[int]:
+            return self._encode([replace(record, text=text)], offsets=False)[0].ids
+
+        text = shortened(record.text, most, encode)
+        if len(text) < len(record.text):
+            lengths[record.index] = len(record.text)
+        return replace(record, text=text)
+
     def _encode(self, records: list[Record], offsets: bool) -> list[Any]:
         """An encoding of each record, on all cores; finding offsets takes longer. Raises DamagedData."""
         encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
         try:
-            return encode([record.text for record in records], add_special_tokens=False)
-        except Exception as error:  # the package raises nothing narrower, for a text that its model has no token for
+            return within_time(lambda: encode([record.text for record in records], add_special_tokens=False), records)
+        except (ExtractionError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # nothing narrower is raised, for a text without a token or a panic in a regex
             for record in records[:-1]:
                 self._encode([record], offsets)
             said = str(error).splitlines()[0]
             raise DamagedData(f"record {records[-1].id}: the tokenizer cannot read it: {said}") from error
-
-
-def _groups(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
-    """Lists of `size` records, the last one shorter; records before a damaged one are still handed on."""
-    group: list[Record] = []
-    try:
-        for record in records:
-            group.append(record)
-            if len(group) == size:
-                yield group
-                group = []
-    except ExtractionError:
-        yield group
-        raise
-    yield group
 
 
 def load_pipeline(location: Path) -> Any:

@@ -65,7 +65,7 @@ def steps_of(folder: Path, dtype: str, inputs: tuple) -> dict[str, Callable[[], 
     hooks = tuple(f"blocks.{layer}.hook_resid_post" for layer in LAYERS)
     captured = compiled.load_step(model, config, StepOptions(hooks, *shape, dtype))
 
-    shallow = replace(config, num_layers=LAYERS[-1] + 1)
+    shallow = replace(config, layers=config.layers[: LAYERS[-1] + 1])
     options = StepOptions((FINAL,), *shape, dtype)
     plan = CapturePlan.of(options.hook_points, shallow)
     graphs, _ = compiled._abstract_model(shallow, plan, options)

@@ -52,7 +52,7 @@ def measure(case: Case) -> dict:
         "mesh": str(step.options.mesh),
         "rows": case.rows,
         "seq_len": case.seq_len,
-        "experts": step.config.experts is not None,
+        "experts": any(kind.experts for kind in step.config.layers),
         "products": round(step.products(), 4),
         "arithmetic": round(step.arithmetic(), 4),
         "memory": round(step.memory(), 3),

@@ -13,7 +13,6 @@ memory; the kernels keep scores on the chip.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -28,14 +27,7 @@ _CUDNN_MAX_HEAD_WIDTH = 128  # on every GPU that it supports
 _MIN_BLOCK, _MAX_BLOCKS = 128, 16  # more than 16 blocks save little arithmetic and take longer to compile
 
 
-def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
-    rule: AttentionRule,
-    windowed: jax.Array | None = None,
-) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule) -> jax.Array:
     """Compute attention in the form for the platform that the step is compiled for.
 
     Args:
@@ -44,16 +36,11 @@ def attention(
         v: [B, T, K, Dh].
         segment_ids: [B, T], 0 for padding.
         rule: scale, window and softcap.
-        windowed: bool scalar, whether this layer has the rule's window; None if all layers have it.
 
     Returns:
         [B, T, H, Dh].
     """
-    attend_so = form_for(current_platform(), q, rule)
-    if windowed is None:
-        return attend_so(q, k, v, segment_ids, rule)
-    near, far = (partial(attend_so, rule=each) for each in (rule, replace(rule, window=None)))
-    return jax.lax.cond(windowed, near, far, q, k, v, segment_ids)
+    return form_for(current_platform(), q, rule)(q, k, v, segment_ids, rule)
 
 
 def form_for(platform: str, q: jax.Array, rule: AttentionRule) -> Callable:

@@ -1,12 +1,13 @@
 """The block that the families share: attention, then an mlp, each added to the residual stream.
 
-In: x [B, T, D], the values that all blocks share (segments, rotations), and the flags of this layer. Out: x [B, T, D];
-hook points go to `tap`. Guarantee: one program serves all layers of a stack. Cost: if only some layers have a window,
-both forms of attention are compiled and a layer runs one of them, so that a window saves arithmetic.
+In: x [B, T, D] and the values that all blocks share (segments, rotations). Out: x [B, T, D]; hook points go to `tap`.
+Guarantee: layers of one kind run one program. Cost: the model's arithmetic.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from flax import nnx
 
 from .attention import attention
 from .attention_rule import AttentionRule
-from .config import ModelConfig
+from .config import LayerKind, ModelConfig, Rope
 from .families.base import Modules
 from .mixture import Mixture
 from .modules import (
@@ -32,118 +33,157 @@ from .modules import (
     ToHeads,
     WideRMSNorm,
 )
-from .rope import rotate
+from .rope import rotate, rotation
 
 # The modules that `Modules` of a family can name.
 NORMS: dict[str, Callable[[int, float, jnp.dtype], Any]] = {
     norm.__name__: norm for norm in (RMSNorm, WideRMSNorm, OffsetRMSNorm, LayerNorm)
 }
-PARTS: dict[str, Callable[[ModelConfig, jnp.dtype], nnx.Module]] = {
-    part.__name__: part for part in (MLP, GatedMLP, Mixture, Embedding, ScaledEmbedding, PositionEmbedding)
+MLPS: dict[str, Callable[[ModelConfig, LayerKind, jnp.dtype], nnx.Module]] = {
+    mlp.__name__: mlp for mlp in (MLP, GatedMLP)
 }
+EMBEDDINGS: dict[str, Callable[[ModelConfig, jnp.dtype], nnx.Module]] = {
+    embedding.__name__: embedding for embedding in (Embedding, ScaledEmbedding, PositionEmbedding)
+}
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The values that all blocks share.
+
+    Attributes:
+        segment_ids, positions: int32 [B, T].
+        rotations: cos and sin, float32 [B, T, 1, R/2], of each rotation and head width.
+    """
+
+    segment_ids: jax.Array
+    positions: jax.Array
+    rotations: dict[tuple[Rope, int], tuple[jax.Array, jax.Array]]
+
+    @classmethod
+    def of(cls, layers: tuple[LayerKind, ...], segment_ids: jax.Array, positions: jax.Array) -> "Shared":
+        """Return the values for these layers."""
+        wanted = dict.fromkeys((kind.rope, kind.head_width) for kind in layers if kind.rope is not None)
+        rotations = {(rope, width): rotation(positions, width, rope) for rope, width in wanted}
+        return cls(segment_ids, positions, rotations)
 
 
 class Attention(nnx.Module):
     """q, k and v of x, rotation, attention, output projection. `norm` makes the norms of q and k."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, norm: Callable):
-        self.config = config
-        heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_width
+    def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype, norm: Callable):
+        self.config, self.kind = config, kind
+        heads, kv_heads, width = kind.num_heads, kind.num_kv_heads, kind.head_width
         self.q = ToHeads(heads, width, config.width, config.qkv_bias, dtype)
         self.k = ToHeads(kv_heads, width, config.width, config.qkv_bias, dtype)
         self.v = ToHeads(kv_heads, width, config.width, config.qkv_bias, dtype)
         self.o = FromHeads(heads, width, config.width, config.output_bias, dtype)
         if config.qk_norm:
-            widths = (heads * width, kv_heads * width) if config.qk_norm == "width" else (width, width)
+            widths = (kind.heads_width, kind.kv_width) if config.qk_norm == "width" else (width, width)
             self.q_norm, self.k_norm = (norm(width, config.norm_epsilon, dtype) for width in widths)
 
-    def __call__(self, x: jax.Array, shared: dict[str, jax.Array], tap: Tap) -> jax.Array:
+    def __call__(self, x: jax.Array, shared: Shared, tap: Tap) -> jax.Array:
         """Return what attention adds to the residual stream, [B, T, D], given x [B, T, D]."""
-        q, k, v = self.q(x), self.k(x), self.v(x)  # [B, T, H, Dh], [B, T, K, Dh], [B, T, K, Dh]
-        if self.config.qk_norm == "width":
-            normed = (norm(y.reshape(*x.shape[:2], -1)) for norm, y in ((self.q_norm, q), (self.k_norm, k)))
-            q, k = (y.reshape(*x.shape[:2], -1, self.config.head_width) for y in normed)
-        elif self.config.qk_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)
-        if self.config.rope is not None:
-            cos, sin = self._rotation(shared)
+        q, k, v = self._project(x)
+        for name, heads in (("q", q), ("k", k), ("v", v)):
+            tap(f"attn.hook_{name}", heads.reshape(*x.shape[:2], -1))
+        if self.kind.rope is not None:
+            cos, sin = shared.rotations[self.kind.rope, self.kind.head_width]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        z = self._attend(q, k, v, shared)  # [B, T, H, Dh]
+        z = attention(q, k, v, shared.segment_ids, self._rule(x.shape[1]))  # [B, T, H, Dh]
         tap("attn.hook_z", z.reshape(*x.shape[:2], -1))
         return self.o(z)
 
-    def _rotation(self, shared: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        if self.config.window_rope is None:
-            return shared["cos"], shared["sin"]
-        cos, sin = (jnp.where(shared["windowed"], shared[f"window_{name}"], shared[name]) for name in ("cos", "sin"))
-        return cos, sin
+    def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return q [B, T, H, Dh], k and v [B, T, K, Dh], normalized if the model does so."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.config.qk_norm == "width":
+            normed = (norm(y.reshape(*x.shape[:2], -1)) for norm, y in ((self.q_norm, q), (self.k_norm, k)))
+            q, k = (y.reshape(*x.shape[:2], -1, self.kind.head_width) for y in normed)
+        elif self.config.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
 
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, shared: dict[str, jax.Array]) -> jax.Array:
-        config = self.config
-        scale = config.head_width**-0.5 if config.attention_scale is None else config.attention_scale
-        window = config.window if config.window is not None and config.window < q.shape[1] else None
-        some = window is not None and not all(config.windowed)
-        rule = AttentionRule(scale, window, config.softcap)
-        return attention(q, k, v, shared["segment_ids"], rule, shared["windowed"] if some else None)
+    def _rule(self, length: int) -> AttentionRule:
+        scale, window = self.config.attention_scale, self.kind.window
+        scale = self.kind.head_width**-0.5 if scale is None else scale
+        return AttentionRule(scale, window if window is not None and window < length else None, self.config.softcap)
 
 
 class Block(nnx.Module):
-    """Attention and mlp in turn. `before` makes the norms of their inputs, `after` of their outputs, if not None."""
+    """Attention and mlp in turn, with the norms that the configuration names before and after each."""
 
-    def __init__(
-        self,
-        attention: nnx.Module,
-        mlp: nnx.Module,
-        before: Callable[[], nnx.Module] | None,
-        after: Callable[[], nnx.Module] | None = None,
-    ):
+    def __init__(self, config: ModelConfig, attention: nnx.Module, mlp: nnx.Module, norm: Callable[[], nnx.Module]):
         self.attention, self.mlp = attention, mlp
-        if before:
-            self.norm_attention, self.norm_mlp = before(), before()
-        if after:
-            self.norm_attention_out, self.norm_mlp_out = after(), after()
-        self.before, self.after = before is not None, after is not None
+        self.before, self.after = "before" in config.norms, "after" in config.norms
+        if self.before:
+            self.norm_attention, self.norm_mlp = norm(), norm()
+        if self.after:
+            self.norm_attention_out, self.norm_mlp_out = norm(), norm()
 
-    def __call__(self, x: jax.Array, shared: dict[str, jax.Array], tap: Tap) -> jax.Array:
+    def __call__(self, x: jax.Array, shared: Shared, tap: Tap) -> jax.Array:
         """Return the residual stream after this block, [B, T, D]."""
-        added = self.attention(self.norm_attention(x) if self.before else x, shared, tap)
-        added = self.norm_attention_out(added) if self.after else added
-        tap("hook_attn_out", added)
+        added = self.attend(x, shared, tap)
         x = x + added
         tap("hook_resid_mid", x)
-        added = self.mlp(self.norm_mlp(x) if self.before else x, tap)
-        added = self.norm_mlp_out(added) if self.after else added
-        tap("hook_mlp_out", added)
-        x = x + added
+        x = x + self.feed_forward(x, tap)
         tap("hook_resid_post", x)
         return x
+
+    def attend(self, x: jax.Array, shared: Shared, tap: Tap) -> jax.Array:
+        """Return what attention adds to the residual stream, with its norms."""
+        if self.before:
+            tap("ln1.hook_normalized", self.norm_attention.normalized(x))
+            x = self.norm_attention(x)
+        tap("hook_attn_in", x)
+        added = self.attention(x, shared, tap)
+        added = self.norm_attention_out(added) if self.after else added
+        tap("hook_attn_out", added)
+        return added
+
+    def feed_forward(self, x: jax.Array, tap: Tap) -> jax.Array:
+        """Return what the mlp adds to the residual stream, with its norms."""
+        if self.before:
+            tap("ln2.hook_normalized", self.norm_mlp.normalized(x))
+            x = self.norm_mlp(x)
+        tap("hook_mlp_in", x)
+        added = self.mlp(x, tap)
+        added = self.norm_mlp_out(added) if self.after else added
+        tap("hook_mlp_out", added)
+        return added
 
 
 class ParallelBlock(Block):
     """Attention and mlp of the same x, each with its own norm, added together: `hook_resid_mid` does not exist."""
 
-    def __call__(self, x: jax.Array, shared: dict[str, jax.Array], tap: Tap) -> jax.Array:
+    def __call__(self, x: jax.Array, shared: Shared, tap: Tap) -> jax.Array:
         """Return the residual stream after this block, [B, T, D]."""
-        from_attention = self.attention(self.norm_attention(x), shared, tap)
-        tap("hook_attn_out", from_attention)
-        from_mlp = self.mlp(self.norm_mlp(x), tap)
-        tap("hook_mlp_out", from_mlp)
-        x = from_mlp + from_attention + x
+        from_attention = self.attend(x, shared, tap)
+        x = self.feed_forward(x, tap) + from_attention + x
         tap("hook_resid_post", x)
         return x
 
 
-def parts(config: ModelConfig, dtype: jnp.dtype, chosen: Modules) -> dict[str, Callable[[], nnx.Module]]:
-    """Return the functions that make the embedding, one block and the final norm of a model."""
-    norm, mlp, embedding = NORMS[chosen.norm], PARTS[chosen.mlp], PARTS[chosen.embedding]
-    make_norm = partial(norm, config.width, config.norm_epsilon, dtype)
-    block = partial(
-        ParallelBlock if config.parallel else Block,
-        before=make_norm if "before" in chosen.norms else None,
-        after=make_norm if "after" in chosen.norms else None,
+def make_block(config: ModelConfig, kind: LayerKind, dtype: jnp.dtype, modules: Modules) -> nnx.Module:
+    """Return a block of this kind, made of the family's modules."""
+    norm = NORMS[modules.norm]
+    mlp = Mixture if kind.experts else MLPS[modules.mlp]
+    return (ParallelBlock if config.parallel else Block)(
+        config,
+        Attention(config, kind, dtype, norm),
+        mlp(config, kind, dtype),
+        partial(norm, config.width, config.norm_epsilon, dtype),
     )
+
+
+def block_of(config: ModelConfig, kind: LayerKind, dtype: jnp.dtype, modules: Modules) -> nnx.Module:
+    """Return a block of this kind, made by the function that the family names."""
+    return resolve_name(modules.block)(config, kind, dtype, modules)
+
+
+def ends_of(config: ModelConfig, dtype: jnp.dtype, modules: Modules) -> dict[str, Callable[[], nnx.Module]]:
+    """Return the functions that make the embedding and the final norm."""
     return {
-        "embedding": lambda: embedding(config, dtype),
-        "blocks": lambda: block(Attention(config, dtype, norm), mlp(config, dtype)),
-        "final_norm": make_norm,
+        "embedding": partial(EMBEDDINGS[modules.embedding], config, dtype),
+        "final_norm": partial(NORMS[modules.norm], config.width, config.norm_epsilon, dtype),
     }

@@ -1,7 +1,7 @@
-"""The capture plan: the layers that run, and the tensors that the scan over them keeps.
+"""The capture plan: the layers that run, and the tensors that the scans over them keep.
 
-In: hook point names and the configuration. Out: the number of layers, the captured layers of each kind of tensor, and
-the place of each hook point's values. Guarantee: no more layers run than the deepest hook point needs. Cost: none.
+In: hook point names and the configuration. Out: the number of layers, the captured layers of each buffer, and the place
+of each hook point's values. Guarantee: no more layers run than the deepest hook point needs. Cost: none.
 """
 
 from dataclasses import dataclass
@@ -10,52 +10,66 @@ from typing import NamedTuple
 import numpy as np
 
 from .config import ModelConfig
+from .hooks import EMBED_HOOK, FINAL_HOOK, layer_of, suffix_of
 
 EMBEDDING = -1  # the "layer" whose output is the embedding
 
 
 class Capture(NamedTuple):
-    """A tensor that the scan keeps: its kind and its layer."""
+    """A tensor that the step keeps: the suffix of its hook point, and its layer."""
 
-    kind: str
+    suffix: str
     layer: int
+
+
+class Buffer(NamedTuple):
+    """The tensors of one suffix and width, which are kept in one array."""
+
+    suffix: str
+    width: int
 
 
 def capture_of(hook_point: str) -> Capture:
     """Return the capture of a hook point; `resid_pre` of a block is `resid_post` of the block before."""
-    _, layer, kind = hook_point.split(".", 2)
-    return Capture("hook_resid_post", int(layer) - 1) if kind == "hook_resid_pre" else Capture(kind, int(layer))
+    if hook_point == EMBED_HOOK:
+        return Capture("hook_resid_post", EMBEDDING)
+    suffix, layer = suffix_of(hook_point), layer_of(hook_point)
+    return Capture("hook_resid_post", layer - 1) if suffix == "hook_resid_pre" else Capture(suffix, layer)
 
 
 @dataclass(frozen=True)
 class CapturePlan:
-    """The layers that run, and the place of each hook point's tensor after the scan."""
+    """The layers that run, and the place of each hook point's tensor.
+
+    Attributes:
+        num_layers: the layers that run.
+        captures: the capture of each hook point outside the model's end.
+        layers_of: the sorted layers of each buffer.
+        final_norm: whether the final norm runs.
+    """
 
     num_layers: int
     captures: dict[str, Capture]
-    layers_of: dict[str, list[int]]
+    layers_of: dict[Buffer, list[int]]
     final_norm: bool
-    windowed: tuple[bool, ...]
 
     @classmethod
     def of(cls, hook_points: tuple[str, ...], config: ModelConfig) -> "CapturePlan":
         """Return the plan for these hook points."""
-        captures = {name: capture_of(name) for name in hook_points if name.startswith("blocks.")}
-        final_norm = len(captures) < len(hook_points)
+        captures = {name: capture_of(name) for name in hook_points if name != FINAL_HOOK}
         deepest = max((capture.layer for capture in captures.values()), default=EMBEDDING)
-        layers_of: dict[str, set[int]] = {}
-        for capture in captures.values():
-            if capture.layer != EMBEDDING:
-                layers_of.setdefault(capture.kind, set()).add(capture.layer)
-        sorted_layers = {kind: sorted(layers) for kind, layers in layers_of.items()}
-        num_layers = config.num_layers if final_norm else deepest + 1
-        return cls(num_layers, captures, sorted_layers, final_norm, config.windowed[:num_layers])
+        layers_of: dict[Buffer, set[int]] = {}
+        for name, (suffix, layer) in captures.items():
+            if layer != EMBEDDING:
+                layers_of.setdefault(Buffer(suffix, config.hook_width(name)), set()).add(layer)
+        final_norm = FINAL_HOOK in hook_points
+        return cls(
+            num_layers=config.num_layers if final_norm else deepest + 1,
+            captures=captures,
+            layers_of={buffer: sorted(layers) for buffer, layers in layers_of.items()},
+            final_norm=final_norm,
+        )
 
-    def flags(self) -> dict[str, np.ndarray]:
-        """Return the flags of layers by name, bool [layers]; none if no layer has a window."""
-        return {"windowed": np.array(self.windowed)} if self.windowed else {}
-
-    def places(self) -> dict[str, np.ndarray]:
-        """Return for each kind int32 [layers], the place in its buffer that each layer writes."""
-        layers = np.arange(self.num_layers)
-        return {kind: np.searchsorted(chosen, layers).astype(np.int32) for kind, chosen in self.layers_of.items()}
+    def places(self, buffer: Buffer, layers: range) -> np.ndarray:
+        """Return int32 [layers], the place in its buffer that each layer writes; the last is one beyond the buffer."""
+        return np.searchsorted(self.layers_of[buffer], layers).astype(np.int32)

@@ -1,11 +1,11 @@
-"""The configuration of a forward pass: `ModelConfig`. No jax.
+"""The configuration of a forward pass: `ModelConfig` and the `LayerKind` of each layer. No jax.
 
 Widths are in elements, windows in tokens. A field that only some families use has a default without effect.
 """
 
 from dataclasses import dataclass
 
-from .hooks import all_hook_points, kind_of
+from .hooks import EMBED_HOOK, FINAL_HOOK, HOOK_KINDS, kind_of, layer_of
 
 
 @dataclass(frozen=True)
@@ -39,74 +39,117 @@ class Experts:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The configuration of a decoder.
+class LayerKind:
+    """What layers may differ in, besides their weights. Layers of one kind run the same program.
 
     Attributes:
         mlp_width: F; for a mixture, of one expert.
-        max_positions: rows of the embedding of positions, None if positions are not learned.
-        rope: the rotation, None for learned positions.
-        window: tokens that a windowed layer attends to, its own included.
-        windowed: for each layer whether it has the window; empty if the model has none.
-        window_rope: the rotation of windowed layers, None if it is `rope`.
-        qk_norm: `head` or `width` if q and k are normalized over each head or over all heads.
-        attention_scale: None for 1 / sqrt(head_width).
-        parallel: whether attention and mlp read the same x.
-        tied: whether the head is the embedding.
+        rope: the rotation of q and k, None for none.
+        window: tokens that attention sees, its own included; None for all before it.
+        experts: the mixture, None for a dense mlp.
     """
 
-    family: str
-    num_layers: int
-    width: int
     num_heads: int
     num_kv_heads: int
     head_width: int
     mlp_width: int
-    vocab_size: int
-    norm_epsilon: float
-    activation: str
-    qkv_bias: bool
-    output_bias: bool
-    mlp_bias: bool
-    rope: Rope | None
-    max_positions: int | None = None
-    attention_scale: float | None = None
-    softcap: float | None = None
-    qk_norm: str | None = None
+    rope: Rope | None = None
     window: int | None = None
-    windowed: tuple[bool, ...] = ()
-    window_rope: Rope | None = None
-    parallel: bool = False
     experts: Experts | None = None
-    tied: bool = False
 
     @property
     def mixture(self) -> Experts:
-        """The experts. Raises ValueError for a model without a mixture."""
+        """The experts. Raises ValueError for a layer without a mixture."""
         if self.experts is None:
-            raise ValueError(f"a {self.family} model has no mixture of experts")
+            raise ValueError("this kind of layer has no mixture of experts")
         return self.experts
-
-    @property
-    def absent_hooks(self) -> dict[str, str]:
-        """The hook points that the blocks of this model lack: {suffix: reason}."""
-        absent = {}
-        if self.parallel:
-            absent["hook_resid_mid"] = f"in this {self.family} model, attention and mlp are added at once"
-        if self.experts:
-            absent["mlp.hook_post"] = f"in this {self.family} model, each token has its own choice of experts"
-        return absent
-
-    @property
-    def hook_points(self) -> list[str]:
-        """The name of every hook point that this model has, in depth order."""
-        return all_hook_points(self.num_layers, self.absent_hooks)
 
     @property
     def heads_width(self) -> int:
         """The width of all heads side by side."""
         return self.num_heads * self.head_width
 
+    @property
+    def kv_width(self) -> int:
+        """The width of all key-value heads side by side."""
+        return self.num_kv_heads * self.head_width
+
+    @property
+    def num_experts(self) -> int:
+        """E, the experts of a mixture."""
+        return self.mixture.count
+
+    @property
+    def experts_per_token(self) -> int:
+        """k, the experts that see a token."""
+        return self.mixture.per_token
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The configuration of a decoder.
+
+    Attributes:
+        layers: the kind of each layer.
+        max_positions: rows of the embedding of positions, None if positions are not learned.
+        qk_norm: `head` or `width` if q and k are normalized over each head or over all heads.
+        attention_scale: None for 1 / sqrt(head_width).
+        norms: whether a block has norms `before` attention and mlp, `after` them, or both.
+        parallel: whether attention and mlp read the same x.
+        tied: whether the head is the embedding.
+    """
+
+    family: str
+    layers: tuple[LayerKind, ...]
+    width: int
+    vocab_size: int
+    norm_epsilon: float
+    activation: str
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    max_positions: int | None = None
+    attention_scale: float | None = None
+    softcap: float | None = None
+    qk_norm: str | None = None
+    norms: tuple[str, ...] = ("before",)
+    parallel: bool = False
+    tied: bool = False
+
+    @property
+    def num_layers(self) -> int:
+        """L, the layers of the whole model."""
+        return len(self.layers)
+
+    def absent_hooks(self, layer: int) -> dict[str, str]:
+        """Return the hook points that a layer lacks: {suffix: reason}."""
+        here = f"in this {self.family} model, "
+        absent = {}
+        if self.parallel:
+            absent["hook_resid_mid"] = f"{here}attention and mlp are added at once"
+        if "before" not in self.norms:
+            absent |= dict.fromkeys(NORMALIZED, f"{here}attention and mlp read the residual stream without a norm")
+        if self.layers[layer].experts:
+            reason = f"{here}each token of layer {layer} has its own choice of experts"
+            absent |= {"mlp.hook_pre": reason, "mlp.hook_post": reason}
+        else:
+            absent |= dict.fromkeys(OF_A_MIXTURE, f"{here}layer {layer} has no mixture of experts")
+        return absent
+
+    @property
+    def hook_points(self) -> list[str]:
+        """The name of every hook point that this model has, in depth order."""
+        of_blocks = []
+        for layer in range(self.num_layers):
+            absent = self.absent_hooks(layer)
+            of_blocks += [f"blocks.{layer}.{kind.suffix}" for kind in HOOK_KINDS if kind.suffix not in absent]
+        return [EMBED_HOOK, *of_blocks, FINAL_HOOK]
+
     def hook_width(self, hook_point: str) -> int:
         """Return the last axis of this hook point's tensor."""
-        return getattr(self, kind_of(hook_point).width)
+        kind = kind_of(hook_point)
+        return self.width if kind.width == "width" else getattr(self.layers[layer_of(hook_point)], kind.width)
+
+
+NORMALIZED = ("ln1.hook_normalized", "ln2.hook_normalized")
+OF_A_MIXTURE = ("mlp.hook_router_logits", "mlp.hook_expert_weights", "mlp.hook_expert_indices")

@@ -95,11 +95,18 @@ def _refuse_left(path: Path, view: ModelView) -> None:
 
 def _checked(config: ModelConfig, path: Path) -> ModelConfig:
     """Return the configuration. Raises DamagedData for numbers that describe no model."""
-    for name in ("num_layers", "width", "num_heads", "num_kv_heads", "head_width", "mlp_width", "vocab_size", "window"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise DamagedData(f"{path}: {name} is {getattr(config, name)}")
-    if config.rope is not None and int(config.head_width * config.rope.fraction) % 2:
-        raise DamagedData(f"{path}: {config.rope.fraction:g} of a head of {config.head_width} is not a number of pairs")
-    if config.num_heads % config.num_kv_heads:
-        raise DamagedData(f"{path}: {config.num_heads} heads do not share {config.num_kv_heads} key-value heads evenly")
+    sizes = [("layers", config.num_layers), ("width", config.width), ("vocab_size", config.vocab_size)]
+    for kind in dict.fromkeys(config.layers):
+        names = ("num_heads", "num_kv_heads", "head_width", "mlp_width", "window")
+        sizes += [(name, getattr(kind, name)) for name in names]
+    for name, size in sizes:
+        if size is not None and size < 1:
+            raise DamagedData(f"{path}: {name} is {size}")
+    for kind in dict.fromkeys(config.layers):
+        if kind.rope is not None and int(kind.head_width * kind.rope.fraction) % 2:
+            part = f"{kind.rope.fraction:g} of a head of {kind.head_width}"
+            raise DamagedData(f"{path}: {part} is not a number of pairs")
+        if kind.num_heads % kind.num_kv_heads:
+            shared = f"{kind.num_heads} heads do not share {kind.num_kv_heads} key-value heads evenly"
+            raise DamagedData(f"{path}: {shared}")
     return config

@@ -7,17 +7,22 @@ multiplication and an addition are two operations. Guarantee: no device is used.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from ..core.errors import InvalidRequest
 from ..format.dtypes import LARGEST_CODE, STORE_DTYPES
-from .config import ModelConfig
+from .captures import CapturePlan
+from .config import LayerKind, ModelConfig
 from .mesh import Demand, choose_mesh
-from .step import weight_shapes
+from .step import Model, weight_shapes
 from .step_options import StepOptions
 from .tiling import multiplied_pairs
+from .weights import leaves_of
 
 _TOKENS_ON_A_DEVICE, _TOKENS_ON_A_CPU = 32768, 4096  # more in one step gain little, and take memory
 
@@ -48,13 +53,18 @@ def demand_of(config: ModelConfig, options: StepOptions) -> Demand:
     weights = sum(leaf.size * leaf.dtype.itemsize for _, leaf in weight_shapes(config, options))
     captured = sum(map(config.hook_width, options.hook_points))
     captured *= 2 * jnp.dtype(options.capture_dtype).itemsize + 2 * STORE_DTYPES[options.store_dtype]
-    mlp = 3 * config.mlp_width
-    if config.experts:  # each expert of a token has a copy of its own, on the way in and out
-        mlp = config.experts.per_token * (mlp + 2 * config.width)
-    working = 4 * (6 * config.width + mlp + 2 * config.heads_width)
+    working = 4 * max(map(partial(_widest, config), dict.fromkeys(config.layers)))
     if options.pool:  # running sums, and what they are made of
         working += 3 * 4 * max(map(config.hook_width, options.hook_points))
     return Demand(options.batch_size, weights, options.seq_len * (captured + working))
+
+
+def _widest(config: ModelConfig, kind: LayerKind) -> int:
+    """Return the elements of one token in the tensors of a block that are in memory at once."""
+    mlp = 3 * kind.mlp_width
+    if kind.experts:  # each expert of a token has a copy of its own, on the way in and out
+        mlp = kind.experts.per_token * (mlp + 2 * config.width)
+    return 6 * config.width + mlp + 2 * kind.heads_width
 
 
 def choose_rows(config: ModelConfig, options: StepOptions, num_devices: int, device_bytes: int | None) -> int:
@@ -83,17 +93,22 @@ def counts_by_formula(config: ModelConfig, options: StepOptions) -> Counts:
 
 def counts_of(compiled: jax.stages.Compiled, config: ModelConfig, options: StepOptions) -> Counts:
     """Return the compiler's counts of a step; it counts a loop's body once and no arithmetic of kernels."""
-    layers = max(1, num_layers(config, options))
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     if cost is None or memory is None:
         raise RuntimeError("the compiler of this platform does not count the operations and memory of a step")
-    flops = layers * cost["flops"] + _attention_flops(config, options, multiplied_pairs)
+    flops = loop_repeats(config, options) * cost["flops"] + _attention_flops(config, options, multiplied_pairs)
     return Counts(flops, _traffic(config, options), memory.peak_memory_in_bytes, "counted by the compiler")
 
 
-def num_layers(config: ModelConfig, options: StepOptions) -> int:
-    """Return the number of layers that run."""
-    return next((leaf.shape[0] for path, leaf in weight_shapes(config, options) if path[0] == "blocks"), 0)
+def loop_repeats(config: ModelConfig, options: StepOptions) -> float:
+    """Return how often the loops over layers run on average, weighted by the products of their bodies."""
+    parts = [part for part in _kernels(config, options) if part.layers]
+    return sum(part.products for part in parts) / sum(part.products / part.layers for part in parts) if parts else 1.0
+
+
+def running_layers(config: ModelConfig, options: StepOptions) -> tuple[LayerKind, ...]:
+    """Return the layers that run."""
+    return config.layers[: CapturePlan.of(options.hook_points, config).num_layers]
 
 
 def ideal_flops(config: ModelConfig, options: StepOptions) -> float:
@@ -101,14 +116,29 @@ def ideal_flops(config: ModelConfig, options: StepOptions) -> float:
 
     Two for each weight and token, and four for each element of a head and pair of a query and a key that it sees.
     """
-    tokens = options.batch_size * options.seq_len
-    products = 0.0
-    for path, leaf in weight_shapes(config, options):
-        if path[0] == "blocks" and path[-1] == "kernel":
-            share = config.experts.per_token / config.experts.count if config.experts and "experts" in path else 1
-            products += 2 * tokens * leaf.size * share
-    devices = options.mesh.data * options.mesh.model
+    tokens, devices = options.batch_size * options.seq_len, options.mesh.data * options.mesh.model
+    products = 2.0 * tokens * sum(part.products for part in _kernels(config, options))
     return products / devices + _attention_flops(config, options, visible_pairs)
+
+
+class _Kernels(NamedTuple):
+    """The products of one token with the kernels of a part: their number, and the layers of the part."""
+
+    products: float
+    layers: int
+
+
+def _kernels(config: ModelConfig, options: StepOptions) -> list[_Kernels]:
+    """Return the products with each kernel in a block that a token is multiplied by."""
+    found = []
+    for part in Model.of(config, options).blocks:
+        layers = part.layers or range(0)
+        experts = config.layers[layers[0]].experts
+        for path, leaf in leaves_of(nnx.to_pure_dict(nnx.split(nnx.eval_shape(part.make))[1])):
+            if path[-1] == "kernel":
+                share = experts.per_token / experts.count if experts and "experts" in path else 1
+                found.append(_Kernels(leaf.size * share * len(layers), len(layers)))
+    return found
 
 
 def visible_pairs(length: int, window: int | None) -> int:
@@ -119,12 +149,11 @@ def visible_pairs(length: int, window: int | None) -> int:
 
 def _attention_flops(config: ModelConfig, options: StepOptions, pairs: Callable[[int, int | None], int]) -> float:
     """Return the operations of attention on one device: two products over `pairs(length, window)` in each layer."""
-    rows, length, layers = options.batch_size, options.seq_len, num_layers(config, options)
-    windowed = config.windowed[:layers] or (False,) * layers
-    near = config.window if config.window is not None and config.window < length else None
-    seen = sum(pairs(length, near if is_windowed else None) for is_windowed in windowed)
-    devices = options.mesh.data * options.mesh.model
-    return 4.0 * rows * seen * config.num_heads * config.head_width / devices
+    length, seen = options.seq_len, 0.0
+    for kind in running_layers(config, options):
+        window = kind.window if kind.window is not None and kind.window < length else None
+        seen += pairs(length, window) * kind.heads_width
+    return 4.0 * options.batch_size * seen / (options.mesh.data * options.mesh.model)
 
 
 def _traffic(config: ModelConfig, options: StepOptions) -> float:
@@ -134,8 +163,11 @@ def _traffic(config: ModelConfig, options: StepOptions) -> float:
     """
     element, devices = jnp.dtype(options.compute_dtype).itemsize, options.mesh.data * options.mesh.model
     weights = sum(leaf.size * element for path, leaf in weight_shapes(config, options) if path[0] == "blocks")
-    heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_width
-    inner = config.mlp_width * (config.experts.per_token if config.experts else 1)
-    moved = 2 * element * num_layers(config, options) * (4 * config.width + heads + 2 * inner)
+    elements = 0
+    for kind in running_layers(config, options):
+        inner = kind.mlp_width * (kind.experts.per_token if kind.experts else 1)
+        elements += 4 * config.width + 2 * kind.heads_width + 2 * kind.kv_width + 2 * inner
     tokens = options.batch_size * options.seq_len
-    return weights / options.mesh.model + tokens * (moved + 6 * stored_bytes(config, options)) / devices
+    return (
+        weights / options.mesh.model + tokens * (2 * element * elements + 6 * stored_bytes(config, options)) / devices
+    )

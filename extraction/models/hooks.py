@@ -1,24 +1,27 @@
 """The table of hook points, and the choice among them. No jax.
 
-In: `--layers`, `--hooks`, `--hook-points`, and the hook points that a model lacks. Out: full names in depth order.
-Guarantee: each chosen name exists in the model. Cost: none.
+In: `--layers`, `--hooks`, `--hook-points`, and a model's configuration. Out: full names in depth order. Guarantee: each
+chosen name exists in the model. Cost: none.
 """
 
-from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from ..core.errors import InvalidRequest
 
-FINAL_HOOK = "ln_final.hook_normalized"
+if TYPE_CHECKING:
+    from .config import ModelConfig
+
+EMBED_HOOK, FINAL_HOOK = "hook_embed", "ln_final.hook_normalized"
 
 
 @dataclass(frozen=True)
 class HookKind:
-    """A hook point that each block has.
+    """A hook point that a block may have, or that the model has once.
 
-    `width` names the property of `ModelConfig` that is its last axis. Where it `is_split`, each device of the mesh's
-    `model` axis holds only its own columns.
+    `width` names the property of `LayerKind` that is its last axis, or is `width` for D. Where it `is_split`, each
+    device of the mesh's `model` axis holds only its own columns.
     """
 
     short: str
@@ -29,32 +32,45 @@ class HookKind:
 
 HOOK_KINDS = (
     HookKind("resid_pre", "hook_resid_pre"),
+    HookKind("ln1", "ln1.hook_normalized"),
+    HookKind("attn_in", "hook_attn_in"),
+    HookKind("q", "attn.hook_q", "heads_width", is_split=True),
+    HookKind("k", "attn.hook_k", "kv_width", is_split=True),
+    HookKind("v", "attn.hook_v", "kv_width", is_split=True),
     HookKind("z", "attn.hook_z", "heads_width", is_split=True),
     HookKind("attn_out", "hook_attn_out"),
     HookKind("resid_mid", "hook_resid_mid"),
+    HookKind("ln2", "ln2.hook_normalized"),
+    HookKind("mlp_in", "hook_mlp_in"),
+    HookKind("router", "mlp.hook_router_logits", "num_experts"),
+    HookKind("expert_weights", "mlp.hook_expert_weights", "experts_per_token"),
+    HookKind("expert_indices", "mlp.hook_expert_indices", "experts_per_token"),
+    HookKind("mlp_pre", "mlp.hook_pre", "mlp_width", is_split=True),
     HookKind("post", "mlp.hook_post", "mlp_width", is_split=True),
     HookKind("mlp_out", "hook_mlp_out"),
     HookKind("resid_post", "hook_resid_post"),
 )
-BY_SHORT_NAME = {kind.short: kind for kind in HOOK_KINDS}
-BY_SUFFIX = {kind.suffix: kind for kind in HOOK_KINDS}
-FINAL_KIND = HookKind("final", FINAL_HOOK)
+_OF_MODEL = (HookKind("embed", EMBED_HOOK), HookKind("final", FINAL_HOOK))
+BY_SHORT_NAME = {kind.short: kind for kind in (*HOOK_KINDS, *_OF_MODEL)}
+BY_SUFFIX = {kind.suffix: kind for kind in BY_SHORT_NAME.values()}
 
 
 def kind_of(hook_point: str) -> HookKind:
     """Return the kind of a full name such as `blocks.3.hook_resid_post`."""
-    return FINAL_KIND if hook_point == FINAL_HOOK else BY_SUFFIX[suffix_of(hook_point)]
+    return BY_SUFFIX[suffix_of(hook_point)]
 
 
 def suffix_of(hook_point: str) -> str:
-    """Return what follows the layer in a full name."""
-    return hook_point.split(".", 2)[-1]
+    """Return what follows the layer in a full name; the whole name of a hook point outside the blocks."""
+    return hook_point.split(".", 2)[-1] if hook_point.startswith("blocks.") else hook_point
 
 
-def all_hook_points(num_layers: int, absent: Container[str] = ()) -> list[str]:
-    """Return every hook point, in depth order, of a model whose blocks have all but the `absent` suffixes."""
-    suffixes = [kind.suffix for kind in HOOK_KINDS if kind.suffix not in absent]
-    return [*(f"blocks.{layer}.{suffix}" for layer in range(num_layers) for suffix in suffixes), FINAL_HOOK]
+def layer_of(hook_point: str) -> int:
+    """Return the layer in a full name. Raises ValueError for a hook point outside the blocks."""
+    parts = hook_point.split(".", 2)
+    if len(parts) < 3 or parts[0] != "blocks":
+        raise ValueError(f"{hook_point} is in no block")
+    return int(parts[1])
 
 
 def parse_layers(text: str, num_layers: int) -> list[int]:
@@ -91,7 +107,7 @@ def _layers_of(part: str, text: str, num_layers: int) -> list[int]:
 
 
 def resolve_hook_points(
-    layers: str | None, hooks: str, hook_points: str | None, num_layers: int, absent: Mapping[str, str]
+    layers: str | None, hooks: str, hook_points: str | None, config: "ModelConfig"
 ) -> tuple[str, ...]:
     """Return full names in depth order, from `--layers` with `--hooks`, and from `--hook-points` (names, globs).
 
@@ -99,31 +115,54 @@ def resolve_hook_points(
         layers: the value of `--layers`, or None.
         hooks: the value of `--hooks`, short names.
         hook_points: the value of `--hook-points`, full names and globs, or None.
-        num_layers: layers of the model.
-        absent: {suffix: reason} of the hook points that the blocks of this model lack; globs ignore them.
+        config: the model's configuration; globs skip the hook points that a layer lacks.
 
     Raises InvalidRequest for a layer, short name or pattern that the model does not have.
     """
-    names = all_hook_points(num_layers, absent)
+    names = config.hook_points
     chosen: set[str] = set()
     for pattern in hook_points.split(",") if hook_points else []:
         found = [name for name in names if fnmatchcase(name, pattern.strip())]
         if not found:
-            reason = absent.get(suffix_of(pattern.strip()), f"the model has {num_layers} layers")
-            raise InvalidRequest(f"--hook-points {pattern.strip()}: no such hook point: {reason}")
+            raise InvalidRequest(f"--hook-points {pattern.strip()}: {why_absent(pattern.strip(), config)}")
         chosen.update(found)
-    for short in hooks.split(",") if layers else []:
-        suffix = _suffix_of_short(short.strip(), absent)
-        chosen.update(f"blocks.{layer}.{suffix}" for layer in parse_layers(layers or "", num_layers))
+    numbers = parse_layers(layers, config.num_layers) if layers else []
+    for short in map(str.strip, hooks.split(",")):
+        if short not in BY_SHORT_NAME:
+            raise InvalidRequest(f"--hooks {short}: choose from {', '.join(BY_SHORT_NAME)}")
+        kind = BY_SHORT_NAME[short]
+        chosen.update([kind.suffix] if kind in _OF_MODEL else (_in_layer(kind, layer, config) for layer in numbers))
     if not chosen:
         raise InvalidRequest("give --layers (with --hooks) or --hook-points: which activations are to be stored?")
     return tuple(name for name in names if name in chosen)
 
 
-def _suffix_of_short(short: str, absent: Mapping[str, str]) -> str:
-    if short not in BY_SHORT_NAME:
-        raise InvalidRequest(f"--hooks {short}: choose from {', '.join(BY_SHORT_NAME)}")
-    suffix = BY_SHORT_NAME[short].suffix
-    if suffix in absent:
-        raise InvalidRequest(f"--hooks {short}: no such hook point: {absent[suffix]}")
-    return suffix
+def why_absent(hook_point: str, config: "ModelConfig") -> str:
+    """Return the reason why no hook point of this model has this name or pattern."""
+    suffix = suffix_of(hook_point)
+    with_it = [layer for layer in range(config.num_layers) if suffix not in config.absent_hooks(layer)]
+    layer = hook_point.split(".")[1] if hook_point.startswith("blocks.") else ""
+    at = int(layer) if layer.isdecimal() and int(layer) < config.num_layers else 0
+    reason = config.absent_hooks(at).get(suffix, f"the model has {config.num_layers} layers")
+    if suffix in BY_SUFFIX and 0 < len(with_it) < config.num_layers:
+        reason += f"; of its {config.num_layers} layers these have it: {_ranges(with_it)}"
+    return f"no such hook point: {reason}"
+
+
+def _in_layer(kind: HookKind, layer: int, config: "ModelConfig") -> str:
+    """Return the full name of a hook point of a block. Raises InvalidRequest if the layer lacks it."""
+    name = f"blocks.{layer}.{kind.suffix}"
+    if kind.suffix in config.absent_hooks(layer):
+        raise InvalidRequest(f"--hooks {kind.short}: {why_absent(name, config)}")
+    return name
+
+
+def _ranges(layers: list[int]) -> str:
+    """Return sorted layers as text such as `3,7,11` or `0:3,5`, ranges as `--layers` takes them."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and parts[-1][-1] == layer - 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}:{part[-1] + 1}" for part in parts)

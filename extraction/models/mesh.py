@@ -50,16 +50,18 @@ class Demand:
 
 def misfit(mesh: MeshShape, config: ModelConfig, rows: int, num_devices: int) -> str | None:
     """Return the reason why this mesh is invalid, or None."""
-    kv_heads = config.num_kv_heads
     if mesh.data * mesh.model > num_devices:
         return f"needs {mesh.data * mesh.model} devices, this host has {num_devices}"
     if rows % mesh.data:
         return f"--batch-size {rows} is not divisible by data={mesh.data}"
-    for name, size in (("heads", config.num_heads), ("mlp columns", config.mlp_width), ("columns", config.width)):
-        if size % mesh.model:
-            return f"the model's {size} {name} are not divisible by model={mesh.model}"
-    if kv_heads % mesh.model and mesh.model % kv_heads:
-        return f"model={mesh.model} is neither a divisor nor a multiple of the model's {kv_heads} key-value heads"
+    for kind in dict.fromkeys(config.layers):
+        sizes = {"heads": kind.num_heads, "mlp columns": kind.mlp_width, "columns": config.width}
+        for name, size in sizes.items():
+            if size % mesh.model:
+                return f"the model's {size} {name} are not divisible by model={mesh.model}"
+        kv_heads = kind.num_kv_heads
+        if kv_heads % mesh.model and mesh.model % kv_heads:
+            return f"model={mesh.model} is neither a divisor nor a multiple of the model's {kv_heads} key-value heads"
     return None
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from .config import ModelConfig
+from .config import LayerKind, ModelConfig
 from .modules import ACTIVATIONS, Linear, Tap
 
 _MIN_BLOCK = 64  # rows that are multiplied at once where the loop over blocks runs
@@ -25,53 +25,67 @@ class Kernels(nnx.Module):
 class Experts(nnx.Module):
     """The kernels of gated mlps."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        count = config.mixture.count
-        self.gate = Kernels(count, config.width, config.mlp_width, dtype)
-        self.up = Kernels(count, config.width, config.mlp_width, dtype)
-        self.down = Kernels(count, config.mlp_width, config.width, dtype)
+    def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype):
+        count = kind.mixture.count
+        self.gate = Kernels(count, config.width, kind.mlp_width, dtype)
+        self.up = Kernels(count, config.width, kind.mlp_width, dtype)
+        self.down = Kernels(count, kind.mlp_width, config.width, dtype)
 
 
 class Mixture(nnx.Module):
     """x [B, T, D] -> [B, T, D]. On a mesh each device routes its own rows, with its part of every expert's width."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        self.config = config
-        self.router = Linear(config.width, config.mixture.count, False, dtype)
-        self.experts = Experts(config, dtype)
+    def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype):
+        self.activation, self.mixture = ACTIVATIONS[config.activation], kind.mixture
+        self.router = Linear(config.width, kind.mixture.count, False, dtype)
+        self.experts = Experts(config, kind, dtype)
 
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
-        """Return the weighted sum of the chosen experts of each token, [B, T, D]. No hook point is inside."""
+        """Return the weighted sum of the chosen experts of each token, [B, T, D]."""
+        logits = self.router(x)  # [B, T, E]
+        weights, chosen = self._choose(logits)
+        tap("mlp.hook_router_logits", logits)
+        tap("mlp.hook_expert_weights", weights)
+        tap("mlp.hook_expert_indices", chosen)
         kernels = [part.kernel[...] for part in (self.experts.gate, self.experts.up, self.experts.down)]
         run, mesh = self._mix, jax.sharding.get_abstract_mesh()
         if mesh.size > 1:
             rows, inner = PartitionSpec("data"), PartitionSpec(None, None, "model")
-            axes = (rows, rows, inner, inner, PartitionSpec(None, "model", None))
+            axes = (rows, rows, rows, inner, inner, PartitionSpec(None, "model", None))
             run = jax.shard_map(
                 lambda *own: jax.lax.psum(self._mix(*own), "model"), in_specs=axes, out_specs=rows, check_vma=False
             )
-        return run(x, self.router(x), *kernels).astype(x.dtype)
+        return run(x, weights, chosen, *kernels).astype(x.dtype)
 
-    def _mix(self, x: jax.Array, scores: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
-        """Return the weighted sum of the chosen experts, float32 [B, T, D], of x [B, T, D] and scores [B, T, E]."""
-        weights, chosen = self._choose(scores)  # [B, T, k]
+    def _mix(self, x: jax.Array, weights: jax.Array, chosen: jax.Array, *kernels: jax.Array) -> jax.Array:
+        """Return the weighted sum of the chosen experts.
+
+        Args:
+            x: [B, T, D].
+            weights: float32 [B, T, k].
+            chosen: int32 [B, T, k], the experts, the best first.
+            kernels: gate and up [E, D, F], down [E, F, D].
+
+        Returns:
+            float32 [B, T, D].
+        """
+        gate, up, down = kernels
         k, experts = chosen.shape[-1], chosen.reshape(-1)  # [M], M = B*T*k
         order = jnp.argsort(experts)  # stable, so that the rows of an expert stay in the order of tokens
         sizes = (experts[:, None] == jnp.arange(len(gate))[None, :]).sum(axis=0)
         rows = x.reshape(-1, x.shape[-1])[order // k]  # [M, D]
-        activation = ACTIVATIONS[self.config.activation]
-        inner = activation(grouped_dot(rows, gate, sizes)) * grouped_dot(rows, up, sizes)  # [M, F]
+        inner = self.activation(grouped_dot(rows, gate, sizes)) * grouped_dot(rows, up, sizes)  # [M, F]
         rows = grouped_dot(inner, down, sizes)
         # Gathered, best expert first: additions in place have no fixed order on some devices.
         places = jnp.argsort(order).reshape(chosen.shape)
         parts = (rows[places[..., i]].astype(jnp.float32) * weights[..., i, None] for i in range(k))
         return jnp.asarray(sum(parts))
 
-    def _choose(self, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return weights, float32 [B, T, k], and experts [B, T, k] of each token, the best first."""
-        chances = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
-        weights, chosen = jax.lax.top_k(chances, self.config.mixture.per_token)
-        if self.config.mixture.normalized:
+    def _choose(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return weights, float32 [B, T, k], and experts, int32 [B, T, k], of each token, the best first."""
+        chances = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+        weights, chosen = jax.lax.top_k(chances, self.mixture.per_token)
+        if self.mixture.normalized:
             weights /= weights.sum(axis=-1, keepdims=True)
         return weights, chosen
 

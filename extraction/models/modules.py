@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .config import ModelConfig
-from .rope import rotation
+from .config import LayerKind, ModelConfig
 
 Tap = Callable[[str, jax.Array], None]  # receives the name and value of a hook point
 
@@ -126,23 +125,28 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return x normalized, scaled and shifted, in its shape and dtype."""
+        return (self.normalized(x) * _last(self.scale, x.ndim) + _last(self.bias, x.ndim)).astype(x.dtype)
+
+    def normalized(self, x: jax.Array) -> jax.Array:
+        """Return (x - mean) / std in float32."""
         wide = x.astype(jnp.float32)
         wide -= jnp.mean(wide, axis=-1, keepdims=True)
-        wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
-        return (wide * _last(self.scale, x.ndim) + _last(self.bias, x.ndim)).astype(x.dtype)
+        return wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
 
 
 class MLP(nnx.Module):
     """x [B, T, D] -> [B, T, D] through one non-linearity."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype):
         self.activation = ACTIVATIONS[config.activation]
-        self.up = Linear(config.width, config.mlp_width, config.mlp_bias, dtype)
-        self.down = Linear(config.mlp_width, config.width, config.mlp_bias, dtype)
+        self.up = Linear(config.width, kind.mlp_width, config.mlp_bias, dtype)
+        self.down = Linear(kind.mlp_width, config.width, config.mlp_bias, dtype)
 
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
         """Return the mlp of x, [B, T, D]."""
-        inner = self.activation(self.up(x))  # [B, T, F]
+        before = self.up(x)  # [B, T, F]
+        tap("mlp.hook_pre", before)
+        inner = self.activation(before)
         tap("mlp.hook_post", inner)
         return self.down(inner)
 
@@ -150,54 +154,55 @@ class MLP(nnx.Module):
 class GatedMLP(nnx.Module):
     """x [B, T, D] -> [B, T, D]; one linear map is gated by another."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype):
         self.activation = ACTIVATIONS[config.activation]
-        self.gate = Linear(config.width, config.mlp_width, config.mlp_bias, dtype)
-        self.up = Linear(config.width, config.mlp_width, config.mlp_bias, dtype)
-        self.down = Linear(config.mlp_width, config.width, config.mlp_bias, dtype)
+        self.gate = Linear(config.width, kind.mlp_width, config.mlp_bias, dtype)
+        self.up = Linear(config.width, kind.mlp_width, config.mlp_bias, dtype)
+        self.down = Linear(kind.mlp_width, config.width, config.mlp_bias, dtype)
 
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
         """Return the mlp of x, [B, T, D]."""
-        inner = self.activation(self.gate(x)) * self.up(x)  # [B, T, F]
+        gate = self.gate(x)  # [B, T, F]
+        tap("mlp.hook_pre", gate)
+        inner = self.activation(gate) * self.up(x)
         tap("mlp.hook_post", inner)
         return self.down(inner)
 
 
 class Embedding(nnx.Module):
-    """The embedding of models with rotary or no positions."""
+    """The embedding of models without learned positions."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        self.config = config
         self.table = nnx.Param(jnp.zeros((config.vocab_size, config.width), dtype))
 
-    def __call__(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return x [B, T, D], and the rotations that all blocks share (`window_*` in windowed layers)."""
-        shared = {}
-        for prefix, rope in (("", self.config.rope), ("window_", self.config.window_rope)):
-            if rope is not None:
-                shared[f"{prefix}cos"], shared[f"{prefix}sin"] = rotation(positions, self.config.head_width, rope)
-        return self.table[...][tokens], shared
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Return x [B, T, D] of tokens and positions [B, T]."""
+        return self.table[...][tokens]
 
 
 class ScaledEmbedding(Embedding):
     """The embedding times sqrt(D), which is rounded to the dtype of the weights first, as Gemma does."""
 
-    def __call__(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return x [B, T, D] scaled, and the rotations that all blocks share."""
-        x, shared = super().__call__(tokens, positions)
-        return x * jnp.asarray(np.sqrt(self.config.width), x.dtype), shared
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        super().__init__(config, dtype)
+        self.scale = float(np.sqrt(config.width))
+
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Return x [B, T, D] of tokens and positions [B, T], scaled."""
+        x = super().__call__(tokens, positions)
+        return x * jnp.asarray(self.scale, x.dtype)
 
 
-class PositionEmbedding(nnx.Module):
+class PositionEmbedding(Embedding):
     """The embedding of models with learned positions."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
-        self.table = nnx.Param(jnp.zeros((config.vocab_size, config.width), dtype))
+        super().__init__(config, dtype)
         self.positions = nnx.Param(jnp.zeros((config.max_positions, config.width), dtype))
 
-    def __call__(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return x [B, T, D], and no shared values."""
-        return self.table[...][tokens] + self.positions[...][positions], {}
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Return x [B, T, D] of tokens and positions [B, T]."""
+        return super().__call__(tokens, positions) + self.positions[...][positions]
 
 
 def _last(parameter: nnx.Param, ndim: int) -> jax.Array:

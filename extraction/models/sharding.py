@@ -47,7 +47,8 @@ class Placement:
     """The sharding of parameters on a mesh, and the functions that fill them."""
 
     def __init__(self, mesh: Mesh, config: ModelConfig):
-        self.mesh, self._config = mesh, config
+        self.mesh = mesh
+        self._kv_heads_are_shared = any(kind.num_kv_heads % mesh.shape["model"] for kind in config.layers)
 
     def spec(self, path: Sequence[str], num_axes: int) -> PartitionSpec:
         """Return the sharding of a parameter with this many axes, those of layers and experts included."""
@@ -57,7 +58,7 @@ class Placement:
         axes = next((axes for pattern, axes in _AXES if re.fullmatch(rf"(.*\.)?({pattern})", name)), None)
         if axes is None:
             raise ValueError(f"{name}: no rule says how it is shared by several devices")
-        if re.search(r"attention\.(k|v)\.", name) and self._config.num_kv_heads % self.mesh.shape["model"]:
+        if re.search(r"attention\.(k|v)\.", name) and self._kv_heads_are_shared:
             axes = ()  # fewer key-value heads than devices: each device has all of them
         return PartitionSpec(*(None,) * (num_axes - len(axes)), *axes)
 

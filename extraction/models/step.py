@@ -5,10 +5,7 @@ order. Out: for each hook point [n, width] in the store dtype, and its statistic
 the row's other documents, the padding or n, and depends on the mesh by rounding only; one compiled step serves every
 call.
 
-How: blocks are stacked and scanned, up to the deepest hook point. For each kind of hook point the scan carries one
-buffer with a place for each captured layer. A layer writes to the place of the first captured layer at or above it.
-The captured layer itself writes last, so the buffer ends right without a condition in the loop and without memory for
-other layers.
+How: layers run in groups of stacked blocks, up to the deepest hook point (`layer_scan`).
 
 Cost: besides the model's arithmetic, one write of [B, T, width] for each layer and kind, and one gather that drops the
 padding. Each device keeps, compacts and sends its own rows and columns. Means over windows (`pool`) add log2(T) passes
@@ -26,20 +23,23 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from .block import Shared
 from .captures import EMBEDDING, Capture, CapturePlan
 from .compaction import Compacted, Compaction, Slots
-from .config import ModelConfig
+from .config import LayerKind, ModelConfig
 from .devices import Device, device_errors
 from .families import family_of
+from .hooks import FINAL_HOOK
+from .layer_scan import Capturing, run_layers
 from .location import ModelFolder
+from .parts import Group, Part, group_layers, parts_of
 from .pooling import window_means
 from .results import StepOutput, start_transfer
 from .sharding import Layout, Placement, mesh_of
-from .stacks import of_layer, to_slice
 from .step_options import StepOptions, check_step
 from .tensor_names import TextModel, find_tensors
 from .tensors import WeightFiles
-from .weights import check_shapes, leaves_of, load_params, plan_fills
+from .weights import check_shapes, leaves_of, load_params, nested, plan_fills
 
 
 class Loaded(NamedTuple):
@@ -112,11 +112,10 @@ def lower_step(
     """
     devices = jax.local_devices() if devices is None else devices
     check_step(config, options, len(devices))
-    plan = CapturePlan.of(options.hook_points, config)
-    graphs, params = _abstract_model(config, plan, options)
+    model = Model.of(config, options)
     placement = Placement(mesh_of(options.mesh, devices), config)
     where = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: placement.sharding([key.key for key in path], leaf.ndim), params
+        lambda path, leaf: placement.sharding([key.key for key in path], leaf.ndim), model.shapes
     )
     rows = NamedSharding(placement.mesh, PartitionSpec("data"))
     grid = jax.ShapeDtypeStruct((options.batch_size, options.seq_len), jnp.int32)
@@ -125,15 +124,14 @@ def lower_step(
     inputs = [grid, grid, grid, slots, counts]
     if options.pool:
         inputs.append(jax.ShapeDtypeStruct(grid.shape, jnp.bool_))
-    step = make_step(graphs, plan, options, Layout(placement.mesh))
+    step = make_step(model, options, Layout(placement.mesh))
     with jax.set_mesh(placement.mesh):
-        return jax.jit(step, in_shardings=(where, *[rows] * len(inputs))).lower(params, *inputs)
+        return jax.jit(step, in_shardings=(where, *[rows] * len(inputs))).lower(model.shapes, *inputs)
 
 
 def weight_shapes(config: ModelConfig, options: StepOptions) -> list[tuple[tuple[str, ...], jax.ShapeDtypeStruct]]:
     """Return path and shape of each parameter that a step needs; those of blocks have a leading layer axis."""
-    _, params = _abstract_model(config, CapturePlan.of(options.hook_points, config), options)
-    return list(leaves_of(params))
+    return list(leaves_of(Model.of(config, options).shapes))
 
 
 def _use_compile_cache(folder: str | None) -> None:
@@ -145,46 +143,77 @@ def _use_compile_cache(folder: str | None) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _abstract_model(config: ModelConfig, plan: CapturePlan, options: StepOptions) -> tuple[dict, dict]:
-    """Return for each part that runs its flax graph (of one block), and the shapes of its parameters."""
-    parts = family_of(config.family).parts(config, jnp.dtype(options.compute_dtype))
-    runs = {"embedding": True, "blocks": plan.num_layers > 0, "final_norm": plan.final_norm}
-    split = {name: nnx.split(nnx.eval_shape(parts[name])) for name in runs if runs[name]}
-    params = {name: nnx.to_pure_dict(state) for name, (_, state) in split.items()}
-    if plan.num_layers:
-        params["blocks"] = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((plan.num_layers, *leaf.shape), leaf.dtype), params["blocks"]
-        )
-    return split, params
+class Model(NamedTuple):
+    """The parts of a model that run.
+
+    Attributes:
+        plan: the layers that run and the tensors to keep.
+        groups: the groups of layers.
+        parts: the parts.
+        graphs: graph and abstract state of each part, by its path; of a block without the layer axis.
+        shapes: the tree of the shapes of all parameters.
+    """
+
+    plan: CapturePlan
+    groups: list[Group]
+    parts: list[Part]
+    graphs: dict[tuple[str, ...], tuple[Any, Any]]
+    shapes: dict[str, Any]
+
+    @property
+    def blocks(self) -> list[Part]:
+        """The parts that are blocks, in the order of groups and their places."""
+        return [part for part in self.parts if part.layers is not None]
+
+    @classmethod
+    def of(cls, config: ModelConfig, options: StepOptions) -> "Model":
+        """Return what runs for these options. Nothing is allocated."""
+        plan = CapturePlan.of(options.hook_points, config)
+        parts = parts_of(config, plan.num_layers, plan.final_norm, jnp.dtype(options.compute_dtype))
+        graphs: dict[tuple[str, ...], tuple[Any, Any]] = {
+            part.path: nnx.split(nnx.eval_shape(part.make)) for part in parts
+        }
+        leaves = {
+            (*part.path, *path): _stacked(leaf, part.layers)
+            for part in parts
+            for path, leaf in leaves_of(nnx.to_pure_dict(graphs[part.path][1]))
+        }
+        return cls(plan, group_layers(config.layers[: plan.num_layers]), parts, graphs, nested(leaves))
+
+    def module(self, path: tuple[str, ...], params: dict[str, Any]) -> Any:
+        """Return the module of a part with these parameters."""
+        graph, state = self.graphs[path]
+        state = jax.tree.map(lambda leaf: leaf, state)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)
+
+
+def _stacked(leaf: jax.ShapeDtypeStruct, layers: range | None) -> jax.ShapeDtypeStruct:
+    return leaf if layers is None else jax.ShapeDtypeStruct((len(layers), *leaf.shape), leaf.dtype)
 
 
 @contextmanager
 def _opened_weights(folder: ModelFolder, config: ModelConfig, options: StepOptions) -> Iterator[Callable[[], Loaded]]:
     """Yield a function that loads the weights, after their names and shapes have been checked."""
-    family = family_of(config.family)
-    plan = CapturePlan.of(options.hook_points, config)
-    _, abstract = _abstract_model(config, plan, options)
-    table, running = family.weight_table(config), plan.num_layers
+    family, model = family_of(config.family), Model.of(config, options)
     placement = Placement(mesh_of(options.mesh, jax.local_devices()), config)
-    fills = plan_fills(table, abstract, running)
+    fills = plan_fills(model.parts, model.shapes)
+    names = TextModel(family, family.weight_table(config), config.layers, model.plan.num_layers, config.tied)
     with WeightFiles(folder) as files:
-        places = find_tensors(files, TextModel(family, table, running, config.tied))
+        places = find_tensors(files, names)
         check_shapes(files, places, fills)
         yield lambda: Loaded(load_params(files, places, fills, placement), files.digest())
 
 
-def make_step(graphs: dict, plan: CapturePlan, options: StepOptions, layout: Layout) -> Callable:
+def make_step(model: Model, options: StepOptions, layout: Layout) -> Callable:
     """Return the function to compile: parameters and one step's arrays -> {hook point: Compacted}."""
-    capture_dtype = jnp.dtype(options.capture_dtype)
+    plan = model.plan
+    capturing = Capturing(plan, jnp.dtype(options.capture_dtype), layout)
     compaction = Compaction(options.store_dtype, options.batch_size // options.mesh.data, layout)
     # A float32 product on an accelerator is otherwise made of shorter ones.
     precision = "highest" if options.compute_dtype == "float32" else "default"
-
-    def part(params: dict, name: str) -> nnx.Module:
-        graph, state = graphs[name]
-        state = jax.tree.map(lambda leaf: leaf, state)
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state)
+    kinds = [kind for group in model.groups for kind in group.unit]
+    paths = {kind: part.path for kind, part in zip(kinds, model.blocks, strict=True)}
 
     def step(
         params: dict,
@@ -196,24 +225,19 @@ def make_step(graphs: dict, plan: CapturePlan, options: StepOptions, layout: Lay
         *pooled: jax.Array,
     ) -> dict[str, Compacted]:
         with jax.default_matmul_precision(precision):
-            x, shared = part(params["embedding"], "embedding")(tokens, positions)
-            x = layout.rows(x)
-            found = {Capture("hook_resid_post", EMBEDDING): x.astype(capture_dtype)}
-            shared["segment_ids"] = segment_ids
-            if plan.num_layers:
-                stacked = params["blocks"]
+            x = layout.rows(model.module(("embedding",), params["embedding"])(tokens, positions))
+            found = {Capture("hook_resid_post", EMBEDDING): x.astype(capturing.dtype)}
+            shared = Shared.of(tuple(kinds), segment_ids, positions)
 
-                def block(layer: dict, x: jax.Array, tap: Callable) -> jax.Array:
-                    weights = of_layer(layer["params"], stacked)
-                    return part(weights, "blocks")(x, shared | layer["flags"], tap)
+            def run_block(kind: LayerKind, weights: dict, x: jax.Array, tap: Callable) -> jax.Array:
+                return model.module(paths[kind], weights)(x, shared, tap)
 
-                layers = {"params": to_slice(stacked), "flags": plan.flags()}
-                x, captured = _scan(block, layers, x, (plan, capture_dtype, layout))
-                found |= captured
+            x, captured = run_layers(model.groups, params.get("blocks", {}), run_block, x, capturing)
+            found |= captured
             tensors = {name: found[capture] for name, capture in plan.captures.items()}
             if plan.final_norm:
-                normalized = layout.rows(part(params["final_norm"], "final_norm")(layout.rows(x)))
-                tensors["ln_final.hook_normalized"] = normalized.astype(capture_dtype)
+                normalized = layout.rows(model.module(("final_norm",), params["final_norm"])(layout.rows(x)))
+                tensors[FINAL_HOOK] = normalized.astype(capturing.dtype)
             if options.pool:
                 tensors = {name: window_means(tensor, segment_ids, *pooled) for name, tensor in tensors.items()}
             where = Slots(slots, counts)
@@ -221,47 +245,3 @@ def make_step(graphs: dict, plan: CapturePlan, options: StepOptions, layout: Lay
             return {name: compaction.store(rows[name], counts) for name in options.hook_points}
 
     return step
-
-
-def _scan(block: Callable, layers: dict, x: jax.Array, what: tuple[CapturePlan, jnp.dtype, Layout]):
-    """Return x after the last layer, and {capture: [B, T, width]}. Leaves of `layers` have a leading layer axis."""
-    plan, dtype, layout = what
-
-    def run(x: jax.Array, layer: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
-        taps: dict[str, jax.Array] = {}
-        x = layout.rows(block(layer, layout.rows(x), taps.__setitem__))
-        return x, {kind: layout.tapped(kind, taps[kind]).astype(dtype) for kind in plan.layers_of}
-
-    def body(carry: tuple, scanned: tuple) -> tuple:
-        x, buffers = carry
-        layer, places = scanned
-        x, taps = run(x, layer)
-        written = {kind: write[kind](buffers[kind], taps[kind], places[kind], 0) for kind in buffers}
-        return (x, {kind: layout.captured(buffer) for kind, buffer in written.items()}), None
-
-    # Layers must not write after the last capture of their kind; without such layers no check is compiled.
-    write = {
-        kind: _write if captured[-1] < plan.num_layers - 1 else jax.lax.dynamic_update_index_in_dim
-        for kind, captured in plan.layers_of.items()
-    }
-    first = jax.tree.map(lambda array: array[0], layers)
-    shapes = jax.eval_shape(run, x, first)[1]
-    buffers = {
-        kind: layout.captured(jnp.zeros((len(plan.layers_of[kind]), *shape.shape), dtype))
-        for kind, shape in shapes.items()
-    }
-    (x, buffers), _ = jax.lax.scan(body, (x, buffers), (layers, plan.places()))
-    found = {
-        Capture(kind, layer): buffers[kind][place]
-        for kind, layers in plan.layers_of.items()
-        for place, layer in enumerate(layers)
-    }
-    return x, found
-
-
-def _write(buffer: jax.Array, value: jax.Array, place: jax.Array, axis: int = 0) -> jax.Array:
-    """Return the buffer with `value` at `place`, or unchanged if `place` is beyond the last captured layer."""
-    last = len(buffer) - 1
-    at = jnp.minimum(place, last)
-    kept = jnp.where(place > last, buffer[at], value)
-    return jax.lax.dynamic_update_index_in_dim(buffer, kept, at, axis)

@@ -11,7 +11,7 @@ import numpy as np
 from ..core.errors import InvalidRequest
 from ..format.dtypes import LARGEST_CODE
 from .config import ModelConfig
-from .hooks import suffix_of
+from .hooks import why_absent
 from .mesh import MeshShape, misfit
 
 
@@ -46,8 +46,7 @@ def check_step(config: ModelConfig, options: StepOptions, num_devices: int) -> N
     """Raise InvalidRequest if the options do not fit the model or the devices."""
     unknown = set(options.hook_points) - set(config.hook_points)
     if unknown:
-        reason = config.absent_hooks.get(suffix_of(min(unknown)), f"the model has {config.num_layers} layers")
-        raise InvalidRequest(f"{min(unknown)}: no such hook point: {reason}")
+        raise InvalidRequest(f"{min(unknown)}: {why_absent(min(unknown), config)}")
     if config.max_positions is not None and options.seq_len > config.max_positions:
         raise InvalidRequest(f"--seq-len {options.seq_len}: this model has {config.max_positions} positions")
     if options.num_slots > np.iinfo(np.int32).max:

@@ -4,12 +4,12 @@ In: a model's configuration. Out: a `Table`. Guarantee: a table names each tenso
 that is made of it. Cost: none. Most families name their tensors as Llama does: `llama_table` is the table of those.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from .config import ModelConfig
+from .config import LayerKind, ModelConfig
 
 if TYPE_CHECKING:
     import jax
@@ -50,16 +50,23 @@ class Entry:
     transform: Callable[["jax.Array"], "jax.Array"] = unchanged
     num_experts: int = 1
 
-    def names(self, num_layers: int) -> Iterator[tuple[tuple[int, ...], str]]:
-        """Yield each tensor's index on the leading axes (layer, expert) that the name has, and its name."""
-        for layer in range(num_layers if "{l}" in self.name else 1):
+    def names(self, layers: Sequence[int]) -> Iterator[tuple[tuple[int, ...], str]]:
+        """Yield each tensor's index on the leading axes (place in `layers`, expert) that the name has, and its name."""
+        for at, layer in enumerate(layers if "{l}" in self.name else (0,)):
             for expert in range(self.num_experts if "{e}" in self.name else 1):
-                place = [n for mark, n in (("{l}", layer), ("{e}", expert)) if mark in self.name]
-                yield tuple(place), self.name.replace("{l}", str(layer)).replace("{e}", str(expert))
+                index = [n for mark, n in (("{l}", at), ("{e}", expert)) if mark in self.name]
+                yield tuple(index), self.name.replace("{l}", str(layer)).replace("{e}", str(expert))
 
 
 Entries = dict[str, Entry]  # the path of a parameter -> its tensor
-Table = dict[str, Entries]  # `embedding`, `blocks`, `final_norm` -> their entries
+
+
+class Table(NamedTuple):
+    """The entries of each part of a model; `block` returns those of a kind of layer."""
+
+    embedding: Entries
+    block: Callable[[LayerKind], Entries]
+    final_norm: Entries
 
 
 def linear(ours: str, theirs: str, bias: bool) -> Entries:
@@ -73,15 +80,15 @@ def affine(ours: str, theirs: str) -> Entries:
     return {f"{ours}scale": Entry(f"{theirs}.weight"), f"{ours}bias": Entry(f"{theirs}.bias")}
 
 
-def output(config: ModelConfig, theirs: str) -> Entries:
+def output(config: ModelConfig, kind: LayerKind, theirs: str) -> Entries:
     """Return the entries of attention's output projection, whose kernel torch stores as [D, H*Dh]."""
-    table = {"attention.o.kernel": Entry(f"{theirs}.weight", partial(from_heads, config.head_width))}
+    table = {"attention.o.kernel": Entry(f"{theirs}.weight", partial(from_heads, kind.head_width))}
     return table | {"attention.o.bias": Entry(f"{theirs}.bias")} if config.output_bias else table
 
 
-def attention(config: ModelConfig) -> Entries:
+def attention(config: ModelConfig, kind: LayerKind) -> Entries:
     """Return the entries of Llama's attention: q, k, v, o, and the norms of q and k if the model has them."""
-    table, heads = output(config, "model.layers.{l}.self_attn.o_proj"), partial(to_heads, config.head_width)
+    table, heads = output(config, kind, "model.layers.{l}.self_attn.o_proj"), partial(to_heads, kind.head_width)
     for name in "qkv":
         theirs = f"model.layers.{{l}}.self_attn.{name}_proj"
         table[f"attention.{name}.kernel"] = Entry(f"{theirs}.weight", heads)
@@ -105,15 +112,25 @@ def norms(names: Mapping[str, str]) -> Entries:
     return {f"{ours}.scale": Entry(f"model.layers.{{l}}.{theirs}.weight") for ours, theirs in names.items()}
 
 
-def model(block: Entries) -> Table:
-    """Return the table of a model whose embedding and final norm are named as Llama's."""
-    return {
-        "embedding": {"table": Entry("model.embed_tokens.weight")},
-        "blocks": block,
-        "final_norm": {"scale": Entry("model.norm.weight")},
-    }
+def llama_table(
+    config: ModelConfig,
+    norm_names: Mapping[str, str] = LLAMA_NORMS,
+    mixture: Callable[[LayerKind], Entries] | None = None,
+) -> Table:
+    """Return the table of a model named as Llama.
 
+    Args:
+        config: the model.
+        norm_names: our name of each norm of a block -> its name in the files.
+        mixture: the entries of a mixture, for kinds of layers that have one.
+    """
 
-def llama_table(config: ModelConfig, norm_names: Mapping[str, str] = LLAMA_NORMS, mlp: Entries | None = None) -> Table:
-    """Return the table of a model named as Llama, with these norms in a block and this mlp (Llama's by default)."""
-    return model(attention(config) | (gated_mlp(config) if mlp is None else mlp) | norms(norm_names))
+    def block(kind: LayerKind) -> Entries:
+        mlp = mixture(kind) if mixture and kind.experts else gated_mlp(config)
+        return attention(config, kind) | mlp | norms(norm_names)
+
+    return Table(
+        embedding={"table": Entry("model.embed_tokens.weight")},
+        block=block,
+        final_norm={"scale": Entry("model.norm.weight")},
+    )

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from ..core.errors import DamagedData
+from .config import LayerKind
 from .families import Family
 from .tables import Table
 from .tensors import Place, WeightFiles
@@ -22,30 +23,37 @@ _HEADS = ("lm_head.weight", "embed_out.weight")  # each holds the embedding wher
 class TextModel:
     """The tensors of a text model, by their names without a prefix.
 
-    The layers below `running` run. `tied`: the head is the embedding.
+    The first `running` of `layers` run. `tied`: the head is the embedding.
     """
 
     family: Family
     table: Table
+    layers: tuple[LayerKind, ...]
     running: int
     tied: bool
 
     def names(self, num_layers: int) -> list[str]:
         """Return the names of embedding, final norm and this many layers."""
-        entries = (entry for part in self.table.values() for entry in part.values())
-        return list(dict.fromkeys(self.short(name) for entry in entries for _, name in entry.names(num_layers)))
+        named = [entry.names([]) for entry in (*self.table.embedding.values(), *self.table.final_norm.values())]
+        for layer, kind in enumerate(self.layers[:num_layers]):
+            named += [entry.names([layer]) for entry in self.table.block(kind).values()]
+        return list(dict.fromkeys(self.short(name) for names in named for _, name in names))
 
     @property
     def embedding(self) -> str:
         """The name of the embedding."""
-        return self.short(self.table["embedding"]["table"].name)
+        return self.short(self.table.embedding["table"].name)
+
+    @property
+    def block(self) -> str:
+        """The name of a tensor of the first layer, with `{l}` in place of the layer."""
+        return self.short(next(iter(self.table.block(self.layers[0]).values())).name)
 
     def covers(self, name: str) -> bool:
         """Return whether a tensor of this name belongs to a layer that runs, the embedding or the final norm."""
-        layers = self.short(next(iter(self.table["blocks"].values())).name).partition("{l}")[0]
-        if number := re.match(rf"{re.escape(layers)}(\d+)\.", name):
+        if number := re.match(rf"{re.escape(self.block.partition('{l}')[0])}(\d+)\.", name):
             return int(number[1]) < self.running and not re.search(self.family.buffers, name)
-        entries = (*self.table["embedding"].values(), *self.table["final_norm"].values())
+        entries = (*self.table.embedding.values(), *self.table.final_norm.values())
         return _module(name) in {_module(self.short(entry.name)) for entry in entries}
 
     def short(self, name: str) -> str:
@@ -74,7 +82,7 @@ def find_tensors(files: WeightFiles, model: TextModel) -> dict[str, Place]:
 def _prefix(files: WeightFiles, model: TextModel) -> str:
     """Return the prefix of the text model's names in the files."""
     whole = model.names(max(model.running, 1))
-    layer = model.short(next(iter(model.table["blocks"].values())).name.replace("{l}", "0"))
+    layer = model.block.replace("{l}", "0")
     found = {
         name.removesuffix(end)
         for name in files.places

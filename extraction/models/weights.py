@@ -1,23 +1,26 @@
 """The weight loader: the tensors of a model -> the parameters of the parts that run, on the devices.
 
-In: the tensors, a table of names, and the abstract parameters. Out: arrays in the compute dtype with the sharding of
-`placement`, blocks stacked on a leading layer axis. Guarantee: a needed tensor of another shape raises DamagedData
-that names file and tensor, before any tensor is read.
+In: the tensors, the parts of the model with their tables of names, and the abstract parameters. Out: arrays in the
+compute dtype with the sharding of `placement`, blocks stacked on a leading layer axis. Guarantee: a needed tensor of
+another shape raises DamagedData that names file and tensor, before any tensor is read.
 
 Cost: one read of the needed tensors in the order of the files. A tensor is sent to the device as stored, and is
 transformed, cast and copied into its parameter there. Besides the parameters, a device holds one tensor as stored and
 as transformed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import reduce
+from operator import getitem
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ..core.errors import DamagedData
+from .parts import Part
 from .sharding import Placement
-from .tables import Table, unchanged
+from .tables import unchanged
 from .tensors import DTYPES, Place, WeightFiles
 
 
@@ -57,20 +60,21 @@ def load_params(
 
     in_order = sorted(fills, key=lambda name: (places[name].file, places[name].start))
     files.feed({name: places[name] for name in in_order}, use)
-    return _nested(params)
+    return nested(params)
 
 
-def plan_fills(table: Table, abstract: dict[str, Any], num_layers: int) -> dict[str, list[Fill]]:
-    """Return the fills of each needed tensor. `abstract` holds whole shapes: `blocks` with its layer axis."""
+def plan_fills(parts: Iterable[Part], abstract: dict[str, Any]) -> dict[str, list[Fill]]:
+    """Return the fills of each needed tensor. `abstract` holds whole shapes: blocks with their layer axis."""
     fills: dict[str, list[Fill]] = {}
-    for part, tree in abstract.items():
+    for part in parts:
+        tree = reduce(getitem, part.path, abstract)
         leaves = {".".join(path): leaf for path, leaf in leaves_of(tree)}
-        if set(leaves) != set(table[part]):
-            raise ValueError(f"weight table and module differ in {sorted(set(leaves) ^ set(table[part]))}")
+        if set(leaves) != set(part.entries):
+            raise ValueError(f"weight table and module differ in {sorted(set(leaves) ^ set(part.entries))}")
         for path, leaf in leaves.items():
-            parameter = Parameter((part, *path.split(".")), tuple(leaf.shape), np.dtype(leaf.dtype))
-            entry = table[part][path]
-            for index, name in entry.names(num_layers):
+            parameter = Parameter((*part.path, *path.split(".")), tuple(leaf.shape), np.dtype(leaf.dtype))
+            entry = part.entries[path]
+            for index, name in entry.names(part.layers or ()):
                 fills.setdefault(name, []).append(Fill(parameter, index, entry.transform))
     return fills
 
@@ -107,11 +111,12 @@ def leaves_of(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tupl
             yield (*path, name), value
 
 
-def _nested(leaves: dict[tuple[str, ...], Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
+def nested(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Return the nested dict of leaves by their paths."""
+    tree: dict[str, Any] = {}
     for path, value in leaves.items():
-        at = nested
+        at = tree
         for name in path[:-1]:
             at = at.setdefault(name, {})
         at[path[-1]] = value
-    return nested
+    return tree

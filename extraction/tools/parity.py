@@ -29,6 +29,7 @@ from ..core.errors import DamagedData, InvalidRequest
 from ..format.records import Cursor, Record
 from ..models.devices import open_devices
 from ..models.families import family_of
+from ..models.hooks import layer_of, suffix_of
 from ..models.location import ModelFolder
 from ..models.step import Step, load_step
 from ..storage import open_storage
@@ -219,13 +220,28 @@ class TorchReference:
         return found
 
     def _watch(self, name: str, found: dict[str, np.ndarray], length: int) -> Any:
-        """Keep what goes into or comes out of a hook point's module."""
-        kind, layer = (name, None) if name in self._places else (name.split(".", 2)[2], name.split(".", 2)[1])
-        path, side = self._places[kind]
+        """Keep a hook point's values, which its place names, when the module runs."""
+        place = self._places[suffix_of(name)]
+        layer = layer_of(name) if name.startswith("blocks.") else None
+        text_config = self._model.config.get_text_config()
 
         def keep(module: Any, inputs: tuple, keywords: dict[str, Any], output: Any) -> None:
-            value = (inputs[0] if inputs else keywords["hidden_states"]) if side == "in" else output
-            value = value[0] if isinstance(value, tuple) else value
-            found[name] = value.detach().numpy().reshape(length, -1)
+            of_input = place.value in ("in", "normalized")
+            value = (inputs[0] if inputs else keywords["hidden_states"]) if of_input else output
+            if isinstance(value, tuple):
+                value = value[int(place.value.partition(".")[2] or 0)]
+            values = value.detach().numpy()
+            values = _normalized(values, module) if place.value == "normalized" else values
+            values = values if place.pick is None else place.pick(text_config, values)
+            found[name] = values.reshape(length, -1)
 
-        return self._model.get_submodule(path.format(l=layer)).register_forward_hook(keep, with_kwargs=True)
+        return self._model.get_submodule(place.module.format(l=layer)).register_forward_hook(keep, with_kwargs=True)
+
+
+def _normalized(x: np.ndarray, norm: Any) -> np.ndarray:
+    """Return x [..., D], normalized as torch's module does before its gain, in float64."""
+    wide = x.astype(np.float64)
+    if getattr(norm, "bias", None) is not None or type(norm).__name__ == "LayerNorm":
+        wide -= wide.mean(axis=-1, keepdims=True)
+    epsilon = next(getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name))
+    return wide / np.sqrt(np.square(wide).mean(axis=-1, keepdims=True) + epsilon)

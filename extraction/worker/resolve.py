@@ -145,7 +145,7 @@ def resolve_model(flags: StepFlags, default_hooks: str | None = None, weights: b
     folder = locate_model(flags.model, flags.revision, weights)
     config = read_model_config(folder.path)
     patterns = flags.hook_points or (None if flags.layers else default_hooks)
-    hook_points = resolve_hook_points(flags.layers, flags.hooks, patterns, config.num_layers, config.absent_hooks)
+    hook_points = resolve_hook_points(flags.layers, flags.hooks, patterns, config)
     return ModelPlan(folder, config, hook_points)
 
 

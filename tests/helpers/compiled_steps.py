@@ -16,7 +16,7 @@ import jax
 
 from extraction.models.config import ModelConfig
 from extraction.models.config_file import read_model_config
-from extraction.models.cost import counts_of, ideal_flops, num_layers
+from extraction.models.cost import counts_of, ideal_flops, loop_repeats
 from extraction.models.mesh import MeshShape
 from extraction.models.slices import SLICES, Slice, describe
 from extraction.models.step import lower_step, weight_shapes
@@ -102,16 +102,17 @@ class CompiledStep:
         """The same without attention: what the compiler counts over two for each weight and token."""
         # A token that sees itself only is as good as no attention.
         alone = replace(self.options, batch_size=self.tokens, seq_len=1)
-        counted = self.program.cost_analysis()["flops"] * num_layers(self.config, self.options)
+        counted = self.program.cost_analysis()["flops"] * loop_repeats(self.config, self.options)
         return counted / ideal_flops(self.config, alone)
 
     def memory(self) -> float:
         """Peak over weights, results (in the scan, and on their way out) and the tensors of one block."""
         config, found = self.config, self.program.memory_analysis()
-        heads = (2 * config.num_heads + 2 * config.num_kv_heads) * max(config.head_width, LANES)
-        inner = 2 * config.mlp_width
-        if config.experts:  # each expert of a token has a copy of its own, on the way in and out
-            inner = config.experts.per_token * (inner + 2 * config.width)
+        kind = config.layers[0]
+        heads = (2 * kind.num_heads + 2 * kind.num_kv_heads) * max(kind.head_width, LANES)
+        inner = 2 * kind.mlp_width
+        if kind.experts:  # each expert of a token has a copy of its own, on the way in and out
+            inner = kind.experts.per_token * (inner + 2 * config.width)
         block = 2 * self.tokens * (3 * config.width + max(heads, inner)) / self.devices
         needed = found.argument_size_in_bytes + 2 * found.output_size_in_bytes + block
         return found.peak_memory_in_bytes / needed
@@ -129,7 +130,7 @@ class CompiledStep:
 
     def moved(self) -> list[tuple[int, ...]]:
         """Shapes of the activations, the keys of one layer the smallest, that are copied or transposed in the loop."""
-        smallest = self.tokens * self.config.num_kv_heads * self.config.head_width / self.devices
+        smallest = self.tokens * self.config.layers[0].kv_width / self.devices
         return [
             found.shape
             for found in self.instructions

@@ -10,3 +10,11 @@ FOLDER = Path(__file__).parents[1] / "model_configs"
 KNOWN = tomllib.loads((FOLDER / "index.toml").read_text())
 ACCEPTED = {name: entry for name, entry in KNOWN.items() if "refused" not in entry}
 REFUSED = {name: entry["refused"] for name, entry in KNOWN.items() if "refused" in entry}
+
+
+def field_of(config, name):
+    """A field of a configuration; one of its layers as a tuple, or as one value where all layers have the same."""
+    if hasattr(config, name):
+        return getattr(config, name)
+    of_layers = tuple(getattr(kind, name) for kind in config.layers)
+    return of_layers[0] if len(set(of_layers)) == 1 else of_layers

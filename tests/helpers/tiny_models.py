@@ -13,7 +13,6 @@ from extraction.batching.token_selection import Selection, Selector
 from extraction.format.records import Cursor, TokenizedRecord
 from extraction.format.safetensors import decode
 from extraction.models.config_file import read_model_config
-from extraction.models.hooks import all_hook_points
 from extraction.models.location import ModelFolder
 from extraction.models.step import Step, load_step
 from extraction.models.step_options import StepOptions
@@ -122,9 +121,9 @@ CONFIGS = {
     "qwen3_moe-normalized-window": partial(
         QWEN3_MOE, norm_topk_prob=True, use_sliding_window=True, sliding_window=16, rope_parameters=YARN
     ),
+    "qwen3_moe-dense-layer": partial(QWEN3_MOE, mlp_only_layers=[1]),
 }
 LENGTHS = (5, 40, 1, 17, 150, 33, 8)
-ALL = tuple(all_hook_points(3))
 
 
 def make_model(
@@ -143,13 +142,6 @@ def make_model(
     ).eval()
 
 
-def hooks_of(config: transformers.PreTrainedConfig) -> list[str]:
-    """The hook points that a model with this configuration has."""
-    parallel, experts = getattr(config, "use_parallel_residual", False), hasattr(config, "num_experts_per_tok")
-    absent = ["hook_resid_mid"] * parallel + ["mlp.hook_post"] * experts
-    return [name for name in ALL if not name.endswith(tuple(absent))]
-
-
 def documents(lengths: Iterable[int] = LENGTHS) -> list[np.ndarray]:
     """Random documents; the same for the same lengths."""
     rng = np.random.default_rng(1)
@@ -165,7 +157,7 @@ class TinyModel:
     @cached_property
     def reference(self) -> dict[str, np.ndarray]:
         """{hook point: [N, width]} for `documents()`."""
-        reference = TorchReference(self._model, hooks_of(self._model.config))
+        reference = TorchReference(self._model, self.hook_points)
         alone = [reference(tokens) for tokens in documents()]
         return {hook: np.concatenate([values[hook] for values in alone]) for hook in alone[0]}
 

@@ -110,14 +110,6 @@ def test_splash_multiplies_whole_blocks(length, window):
     assert multiplied_pairs(length, window) == visited.sum() * block**2
 
 
-@pytest.mark.parametrize("windowed", [True, False])
-def test_a_window_that_not_all_layers_have(windowed):
-    def in_this_layer(*arrays, rule):
-        return attention(*arrays, rule=RULES["window"], windowed=jnp.array(windowed))
-
-    check(in_this_layer, drawn(300), RULES["window" if windowed else "causal"])
-
-
 def test_the_platform_chooses():
     rule, half, whole = RULES["causal"], drawn(8, dtype=jnp.bfloat16)[0], drawn(8)[0]
     assert form_for("cpu", half, rule) is form_for("gpu", whole, rule) is attend_blocks

@@ -172,10 +172,10 @@ def test_the_program_does_not_grow_with_depth(models, name):
     config = read_model_config(models(name).folder)
     programs = [
         lower_step(
-            replace(config, num_layers=layers, windowed=config.windowed[:2] * (layers // 2)),
+            replace(config, layers=config.layers[:2] * (layers // 2)),
             StepOptions((f"blocks.{layers - 1}.hook_resid_post",), B, T, "float32"),
         )
-        for layers in (2, 12)
+        for layers in (4, 24)
     ]
     few, many = (program.as_text().count("\n") for program in programs)
     assert few == many
@@ -185,7 +185,7 @@ def test_memory_does_not_grow_with_layers_that_are_not_captured(models):
     config = read_model_config(models("llama").folder)
     shallow, deep = (
         lower_step(
-            replace(config, num_layers=layers),
+            replace(config, layers=config.layers[:1] * layers),
             StepOptions((*TWO, f"blocks.{layers - 1}.hook_resid_mid"), B, T, "float32"),
         )
         .compile()

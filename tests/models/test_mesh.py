@@ -168,7 +168,7 @@ def test_every_parameter_of_every_family_has_its_place(tmp_path, name):
     for path, leaf in leaves_of(params):
         spec = placement.spec(path, leaf.ndim)
         kernel = path[-1] in ("kernel", "table", "positions") and "router" not in path
-        has_heads = path[-2] not in ("k", "v") or config.num_kv_heads % 2 == 0
+        has_heads = path[-2] not in ("k", "v") or config.layers[0].num_kv_heads % 2 == 0
         first = path[-2] in ("q", "k", "v", "gate", "up")
         assert ("model" in spec) == (has_heads and (kernel or first)), path
 
@@ -209,7 +209,11 @@ def test_a_mesh_that_does_not_fit_is_refused_by_name(models, mesh, message):
 
 def test_key_value_heads_are_shared_or_doubled_or_refused(models):
     config = read_model_config(models("llama").folder)
-    wide = replace(config, num_heads=12, num_kv_heads=6, mlp_width=48, width=48)
+    wide = replace(
+        config,
+        layers=tuple(replace(kind, num_heads=12, num_kv_heads=6, mlp_width=48) for kind in config.layers),
+        width=48,
+    )
     assert [model for model in range(1, 13) if misfit(MeshShape(1, model), wide, ROWS, 12) is None] == [1, 2, 3, 6, 12]
     assert "6 key-value heads" in misfit(MeshShape(1, 4), wide, ROWS, 12)
 

@@ -10,14 +10,13 @@ from math import prod
 import pytest
 
 from extraction.core.errors import InvalidRequest
-from extraction.models.captures import CapturePlan
 from extraction.models.config import Rope
 from extraction.models.config_file import read_model_config
 from extraction.models.families import FAMILIES
-from extraction.models.step import _abstract_model
+from extraction.models.step import Model
 from extraction.models.step_options import StepOptions
 from extraction.models.weights import leaves_of
-from tests.helpers.known_models import ACCEPTED, FOLDER, KNOWN, REFUSED
+from tests.helpers.known_models import ACCEPTED, FOLDER, KNOWN, REFUSED, field_of
 from tests.helpers.workers import python
 
 
@@ -35,7 +34,7 @@ def config_of(tmp_path):
 def parameters(config):
     """The whole shape of every parameter of the model, without a head, by path."""
     options = StepOptions(("ln_final.hook_normalized",), 1, 16, "bfloat16")
-    _, params = _abstract_model(config, CapturePlan.of(options.hook_points, config), options)
+    params = Model.of(config, options).shapes
     return {".".join(path): leaf.shape for path, leaf in leaves_of(params)}
 
 
@@ -84,17 +83,15 @@ def test_a_refused_model_ends_the_command_with_2(tmp_path):
     "name, expected",
     [
         ("Llama-3.1-8B", {"rope": Rope(5e5, "llama3", 8.0, 1.0, 4.0, 8192), "window": None, "num_kv_heads": 8}),
-        ("Mistral-7B-v0.1", {"window": 4096, "windowed": (True,) * 32, "head_width": 128}),
+        ("Mistral-7B-v0.1", {"window": 4096, "head_width": 128}),
         ("Qwen2.5-7B", {"window": None, "qkv_bias": True, "output_bias": False}),
         ("Qwen3-30B-A3B", {"window": None, "qk_norm": "head", "mlp_width": 768}),
-        ("gemma-2-9b", {"window": 4096, "windowed": (True, False) * 21, "softcap": 50.0, "attention_scale": 1 / 16}),
+        ("gemma-2-9b", {"window": (4096, None) * 21, "softcap": 50.0, "attention_scale": 1 / 16}),
         (
             "gemma-3-1b-pt",
             {
-                "window": 512,
-                "windowed": ((True,) * 5 + (False,)) * 4 + (True, True),
-                "rope": Rope(1e6),
-                "window_rope": Rope(1e4),
+                "window": ((512,) * 5 + (None,)) * 4 + (512, 512),
+                "rope": ((Rope(1e4),) * 5 + (Rope(1e6),)) * 4 + (Rope(1e4),) * 2,
                 "softcap": None,
             },
         ),
@@ -102,10 +99,8 @@ def test_a_refused_model_ends_the_command_with_2(tmp_path):
             "gemma-3-4b-pt",
             {
                 "family": "gemma3",
-                "rope": Rope(1e6, "linear", 8.0),
-                "window_rope": Rope(1e4),
-                "window": 1024,
-                "windowed": ((True,) * 5 + (False,)) * 5 + (True,) * 4,
+                "rope": ((Rope(1e4),) * 5 + (Rope(1e6, "linear", 8.0),)) * 5 + (Rope(1e4),) * 4,
+                "window": ((1024,) * 5 + (None,)) * 5 + (1024,) * 4,
                 "num_heads": 8,
                 "vocab_size": 262208,
             },
@@ -117,4 +112,4 @@ def test_a_refused_model_ends_the_command_with_2(tmp_path):
 )
 def test_what_the_forward_pass_needs_is_read_from_it(config_of, name, expected):
     config = config_of(name)
-    assert {field: getattr(config, field) for field in expected} == expected
+    assert {name: field_of(config, name) for name in expected} == expected

@@ -19,10 +19,10 @@ from extraction.models.config_file import read_model_config
 from extraction.models.config_reads import ModelView
 from extraction.models.families import FAMILIES, Family, family_of
 from extraction.models.families.reading import rope as rope_of
-from extraction.models.hooks import all_hook_points
 from extraction.models.location import ModelFolder, locate_model
 from extraction.models.mixture import dot_by_blocks, grouped_dot
 from extraction.models.rope import rope_frequencies
+from tests.helpers.known_models import field_of
 from tests.helpers.tiny_models import (
     CONFIGS,
     LINEAR,
@@ -156,7 +156,7 @@ def test_rotations_are_those_of_the_reference_at_far_positions(parameters, rope)
         ),
         (
             LLAMA | {"model_type": "mistral", "sliding_window": 9, "layer_types": WINDOWS["layer_types"]},
-            {"family": "mistral", "window": 9, "windowed": (True, False, True)},
+            {"family": "mistral", "window": (9, None, 9)},
         ),
         (
             LLAMA | {"rope_parameters": YARN | {"attn_factor": 2.0, "turns": 3}},
@@ -179,7 +179,7 @@ def test_rotations_are_those_of_the_reference_at_far_positions(parameters, rope)
 )
 def test_configurations_as_they_are_found(configured, attributes, expected):
     config = configured(attributes)
-    assert {name: getattr(config, name) for name in expected} == expected
+    assert {name: field_of(config, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,6 @@ def test_configurations_as_they_are_found(configured, attributes, expected):
         ({"model_type": "gpt_neox", "head_dim": 16}, "head_dim = 16 is not handled for gpt_neox"),
         ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = true"),
         ({"model_type": "gpt2", "scale_attn_weights": False}, "scale_attn_weights = false"),
-        ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "layer 1 has no experts"),
-        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "layer 0 has no experts"),
     ],
 )
 def test_what_is_not_handled_is_refused_by_name(configured, change, message):
@@ -258,19 +256,27 @@ def test_a_folder_without_a_configuration(tmp_path):
         read_model_config(tmp_path)
 
 
-def test_hook_points_are_named_in_depth_order():
-    names = all_hook_points(2)
-    assert names[:8] == [
+def test_hook_points_are_named_in_depth_order(models):
+    names = models("llama").hook_points
+    assert names[:16] == [
+        "hook_embed",
         "blocks.0.hook_resid_pre",
+        "blocks.0.ln1.hook_normalized",
+        "blocks.0.hook_attn_in",
+        "blocks.0.attn.hook_q",
+        "blocks.0.attn.hook_k",
+        "blocks.0.attn.hook_v",
         "blocks.0.attn.hook_z",
         "blocks.0.hook_attn_out",
         "blocks.0.hook_resid_mid",
+        "blocks.0.ln2.hook_normalized",
+        "blocks.0.hook_mlp_in",
+        "blocks.0.mlp.hook_pre",
         "blocks.0.mlp.hook_post",
         "blocks.0.hook_mlp_out",
         "blocks.0.hook_resid_post",
-        "blocks.1.hook_resid_pre",
     ]
-    assert len(names) == 15 and names[-1] == "ln_final.hook_normalized"
+    assert len(names) == 2 + 3 * 15 and names[-1] == "ln_final.hook_normalized"
 
 
 def test_configurations_are_read_without_jax(models):

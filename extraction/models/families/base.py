@@ -1,48 +1,86 @@
 """The description of a model family: `Family`. No jax and no torch.
 
-In: a configuration as transformers read it. Out: our configuration, flax modules, a weight table. Guarantee: reading a
-configuration loads neither jax nor flax; `Family.parts` imports them. Cost: none.
+In: a configuration as transformers read it. Out: our configuration, flax modules, a weight table. Guarantee: no
+module is imported, they are named. Cost: none.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import ModelConfig
 from ..config_reads import ModelView
 from ..tables import Table, llama_table
 
 if TYPE_CHECKING:
-    import jax.numpy as jnp
-    from flax import nnx
+    import numpy as np
 
-# The place of each hook point in transformers' Llama: a module's name, and its input or output.
-LLAMA_PLACES = {
-    "hook_resid_pre": ("model.layers.{l}", "in"),
-    "attn.hook_z": ("model.layers.{l}.self_attn.o_proj", "in"),
-    "hook_attn_out": ("model.layers.{l}.self_attn.o_proj", "out"),
-    "hook_resid_mid": ("model.layers.{l}.post_attention_layernorm", "in"),
-    "mlp.hook_post": ("model.layers.{l}.mlp.down_proj", "in"),
-    "hook_mlp_out": ("model.layers.{l}.mlp", "out"),
-    "hook_resid_post": ("model.layers.{l}", "out"),
-    "ln_final.hook_normalized": ("model.norm", "out"),
+
+class ReferencePlace(NamedTuple):
+    """The place of a hook point in transformers' model: the module, `{l}` being the layer, and one of its values.
+
+    Attributes:
+        module: the name of the module.
+        value: `in` or `out` for its input or output, `out.1` for the second part of an output, `normalized` for the
+            output of a norm before its gain.
+        pick: selects the hook point's part of the value, given the text model's configuration; the result has the
+            elements of [t, width] in their order. None for the whole value.
+    """
+
+    module: str
+    value: str
+    pick: "Callable[[Any, np.ndarray], np.ndarray] | None" = None
+
+
+Places = Mapping[str, ReferencePlace]
+LLAMA_PLACES: Places = {
+    "hook_embed": ReferencePlace("model.layers.0", "in"),
+    "hook_resid_pre": ReferencePlace("model.layers.{l}", "in"),
+    "ln1.hook_normalized": ReferencePlace("model.layers.{l}.input_layernorm", "normalized"),
+    "hook_attn_in": ReferencePlace("model.layers.{l}.self_attn", "in"),
+    "attn.hook_q": ReferencePlace("model.layers.{l}.self_attn.q_proj", "out"),
+    "attn.hook_k": ReferencePlace("model.layers.{l}.self_attn.k_proj", "out"),
+    "attn.hook_v": ReferencePlace("model.layers.{l}.self_attn.v_proj", "out"),
+    "attn.hook_z": ReferencePlace("model.layers.{l}.self_attn.o_proj", "in"),
+    "hook_attn_out": ReferencePlace("model.layers.{l}.self_attn.o_proj", "out"),
+    "hook_resid_mid": ReferencePlace("model.layers.{l}.post_attention_layernorm", "in"),
+    "ln2.hook_normalized": ReferencePlace("model.layers.{l}.post_attention_layernorm", "normalized"),
+    "hook_mlp_in": ReferencePlace("model.layers.{l}.mlp", "in"),
+    "mlp.hook_pre": ReferencePlace("model.layers.{l}.mlp.gate_proj", "out"),
+    "mlp.hook_post": ReferencePlace("model.layers.{l}.mlp.down_proj", "in"),
+    "hook_mlp_out": ReferencePlace("model.layers.{l}.mlp", "out"),
+    "hook_resid_post": ReferencePlace("model.layers.{l}", "out"),
+    "ln_final.hook_normalized": ReferencePlace("model.norm", "out"),
 }
+# Of models that normalize the heads of q and k, [1, t, H, Dh].
+QK_NORM_PLACES: Places = {
+    "attn.hook_q": ReferencePlace("model.layers.{l}.self_attn.q_norm", "out"),
+    "attn.hook_k": ReferencePlace("model.layers.{l}.self_attn.k_norm", "out"),
+}
+
+
+def inside_of(prefix: str, places: Places) -> Places:
+    """Return the places of a text model that is a part of another model, whose modules begin with `prefix`."""
+    return {hook: place._replace(module=prefix + place.module.removeprefix("model.")) for hook, place in places.items()}
+
+
 # Rotary frequencies in the layers of older checkpoints.
 _BUFFERS = r"rotary_emb\.inv_freq$"
 
 
 @dataclass(frozen=True)
 class Modules:
-    """The flax modules of a family, by their names in `modules.py` or `mixture.py`.
+    """The flax modules of a family, by their names in `modules.py`.
 
-    `norms` says where a block has norms: `before` attention and mlp, `after` them, or both.
+    `block` is the function that makes a block, called with the configuration, the kind of layer, the dtype and this
+    object: a family with layers of its own names its own.
     """
 
     norm: str = "RMSNorm"
     mlp: str = "GatedMLP"
     embedding: str = "Embedding"
-    norms: tuple[str, ...] = ("before",)
+    block: str = "extraction.models.block:make_block"
 
 
 @dataclass(frozen=True)
@@ -56,8 +94,7 @@ class Family:
         weight_table: the tensors that each part of the model is filled from, by names that begin with `prefix`.
         prefix: the beginning of the names of `weight_table`; files may have another one.
         buffers: a pattern of the tensors of a layer that are not parameters and are not read.
-        places: hook point -> the module of transformers' model (`{l}` is the layer) whose input (`in`) or output
-            (`out`) it is.
+        places: hook point -> its place in transformers' model.
         inside: the part of the configuration to read, with a model type of its own; None for all of it.
     """
 
@@ -66,11 +103,5 @@ class Family:
     weight_table: Callable[[ModelConfig], Table] = llama_table
     prefix: str = "model."
     buffers: str = _BUFFERS
-    places: Mapping[str, tuple[str, str]] = field(default_factory=lambda: LLAMA_PLACES)
+    places: Places = field(default_factory=lambda: LLAMA_PLACES)
     inside: str | None = None
-
-    def parts(self, config: ModelConfig, dtype: "jnp.dtype") -> "dict[str, Callable[[], nnx.Module]]":
-        """Return the functions that make `embedding`, one block of `blocks`, and `final_norm`."""
-        from ..block import parts
-
-        return parts(config, dtype, self.modules)

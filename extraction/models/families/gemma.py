@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config import ModelConfig
+from ..config import LayerKind, ModelConfig
 from ..config_reads import ModelView
-from ..tables import Table, llama_table
-from .base import LLAMA_PLACES, Family, Modules
-from .reading import activation, decoder, rope, window_by_layer
+from ..tables import Entries, Table, llama_table
+from .base import LLAMA_PLACES, QK_NORM_PLACES, Family, Modules, ReferencePlace, inside_of
+from .reading import activation, decoder, layer_kind, rope, windowed
 
 _NORMS = {
     "norm_attention": "input_layernorm",
@@ -23,36 +23,40 @@ _NORMS = {
     "norm_mlp": "pre_feedforward_layernorm",
     "norm_mlp_out": "post_feedforward_layernorm",
 }
+_BLOCK = "model.layers.{l}"
 _PLACES = LLAMA_PLACES | {
-    "hook_attn_out": ("model.layers.{l}.post_attention_layernorm", "out"),
-    "hook_resid_mid": ("model.layers.{l}.pre_feedforward_layernorm", "in"),
-    "hook_mlp_out": ("model.layers.{l}.post_feedforward_layernorm", "out"),
+    "hook_attn_out": ReferencePlace(f"{_BLOCK}.post_attention_layernorm", "out"),
+    "hook_resid_mid": ReferencePlace(f"{_BLOCK}.pre_feedforward_layernorm", "in"),
+    "ln2.hook_normalized": ReferencePlace(f"{_BLOCK}.pre_feedforward_layernorm", "normalized"),
+    "hook_mlp_out": ReferencePlace(f"{_BLOCK}.post_feedforward_layernorm", "out"),
+}
+_QK_NORM_PLACES = {  # of heads before their positions
+    hook: place._replace(pick=lambda _, heads: heads.swapaxes(1, 2)) for hook, place in QK_NORM_PLACES.items()
 }
 
 
 def _gemma2(config: ModelView, path: Path) -> ModelConfig:
-    return _gemma(config, path, softcap=config.attn_logit_softcapping)
+    layers = windowed(config, path, layer_kind(config, path))
+    return _gemma(config, path, layers, softcap=config.attn_logit_softcapping)
 
 
 def _gemma3(config: ModelView, path: Path) -> ModelConfig:
     """Read a model whose windowed layers have their own rotation."""
-    kinds = config.rope_parameters
-    return _gemma(
-        config,
-        path,
-        qk_norm="head",
-        rope=rope(kinds["full_attention"], config, path),
-        window_rope=rope(kinds["sliding_attention"], config, path),
+    full, sliding = (
+        layer_kind(config, path, rope=rope(config.rope_parameters[kind], config, path))
+        for kind in ("full_attention", "sliding_attention")
     )
+    return _gemma(config, path, windowed(config, path, full, sliding), qk_norm="head")
 
 
-def _gemma(config: ModelView, path: Path, **more: Any) -> ModelConfig:
+def _gemma(config: ModelView, path: Path, layers: list[LayerKind], **more: Any) -> ModelConfig:
     return decoder(
         config,
         path,
+        layers,
         activation=activation(config.hidden_activation, path),
         attention_scale=config.query_pre_attn_scalar**-0.5,
-        **window_by_layer(config, path),
+        norms=("before", "after"),
         **more,
     )
 
@@ -61,23 +65,20 @@ _table = partial(llama_table, norm_names=_NORMS)
 
 
 def _inner_table(config: ModelConfig) -> Table:
-    return {
-        part: {ours: replace(entry, name=f"language_model.{entry.name}") for ours, entry in table.items()}
-        for part, table in _table(config).items()
-    }
+    table = _table(config)
+
+    def renamed(entries: Entries) -> Entries:
+        return {ours: replace(entry, name=f"language_model.{entry.name}") for ours, entry in entries.items()}
+
+    return Table(renamed(table.embedding), lambda kind: renamed(table.block(kind)), renamed(table.final_norm))
 
 
-GEMMA2 = Family(
-    _gemma2,
-    Modules("OffsetRMSNorm", "GatedMLP", "ScaledEmbedding", norms=("before", "after")),
-    _table,
-    places=_PLACES,
-)
-GEMMA3 = replace(GEMMA2, read=_gemma3)
+GEMMA2 = Family(_gemma2, Modules("OffsetRMSNorm", embedding="ScaledEmbedding"), _table, places=_PLACES)
+GEMMA3 = replace(GEMMA2, read=_gemma3, places=_PLACES | _QK_NORM_PLACES)
 GEMMA3_VISION = replace(
     GEMMA3,
     inside="text_config",
     weight_table=_inner_table,
     prefix="language_model.model.",
-    places={hook: (path.replace("model.", "model.language_model.", 1), side) for hook, (path, side) in _PLACES.items()},
+    places=inside_of("model.language_model.", GEMMA3.places),
 )

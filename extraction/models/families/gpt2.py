@@ -7,66 +7,88 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import ModelConfig
+import numpy as np
+
+from ..config import LayerKind, ModelConfig
 from ..config_reads import ModelView
-from ..tables import Entry, Table, affine, to_heads
-from .base import Family, Modules
+from ..tables import Entries, Entry, Table, affine, to_heads
+from .base import Family, Modules, ReferencePlace
 from .reading import activation
 
 if TYPE_CHECKING:
     import jax
 
+_BLOCK = "transformer.h.{l}"
+
+
+def _part(index: int) -> ReferencePlace:
+    """Return the place of q, k or v, side by side in the output of one module."""
+    return ReferencePlace(f"{_BLOCK}.attn.c_attn", "out", lambda _, y: np.split(y, 3, axis=-1)[index])
+
+
 _PLACES = {
-    "hook_resid_pre": ("transformer.h.{l}", "in"),
-    "attn.hook_z": ("transformer.h.{l}.attn.c_proj", "in"),
-    "hook_attn_out": ("transformer.h.{l}.attn.c_proj", "out"),
-    "hook_resid_mid": ("transformer.h.{l}.ln_2", "in"),
-    "mlp.hook_post": ("transformer.h.{l}.mlp.c_proj", "in"),
-    "hook_mlp_out": ("transformer.h.{l}.mlp", "out"),
-    "hook_resid_post": ("transformer.h.{l}", "out"),
-    "ln_final.hook_normalized": ("transformer.ln_f", "out"),
+    "hook_embed": ReferencePlace("transformer.h.0", "in"),
+    "hook_resid_pre": ReferencePlace(_BLOCK, "in"),
+    "ln1.hook_normalized": ReferencePlace(f"{_BLOCK}.ln_1", "normalized"),
+    "hook_attn_in": ReferencePlace(f"{_BLOCK}.attn", "in"),
+    "attn.hook_q": _part(0),
+    "attn.hook_k": _part(1),
+    "attn.hook_v": _part(2),
+    "attn.hook_z": ReferencePlace(f"{_BLOCK}.attn.c_proj", "in"),
+    "hook_attn_out": ReferencePlace(f"{_BLOCK}.attn.c_proj", "out"),
+    "hook_resid_mid": ReferencePlace(f"{_BLOCK}.ln_2", "in"),
+    "ln2.hook_normalized": ReferencePlace(f"{_BLOCK}.ln_2", "normalized"),
+    "hook_mlp_in": ReferencePlace(f"{_BLOCK}.mlp", "in"),
+    "mlp.hook_pre": ReferencePlace(f"{_BLOCK}.mlp.c_fc", "out"),
+    "mlp.hook_post": ReferencePlace(f"{_BLOCK}.mlp.c_proj", "in"),
+    "hook_mlp_out": ReferencePlace(f"{_BLOCK}.mlp", "out"),
+    "hook_resid_post": ReferencePlace(_BLOCK, "out"),
+    "ln_final.hook_normalized": ReferencePlace("transformer.ln_f", "out"),
 }
 
 
 def _read(config: ModelView, path: Path) -> ModelConfig:
-    return ModelConfig(
-        family="gpt2",
-        num_layers=config.n_layer,
-        width=config.n_embd,
+    kind = LayerKind(
         num_heads=config.n_head,
         num_kv_heads=config.n_head,
         head_width=config.n_embd // config.n_head,
         mlp_width=config.n_inner or 4 * config.n_embd,
+    )
+    return ModelConfig(
+        family="gpt2",
+        layers=(kind,) * config.n_layer,
+        width=config.n_embd,
         vocab_size=config.vocab_size,
         norm_epsilon=config.layer_norm_epsilon,
         activation=activation(config.activation_function, path),
         qkv_bias=True,
         output_bias=True,
         mlp_bias=True,
-        rope=None,
         max_positions=config.n_positions,
     )
 
 
 def _weight_table(config: ModelConfig) -> Table:
-    block = "transformer.h.{l}"
+    return Table(
+        embedding={"table": Entry("transformer.wte.weight"), "positions": Entry("transformer.wpe.weight")},
+        block=_block,
+        final_norm=affine("", "transformer.ln_f"),
+    )
+
+
+def _block(kind: LayerKind) -> Entries:
     table = {
-        "attention.o.kernel": Entry(f"{block}.attn.c_proj.weight", partial(to_heads, config.head_width)),
-        "attention.o.bias": Entry(f"{block}.attn.c_proj.bias"),
+        "attention.o.kernel": Entry(f"{_BLOCK}.attn.c_proj.weight", partial(to_heads, kind.head_width)),
+        "attention.o.bias": Entry(f"{_BLOCK}.attn.c_proj.bias"),
     }
     for ours, theirs in (("mlp.up", "mlp.c_fc"), ("mlp.down", "mlp.c_proj")):
-        table[f"{ours}.kernel"] = Entry(f"{block}.{theirs}.weight")
-        table[f"{ours}.bias"] = Entry(f"{block}.{theirs}.bias")
+        table[f"{ours}.kernel"] = Entry(f"{_BLOCK}.{theirs}.weight")
+        table[f"{ours}.bias"] = Entry(f"{_BLOCK}.{theirs}.bias")
     for third, ours in enumerate("qkv"):
-        part = partial(_third, third, config.head_width)
-        table[f"attention.{ours}.kernel"] = Entry(f"{block}.attn.c_attn.weight", part)
-        table[f"attention.{ours}.bias"] = Entry(f"{block}.attn.c_attn.bias", part)
-    table |= affine("norm_attention.", f"{block}.ln_1") | affine("norm_mlp.", f"{block}.ln_2")
-    return {
-        "embedding": {"table": Entry("transformer.wte.weight"), "positions": Entry("transformer.wpe.weight")},
-        "blocks": table,
-        "final_norm": affine("", "transformer.ln_f"),
-    }
+        part = partial(_third, third, kind.head_width)
+        table[f"attention.{ours}.kernel"] = Entry(f"{_BLOCK}.attn.c_attn.weight", part)
+        table[f"attention.{ours}.bias"] = Entry(f"{_BLOCK}.attn.c_attn.bias", part)
+    return table | affine("norm_attention.", f"{_BLOCK}.ln_1") | affine("norm_mlp.", f"{_BLOCK}.ln_2")
 
 
 def _third(index: int, head_width: int, tensor: "jax.Array") -> "jax.Array":

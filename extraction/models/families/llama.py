@@ -7,27 +7,29 @@ from pathlib import Path
 
 from ..config import ModelConfig
 from ..config_reads import ModelView
-from .base import Family
-from .reading import decoder, window_by_layer, window_everywhere
+from .base import LLAMA_PLACES, QK_NORM_PLACES, Family
+from .reading import alike, decoder, layer_kind, windowed
 
 
 def _llama(config: ModelView, path: Path) -> ModelConfig:
-    return decoder(config, path, mlp_bias=bool(config.mlp_bias))
+    return decoder(config, path, alike(config, layer_kind(config, path)), mlp_bias=bool(config.mlp_bias))
 
 
 def _mistral(config: ModelView, path: Path) -> ModelConfig:
     """Read a file with `layer_types` as Ministral's, independent of its model type."""
-    by_layer = hasattr(config, "layer_types")
-    return decoder(config, path, **(window_by_layer(config, path) if by_layer else window_everywhere(config)))
+    kind, by_layer = layer_kind(config, path), hasattr(config, "layer_types")
+    return decoder(config, path, windowed(config, path, kind) if by_layer else alike(config, kind))
 
 
 def _qwen2(config: ModelView, path: Path) -> ModelConfig:
     """Read a model with biases on q, k and v, and no others, independent of the configuration."""
-    return decoder(config, path, qkv_bias=True, output_bias=False, **window_by_layer(config, path))
+    layers = windowed(config, path, layer_kind(config, path))
+    return decoder(config, path, layers, qkv_bias=True, output_bias=False)
 
 
 def _qwen3(config: ModelView, path: Path) -> ModelConfig:
-    return decoder(config, path, qk_norm="head", **window_by_layer(config, path))
+    return decoder(config, path, windowed(config, path, layer_kind(config, path)), qk_norm="head")
 
 
-LLAMA, MISTRAL, QWEN2, QWEN3 = Family(_llama), Family(_mistral), Family(_qwen2), Family(_qwen3)
+LLAMA, MISTRAL, QWEN2 = Family(_llama), Family(_mistral), Family(_qwen2)
+QWEN3 = Family(_qwen3, places=LLAMA_PLACES | QK_NORM_PLACES)

@@ -1,40 +1,45 @@
 """Mixtral and Qwen3-MoE: the block of Llama with a mixture of experts as its mlp, see `mixture`.
 
-`mlp.hook_post` does not exist: each token has its own choice of experts. The weight names are those of
-`MixtralForCausalLM` and `Qwen3MoeForCausalLM`, one tensor for each expert.
+`mlp.hook_post` does not exist in a layer with a mixture: each token has its own choice of experts. The weight names are
+those of `MixtralForCausalLM` and `Qwen3MoeForCausalLM`, one tensor for each expert.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ...core.errors import DamagedData, InvalidRequest
-from ..config import Experts, ModelConfig
+from ...core.errors import DamagedData
+from ..config import Experts, LayerKind, ModelConfig
 from ..config_reads import ModelView
-from ..tables import Entry, Table, llama_table, transposed
-from .base import Family, Modules
-from .reading import decoder, window_everywhere
+from ..tables import Entries, Entry, llama_table, transposed
+from .base import LLAMA_PLACES, QK_NORM_PLACES, Family, ReferencePlace
+from .reading import alike, decoder, layer_kind
+
+ROUTER_PLACES = {
+    "mlp.hook_router_logits": ReferencePlace("model.layers.{l}.mlp.gate", "out.0"),
+    "mlp.hook_expert_weights": ReferencePlace("model.layers.{l}.mlp.gate", "out.1"),
+    "mlp.hook_expert_indices": ReferencePlace("model.layers.{l}.mlp.gate", "out.2"),
+}
 
 
 def _mixtral(config: ModelView, path: Path) -> ModelConfig:
     experts = Experts(config.num_local_experts, config.num_experts_per_tok, True)
-    return decoder(config, path, experts=_checked(experts, path), **window_everywhere(config))
+    kind = layer_kind(config, path, experts=_checked(experts, path))
+    return decoder(config, path, alike(config, kind))
 
 
 def _qwen3_moe(config: ModelView, path: Path) -> ModelConfig:
-    """Read a model whose layers all have experts. Blocks are scanned, so a model with dense layers is refused."""
-    layers = range(config.num_hidden_layers)
-    dense = [n for n in layers if n in config.mlp_only_layers or (n + 1) % config.decoder_sparse_step]
-    if dense:
-        raise InvalidRequest(f"{path}: layer {dense[0]} has no experts; a model whose layers differ so is not handled")
+    """Read a model with a mixture in each layer of its `decoder_sparse_step`, but for `mlp_only_layers`."""
     experts = Experts(config.num_experts, config.num_experts_per_tok, bool(config.norm_topk_prob))
-    return decoder(
-        config,
-        path,
-        qk_norm="head",
-        mlp_width=config.moe_intermediate_size,
-        experts=_checked(experts, path),
-        **window_everywhere(config),
-    )
+    dense = layer_kind(config, path)
+    mixture = replace(dense, mlp_width=config.moe_intermediate_size, experts=_checked(experts, path))
+    layers = [
+        dense if layer in config.mlp_only_layers or (layer + 1) % config.decoder_sparse_step else mixture
+        for layer in range(config.num_hidden_layers)
+    ]
+    window = config.sliding_window
+    return decoder(config, path, [replace(kind, window=window) for kind in layers], qk_norm="head")
 
 
 def _checked(experts: Experts, path: Path) -> Experts:
@@ -43,17 +48,25 @@ def _checked(experts: Experts, path: Path) -> Experts:
     return experts
 
 
-def _weight_table(place: str, names: dict[str, str], config: ModelConfig) -> Table:
-    """Return the table of a model with a mixture at `place` of its blocks, and these `names` of an expert's kernels."""
+def _entries(place: str, names: Mapping[str, str], kind: LayerKind) -> Entries:
+    """Return the entries of a mixture at `place` of its block, and these `names` of an expert's kernels."""
     mixture = f"model.layers.{{l}}.{place}"
-    table = {"mlp.router.kernel": Entry(f"{mixture}.gate.weight", transposed)}
+    entries = {"mlp.router.kernel": Entry(f"{mixture}.gate.weight", transposed)}
     for ours, theirs in names.items():
         name = f"{mixture}.experts.{{e}}.{theirs}.weight"
-        table[f"mlp.experts.{ours}.kernel"] = Entry(name, transposed, config.mixture.count)
-    return llama_table(config, mlp=table)
+        entries[f"mlp.experts.{ours}.kernel"] = Entry(name, transposed, kind.mixture.count)
+    return entries
 
 
-_numbered = partial(_weight_table, "block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"})
-_named = partial(_weight_table, "mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"})
-MIXTRAL = Family(_mixtral, Modules(mlp="Mixture"), _numbered)
-QWEN3_MOE = Family(_qwen3_moe, Modules(mlp="Mixture"), _named)
+_numbered = partial(_entries, "block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"})
+_named = partial(_entries, "mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"})
+MIXTRAL = Family(
+    _mixtral,
+    weight_table=partial(llama_table, mixture=_numbered),
+    places=LLAMA_PLACES | ROUTER_PLACES,
+)
+QWEN3_MOE = Family(
+    _qwen3_moe,
+    weight_table=partial(llama_table, mixture=_named),
+    places=LLAMA_PLACES | QK_NORM_PLACES | ROUTER_PLACES,
+)

@@ -10,24 +10,23 @@ from pathlib import Path
 from ..config import ModelConfig
 from ..config_reads import ModelView
 from ..tables import llama_table
-from .base import LLAMA_PLACES, Family, Modules
-from .reading import decoder
+from .base import LLAMA_PLACES, QK_NORM_PLACES, Family, Modules, ReferencePlace
+from .reading import alike, decoder, layer_kind
 
 _NORMS = {"norm_attention_out": "post_attention_layernorm", "norm_mlp_out": "post_feedforward_layernorm"}
-_PLACES = LLAMA_PLACES | {
-    "hook_attn_out": ("model.layers.{l}.post_attention_layernorm", "out"),
-    "hook_resid_mid": ("model.layers.{l}.mlp", "in"),
-    "hook_mlp_out": ("model.layers.{l}.post_feedforward_layernorm", "out"),
+_BLOCK = "model.layers.{l}"
+_PLACES = {
+    hook: place for hook, place in (LLAMA_PLACES | QK_NORM_PLACES).items() if not hook.endswith("hook_normalized")
+} | {
+    "hook_attn_out": ReferencePlace(f"{_BLOCK}.post_attention_layernorm", "out"),
+    "hook_resid_mid": ReferencePlace(f"{_BLOCK}.mlp", "in"),
+    "hook_mlp_out": ReferencePlace(f"{_BLOCK}.post_feedforward_layernorm", "out"),
+    "ln_final.hook_normalized": LLAMA_PLACES["ln_final.hook_normalized"],
 }
 
 
 def _read(config: ModelView, path: Path) -> ModelConfig:
-    return decoder(config, path, qk_norm="width")
+    return decoder(config, path, alike(config, layer_kind(config, path)), qk_norm="width", norms=("after",))
 
 
-OLMO2 = Family(
-    _read,
-    Modules(norm="WideRMSNorm", norms=("after",)),
-    partial(llama_table, norm_names=_NORMS),
-    places=_PLACES,
-)
+OLMO2 = Family(_read, Modules("WideRMSNorm"), partial(llama_table, norm_names=_NORMS), places=_PLACES)

@@ -5,11 +5,13 @@ that is not implemented raises InvalidRequest, an invalid one DamagedData. Cost:
 """
 
 import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import DamagedData, InvalidRequest
-from ..config import ModelConfig, Rope
+from ..config import LayerKind, ModelConfig, Rope
 from ..config_reads import ModelView
 
 # The names of an activation in configurations -> its name here.
@@ -21,29 +23,32 @@ ACTIVATIONS = {name: name for name in ("silu", "gelu", "gelu_fast", "gelu_new", 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
-def decoder(config: ModelView, path: Path, **more: Any) -> ModelConfig:
-    """Return the configuration of a decoder with RMS norms and rotary embedding; `more` replaces or adds fields."""
-    bias = bool(getattr(config, "attention_bias", False))
+def layer_kind(config: ModelView, path: Path, **more: Any) -> LayerKind:
+    """Return a layer of a decoder with rotary embedding; `more` replaces or adds fields."""
     fields = {
-        "family": config.model_type,
-        "num_layers": config.num_hidden_layers,
-        "width": config.hidden_size,
-        "num_heads": config.num_attention_heads,
-        "num_kv_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        "mlp_width": config.intermediate_size,
-        "vocab_size": config.vocab_size,
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "mlp_bias": False,
-    }
-    not_in_all = {
+        "num_heads": lambda: config.num_attention_heads,
+        "num_kv_heads": lambda: getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         "head_width": lambda: getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        "norm_epsilon": lambda: config.rms_norm_eps,
-        "activation": lambda: activation(config.hidden_act, path),
+        "mlp_width": lambda: config.intermediate_size,
         "rope": lambda: rope(config.rope_parameters, config, path),
     }
-    fields |= {name: read() for name, read in not_in_all.items() if name not in more}
-    return ModelConfig(**(fields | more))
+    return LayerKind(**{name: read() for name, read in fields.items() if name not in more}, **more)
+
+
+def decoder(config: ModelView, path: Path, layers: Iterable[LayerKind], **more: Any) -> ModelConfig:
+    """Return the configuration of a decoder with these layers and RMS norms; `more` replaces or adds fields."""
+    fields = {
+        "family": lambda: config.model_type,
+        "width": lambda: config.hidden_size,
+        "vocab_size": lambda: config.vocab_size,
+        "norm_epsilon": lambda: config.rms_norm_eps,
+        "activation": lambda: activation(config.hidden_act, path),
+        "qkv_bias": lambda: bool(getattr(config, "attention_bias", False)),
+        "output_bias": lambda: bool(getattr(config, "attention_bias", False)),
+        "mlp_bias": lambda: False,
+    }
+    read = {name: read() for name, read in fields.items() if name not in more}
+    return ModelConfig(layers=tuple(layers), **read, **more)
 
 
 def activation(name: str, path: Path) -> str:
@@ -53,26 +58,28 @@ def activation(name: str, path: Path) -> str:
     return ACTIVATIONS[name]
 
 
-def window_everywhere(config: ModelView) -> dict[str, Any]:
-    """Return the fields of a model whose layers all have the window, if it has one."""
-    if config.sliding_window is None:
-        return {}
-    return {"window": config.sliding_window, "windowed": (True,) * config.num_hidden_layers}
+def alike(config: ModelView, kind: LayerKind) -> list[LayerKind]:
+    """Return the layers of a model that are all of this kind, with its window if it has one."""
+    window = getattr(config, "sliding_window", None)
+    return [replace(kind, window=window)] * config.num_hidden_layers
 
 
-def window_by_layer(config: ModelView, path: Path) -> dict[str, Any]:
-    """Return the fields of a model whose `layer_types` name the layers with the window."""
-    window, unknown = config.sliding_window, set(config.layer_types) - {"full_attention", "sliding_attention"}
-    if unknown:
+def by_layer_types(config: ModelView, path: Path, kinds: Mapping[str, LayerKind]) -> list[LayerKind]:
+    """Return the layers of a model whose `layer_types` name the kind of each."""
+    if unknown := set(config.layer_types) - set(kinds):
         raise InvalidRequest(f"{path}: layer type {min(unknown)!r} is not handled for {config.model_type}")
     if len(config.layer_types) != config.num_hidden_layers:
         raise DamagedData(f"{path}: {len(config.layer_types)} layer_types for {config.num_hidden_layers} layers")
-    windowed = tuple(kind == "sliding_attention" for kind in config.layer_types)
-    if not any(windowed):
-        return {}
-    if window is None:
+    return [kinds[name] for name in config.layer_types]
+
+
+def windowed(config: ModelView, path: Path, full: LayerKind, sliding: LayerKind | None = None) -> list[LayerKind]:
+    """Return the layers of a model whose `layer_types` name those with the window; `sliding` is `full` by default."""
+    window = config.sliding_window
+    if window is None and "sliding_attention" in config.layer_types:
         raise DamagedData(f"{path}: layer_types has sliding_attention, but sliding_window is off")
-    return {"window": window, "windowed": windowed}
+    kinds = {"full_attention": full, "sliding_attention": replace(sliding or full, window=window)}
+    return by_layer_types(config, path, kinds)
 
 
 def rope(parameters: dict[str, Any], config: ModelView, path: Path, fraction: float = 1.0) -> Rope:

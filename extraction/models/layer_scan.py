@@ -1,0 +1,103 @@
+"""The layers of a step: groups of stacked blocks, scanned in order, and the captured tensors.
+
+In: x [B, T, D] after the embedding and the stacked parameters of each place of each group. Out: x after the last layer,
+and {capture: [B, T, width]}. Guarantee: what is captured is what the layer computed; tensors that no hook point needs
+are not kept. For each suffix and width there is one buffer with a place for each captured layer. A layer writes to the
+place of the first captured layer at or above it. The captured layer itself writes last, so the buffer ends right
+without a condition in the loop and without memory for other layers.
+
+Cost: one write of [B, T, width] for each layer and buffer, where a layer at the same place of its group is captured.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .captures import Buffer, Capture, CapturePlan
+from .config import LayerKind
+from .parts import Group, place_name
+from .sharding import Layout
+from .stacks import of_layer, to_slice
+
+Buffers = dict[Buffer, jax.Array]
+RunBlock = Callable[[LayerKind, dict[str, Any], jax.Array, Callable[[str, jax.Array], None]], jax.Array]
+
+
+class Capturing(NamedTuple):
+    """What a scan keeps, in which dtype and layout."""
+
+    plan: CapturePlan
+    dtype: jnp.dtype
+    layout: Layout
+
+
+def run_layers(
+    groups: list[Group], stacked: Mapping[str, Any], run_block: RunBlock, x: jax.Array, capturing: Capturing
+) -> tuple[jax.Array, dict[Capture, jax.Array]]:
+    """Return x after the last layer, and the captured tensors.
+
+    Args:
+        groups: the layers that run.
+        stacked: the parameters of each place of each group, with a leading layer axis.
+        run_block: runs one block: its kind, its parameters, x and a function that receives hook points -> x.
+        x: [B, T, D].
+        capturing: what to keep.
+    """
+    plan, dtype, layout = capturing
+    buffers: Buffers = {
+        buffer: layout.captured(jnp.zeros((len(layers), *x.shape[:2], buffer.width), dtype))
+        for buffer, layers in plan.layers_of.items()
+    }
+    for number, group in enumerate(groups):
+        own = [stacked[place_name(number, place)] for place in range(len(group.unit))]
+        x, buffers = _run_group(group, own, run_block, (x, buffers), capturing)
+    found = {
+        Capture(buffer.suffix, layer): buffers[buffer][place]
+        for buffer, layers in plan.layers_of.items()
+        for place, layer in enumerate(layers)
+    }
+    return x, found
+
+
+def _run_group(
+    group: Group, stacked: list[Any], run_block: RunBlock, carry: tuple[jax.Array, Buffers], capturing: Capturing
+) -> tuple[jax.Array, Buffers]:
+    plan, dtype, layout = capturing
+    written = [_written(plan, group.layers(place)) for place in range(len(group.unit))]
+    places = [{buffer: plan.places(buffer, group.layers(at)) for buffer in written[at]} for at in range(len(written))]
+
+    def body(carry: tuple[jax.Array, Buffers], scanned: tuple) -> tuple[tuple[jax.Array, Buffers], None]:
+        x, buffers = carry
+        for at, (sliced, to) in enumerate(zip(*scanned, strict=True)):
+            taps: dict[str, jax.Array] = {}
+            weights = of_layer(sliced, stacked[at])
+            x = layout.rows(run_block(group.unit[at], weights, layout.rows(x), taps.__setitem__))
+            for buffer in to:
+                value = layout.tapped(buffer.suffix, taps[buffer.suffix]).astype(dtype)
+                write = jax.lax.dynamic_update_index_in_dim if written[at][buffer] else _write_inside
+                buffers = buffers | {buffer: layout.captured(write(buffers[buffer], value, to[buffer], 0))}
+        return (x, buffers), None
+
+    xs = ([to_slice(tree) for tree in stacked], places)
+    if group.repeats == 1:
+        return body(carry, jax.tree.map(lambda leaf: leaf[0], xs))[0]
+    return jax.lax.scan(body, carry, xs)[0]
+
+
+def _written(plan: CapturePlan, layers: range) -> dict[Buffer, bool]:
+    """Return the buffers that these layers write, and for each whether all writes are inside it."""
+    return {
+        buffer: layers[-1] <= captured[-1]
+        for buffer, captured in plan.layers_of.items()
+        if not set(layers).isdisjoint(captured)
+    }
+
+
+def _write_inside(buffer: jax.Array, value: jax.Array, place: jax.Array, axis: int) -> jax.Array:
+    """Return the buffer with `value` at `place`, or unchanged if `place` is beyond the last captured layer."""
+    last = len(buffer) - 1
+    at = jnp.minimum(place, last)
+    kept = jnp.where(place > last, buffer[at], value)
+    return jax.lax.dynamic_update_index_in_dim(buffer, kept, at, axis)

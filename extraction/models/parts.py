@@ -1,0 +1,84 @@
+"""The parts of a model that run, and the groups of its layers.
+
+In: a configuration and the number of layers that run. Out: the `Group`s of layers, each run as one scan, and the
+`Part`s: the embedding, the blocks at each place of each group, the final norm. Guarantee: the groups cover the layers
+in order; a part has its module, its weight table and the layers that it is filled from. Cost: none.
+
+A group repeats a unit of up to `MAX_UNIT` kinds of layers, such as three windowed layers and a full one. So a program
+has a few blocks, independent of the depth of the model.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+
+from .block import block_of, ends_of
+from .config import LayerKind, ModelConfig
+from .families import family_of
+from .tables import Entries
+
+MAX_UNIT = 8
+
+
+class Group(NamedTuple):
+    """Layers that run as one scan: the kinds of `unit`, `repeats` times, from layer `first` on."""
+
+    first: int
+    unit: tuple[LayerKind, ...]
+    repeats: int
+
+    def layers(self, place: int) -> range:
+        """Return the layers at a place of the unit."""
+        return range(self.first + place, self.first + len(self.unit) * self.repeats, len(self.unit))
+
+
+class Part(NamedTuple):
+    """A module with its path in the tree of parameters and its weight table.
+
+    `layers`: of a block, the layers that are stacked on its leading axis; None outside the blocks.
+    """
+
+    path: tuple[str, ...]
+    make: Callable[[], nnx.Module]
+    entries: Entries
+    layers: range | None = None
+
+
+def group_layers(kinds: Sequence[LayerKind]) -> list[Group]:
+    """Return the groups of layers of these kinds: at each layer the unit whose repetition covers the most."""
+    groups, at = list[Group](), 0
+    while at < len(kinds):
+        repeats = {size: _repeats(kinds, at, size) for size in range(1, MAX_UNIT + 1)}
+        size = max(repeats, key=lambda size: (size * repeats[size] if repeats[size] > 1 or size == 1 else 0, -size))
+        groups.append(Group(at, tuple(kinds[at : at + size]), repeats[size]))
+        at += size * repeats[size]
+    return groups
+
+
+def _repeats(kinds: Sequence[LayerKind], at: int, size: int) -> int:
+    """Return how often the `size` kinds from `at` on follow each other."""
+    count = 1
+    while kinds[at + count * size : at + (count + 1) * size] == kinds[at : at + size]:
+        count += 1
+    return count if at + count * size <= len(kinds) else 0
+
+
+def place_name(group: int, place: int) -> str:
+    """Return the name of a place of a group in the tree of parameters."""
+    return f"{group}.{place}"
+
+
+def parts_of(config: ModelConfig, num_layers: int, final_norm: bool, dtype: jnp.dtype) -> list[Part]:
+    """Return the parts of a model of which the first `num_layers` layers run, and the final norm or not."""
+    family = family_of(config.family)
+    table, ends = family.weight_table(config), ends_of(config, dtype, family.modules)
+    parts = [Part(("embedding",), ends["embedding"], table.embedding)]
+    for number, group in enumerate(group_layers(config.layers[:num_layers])):
+        for place, kind in enumerate(group.unit):
+            make = partial(block_of, config, kind, dtype, family.modules)
+            path = ("blocks", place_name(number, place))
+            parts.append(Part(path, make, table.block(kind), group.layers(place)))
+    return [*parts, Part(("final_norm",), ends["final_norm"], table.final_norm)] if final_norm else parts

@@ -12,14 +12,7 @@ import numpy as np
 from .config import ModelConfig
 from .hooks import EMBED_HOOK, FINAL_HOOK, layer_of, suffix_of
 
-EMBEDDING = -1  # the "layer" whose output is the embedding
-
-
-class Capture(NamedTuple):
-    """A tensor that the step keeps: the suffix of its hook point, and its layer."""
-
-    suffix: str
-    layer: int
+_EMBEDDING = -1  # the "layer" whose output is the embedding
 
 
 class Buffer(NamedTuple):
@@ -29,22 +22,21 @@ class Buffer(NamedTuple):
     width: int
 
 
-def capture_of(hook_point: str) -> Capture:
-    """Return the capture of a hook point; `resid_pre` of a block is `resid_post` of the block before."""
-    if hook_point == EMBED_HOOK:
-        return Capture("hook_resid_post", EMBEDDING)
-    suffix, layer = suffix_of(hook_point), layer_of(hook_point)
-    return Capture("hook_resid_post", layer - 1) if suffix == "hook_resid_pre" else Capture(suffix, layer)
+class Capture(NamedTuple):
+    """The place of a hook point's tensor: its buffer and its index there."""
+
+    buffer: Buffer
+    index: int
 
 
 @dataclass(frozen=True)
 class CapturePlan:
-    """The layers that run, and the place of each hook point's tensor.
+    """The layers that run, and the tensors to keep.
 
     Attributes:
         num_layers: the layers that run.
-        captures: the capture of each hook point outside the model's end.
-        layers_of: the sorted layers of each buffer.
+        captures: the place of each hook point.
+        layers_of: the sorted layers of each buffer that layers write.
         final_norm: whether the final norm runs.
     """
 
@@ -56,20 +48,38 @@ class CapturePlan:
     @classmethod
     def of(cls, hook_points: tuple[str, ...], config: ModelConfig) -> "CapturePlan":
         """Return the plan for these hook points."""
-        captures = {name: capture_of(name) for name in hook_points if name != FINAL_HOOK}
-        deepest = max((capture.layer for capture in captures.values()), default=EMBEDDING)
-        layers_of: dict[Buffer, set[int]] = {}
-        for name, (suffix, layer) in captures.items():
-            if layer != EMBEDDING:
-                layers_of.setdefault(Buffer(suffix, config.hook_width(name)), set()).add(layer)
+        wanted = {name: _buffer_and_layer(name, config) for name in hook_points}
+        layers_of: dict[Buffer, list[int]] = {}
+        for buffer, layer in sorted({place for place in wanted.values() if place[1] is not None}):
+            layers_of.setdefault(buffer, []).append(layer)
+        captures = {
+            name: Capture(buffer, 0 if layer is None else layers_of[buffer].index(layer))
+            for name, (buffer, layer) in wanted.items()
+        }
         final_norm = FINAL_HOOK in hook_points
-        return cls(
-            num_layers=config.num_layers if final_norm else deepest + 1,
-            captures=captures,
-            layers_of={buffer: sorted(layers) for buffer, layers in layers_of.items()},
-            final_norm=final_norm,
-        )
+        deepest = max((layers[-1] for layers in layers_of.values()), default=_EMBEDDING)
+        return cls(config.num_layers if final_norm else deepest + 1, captures, layers_of, final_norm)
+
+    @property
+    def ends(self) -> dict[str, Buffer]:
+        """The buffers outside the layers by their suffix: the embedding, the final norm."""
+        buffers = (capture.buffer for capture in self.captures.values())
+        return {buffer.suffix: buffer for buffer in buffers if buffer not in self.layers_of}
 
     def places(self, buffer: Buffer, layers: range) -> np.ndarray:
         """Return int32 [layers], the place in its buffer that each layer writes; the last is one beyond the buffer."""
         return np.searchsorted(self.layers_of[buffer], layers).astype(np.int32)
+
+
+def _buffer_and_layer(hook_point: str, config: ModelConfig) -> tuple[Buffer, int | None]:
+    """Return the buffer of a hook point, and its layer if a layer writes it.
+
+    `resid_pre` of a block is `resid_post` of the block before, or the embedding.
+    """
+    suffix, width = suffix_of(hook_point), config.hook_width(hook_point)
+    if suffix in (EMBED_HOOK, FINAL_HOOK):
+        return Buffer(suffix, width), None
+    layer = layer_of(hook_point)
+    if suffix != "hook_resid_pre":
+        return Buffer(suffix, width), layer
+    return (Buffer("hook_resid_post", width), layer - 1) if layer else (Buffer(EMBED_HOOK, width), None)

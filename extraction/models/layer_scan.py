@@ -1,10 +1,10 @@
 """The layers of a step: groups of stacked blocks, scanned in order, and the captured tensors.
 
 In: x [B, T, D] after the embedding and the stacked parameters of each place of each group. Out: x after the last layer,
-and {capture: [B, T, width]}. Guarantee: what is captured is what the layer computed; tensors that no hook point needs
-are not kept. For each suffix and width there is one buffer with a place for each captured layer. A layer writes to the
-place of the first captured layer at or above it. The captured layer itself writes last, so the buffer ends right
-without a condition in the loop and without memory for other layers.
+and for each suffix and width one buffer with a place for each captured layer. Guarantee: what is captured is what the
+layer computed; tensors that no hook point needs are not kept. A layer writes to the place of the first captured layer
+at or above it. The captured layer itself writes last, so the buffer ends right without a condition in the loop and
+without memory for other layers.
 
 Cost: one write of [B, T, width] for each layer and buffer, where a layer at the same place of its group is captured.
 """
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .captures import Buffer, Capture, CapturePlan
+from .captures import Buffer, CapturePlan
 from .config import LayerKind
 from .parts import Group, place_name
 from .sharding import Layout
@@ -35,8 +35,8 @@ class Capturing(NamedTuple):
 
 def run_layers(
     groups: list[Group], stacked: Mapping[str, Any], run_block: RunBlock, x: jax.Array, capturing: Capturing
-) -> tuple[jax.Array, dict[Capture, jax.Array]]:
-    """Return x after the last layer, and the captured tensors.
+) -> tuple[jax.Array, Buffers]:
+    """Return x after the last layer, and the captured tensors, [captured layers, B, T, width].
 
     Args:
         groups: the layers that run.
@@ -53,12 +53,7 @@ def run_layers(
     for number, group in enumerate(groups):
         own = [stacked[place_name(number, place)] for place in range(len(group.unit))]
         x, buffers = _run_group(group, own, run_block, (x, buffers), capturing)
-    found = {
-        Capture(buffer.suffix, layer): buffers[buffer][place]
-        for buffer, layers in plan.layers_of.items()
-        for place, layer in enumerate(layers)
-    }
-    return x, found
+    return x, buffers
 
 
 def _run_group(

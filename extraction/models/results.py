@@ -1,10 +1,11 @@
 """The results of a step on their way from the devices to the host.
 
-In: a `Compacted` for each hook point, and the slots of each group of devices. Out: NumPy arrays in the order of the
+In: a `Compacted` for each buffer, and the slots of each group of devices. Out: NumPy arrays in the order of the
 slots. Guarantee: reading waits only for its own step; values are returned part by part, as the devices hold them,
 without a copy. Cost: the transfer, which begins when the step is dispatched.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from ..format.statistics import Facts, unscaled
+from .captures import Buffer, Capture
 from .compaction import Compacted
 from .devices import device_errors
 
@@ -29,41 +31,64 @@ class Part(NamedTuple):
 
 @dataclass
 class StepOutput:
-    """The results of a dispatched step. `_places` has for each group of devices the indices of its slots."""
+    """The results of a dispatched step.
 
-    _arrays: dict[str, Compacted]
+    Attributes:
+        _arrays: the results of each buffer, with a leading axis of its places.
+        _captures: the buffer of each hook point, and its index there.
+        _places: for each group of devices the indices of its slots.
+    """
+
+    _arrays: Mapping[Buffer, Compacted]
+    _captures: Mapping[str, Capture]
     _places: list[np.ndarray]
 
     def parts(self) -> list[Part]:
         """Wait for the step and return the values of each device, without a copy."""
+        found = []
         with device_errors():
-            return [
-                Part(name, places, shard.index[2], np.asarray(shard.data)[0, : len(places)])
-                for name, found in self._arrays.items()
-                for shard in found.values.addressable_shards
-                if shard.replica_id == 0
-                for places in [self._places[shard.index[0].start or 0]]
-            ]
+            for buffer, results in self._arrays.items():
+                indices = {name: at.index for name, at in self._captures.items() if at.buffer == buffer}
+                for shard in results.values.addressable_shards:
+                    if shard.replica_id == 0:
+                        data, places = np.asarray(shard.data), self._places[shard.index[1].start or 0]
+                        for name, index in indices.items():
+                            found.append(Part(name, places, shard.index[3], data[index, 0, : len(places)]))
+        return found
 
     def facts(self) -> dict[str, Facts]:
         """Wait for the step and return the statistics of each hook point over all n rows."""
         with device_errors():
-            return {name: self._facts(found) for name, found in self._arrays.items()}
+            host = {
+                buffer: {
+                    name: np.asarray(field)
+                    for name, field in each._asdict().items()
+                    if name != "values" and field is not None
+                }
+                for buffer, each in self._arrays.items()
+            }
+        return {
+            name: self._facts(
+                {field: array[index] for field, array in host[buffer].items()},
+                self._arrays[buffer].values.dtype,
+            )
+            for name, (buffer, index) in self._captures.items()
+        }
 
-    def _facts(self, found: Compacted) -> Facts:
+    def _facts(self, of: Mapping[str, np.ndarray], dtype: np.dtype) -> Facts:
+        """Return the statistics of a hook point, given the fields of its `Compacted` and the dtype of its values."""
         with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite are counted elsewhere
-            norms = self._in_order(np.sqrt(np.asarray(found.squared_norm).sum(axis=1)))
-            largest = self._in_order(np.asarray(found.largest).max(axis=1))
-            total, squares = (np.asarray(of_groups).sum(axis=0) for of_groups in (found.sum, found.sum_of_squares))
-            if found.scale is None:
-                stored = largest.astype(found.values.dtype).astype(np.float32)
+            norms = self._in_order(np.sqrt(of["squared_norm"].sum(axis=1)))
+            largest = self._in_order(of["largest"].max(axis=1))
+            total, squares = of["sum"].sum(axis=0), of["sum_of_squares"].sum(axis=0)
+            if "scale" not in of:
+                stored = largest.astype(dtype).astype(np.float32)
                 lost = largest[np.isinf(stored) & np.isfinite(largest)]
                 return Facts(total, squares, norms, stored, overflow=float(lost.max(initial=0.0)))
-        scales = self._in_order(np.asarray(found.scale))
+        scales = self._in_order(of["scale"])
         units = np.square(np.nan_to_num(scales).astype(np.float64))
         error, power = (
-            float((units * self._in_order(np.asarray(part).sum(axis=1))).sum())
-            for part in (found.squared_error, found.power)
+            float((units * self._in_order(of[part].sum(axis=1))).sum()) for part in ("squared_error", "power")
         )
         return Facts(total, squares, norms, largest, scales, error, power)
 
@@ -77,19 +102,28 @@ class StepOutput:
     def get(self) -> tuple[dict[str, np.ndarray], dict[str, Facts]]:
         """Wait for the step and return {hook point: [n, width]}, float32 if rows have a scale, and the statistics."""
         n, facts = sum(map(len, self._places)), self.facts()
-        values = {name: np.empty((n, of.values.shape[-1]), of.values.dtype) for name, of in self._arrays.items()}
+        values = {
+            name: np.empty((n, buffer.width), self._arrays[buffer].values.dtype)
+            for name, (buffer, _) in self._captures.items()
+        }
         for name, places, columns, part in self.parts():
             values[name][:, columns][places] = part
         return {name: unscaled(values[name], facts[name].scales) for name in values}, facts
 
 
+def _on_host(results: Compacted) -> dict[str, np.ndarray]:
+    """Return the fields that there are, but for the values."""
+    fields = {name: field for name, field in results._asdict().items() if name != "values" and field is not None}
+    return {name: np.asarray(field) for name, field in fields.items()}
+
+
 def start_transfer(arrays: Compacted, num_rows: int) -> Compacted:
     """Send the results to the host, the values cut to a part that holds the real rows of every group."""
-    size = arrays.values.shape[1]
+    size = arrays.values.shape[2]
     part = -(-size // _PARTS)
     kept = min(-(-int(num_rows) // part) * part, size)
     if jax.default_backend() != "cpu" and kept < size:
-        arrays = arrays._replace(values=arrays.values[:, :kept])
+        arrays = arrays._replace(values=arrays.values[:, :, :kept])
     for array in arrays:
         if array is not None:
             array.copy_to_host_async()

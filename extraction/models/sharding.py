@@ -111,6 +111,10 @@ class Layout:
         """Return x [groups, tokens, width], sharded as captured tensors."""
         return self._put(x, "data", None, self._columns(x))
 
+    def stacked(self, x: jax.Array) -> jax.Array:
+        """Return x [places, groups, tokens, width], sharded as captured tensors."""
+        return self._put(x, None, "data", None, self._columns(x))
+
     def parts(self, x: jax.Array) -> int:
         """Return the number of parts that the columns of [..., width] are split into."""
         return self.mesh.shape["model"] if self._columns(x) else 1

@@ -12,7 +12,7 @@ padding. Each device keeps, compacts and sends its own rows and columns. Means o
 over [B, T, width] in float32.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -24,12 +24,12 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .block import Shared
-from .captures import EMBEDDING, Capture, CapturePlan
+from .captures import Buffer, Capture, CapturePlan
 from .compaction import Compacted, Compaction, Slots
 from .config import LayerKind, ModelConfig
 from .devices import Device, device_errors
 from .families import family_of
-from .hooks import FINAL_HOOK
+from .hooks import EMBED_HOOK, FINAL_HOOK
 from .layer_scan import Capturing, run_layers
 from .location import ModelFolder
 from .parts import Group, Part, group_layers, parts_of
@@ -52,9 +52,10 @@ class Loaded(NamedTuple):
 class Step:
     """The loaded model and its compiled step. `widths` gives the last axis of each hook point."""
 
-    def __init__(self, step: Callable, loaded: Loaded, options: StepOptions, widths: dict[str, int]):
-        self._step, self._params = step, loaded.params
-        self.options, self.weights_digest, self.widths = options, loaded.digest, widths
+    def __init__(self, step: Callable, loaded: Loaded, options: StepOptions, captures: Mapping[str, Capture]):
+        self._step, self._params, self._captures = step, loaded.params, captures
+        self.options, self.weights_digest = options, loaded.digest
+        self.widths = {name: capture.buffer.width for name, capture in captures.items()}
 
     def __call__(
         self,
@@ -85,7 +86,8 @@ class Step:
         inputs = (tokens, segment_ids, positions, local, counts) + (() if pooled is None else (pooled,))
         with device_errors():
             arrays = self._step(self._params, *inputs)
-            return StepOutput({name: start_transfer(arrays[name], counts.max()) for name in self.widths}, places)
+            sent = {buffer: start_transfer(found, counts.max()) for buffer, found in arrays.items()}
+            return StepOutput(sent, self._captures, places)
 
 
 def load_step(folder: ModelFolder, config: ModelConfig, options: StepOptions, compile_cache: str | None = None) -> Step:
@@ -96,11 +98,11 @@ def load_step(folder: ModelFolder, config: ModelConfig, options: StepOptions, co
     """
     check_step(config, options, len(jax.local_devices()))
     _use_compile_cache(compile_cache)
-    widths = {name: config.hook_width(name) for name in options.hook_points}
+    captures = CapturePlan.of(options.hook_points, config).captures
     with device_errors(), _opened_weights(folder, config, options) as load, ThreadPoolExecutor(1) as beside:
         loading = beside.submit(load)
         step = lower_step(config, options).compile()
-        return Step(step, loading.result(), options, widths)
+        return Step(step, loading.result(), options, captures)
 
 
 def lower_step(
@@ -206,7 +208,7 @@ def _opened_weights(folder: ModelFolder, config: ModelConfig, options: StepOptio
 
 
 def make_step(model: Model, options: StepOptions, layout: Layout) -> Callable:
-    """Return the function to compile: parameters and one step's arrays -> {hook point: Compacted}."""
+    """Return the function to compile: parameters and one step's arrays -> the results of each buffer."""
     plan = model.plan
     capturing = Capturing(plan, jnp.dtype(options.capture_dtype), layout)
     compaction = Compaction(options.store_dtype, options.batch_size // options.mesh.data, layout)
@@ -223,25 +225,28 @@ def make_step(model: Model, options: StepOptions, layout: Layout) -> Callable:
         slots: jax.Array,
         counts: jax.Array,
         *pooled: jax.Array,
-    ) -> dict[str, Compacted]:
+    ) -> dict[Buffer, Compacted]:
         with jax.default_matmul_precision(precision):
             x = layout.rows(model.module(("embedding",), params["embedding"])(tokens, positions))
-            found = {Capture("hook_resid_post", EMBEDDING): x.astype(capturing.dtype)}
             shared = Shared.of(tuple(kinds), segment_ids, positions)
 
             def run_block(kind: LayerKind, weights: dict, x: jax.Array, tap: Callable) -> jax.Array:
                 return model.module(paths[kind], weights)(x, shared, tap)
 
-            x, captured = run_layers(model.groups, params.get("blocks", {}), run_block, x, capturing)
-            found |= captured
-            tensors = {name: found[capture] for name, capture in plan.captures.items()}
-            if plan.final_norm:
+            embedded = x
+            x, kept = run_layers(model.groups, params.get("blocks", {}), run_block, x, capturing)
+            if buffer := plan.ends.get(EMBED_HOOK):
+                kept[buffer] = embedded.astype(capturing.dtype)[None]
+            if buffer := plan.ends.get(FINAL_HOOK):
                 normalized = layout.rows(model.module(("final_norm",), params["final_norm"])(layout.rows(x)))
-                tensors[FINAL_HOOK] = normalized.astype(capturing.dtype)
-            if options.pool:
-                tensors = {name: window_means(tensor, segment_ids, *pooled) for name, tensor in tensors.items()}
-            where = Slots(slots, counts)
-            rows = {name: compaction.gather(tensors[name], where) for name in options.hook_points}
-            return {name: compaction.store(rows[name], counts) for name in options.hook_points}
+                kept[buffer] = normalized.astype(capturing.dtype)[None]
+
+            def compact(tensor: jax.Array) -> Compacted:
+                if options.pool:
+                    tensor = window_means(tensor, segment_ids, *pooled)
+                return compaction.store(compaction.gather(tensor, Slots(slots, counts)), counts)
+
+            found = {buffer: jax.lax.map(compact, tensors) for buffer, tensors in kept.items()}
+            return {buffer: each._replace(values=layout.stacked(each.values)) for buffer, each in found.items()}
 
     return step

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from .attention import attention
 from .attention_rule import AttentionRule
@@ -102,12 +103,23 @@ class Attention(nnx.Module):
             q, k = (y.reshape(*x.shape[:2], -1, self.kind.head_width) for y in normed)
         elif self.config.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
-        return q, k, v
+        return q, whole_if_shared(k), whole_if_shared(v)
 
     def _rule(self, length: int) -> AttentionRule:
         scale, window = self.config.attention_scale, self.kind.window
         scale = self.kind.head_width**-0.5 if scale is None else scale
         return AttentionRule(scale, window if window is not None and window < length else None, self.config.softcap)
+
+
+def whole_if_shared(heads: jax.Array) -> jax.Array:
+    """Return key or value heads [B, T, K, Dh], all of them on each device where there are fewer heads than devices.
+
+    The compiler would else compute parts and exchange them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size > 1 and heads.shape[2] % mesh.shape["model"]:
+        return jax.lax.with_sharding_constraint(heads, PartitionSpec("data"))
+    return heads
 
 
 class Block(nnx.Module):

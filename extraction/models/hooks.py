@@ -127,7 +127,7 @@ def resolve_hook_points(
             raise InvalidRequest(f"--hook-points {pattern.strip()}: {why_absent(pattern.strip(), config)}")
         chosen.update(found)
     numbers = parse_layers(layers, config.num_layers) if layers else []
-    for short in map(str.strip, hooks.split(",")):
+    for short in filter(None, map(str.strip, hooks.split(","))):
         if short not in BY_SHORT_NAME:
             raise InvalidRequest(f"--hooks {short}: choose from {', '.join(BY_SHORT_NAME)}")
         kind = BY_SHORT_NAME[short]

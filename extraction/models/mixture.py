@@ -43,19 +43,26 @@ class Mixture(nnx.Module):
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
         """Return the weighted sum of the chosen experts of each token, [B, T, D]."""
         logits = self.router(x)  # [B, T, E]
-        weights, chosen = self._choose(logits)
+        kernels = [part.kernel[...] for part in (self.experts.gate, self.experts.up, self.experts.down)]
+        run, mesh = self._route, jax.sharding.get_abstract_mesh()
+        if mesh.size > 1:
+            rows, inner = PartitionSpec("data"), PartitionSpec(None, None, "model")
+            axes = (rows, rows, inner, inner, PartitionSpec(None, "model", None))
+            run = jax.shard_map(self._route_part, in_specs=axes, out_specs=(rows, rows, rows), check_vma=False)
+        mixed, weights, chosen = run(x, logits, *kernels)
         tap("mlp.hook_router_logits", logits)
         tap("mlp.hook_expert_weights", weights)
         tap("mlp.hook_expert_indices", chosen)
-        kernels = [part.kernel[...] for part in (self.experts.gate, self.experts.up, self.experts.down)]
-        run, mesh = self._mix, jax.sharding.get_abstract_mesh()
-        if mesh.size > 1:
-            rows, inner = PartitionSpec("data"), PartitionSpec(None, None, "model")
-            axes = (rows, rows, rows, inner, inner, PartitionSpec(None, "model", None))
-            run = jax.shard_map(
-                lambda *own: jax.lax.psum(self._mix(*own), "model"), in_specs=axes, out_specs=rows, check_vma=False
-            )
-        return run(x, weights, chosen, *kernels).astype(x.dtype)
+        return mixed.astype(x.dtype)
+
+    def _route_part(self, *own: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        mixed, weights, chosen = self._route(*own)
+        return jax.lax.psum(mixed, "model"), weights, chosen
+
+    def _route(self, x: jax.Array, logits: jax.Array, *kernels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return the weighted sum of the chosen experts, float32 [B, T, D], and weights and experts of each token."""
+        weights, chosen = self._choose(logits)
+        return self._mix(x, weights, chosen, *kernels), weights, chosen
 
     def _mix(self, x: jax.Array, weights: jax.Array, chosen: jax.Array, *kernels: jax.Array) -> jax.Array:
         """Return the weighted sum of the chosen experts.

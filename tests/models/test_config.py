@@ -8,6 +8,7 @@ import pytest
 
 from extraction.core.errors import InvalidRequest
 from extraction.format.run_config import FORMAT, RunConfig, differences
+from extraction.models.config import Experts, LayerKind, ModelConfig
 from extraction.models.config_file import read_model_config
 from extraction.models.hooks import parse_layers, resolve_hook_points
 from extraction.models.mesh import MeshShape
@@ -30,6 +31,9 @@ CONFIG = RunConfig(
     long_documents="split",
     max_records=None,
 )
+
+DENSE = LayerKind(num_heads=4, num_kv_heads=2, head_width=8, mlp_width=48)
+MODEL = ModelConfig("llama", (DENSE, replace(DENSE, experts=Experts(4, 2, True))), 32, 97, 1e-6, "silu", *(False,) * 3)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,7 @@ def test_layers_that_are_none(text):
 
 
 def test_hook_points_come_in_depth_order():
-    assert resolve_hook_points("1,0", "resid_post,z", "ln_final.*", 2, {}) == (
+    assert resolve_hook_points("1,0", "resid_post,z", "ln_final.*", MODEL) == (
         "blocks.0.attn.hook_z",
         "blocks.0.hook_resid_post",
         "blocks.1.attn.hook_z",
@@ -68,14 +72,11 @@ def test_hook_points_come_in_depth_order():
 )
 def test_hook_points_that_are_none(layers, hooks, names):
     with pytest.raises(InvalidRequest):
-        resolve_hook_points(layers, hooks, names, 2, {})
-
-
-ABSENT = {"hook_resid_mid": "both are added at once"}
+        resolve_hook_points(layers, hooks, names, MODEL)
 
 
 def test_a_glob_passes_over_hook_points_that_the_model_does_not_have():
-    assert resolve_hook_points(None, "", "blocks.1.hook_resid_*", 2, ABSENT) == (
+    assert resolve_hook_points(None, "", "blocks.1.hook_resid_*", replace(MODEL, parallel=True)) == (
         "blocks.1.hook_resid_pre",
         "blocks.1.hook_resid_post",
     )
@@ -84,15 +85,27 @@ def test_a_glob_passes_over_hook_points_that_the_model_does_not_have():
 @pytest.mark.parametrize(
     "layers, hooks, names, message",
     [
-        ("all", "resid_post,resid_mid", None, "--hooks resid_mid: no such hook point: both are added at once"),
-        (None, "", "blocks.0.hook_resid_mid", "--hook-points blocks.0.hook_resid_mid: .* both are added at once"),
-        (None, "", "blocks.*.hook_resid_mid", "both are added at once"),
+        (
+            "all",
+            "resid_post,resid_mid",
+            None,
+            "--hooks resid_mid: no such hook point: in this llama model, attention and mlp are added at once",
+        ),
+        (
+            None,
+            "",
+            "blocks.0.hook_resid_mid",
+            "--hook-points blocks.0.hook_resid_mid: .* in this llama model, attention and mlp are added at once",
+        ),
+        (None, "", "blocks.*.hook_resid_mid", "in this llama model, attention and mlp are added at once"),
         (None, "", "blocks.2.hook_resid_pre", "no such hook point: the model has 2 layers"),
+        ("all", "router", None, "layer 0 has no mixture of experts; of its 2 layers these have it: 1"),
+        (None, "", "blocks.0.mlp.hook_expert_*", "no such hook point: the model has 2 layers"),
     ],
 )
 def test_what_the_model_does_not_have_is_refused_with_the_reason(layers, hooks, names, message):
     with pytest.raises(InvalidRequest, match=message):
-        resolve_hook_points(layers, hooks, names, 2, ABSENT)
+        resolve_hook_points(layers, hooks, names, replace(MODEL, parallel=True))
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(RunConfig)])

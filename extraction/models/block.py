@@ -125,7 +125,7 @@ def whole_if_shared(heads: jax.Array) -> jax.Array:
 class Block(nnx.Module):
     """Attention and mlp in turn, with the norms that the configuration names before and after each."""
 
-    def __init__(self, config: ModelConfig, attention: nnx.Module, mlp: nnx.Module, norm: Callable[[], nnx.Module]):
+    def __init__(self, config: ModelConfig, attention: nnx.Module, mlp: nnx.Module, norm: Callable[[], Any]):
         self.attention, self.mlp = attention, mlp
         self.before, self.after = "before" in config.norms, "after" in config.norms
         if self.before:

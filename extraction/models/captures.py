@@ -23,10 +23,10 @@ class Buffer(NamedTuple):
 
 
 class Capture(NamedTuple):
-    """The place of a hook point's tensor: its buffer and its index there."""
+    """The place of a hook point's tensor: its buffer, and the place there."""
 
     buffer: Buffer
-    index: int
+    place: int
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class CapturePlan:
         """Return the plan for these hook points."""
         wanted = {name: _buffer_and_layer(name, config) for name in hook_points}
         layers_of: dict[Buffer, list[int]] = {}
-        for buffer, layer in sorted({place for place in wanted.values() if place[1] is not None}):
+        for buffer, layer in sorted((buffer, layer) for buffer, layer in set(wanted.values()) if layer is not None):
             layers_of.setdefault(buffer, []).append(layer)
         captures = {
             name: Capture(buffer, 0 if layer is None else layers_of[buffer].index(layer))

@@ -35,7 +35,7 @@ class StepOutput:
 
     Attributes:
         _arrays: the results of each buffer, with a leading axis of its places.
-        _captures: the buffer of each hook point, and its index there.
+        _captures: the buffer of each hook point, and its place there.
         _places: for each group of devices the indices of its slots.
     """
 
@@ -48,7 +48,7 @@ class StepOutput:
         found = []
         with device_errors():
             for buffer, results in self._arrays.items():
-                indices = {name: at.index for name, at in self._captures.items() if at.buffer == buffer}
+                indices = {name: at.place for name, at in self._captures.items() if at.buffer == buffer}
                 for shard in results.values.addressable_shards:
                     if shard.replica_id == 0:
                         data, places = np.asarray(shard.data), self._places[shard.index[1].start or 0]

@@ -86,7 +86,7 @@ def test_what_is_stored_is_what_positions_store(streams):
     assert make_plan(replace(FLAGS, positions="last")).bytes_per_million_tokens == whole.bytes_per_million_tokens
     plan = make_plan(replace(FLAGS, positions="last", streams=str(streams)))
     assert plan.stored_bytes == pytest.approx(12 * 2 * 128 * 2, rel=0.01)  # a row for each record
-    with pytest.raises(InvalidRequest, match="--positions answer: the records of"):
+    with pytest.raises(InvalidRequest, match="--positions answer: .* the records of"):
         make_plan(replace(FLAGS, positions="answer", streams=str(streams)))
 
 

@@ -4,7 +4,7 @@ In: a configuration as transformers read it. Out: our configuration, flax module
 module is imported, they are named. Cost: none.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,7 +33,7 @@ class ReferencePlace(NamedTuple):
     pick: "Callable[[Any, np.ndarray], np.ndarray] | None" = None
 
 
-Places = Mapping[str, ReferencePlace]
+Places = dict[str, ReferencePlace]
 LLAMA_PLACES: Places = {
     "hook_embed": ReferencePlace("model.layers.0", "in"),
     "hook_resid_pre": ReferencePlace("model.layers.{l}", "in"),

@@ -69,6 +69,7 @@ class Command:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             for descriptor in (1, 2):
                 os.dup2(writer, descriptor)
+            sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
             os.close(self._reader)
             os.close(writer)
             command = [str(ROOT / "extract_activations.py"), *arguments]

@@ -177,7 +177,8 @@ class Stream:
             for group in groups:
                 for offset in range(0, group.table.num_rows, ROWS_AT_A_TIME):
                     part = group.table.slice(offset, ROWS_AT_A_TIME)
-                    rows = zip(*(self._column(part, name, name in names) for name in (*names, *optional)), strict=True)
+                    needed = [self._needed(part[name], name) for name in names]
+                    rows = zip(*needed, *(python_values(part[name]) for name in optional), strict=True)
                     for row, values in enumerate(rows, offset):
                         for name, value in zip(names, values, strict=False):
                             if not isinstance(value, str) and (value is None or name != self._columns.tokens):
@@ -189,11 +190,9 @@ class Stream:
                     del part, rows
                 del group  # or a row group more would be in memory while the next one is read
 
-    def _column(self, part: Any, name: str, is_needed: bool) -> list[Any]:
-        """Return the values of a column of a table."""
-        if name == self._columns.tokens:
-            return token_arrays(part[name])
-        return python_values(as_strings(part[name]) if is_needed else part[name])
+    def _needed(self, column: Any, name: str) -> list[Any]:
+        """Return the values of a column of strings or of token ids."""
+        return token_arrays(column) if name == self._columns.tokens else python_values(as_strings(column))
 
     def _bad_value(self, group: _Rows, row: int, column: str, value: object) -> DamagedData:
         what = "null" if value is None else str(value) if isinstance(value, UnicodeDecodeError) else "not a string"

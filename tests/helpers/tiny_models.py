@@ -58,6 +58,19 @@ CONFIGS = {
     "llama-one-kv-head-linear": partial(
         transformers.LlamaConfig, **(SIZES | {"num_key_value_heads": 1}), rms_norm_eps=1e-2, rope_parameters=LINEAR
     ),
+    "smollm3": partial(transformers.SmolLM3Config, **SIZES, pad_token_id=0, no_rope_layer_interval=2),
+    "smollm3-biases-window": partial(
+        transformers.SmolLM3Config,
+        **(SIZES | {"num_hidden_layers": 5}),
+        pad_token_id=0,
+        no_rope_layers=[0, 1, 1, 0, 1],
+        use_sliding_window=True,
+        sliding_window=16,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=False,
+        rope_parameters=YARN,
+    ),
     "mistral": partial(transformers.MistralConfig, **SIZES, sliding_window=16),
     "ministral": partial(transformers.MinistralConfig, **SIZES, **WINDOWS, head_dim=8),
     "qwen2": partial(transformers.Qwen2Config, **SIZES),
@@ -114,6 +127,18 @@ CONFIGS = {
     "olmo2": partial(transformers.Olmo2Config, **SIZES, eos_token_id=1),
     "olmo2-biases": partial(
         transformers.Olmo2Config, **SIZES, eos_token_id=1, attention_bias=True, rope_parameters=LLAMA3
+    ),
+    "olmo3": partial(transformers.Olmo3Config, **SIZES, **WINDOWS, eos_token_id=1),
+    "olmo3-yarn": partial(
+        transformers.Olmo3Config,
+        **SIZES,
+        **WINDOWS,
+        eos_token_id=1,
+        attention_bias=True,
+        rope_parameters={
+            "full_attention": YARN | {"attention_factor": 1.2},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
     ),
     "mixtral": partial(transformers.MixtralConfig, **EXPERTS),
     "mixtral-window": partial(transformers.MixtralConfig, **EXPERTS, sliding_window=16, head_dim=16),

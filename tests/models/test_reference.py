@@ -32,6 +32,8 @@ OF_A_FAMILY = {
     "ministral": WINDOWS,
     "qwen2": WINDOWS | {"use_sliding_window": True},
     "qwen3": WINDOWS | {"use_sliding_window": True},
+    "smollm3": WINDOWS | {"use_sliding_window": True},
+    "olmo3": WINDOWS,
     "gemma2": WINDOWS,
     "gemma3_text": WINDOWS,
     "mixtral": EXPERTS | {"sliding_window": 6},

@@ -12,6 +12,7 @@ __all__ = ["FAMILIES", "Family", "family_of"]
 # transformers' `model_type` -> where its `Family` is; imported when a model of this type is read.
 FAMILIES = {
     "llama": "extraction.models.families.llama:LLAMA",
+    "smollm3": "extraction.models.families.llama:SMOLLM3",
     "mistral": "extraction.models.families.llama:MISTRAL",
     "ministral": "extraction.models.families.llama:MISTRAL",
     "qwen2": "extraction.models.families.llama:QWEN2",
@@ -22,6 +23,7 @@ FAMILIES = {
     "gpt2": "extraction.models.families.gpt2:GPT2",
     "gpt_neox": "extraction.models.families.gpt_neox:GPT_NEOX",
     "olmo2": "extraction.models.families.olmo2:OLMO2",
+    "olmo3": "extraction.models.families.olmo2:OLMO3",
     "mixtral": "extraction.models.families.moe:MIXTRAL",
     "qwen3_moe": "extraction.models.families.moe:QWEN3_MOE",
 }

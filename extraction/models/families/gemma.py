@@ -15,7 +15,7 @@ from ..config import LayerKind, ModelConfig
 from ..config_reads import ModelView
 from ..tables import Entries, Table, llama_table
 from .base import LLAMA_PLACES, QK_NORM_PLACES, Family, Modules, ReferencePlace, inside_of
-from .reading import activation, decoder, layer_kind, rope, windowed
+from .reading import activation, decoder, layer_kind, windowed, windowed_with_own_rope
 
 _NORMS = {
     "norm_attention": "input_layernorm",
@@ -41,12 +41,7 @@ def _gemma2(config: ModelView, path: Path) -> ModelConfig:
 
 
 def _gemma3(config: ModelView, path: Path) -> ModelConfig:
-    """Read a model whose windowed layers have their own rotation."""
-    full, sliding = (
-        layer_kind(config, path, rope=rope(config.rope_parameters[kind], config, path))
-        for kind in ("full_attention", "sliding_attention")
-    )
-    return _gemma(config, path, windowed(config, path, full, sliding), qk_norm="head")
+    return _gemma(config, path, windowed_with_own_rope(config, path), qk_norm="head")
 
 
 def _gemma(config: ModelView, path: Path, layers: list[LayerKind], **more: Any) -> ModelConfig:

@@ -1,9 +1,10 @@
-"""OLMo 2: no norm before attention and mlp but one after each, and q/k norms over all heads at once.
+"""OLMo 2 and 3: no norm before attention and mlp but one after each, and q/k norms over all heads at once.
 
-`hook_attn_out` and `hook_mlp_out` are the values added to the residual stream, after the norm. The weight names are
-those of `Olmo2ForCausalLM`.
+In OLMo 3 some layers have a window, with a rotation of their own. `hook_attn_out` and `hook_mlp_out` are the values
+added to the residual stream, after the norm. The weight names are those of `Olmo2ForCausalLM` and `Olmo3ForCausalLM`.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ..config import ModelConfig
 from ..config_reads import ModelView
 from ..tables import llama_table
 from .base import LLAMA_PLACES, QK_NORM_PLACES, Family, Modules, ReferencePlace
-from .reading import alike, decoder, layer_kind
+from .reading import alike, decoder, layer_kind, windowed_with_own_rope
 
 _NORMS = {"norm_attention_out": "post_attention_layernorm", "norm_mlp_out": "post_feedforward_layernorm"}
 _BLOCK = "model.layers.{l}"
@@ -25,8 +26,13 @@ _PLACES = {
 }
 
 
-def _read(config: ModelView, path: Path) -> ModelConfig:
+def _olmo2(config: ModelView, path: Path) -> ModelConfig:
     return decoder(config, path, alike(config, layer_kind(config, path)), qk_norm="width", norms=("after",))
 
 
-OLMO2 = Family(_read, Modules("WideRMSNorm"), partial(llama_table, norm_names=_NORMS), places=_PLACES)
+def _olmo3(config: ModelView, path: Path) -> ModelConfig:
+    return decoder(config, path, windowed_with_own_rope(config, path), qk_norm="width", norms=("after",))
+
+
+OLMO2 = Family(_olmo2, Modules("WideRMSNorm"), partial(llama_table, norm_names=_NORMS), places=_PLACES)
+OLMO3 = replace(OLMO2, read=_olmo3)

@@ -75,11 +75,20 @@ def by_layer_types(config: ModelView, path: Path, kinds: Mapping[str, LayerKind]
 
 def windowed(config: ModelView, path: Path, full: LayerKind, sliding: LayerKind | None = None) -> list[LayerKind]:
     """Return the layers of a model whose `layer_types` name those with the window; `sliding` is `full` by default."""
-    window = config.sliding_window
+    window = config.sliding_window if getattr(config, "use_sliding_window", True) else None
     if window is None and "sliding_attention" in config.layer_types:
         raise DamagedData(f"{path}: layer_types has sliding_attention, but sliding_window is off")
     kinds = {"full_attention": full, "sliding_attention": replace(sliding or full, window=window)}
     return by_layer_types(config, path, kinds)
+
+
+def windowed_with_own_rope(config: ModelView, path: Path) -> list[LayerKind]:
+    """Return the layers of a model with one rotation for full attention and one for windows."""
+    full, sliding = (
+        layer_kind(config, path, rope=rope(config.rope_parameters[kind], config, path))
+        for kind in ("full_attention", "sliding_attention")
+    )
+    return windowed(config, path, full, sliding)
 
 
 def rope(parameters: dict[str, Any], config: ModelView, path: Path, fraction: float = 1.0) -> Rope:
@@ -98,6 +107,8 @@ def rope(parameters: dict[str, Any], config: ModelView, path: Path, fraction: fl
         found["original_max_positions"] = int(original)
     if kind == "yarn":
         found |= _yarn(left, config.max_position_embeddings / found["original_max_positions"])
+        left.pop("truncate", None)
+        found["truncate"] = bool(config.rope_parameters.get("truncate", True))  # one for all kinds of layers
     needed = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}.get(kind, ())
     for name in needed:
         if name not in left:
@@ -122,5 +133,4 @@ def _yarn(left: dict[str, Any], growth: float) -> dict[str, Any]:
         "attention_factor": float(left.pop("attention_factor", inferred)),
         "beta_fast": float(left.pop("beta_fast", 0) or 32),
         "beta_slow": float(left.pop("beta_slow", 0) or 1),
-        "truncate": bool(left.pop("truncate", True)),
     }

@@ -20,6 +20,9 @@ and then for each batch, one after the other,
    names its owner: a commit whose answer was lost belongs to its writer, however late it landed;
 5. moves the cursor in memory. Last, so that no batch is built on one that may not exist.
 
+Each commit holds the digest of the one before it, the first that of `run.json`: who has kept the digest of a last
+commit can tell that nothing before it was rewritten.
+
 A batch is a pure function of stream, run config and cursor, and begins where the one before ended: a chain without gaps
 from (0, 0) to the end of the stream holds each token once. The guarantee needs a store that creates an object whole or
 not at all, never over another, and then shows it to every reader; after a lost or odd answer, storage reads back and
@@ -30,22 +33,23 @@ Cost: one listing and two reads to resume; two create requests for each batch.
 """
 
 import time
+from dataclasses import replace
 
 from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists
 from extraction.core.fault_points import kill_point
 from extraction.format.chain import check_data, check_place, list_commits
 from extraction.format.commit import (
-    MAX_COMMIT,
     Attempt,
     BatchToCommit,
     Commit,
     DataObject,
+    ReadCommit,
     Totals,
     commit_name,
-    digest_ids,
-    parse_commit,
+    read_commit,
     worker_folder,
 )
+from extraction.format.digests import digest_ids, digest_of
 from extraction.format.not_finite import NotFinite
 from extraction.format.records import Cursor
 from extraction.format.run_config import RUN, RunDescription, differences, read_run
@@ -61,7 +65,7 @@ def join_run(storage: Storage, own: RunDescription) -> RunDescription:
     kill_point("before-run")
     try:
         storage.create(RUN, own.to_bytes())
-        run = own
+        run = replace(own, digest=digest_of(own.to_bytes()))
     except ObjectExists:
         run = read_run(storage)
         if run.config != own.config:
@@ -74,20 +78,24 @@ def join_run(storage: Storage, own: RunDescription) -> RunDescription:
 class CommitChain:
     """The chain of one stream, positioned after its last commit. One thread commits at a time."""
 
-    def __init__(self, storage: Storage, stream: int, fingerprint: str):
+    def __init__(self, storage: Storage, stream: int, fingerprint: str, run_digest: str):
         self.storage, self.stream, self.fingerprint = storage, stream, fingerprint
+        self._last_digest = run_digest
         self.attempt = Attempt()
         self.cursor, self.next_batch, self.end_of_stream = Cursor(0, 0), 0, False
         self.totals, self._last_attempt = Totals(), ""
 
     @classmethod
-    def load(cls, storage: Storage, stream: int, fingerprint: str) -> "CommitChain":
-        """Return the chain after its last commit. Raises DamagedData or ConfigurationMismatch."""
-        chain = cls(storage, stream, fingerprint)
+    def load(cls, storage: Storage, stream: int, fingerprint: str, run_digest: str = "") -> "CommitChain":
+        """Return the chain after its last commit. `run_digest` is that of `run.json`, which the first commit names.
+
+        Raises DamagedData or ConfigurationMismatch.
+        """
+        chain = cls(storage, stream, fingerprint, run_digest)
         names = list_commits(storage, stream)
         if names:
-            last = parse_commit(storage.read_small(names[-1], MAX_COMMIT), names[-1])
-            chain._check(last, names[-1], len(names) - 1)
+            last = read_commit(storage, names[-1])
+            chain._check(last.commit, names[-1], len(names) - 1)
             chain._advance(last)
         return chain
 
@@ -100,7 +108,8 @@ class CommitChain:
         if commit.data is not None:
             check_data(self.storage, commit)
 
-    def _advance(self, commit: Commit) -> None:
+    def _advance(self, last: ReadCommit) -> None:
+        commit, self._last_digest = last
         self.cursor, self.next_batch, self.end_of_stream = commit.cursor_after, commit.batch + 1, commit.end_of_stream
         self.totals, self._last_attempt = commit.totals, commit.attempt
 
@@ -133,6 +142,7 @@ class CommitChain:
         commit = Commit(
             stream=self.stream,
             batch=self.next_batch,
+            previous=self._last_digest,
             cursor_before=batch.cursor_before,
             cursor_after=batch.cursor_after,
             data=stored,
@@ -158,10 +168,10 @@ class CommitChain:
             versions=self.attempt.versions,
         )
         kill_point("before-commit", commit.batch)
-        stored = self._publish(commit)
+        last = self._publish(commit)
         kill_point("after-commit", commit.batch)
-        self._advance(stored)
-        return stored
+        self._advance(last)
+        return last.commit
 
     def _store(self, data: memoryview) -> DataObject:
         kill_point("before-data", self.next_batch)
@@ -180,21 +190,22 @@ class CommitChain:
         except ObjectExists:
             raise DamagedData(f"{name}: only this worker writes it, and it holds other bytes than were sent") from None
 
-    def _publish(self, commit: Commit) -> Commit:
+    def _publish(self, commit: Commit) -> ReadCommit:
         """Create the commit. Return the stored one: an earlier request of this attempt may have landed late.
 
         Raises Fenced if another attempt created it.
         """
-        name = commit_name(self.stream, commit.batch)
+        name, data = commit_name(self.stream, commit.batch), commit.to_bytes()
         try:
-            self.storage.create(name, commit.to_bytes())
-            return commit
+            self.storage.create(name, data)
+            return ReadCommit(commit, digest_of(data))
         except ObjectExists:
-            winner = parse_commit(self.storage.read_small(name, MAX_COMMIT), name)
+            stored = read_commit(self.storage, name)
+        winner = stored.commit
         if winner.attempt != self.attempt.id:  # an id that no other attempt has
             raise Fenced(
                 f"{name} was committed by another worker: attempt {winner.attempt} on host {winner.host}, "
                 f"started {winner.started}",
                 winner.attempt,
             )
-        return winner
+        return stored

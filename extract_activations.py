@@ -134,15 +134,16 @@ def plan(flags: PlanFlags, as_json: bool) -> None:
 @click.argument("output")
 @click.option("--streams", default=None, help="Location of the streams; by default the one in run.json.")
 @click.option("--deep", is_flag=True, help="Also read every batch file and check its content.")
+@click.option("--expect", default=None, help="Digest of the run, or of one of its streams, that you kept.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; keys as in extraction/audit/findings.py.")
-def verify(output: str, streams: str | None, deep: bool, as_json: bool) -> None:
+def verify(output: str, streams: str | None, deep: bool, expect: str | None, as_json: bool) -> None:
     """Prove that every token of every record is in OUTPUT exactly once, or name the missing or damaged objects.
 
     Exit 0: proven. 65: damaged, one line for each problem. 75: no problem, but not all streams are finished.
     """
     from extraction.audit.verify import audit_run
 
-    audit = audit_run(output, streams, deep, visible=sys.stderr.isatty())
+    audit = audit_run(output, streams, deep, visible=sys.stderr.isatty(), expected=expect)
     click.echo(json.dumps(audit.to_json()) if as_json else audit.to_text())
     sys.exit(audit.exit_code)
 

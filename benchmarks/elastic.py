@@ -30,6 +30,7 @@ from forked import Command, open_backend, run
 import checkpoint
 from benchmarks.outcome import give, gives_results
 from extraction.batching.tokenizer import RecordTokenizer
+from extraction.format.commit import parse_commit
 from extraction.storage import open_storage
 from tests.helpers.workers import MODEL, make_streams, text_of, write_corpus
 
@@ -113,7 +114,7 @@ def committed_seconds(location: str, streams: int) -> tuple[float, int, int]:
     storage, seconds, batches, attempts = open_storage(location), 0.0, 0, 0
     for number in range(streams):
         names = checkpoint.list_commits(storage, number)
-        totals = checkpoint.parse_commit(storage.read(names[-1]), names[-1]).totals
+        totals = parse_commit(storage.read(names[-1]), names[-1]).totals
         seconds += sum(value for stage, value in totals.seconds.items() if stage != "upload")
         batches, attempts = batches + len(names), attempts + totals.attempts
     return seconds, batches, attempts

@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.outcome import give, gives_results, note  # noqa: E402
-from checkpoint import DataObject, commit_name, digest_ids, parse_commit, worker_folder  # noqa: E402
+from extraction.format.commit import DataObject, commit_name, parse_commit, worker_folder  # noqa: E402
+from extraction.format.digests import digest_ids  # noqa: E402
 from extraction.format.records import Cursor  # noqa: E402
 from tests.helpers.fake_gcs import FakeGcs  # noqa: E402
 from tests.helpers.workers import MODEL, make_streams, text_of, verify, write_corpus  # noqa: E402

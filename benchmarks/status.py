@@ -43,7 +43,7 @@ def commit_of(stream: int, batch: int) -> Commit:
         TOKENS * (batch + 1), TOKENS * (batch + 1), SIZE * (batch + 1), 1 + batch // 10, {"step": 1.9 * (batch + 1)}
     )
     return Commit(
-        stream=stream, batch=batch,
+        stream=stream, batch=batch, previous="sha256:0",
         cursor_before=Cursor(RECORDS * batch, 0), cursor_after=Cursor(RECORDS * (batch + 1), 0),
         data=DataObject(f"batches/{batch:08d}.safetensors", SIZE, "AAAAAA==", 1),
         num_records=RECORDS, num_rows=TOKENS, num_tokens=TOKENS, end_of_stream=False,

@@ -33,6 +33,7 @@ from benchmarks.outcome import give, gives_results, note  # noqa: E402
 from extraction.batching.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
 from extraction.datasets import fineweb  # noqa: E402
 from extraction.format.commit import Commit, DataObject, Totals, data_name  # noqa: E402
+from extraction.format.digests import digest_of  # noqa: E402
 from extraction.format.records import Cursor, TokenizedRecord  # noqa: E402
 from extraction.format.run_config import RunConfig, RunDescription  # noqa: E402
 from extraction.format.statistics import norm_counts  # noqa: E402
@@ -84,17 +85,18 @@ def make_run(folder: Path, streams: str, size: Size) -> None:
         steps_per_batch=1,
         long_documents="split",
     )
-    checkpoint.join_run(open_storage(str(folder)), RunDescription(config, streams))
+    run = checkpoint.join_run(open_storage(str(folder)), RunDescription(config, streams))
     for worker in range(size.workers):
         for kind in ("batches", "commits"):
             (folder / checkpoint.worker_folder(worker) / kind).mkdir(parents=True)
-        totals = Totals()
+        totals, previous = Totals(), run.digest
         for number, batch in enumerate(batches_of(worker, size)):
             data = data_of(batch, (worker, number), size)
             totals = totals.plus(batch, len(data), {}, number == 0, {})
-            commit = commit_of(batch, (worker, number), data, (config.fingerprint, totals))
+            commit = commit_of(batch, (worker, number), data, (config.fingerprint, totals, previous))
             (folder / data_name(commit)).write_bytes(data)
             (folder / checkpoint.commit_name(worker, number)).write_bytes(commit.to_bytes())
+            previous = digest_of(commit.to_bytes())
 
 
 def batches_of(worker: int, size: Size) -> Iterator[PackedBatch]:
@@ -113,7 +115,7 @@ def data_of(batch: PackedBatch, place: tuple[int, int], size: Size) -> memoryvie
     return shard.data
 
 
-def commit_of(batch: PackedBatch, place: tuple[int, int], data: memoryview, run: tuple[str, Totals]) -> Commit:
+def commit_of(batch: PackedBatch, place: tuple[int, int], data: memoryview, run: tuple[str, Totals, str]) -> Commit:
     name = f"batches/{place[1]:08d}.safetensors"
     return Commit(
         stream=place[0],
@@ -135,6 +137,7 @@ def commit_of(batch: PackedBatch, place: tuple[int, int], data: memoryview, run:
         versions={"jax": "0"},
         seconds={"step": 1.0, "upload": 0.5},
         totals=run[1],
+        previous=run[2],
     )
 
 

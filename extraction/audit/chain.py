@@ -25,12 +25,13 @@ from ..format.commit import (
     batch_of,
     commit_name,
     data_name,
-    digest_ids,
     read_commit,
     worker_folder,
 )
+from ..format.digests import digest_ids
 from ..format.not_finite import added
 from ..format.records import Cursor
+from ..format.run_config import RUN
 from ..storage import ObjectInfo, Storage
 from .contents import Contents, check_contents
 from .facts import AuditedRun
@@ -62,10 +63,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A commit as found, None if it is not readable; its problems and those of its batch file; the file's contents."""
+    """A commit as found, None if it is not readable, and its digest; problems of it and its batch file; contents."""
 
     name: str
     commit: Commit | None
+    digest: str = ""
     problems: tuple[str, ...] = ()
     contents: Contents = field(default_factory=lambda: Contents(()))
 
@@ -116,29 +118,29 @@ def _look(reading: Reading, info: ObjectInfo, stored: dict[str, ObjectInfo], run
     try:
         if info.size > MAX_COMMIT:
             raise DamagedData(f"{info.name}: not a readable commit ({info.size:,} bytes are too many)")
-        commit = read_commit(reading.storage, info.name)
+        commit, digest = read_commit(reading.storage, info.name)
     except DamagedData as error:
-        return _Seen(info.name, None, (str(error),))
+        return _Seen(info.name, None, problems=(str(error),))
     except ObjectNotFound:
-        return _Seen(info.name, None, (f"{info.name}: it was listed, and then it was missing; restore it",))
+        return _Seen(info.name, None, problems=(f"{info.name}: it was listed, and then it was missing; restore it",))
     if commit.data is None or info.name != commit_name(commit.stream, commit.batch):
-        return _Seen(info.name, commit)
+        return _Seen(info.name, commit, digest)
     try:
-        return _look_at_data(reading, commit, stored.get(data_name(commit)), run)
+        contents = _look_at_data(reading, commit, stored.get(data_name(commit)), run)
+        return _Seen(info.name, commit, digest, contents.problems, contents)
     except (DamagedData, ObjectNotFound) as error:
-        return _Seen(info.name, commit, (str(error),))
+        return _Seen(info.name, commit, digest, (str(error),))
 
 
-def _look_at_data(reading: Reading, commit: Commit, data: ObjectInfo | None, run: AuditedRun) -> _Seen:
-    name = commit_name(commit.stream, commit.batch)
+def _look_at_data(reading: Reading, commit: Commit, data: ObjectInfo | None, run: AuditedRun) -> Contents:
+    """Return what is in a batch file, nothing unless `deep`. Raises DamagedData for other bytes than were committed."""
     if data is None or data.crc32c:
         data = compare_data(commit, data)
     elif not reading.deep:
         check_data(reading.storage, commit)
     if not reading.deep:
-        return _Seen(name, commit)
-    contents = check_contents(reading.storage.read(data.name), commit, run)
-    return _Seen(name, commit, contents.problems, contents)
+        return Contents(())
+    return check_contents(reading.storage.read(data.name), commit, run)
 
 
 class _Walk:
@@ -148,6 +150,7 @@ class _Walk:
         self._audit, self._run, self._expected = audit, run, expected
         # Where the next commit has to begin and what it has to sum up; None when the one before it is not known.
         self._batch: int = 0
+        self._digest: str | None = run.digest
         self._cursor: Cursor | None = Cursor(0, 0)
         self._totals: Totals | None = Totals()
         self._ids: _StreamIds | None = _StreamIds(expected)
@@ -157,17 +160,18 @@ class _Walk:
         audit.problems += seen.problems
         batch = seen.batch
         if batch != self._batch:
-            self._cursor = self._totals = None
+            self._cursor = self._totals = self._digest = None
         self._batch = batch + 1
         if commit is None:
-            self._cursor = self._totals = None
+            self._cursor = self._totals = self._digest = None
             return
         problems = [*self._check_identity(commit, batch), *self._check_cursors(commit), *self._check_sums(commit)]
         if audit.finished:
             problems.append("stands after the end of the stream")
         problems = problems or list(self._check_ids(commit))
         audit.problems += [f"{seen.name}: {problem}" for problem in problems]
-        self._cursor, self._totals = commit.cursor_after, commit.totals
+        self._cursor, self._totals, self._digest = commit.cursor_after, commit.totals, seen.digest
+        audit.digest = seen.digest
         audit.num_batches += 1
         audit.num_rows += commit.num_rows
         audit.num_tokens += commit.num_tokens
@@ -188,6 +192,9 @@ class _Walk:
             yield f"says stream {commit.stream}, batch {commit.batch}"
         if commit.fingerprint != self._run.fingerprint:
             yield f"is of another run: fingerprint {commit.fingerprint}, that of run.json is {self._run.fingerprint}"
+        elif self._digest is not None and commit.previous != self._digest:
+            before = commit_name(commit.stream, batch - 1) if batch else RUN
+            yield f"follows another {before} than the one that is there: one of the two was rewritten"
 
     def _check_cursors(self, commit: Commit) -> Iterator[str]:
         before, after = commit.cursor_before, commit.cursor_after

@@ -21,7 +21,8 @@ from ..core.errors import DamagedData
 from ..core.strict_json import loads
 from ..format.batch_file import batch_arrays
 from ..format.chain import compare_data
-from ..format.commit import Commit, data_name, digest_ids
+from ..format.commit import Commit, data_name
+from ..format.digests import digest_ids
 from ..format.dtypes import LARGEST_CODE, dtype_named
 from ..format.not_finite import KINDS, counted
 from ..format.run_config import FORMAT

@@ -12,12 +12,16 @@ from ..format.run_config import RunConfig, RunDescription
 
 @dataclass(frozen=True)
 class AuditedRun:
-    """The run config, its fingerprint, which tokens are stored, and the ids of the special tokens."""
+    """The run config, its fingerprint, which tokens are stored, and the ids of the special tokens.
+
+    `digest` is that of the bytes of `run.json`.
+    """
 
     config: RunConfig
     fingerprint: str
     selection: Selection
     special_ids: tuple[int, ...] = ()
+    digest: str = ""
 
     @classmethod
     def of(cls, run: RunDescription, name: str) -> "AuditedRun":
@@ -26,4 +30,4 @@ class AuditedRun:
             selection = Selection.parse(run.config.positions, run.config.drop_special)
         except InvalidRequest as error:
             raise DamagedData(f"{name}: not a readable run description ({error})") from error
-        return cls(run.config, run.fingerprint, selection, tuple(run.special_tokens.ids.values()))
+        return cls(run.config, run.fingerprint, selection, tuple(run.special_tokens.ids.values()), run.digest)

@@ -16,7 +16,9 @@ The JSON of `verify --json`; keys stay, more may follow:
     num_tokens        tokens that the committed batches cover, stored or not
     expected_records  how many records the streams have
     not_finite        {hook point: {"nan": n, "inf": n}} where there are any; null without --deep
-    streams           the same of each stream, with stream and finished, in order
+    fingerprint, manifest_digest   of the run config and of the streams, as run.json has them
+    digest            of the whole run: whoever kept it can tell later that nothing was rewritten
+    streams           the same of each stream, with stream, finished and digest, that of its last commit, in order
 """
 
 from collections import Counter
@@ -25,6 +27,8 @@ from dataclasses import dataclass, field
 
 from ..core.errors import DamagedData, TryAgain
 from ..core.text import printable
+from ..format.digests import digest_of
+from .facts import AuditedRun
 
 SCHEMA = 1
 LINES = 20  # of a kind and stream that people see
@@ -46,6 +50,7 @@ class StreamAudit:
     num_batches: int = 0
     num_bytes: int = 0
     finished: bool = False
+    digest: str = ""
     problems: list[str] = field(default_factory=list)
     uncommitted: list[str] = field(default_factory=list)
     non_finite: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -53,7 +58,7 @@ class StreamAudit:
 
     def to_json(self, deep: bool) -> dict:
         """Return what was found in the stream as JSON."""
-        names = ("stream", "finished", "problems", "uncommitted", *COUNTS)
+        names = ("stream", "finished", "digest", "problems", "uncommitted", *COUNTS)
         return {name: getattr(self, name) for name in names} | {"not_finite": _table(self.non_finite) if deep else None}
 
 
@@ -63,13 +68,28 @@ class RunAudit:
 
     output: str
     deep: bool
+    run: AuditedRun
     streams: tuple[StreamAudit, ...]
     strays: tuple[str, ...] = ()
+    expected: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """The digest of the run: of the digests of `run.json` and of the last commit of each stream, in order."""
+        digests = [self.run.digest, *(stream.digest for stream in self.streams)]
+        return digest_of("".join(f"{digest}\n" for digest in digests).encode())
+
+    @property
+    def general(self) -> list[str]:
+        """A sentence for each thing that is wrong and of no stream."""
+        if self.expected in (None, self.digest, *(stream.digest for stream in self.streams)):
+            return [*self.strays]
+        return [*self.strays, f"{self.output}: its digest is {self.digest}, and {self.expected} was expected"]
 
     @property
     def problems(self) -> list[str]:
-        """A sentence for each thing that is wrong, strays first."""
-        return [*self.strays, *(problem for stream in self.streams for problem in stream.problems)]
+        """A sentence for each thing that is wrong, those of no stream first."""
+        return [*self.general, *(problem for stream in self.streams for problem in stream.problems)]
 
     @property
     def unfinished(self) -> list[int]:
@@ -103,13 +123,15 @@ class RunAudit:
     def to_json(self) -> dict:
         """Return what `verify --json` prints."""
         found = {"schema": SCHEMA, "output": self.output, "deep": self.deep, "verdict": self.verdict}
-        found |= {"problems": self.problems, "unfinished": self.unfinished, "uncommitted": self.uncommitted}
+        found |= {"fingerprint": self.run.fingerprint, "manifest_digest": self.run.config.manifest_digest}
+        found |= {"digest": self.digest, "problems": self.problems}
+        found |= {"unfinished": self.unfinished, "uncommitted": self.uncommitted}
         found |= self.totals() | {"not_finite": _table(self.non_finite) if self.deep else None}
         return found | {"streams": [stream.to_json(self.deep) for stream in self.streams]}
 
     def to_text(self) -> str:
         """Return a line for each thing that is wrong, not finished or ignored, and the summary."""
-        lines, unfinished = [f"wrong: {problem}" for problem in self.strays], set(self.unfinished)
+        lines, unfinished = [f"wrong: {problem}" for problem in self.general], set(self.unfinished)
         for stream in self.streams:
             lines += _shortened([f"wrong: {problem}" for problem in stream.problems], f"stream {stream.stream}")
         lines += [
@@ -120,6 +142,11 @@ class RunAudit:
         lines += _shortened([f"not committed, ignored: {name}" for name in self.uncommitted], "the run")
         for hook_point, found in _table(self.non_finite).items():
             lines.append(f"not finite: {hook_point} has {found['nan']:,} NaN and {found['inf']:,} infinite values")
+        lines += _shortened(
+            [f"digest of stream {stream.stream}: {stream.digest}" for stream in self.streams], "the run"
+        )
+        lines.append(f"fingerprint {self.run.fingerprint}, manifest {self.run.config.manifest_digest}")
+        lines.append(f"digest of the run: {self.digest}")
         return "\n".join(printable(line) for line in [*lines, self._summary()])
 
     def _summary(self) -> str:

@@ -129,6 +129,8 @@ def _check_tokens(arrays: Arrays, run: AuditedRun) -> Iterator[str]:
     tokens, selection = arrays["tokens"], run.selection
     if len(tokens) and tokens.min() < 0:
         yield "it holds a token below 0"
+    elif len(tokens) and tokens.max() >= run.config.vocab_size:
+        yield f"it holds the token {tokens.max():,}, and the model has {run.config.vocab_size:,}"
     if selection.pools:
         over, whole = arrays["mean_over"], arrays["positions"] % run.config.seq_len + 1
         if (over != whole).any() if selection.is_told_by_lengths else ((over < 1) | (over > whole)).any():

@@ -40,8 +40,12 @@ DEEP_THREADS = min(8, os.cpu_count() or 1)
 _WORKER_FOLDER = re.compile(r"worker-[0-9]{5,}")
 
 
-def audit_run(output: str, streams: str | None = None, deep: bool = False, visible: bool = False) -> RunAudit:
-    """Check a run against its streams, which lie where `run.json` says unless given; `visible` shows a bar on stderr.
+def audit_run(
+    output: str, streams: str | None = None, deep: bool = False, visible: bool = False, expected: str | None = None
+) -> RunAudit:
+    """Check a run against its streams, those that `run.json` names unless given.
+
+    `expected` is a digest, of the run or of a stream, that a person kept; `visible` shows a bar on stderr.
 
     Raises InvalidRequest if there is no run at `output`, DamagedData if `run.json` is lost or unreadable,
     ConfigurationMismatch if those are not the streams that the run was made from, and what storage raises.
@@ -71,7 +75,7 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, visib
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     _compare_widths(audits)
-    return RunAudit(output, deep, audits, _strays(storage, manifest.num_streams))
+    return RunAudit(output, deep, run, audits, _strays(storage, manifest.num_streams), expected)
 
 
 def _read_run(storage: Storage) -> RunDescription:

@@ -19,10 +19,11 @@ AHEAD = 16
 
 
 class StoredCommit(NamedTuple):
-    """A commit and the object that holds it."""
+    """A commit, the object that holds it, and the digest of its bytes."""
 
     info: ObjectInfo
     commit: Commit
+    digest: str
 
 
 class Listing(NamedTuple):
@@ -81,22 +82,24 @@ def walk(
 
     def read(item: tuple[int, ObjectInfo | None]) -> tuple[int, StoredCommit | None]:
         stream, info = item
-        return stream, info and StoredCommit(info, read_commit(storage, info.name))
+        return stream, info and StoredCommit(info, *read_commit(storage, info.name))
 
-    last: Commit | None = None
+    last: StoredCommit | None = None
     for stream, stored in prefetch(items(), read, AHEAD, pool):
         if stored is not None:
             _check_follows(stored, stream, last, fingerprint)
-        last = stored and stored.commit
+        last = stored
         yield stored
 
 
-def _check_follows(stored: StoredCommit, stream: int, last: Commit | None, fingerprint: str) -> None:
+def _check_follows(stored: StoredCommit, stream: int, last: StoredCommit | None, fingerprint: str) -> None:
     name, commit = stored.info.name, stored.commit
-    check_place(commit, name, stream, last.batch + 1 if last else 0)
+    check_place(commit, name, stream, last.commit.batch + 1 if last else 0)
     if commit.fingerprint != fingerprint:
         raise DamagedData(f"{name}: is of another run, fingerprint {commit.fingerprint}")
-    cursor = last.cursor_after if last else Cursor(0, 0)
+    if last and commit.previous != last.digest:
+        raise DamagedData(f"{name}: follows another commit than {last.info.name}: one of them was rewritten")
+    cursor = last.commit.cursor_after if last else Cursor(0, 0)
     if commit.cursor_before != cursor:
         raise DamagedData(f"{name}: begins at {commit.cursor_before}, the batch before it ended at {cursor}")
 

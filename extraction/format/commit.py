@@ -6,21 +6,21 @@ folder of the stream; anything else raises DamagedData that names the object. Un
 at most 64 bytes for each byte that is parsed.
 """
 
-import hashlib
 import json
 import math
 import platform
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..core.errors import DamagedData
 from ..core.strict_json import loads
 from ..core.versions import software_versions
 from ..storage import Storage
+from .digests import digest_of
 from .not_finite import KINDS, NotFinite, added
 from .records import Cursor
 from .run_config import FORMAT
@@ -146,11 +146,13 @@ class Totals:
 class Commit:
     """The content of a commit; names and units are those of the JSON.
 
-    `num_rows` are the stored rows, `num_tokens` the tokens of the records that the batch covers, stored or not.
+    `previous` is the digest of the commit before it, of `run.json` for the first of a stream. `num_rows` are the stored
+    rows, `num_tokens` the tokens of the records that the batch covers, stored or not.
     """
 
     stream: int
     batch: int
+    previous: str
     cursor_before: Cursor
     cursor_after: Cursor
     data: DataObject | None
@@ -212,9 +214,17 @@ def parse_commit(data: bytes, name: str) -> Commit:
         raise DamagedData(f"{name}: not a readable commit ({error or type(error).__name__})") from error
 
 
-def read_commit(storage: Storage, name: str) -> Commit:
+class ReadCommit(NamedTuple):
+    """A commit, and the digest of its bytes as they are stored."""
+
+    commit: Commit
+    digest: str
+
+
+def read_commit(storage: Storage, name: str) -> ReadCommit:
     """Return the commit stored under `name`. Raises ObjectNotFound, and DamagedData as `parse_commit`."""
-    return parse_commit(storage.read_small(name, MAX_COMMIT), name)
+    data = storage.read_small(name, MAX_COMMIT)
+    return ReadCommit(parse_commit(data, name), digest_of(data))
 
 
 def check_format(number: object, what: str) -> None:
@@ -260,16 +270,9 @@ def _counts(commit: Commit) -> Iterator[Any]:
 
 
 def _strings(commit: Commit) -> Iterator[Any]:
-    yield from (commit.attempt, commit.fingerprint, commit.host, commit.started, commit.record_ids_digest)
+    yield from (commit.previous, commit.attempt, commit.fingerprint, commit.host, commit.started)
+    yield commit.record_ids_digest
     if commit.data is not None:
         yield from (commit.data.name, commit.data.crc32c)
     for odd in (commit.not_finite, commit.totals.not_finite):
         yield from odd
-
-
-def digest_ids(ids: Iterable[str]) -> str:
-    """Return `sha256:` and the digest of the record ids in order, each followed by a zero byte."""
-    digest = hashlib.sha256()
-    for record_id in ids:
-        digest.update(record_id.encode() + b"\0")
-    return f"sha256:{digest.hexdigest()}"

@@ -13,10 +13,11 @@ from typing import Any
 from ..core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, ObjectNotFound
 from ..core.strict_json import loads
 from ..storage import Storage
+from .digests import digest_of
 from .dtypes import LARGEST_CODE, STORE_DTYPES
 
 RUN = "run.json"
-FORMAT = 3  # of run.json, commits and batch files; anything that changes how bytes are made or read raises it
+FORMAT = 4  # of run.json, commits and batch files; anything that changes how bytes are made or read raises it
 _MOST = 1 << 31
 _MAX_TEXT = 1000  # characters of a version
 _MAX_RUN = 16 << 20  # bytes; some 20 for each stream
@@ -27,7 +28,7 @@ class RunConfig:
     """Everything that determines the bytes of a run.
 
     The place of the data, and how many chips, threads or workers there are, are no part of it. `seq_len` is T,
-    `batch_size` B; `steps_per_batch` steps of [B, T] tokens make a batch.
+    `batch_size` B; `steps_per_batch` steps of [B, T] tokens make a batch. Token ids are below `vocab_size`.
     """
 
     model: str
@@ -46,6 +47,7 @@ class RunConfig:
     max_records: int | None
     positions: str = "all"
     drop_special: bool = False
+    vocab_size: int = _MOST
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -116,13 +118,19 @@ class SpecialTokenIds:
 
 @dataclass(frozen=True)
 class RunDescription:
-    """The content of `run.json`. `streams` is where the streams were, `records_per_stream` how many are extracted."""
+    """The content of `run.json`. `streams` is where the streams were, `records_per_stream` how many are extracted.
+
+    `model_location` is where the model was: a hub id, a folder or a folder in a bucket. `digest` is that of the stored
+    bytes, which only they tell.
+    """
 
     config: RunConfig
     streams: str
     special_tokens: SpecialTokenIds = SpecialTokenIds()
     records_per_stream: tuple[int, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    model_location: str = ""
+    digest: str = field(default="", compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -132,6 +140,7 @@ class RunDescription:
     def to_bytes(self) -> bytes:
         """Return the bytes of `run.json`."""
         value = asdict(self) | {"format": FORMAT, "config": self.config.to_json(), "fingerprint": self.fingerprint}
+        del value["digest"]
         return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
@@ -168,13 +177,16 @@ def parse_run(data: bytes, name: str) -> RunDescription:
         if config.fingerprint != value["fingerprint"]:
             raise ValueError("its fingerprint is not that of its config")
         special, sizes, versions = value["special_tokens"], value["records_per_stream"], value["versions"]
-        if type(value["streams"]) is not str or type(versions) is not dict:
-            raise ValueError("streams or versions have the wrong type")
+        if not type(value["streams"]) is type(value["model_location"]) is str or type(versions) is not dict:
+            raise ValueError("streams or versions have the wrong type, or model_location")
         if not all(type(text) is str and len(text) <= _MAX_TEXT for text in versions.values()):
             raise ValueError("versions are not short texts")
         if type(sizes) is not list or not all(_is_count(size) for size in sizes):
             raise ValueError("records_per_stream is not a list of numbers of records")
-        return RunDescription(config, value["streams"], _special_tokens(special), tuple(sizes), versions)
+        return RunDescription(
+            config, value["streams"], _special_tokens(special), tuple(sizes), versions, value["model_location"],
+            digest_of(data),
+        )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise DamagedData(f"{name}: not a readable run description ({what})") from error
@@ -200,8 +212,8 @@ def _special_tokens(value: Any) -> SpecialTokenIds:
 
 def _check(config: RunConfig) -> None:
     """Raise ValueError for a field of another type or size than it can have."""
-    for name in ("seq_len", "batch_size", "steps_per_batch"):
-        if not _is_id(getattr(config, name)) or getattr(config, name) == 0:
+    for name in ("seq_len", "batch_size", "steps_per_batch", "vocab_size"):
+        if not _is_count(getattr(config, name)) or getattr(config, name) > _MOST or getattr(config, name) == 0:
             raise ValueError(f"{name} is not a size")
     if config.max_records is not None and not _is_count(config.max_records):
         raise ValueError("max_records is not a number of records")

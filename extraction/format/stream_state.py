@@ -109,7 +109,7 @@ def read_stream_state(storage: Storage, stream: int) -> StreamState:
     last, damage = None, None
     if commits:
         try:
-            last = read_commit(storage, commits[-1].name)
+            last = read_commit(storage, commits[-1].name).commit
         except DamagedData as error:
             damage = str(error)
     times = tuple(map(_time, commits))

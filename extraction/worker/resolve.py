@@ -44,6 +44,11 @@ class ModelPlan:
     config: ModelConfig
     hook_points: tuple[str, ...]
 
+    @property
+    def location(self) -> str:
+        """Where the model is, as other folders of this machine would name it."""
+        return self.folder.model if self.folder.revision or self.folder.bucket else absolute(self.folder.model)
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -93,6 +98,7 @@ class RunPlan:
             max_records=self.max_records,
             positions=str(self.selector.selection),
             drop_special=self.selector.selection.drop_special,
+            vocab_size=self.model.config.vocab_size,
         )
 
 

@@ -43,6 +43,7 @@ class JoinedRun:
 
     plan: RunPlan
     config: RunConfig
+    digest: str  # of run.json
     step: Step
     metrics: Metrics | None
 
@@ -80,19 +81,20 @@ def join(plan: RunPlan, begin: float) -> JoinedRun:
         step = load_step(plan.model.folder, plan.model.config, plan.step, cache.folder)
     config = plan.run_config(step.weights_digest)
     sizes = tuple(config.limit(stream.num_records) for stream in plan.manifest.streams)
-    own = RunDescription(config, plan.streams, plan.tokenizer.special_tokens(), sizes, plan.versions)
+    special = plan.tokenizer.special_tokens()
+    own = RunDescription(config, plan.streams, special, sizes, plan.versions, plan.model.location)
     run = checkpoint.join_run(plan.output, own)
     for line in version_differences(run.versions, own.versions):
         say(f"this worker differs from the one that began the run: {line}", "WARNING")
     origin, seconds = "from the cache" if cache.held_step else "compiled", time.perf_counter() - begin
     say(f"ready on {plan.hardware.name} (mesh {plan.step.mesh}), step {origin}, after {seconds:.1f} s")
-    return JoinedRun(plan, config, step, metrics)
+    return JoinedRun(plan, config, run.digest, step, metrics)
 
 
 def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) -> None:
     """Extract one stream from the cursor of its chain to its end. Raises Stopped if asked to stop before it."""
     stream = open_stream(run.plan.manifest, run.plan.streams, number)
-    chain = checkpoint.CommitChain.load(run.plan.output, number, run.config.fingerprint)
+    chain = checkpoint.CommitChain.load(run.plan.output, number, run.config.fingerprint, run.digest)
     chain.attempt = replace(attempt, versions=run.plan.versions)
     total = run.config.limit(stream.num_records)
     say(f"at record {chain.cursor.record:,} of {total:,}", worker=number)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import checkpoint
+from extraction.format.commit import parse_commit
 from extraction.storage import open_storage
 from tests.helpers import slurm
 from tests.helpers.fake_metadata import FakeMetadata
@@ -229,5 +230,5 @@ def test_slurm_requeues_a_worker_in_mid_stream(tmp_path):
         cluster.until(lambda: set(cluster.states(job)) == {"COMPLETED"}, "the end of both workers", 200)
     assert verify(output).returncode == 0
     names = checkpoint.list_commits(storage, 1)
-    attempts = {checkpoint.parse_commit(storage.read(name), name).attempt for name in names}
+    attempts = {parse_commit(storage.read(name), name).attempt for name in names}
     assert (len(attempts), len(names) > seen) == (2, True), (tmp_path / "worker-1.log").read_text()

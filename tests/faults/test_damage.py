@@ -39,7 +39,7 @@ def removed(data):
         (LAST_COMMIT, lambda data: b"", f"{LAST_COMMIT}: not a readable commit"),
         (LAST_COMMIT, lambda data: data[:100], f"{LAST_COMMIT}: not a readable commit"),
         (LAST_COMMIT, lambda data: b"\x80 not JSON", f"{LAST_COMMIT}: not a readable commit"),
-        (LAST_COMMIT, edited(format=2), f"{LAST_COMMIT}: commit of format 2, this version reads 3"),
+        (LAST_COMMIT, edited(format=2), f"{LAST_COMMIT}: commit of format 2, this version reads 4"),
         (LAST_COMMIT, edited(stream=7), f"{LAST_COMMIT}: it says stream 7"),
         (LAST_COMMIT, edited(batch=1), f"{LAST_COMMIT}: "),
         (MIDDLE_COMMIT, removed, f"{MIDDLE_COMMIT} is missing, but {LAST_COMMIT} is there: restore it"),

@@ -66,7 +66,7 @@ def test_stored_text_neither_breaks_nor_steers_status(run, tmp_path):
     folder = tmp_path / "[bold]run[/x]"
     shutil.copytree(run, folder)
     os.remove(max((folder / "worker-00001/commits").iterdir()))
-    note = {"format": 3, "state": "failed", "message": HOSTILE, "attempt": "a", "host": HOSTILE}
+    note = {"format": 4, "state": "failed", "message": HOSTILE, "attempt": "a", "host": HOSTILE}
     (folder / "worker-00001/attempts").mkdir(exist_ok=True)
     (folder / "worker-00001/attempts/z.end.json").write_text(json.dumps(note))
     result = subprocess.run([*COMMAND, "status", folder], capture_output=True, text=True)

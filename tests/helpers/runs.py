@@ -62,10 +62,13 @@ def make_run(
 ) -> None:
     """A run with a worker for each list of record lengths; each worker stops after some batches, at the end if None."""
     config = replace(CONFIG, hook_points=tuple(WIDTHS), store_dtype=DTYPE.name, positions=str(selector.selection))
-    checkpoint.join_run(storage, RunDescription(config, "/nowhere"))
+    run = checkpoint.join_run(storage, RunDescription(config, "/nowhere"))
     for worker_id, lengths in enumerate(streams):
         extract(
-            checkpoint.CommitChain.load(storage, worker_id, config.fingerprint), list(lengths), stop_after, selector
+            checkpoint.CommitChain.load(storage, worker_id, config.fingerprint, run.digest),
+            list(lengths),
+            stop_after,
+            selector,
         )
 
 

@@ -3,6 +3,7 @@
 Records have the lengths of `tests.helpers.batches.LENGTHS`; tokens and activations are functions of the record's number.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from extraction.audit.verify import RunAudit, audit_run
 from extraction.batching.packing import PackedBatch, pack_batches
 from extraction.batching.token_selection import EVERYTHING, Selection, Selector
 from extraction.datasets import fineweb
+from extraction.format.digests import digest_of
 from extraction.format.records import Cursor, Record, TokenizedRecord
 from extraction.format.run_config import RunConfig, RunDescription, SpecialTokenIds
 from extraction.format.safetensors import SafetensorsFile, decode
@@ -58,11 +60,9 @@ def configure(streams: str, **changes: object) -> RunConfig:
     return RunConfig(**settings | changes)
 
 
-def join(storage: Storage, streams: str, **changes: object) -> RunConfig:
+def join(storage: Storage, streams: str, **changes: object) -> RunDescription:
     """Write `run.json`, as the first worker does."""
-    config = configure(streams, **changes)
-    checkpoint.join_run(storage, describe(config, streams))
-    return config
+    return checkpoint.join_run(storage, describe(configure(streams, **changes), streams))
 
 
 def describe(config: RunConfig, streams: str) -> RunDescription:
@@ -95,8 +95,8 @@ def shard_of(
 
 def extract(storage: Storage, streams: str, worker_id: int, most: int | None = None, **changes: object) -> CommitChain:
     """What a worker does, without a model: commit the batches of its stream, at most `most` of them."""
-    config = join(storage, streams, **changes)
-    chain = CommitChain.load(storage, worker_id, config.fingerprint)
+    run = join(storage, streams, **changes)
+    config, chain = run.config, CommitChain.load(storage, worker_id, run.fingerprint, run.digest)
     selector = Selector(Selection.parse(config.positions, config.drop_special), SPECIAL_IDS)
     for batch in batches_of(streams, worker_id, chain.cursor, config.long_documents, selector)[:most]:
         shard = shard_of(batch, worker_id, chain.next_batch, config.store_dtype)
@@ -122,6 +122,18 @@ def flipped(data: bytes) -> bytes:
 
 def assert_found(problems: Iterable[str], pattern: str) -> None:
     assert any(re.match(pattern, problem) for problem in problems), problems
+
+
+def relink(storage: Storage, put: Callable[[str, bytes], object]) -> None:
+    """Make each readable commit hold the digest of the one before it; `put` replaces an object."""
+    for worker in range(NUM_WORKERS):
+        last = digest_of(storage.read("run.json"))
+        for name in [info.name for info in storage.list(f"worker-{worker:05d}/commits/")]:
+            data = storage.read(name)
+            with contextlib.suppress(ValueError):
+                if json.loads(data)["previous"] != last:
+                    put(name, data := edited(data, previous=last))
+            last = digest_of(data)
 
 
 class Store:
@@ -161,7 +173,12 @@ class Store:
         self.put(name, change(self.storage.read(name)))
 
     def edit(self, name: str, **changes: object) -> None:
+        """Change keys of an object, and the chain of digests after it as who made it all would."""
         self.change(name, lambda data: edited(data, **changes))
+        self.relink()
+
+    def relink(self) -> None:
+        relink(self.storage, self.put)
 
     def change_data(self, change: Callable) -> None:
         """Change the arrays of the data object, and commit what comes out as if it had been so from the beginning."""

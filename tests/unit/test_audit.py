@@ -3,6 +3,7 @@
 The runs are made without a model, and every damage is put into the store behind the project's back.
 """
 
+import hashlib
 import json
 import threading
 from collections import Counter
@@ -13,9 +14,9 @@ import checkpoint
 from extraction.audit.verify import audit_run
 from extraction.batching.packing import pack_batches
 from extraction.core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, PermissionDenied
-from extraction.format.commit import MAX_COMMIT
+from extraction.format.commit import MAX_COMMIT, parse_commit
 from extraction.format.records import Cursor
-from extraction.format.run_config import FORMAT
+from extraction.format.run_config import FORMAT, RunConfig
 from extraction.storage import open_storage
 from extraction.worker.attempts import noted_ending
 from tests.helpers.batches import SHAPE
@@ -51,7 +52,7 @@ def test_a_finished_run_is_proven(store, deep):
     (lambda s: s.change(COMMIT, lambda data: data[:-40]), f"{COMMIT}: not a readable commit"),
     (lambda s: s.put(COMMIT, b"not JSON"), f"{COMMIT}: not a readable commit"),
     (lambda s: s.put(COMMIT, b"x" * (MAX_COMMIT + 1)), f"{COMMIT}: not a readable commit .*too many"),
-    (lambda s: s.edit(COMMIT, format=2), f"{COMMIT}: commit of format 2, this version reads 3"),
+    (lambda s: s.edit(COMMIT, format=2), f"{COMMIT}: commit of format 2, this version reads {FORMAT}"),
     (lambda s: s.remove(COMMIT), f"{COMMIT} is missing, but worker-00000/commits/00000002.json is there"),
     (lambda s: [s.remove(COMMIT), s.remove(COMMIT.replace("01.", "02."))],
      f"{COMMIT} and the 1 after it are missing, but worker-00000/commits/00000003.json is there"),
@@ -141,6 +142,9 @@ def test_the_json_has_stable_keys(store):
         "output",
         "deep",
         "verdict",
+        "fingerprint",
+        "manifest_digest",
+        "digest",
         "problems",
         "unfinished",
         "uncommitted",
@@ -148,14 +152,22 @@ def test_the_json_has_stable_keys(store):
         "not_finite",
         "streams",
     ]
-    assert list(value["streams"][0]) == ["stream", "finished", "problems", "uncommitted", *counts, "not_finite"]
+    assert list(value["streams"][0]) == [
+        "stream",
+        "finished",
+        "digest",
+        "problems",
+        "uncommitted",
+        *counts,
+        "not_finite",
+    ]
     assert value["streams"][0]["uncommitted"] == value["uncommitted"] == ["worker-00000/batches/torn.safetensors"]
     assert store.audit().to_json()["not_finite"] is None
 
 
 def test_the_figures_are_those_of_the_commits(store):
     commits = [
-        checkpoint.parse_commit(store.storage.read(name), name)
+        parse_commit(store.storage.read(name), name)
         for worker in range(NUM_WORKERS)
         for name in checkpoint.list_commits(store.storage, worker)
     ]
@@ -179,7 +191,7 @@ def test_long_lists_are_cut_for_people_only(store):
     for number in range(50):
         store.put(f"worker-00000/batches/{number:08d}-00.safetensors", b"")
     text = store.audit().to_text()
-    assert text.count("\n") == 21 and "and 30 more such lines" in text
+    assert text.count("\n") == 25 and "and 30 more such lines" in text
     assert len(store.audit().to_json()["uncommitted"]) == 50
 
 
@@ -264,8 +276,8 @@ def test_what_storage_refuses_is_raised_and_ends_the_audit(gcs, run_streams):
 def test_a_run_of_the_first_records_is_proven(empty):
     for worker in range(NUM_WORKERS):
         extract(empty.storage, empty.streams, worker, most=0, max_records=0)
-        config = join(empty.storage, empty.streams, max_records=0)
-        chain = checkpoint.CommitChain.load(empty.storage, worker, config.fingerprint)
+        run = join(empty.storage, empty.streams, max_records=0)
+        chain = checkpoint.CommitChain.load(empty.storage, worker, run.fingerprint, run.digest)
         (batch,) = pack_batches([], Cursor(0, 0), SHAPE, "split")
         chain.commit(batch, None, {})
     assert (empty.audit(deep=True).verdict, empty.audit().totals()["num_records"]) == ("proven", 0)
@@ -359,3 +371,47 @@ def test_symbolic_links_of_the_owner_are_followed(tmp_path, run_streams):
     (tmp_path / "other-disk/commits/00000001.json").unlink()
     (tmp_path / "other-disk/commits/00000001.json").symlink_to("/nowhere")
     assert "worker-00001/commits/00000001.json is missing" in audit_run(str(tmp_path / "run")).problems[0]
+
+
+# ---------------------------------------------------------------------------------------------- the chain of digests
+
+
+def test_a_rewritten_commit_is_found_though_all_else_fits(store):
+    """Its host says nothing that anything else says; the commit after it holds its digest."""
+    store.put(COMMIT, edited(store.storage.read(COMMIT), host="elsewhere"))
+    last = COMMIT.replace("01.", "02.")
+    assert store.problems() == [
+        f"{last}: follows another {COMMIT} than the one that is there: one of the two was rewritten"
+    ]
+    store.relink()
+    assert store.problems() == []
+
+
+def test_the_first_commit_names_run_json(store):
+    store.put("run.json", edited(store.storage.read("run.json"), versions={"jax": "another"}))
+    said = "follows another run.json than the one that is there: one of the two was rewritten"
+    assert store.problems() == [f"worker-{worker:05d}/commits/00000000.json: {said}" for worker in range(NUM_WORKERS)]
+
+
+def test_who_kept_a_digest_sees_what_was_rewritten_consistently(store):
+    kept = store.audit()
+    last = checkpoint.list_commits(store.storage, 0)[-1]
+    assert kept.streams[0].digest == f"sha256:{hashlib.sha256(store.storage.read(last)).hexdigest()}"
+    assert f"digest of the run: {kept.digest}" in kept.to_text() and kept.run.fingerprint in kept.to_text()
+    store.edit(COMMIT, host="elsewhere")
+    now = store.audit()
+    assert now.verdict == "proven" and now.digest != kept.digest
+    assert now.streams[0].digest != kept.streams[0].digest and now.streams[1].digest == kept.streams[1].digest
+    for expected in (kept.digest, kept.streams[0].digest, "sha256:0"):
+        assert_found(store.problems(expected=expected), f".*: its digest is {now.digest}, and {expected} was expected")
+    assert store.problems(expected=now.digest) == store.problems(expected=kept.streams[1].digest) == []
+
+
+def test_tokens_beyond_the_vocabulary_never_pass(store):
+    store.edit("run.json", config__vocab_size=50)
+    config = RunConfig.from_json(json.loads(store.storage.read("run.json"))["config"])
+    store.edit("run.json", fingerprint=config.fingerprint)
+    for name in [info.name for info in store.storage.list() if "/commits/" in info.name]:
+        store.edit(name, fingerprint=config.fingerprint)
+    assert store.problems() == []
+    assert_found(store.problems(deep=True), f"{DATA}: it holds the token .*, and the model has 50")

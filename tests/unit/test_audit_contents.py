@@ -126,7 +126,8 @@ def test_deep_finds_another_width(store, widths):
 
 def test_deep_finds_another_width_in_another_worker(empty):
     extract(empty.storage, empty.streams, 0)
-    chain = CommitChain.load(empty.storage, 1, join(empty.storage, empty.streams).fingerprint)
+    run = join(empty.storage, empty.streams)
+    chain = CommitChain.load(empty.storage, 1, run.fingerprint, run.digest)
     for batch in batches_of(empty.streams, 1, Cursor(0, 0)):
         chain.commit(batch, shard_of(batch, 1, chain.next_batch, widths=dict.fromkeys(HOOKS, 6)).data, {})
     assert empty.problems(deep=True) == ["worker-00001: its residual stream is 6 wide, that of other streams 4"]

@@ -21,7 +21,7 @@ from extraction.format.records import Cursor, TokenizedRecord
 from extraction.format.run_config import parse_run
 from extraction.storage import open_storage
 from tests.helpers.runs import CONFIG, SHAPE
-from tests.helpers.stream_runs import NUM_WORKERS, configure, describe, edited, extract
+from tests.helpers.stream_runs import NUM_WORKERS, configure, describe, edited, extract, relink
 
 RULES = ("last", "mean", "every:3", "every:8", "0,5,-1", "-3,-12,2")
 EXACT = ("all", "last", "every:2", "every:3", "0,1", "3,-1")
@@ -122,6 +122,7 @@ def without_data(storage, number):
         }
         gone = {"data": None, "num_rows": 0} if name == names[0] else {}
         Path(storage.location, name).write_bytes(edited(data, **left, **gone))
+    relink(storage, lambda name, data: Path(storage.location, name).write_bytes(data))
 
 
 @pytest.mark.parametrize("positions, drop_special, told", [

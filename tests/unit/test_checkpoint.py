@@ -13,6 +13,7 @@ import checkpoint
 from checkpoint import CommitChain
 from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced
 from extraction.core.versions import software_versions, version_differences
+from extraction.format.commit import parse_commit
 from extraction.format.records import Cursor
 from extraction.format.run_config import RunDescription
 from extraction.storage import open_storage
@@ -58,7 +59,7 @@ def test_a_new_worker_stands_at_the_beginning(storage):
 def test_a_commit_has_the_keys_of_the_format(storage):
     commit_next(load(storage))
     commit = json.loads(storage.read("worker-00000/commits/00000000.json"))
-    assert commit["format"] == 3
+    assert commit["format"] == 4
     assert commit["cursor_before"] == {"record": 0, "token_offset": 0}
     assert commit["cursor_after"] == {"record": 2, "token_offset": 8}
     assert (commit["num_records"], commit["num_rows"], commit["end_of_stream"]) == (3, 16, False)
@@ -181,10 +182,10 @@ def test_joining_a_run_names_each_field_that_differs(storage):
     "content, message",
     [
         (b"", "not a readable commit"),
-        (b'{"format": 3, "stream"', "not a readable commit"),
+        (b'{"format": 4, "stream"', "not a readable commit"),
         (b"[1, 2]", "not a readable commit"),
         (b'{"format": 2}', "format 2"),
-        (b'{"format": 3, "stream": 0}', "not a readable commit"),
+        (b'{"format": 4, "stream": 0}', "not a readable commit"),
     ],
 )
 def test_an_unreadable_last_commit_stops_the_worker_and_is_named(storage, content, message):
@@ -196,7 +197,7 @@ def test_an_unreadable_last_commit_stops_the_worker_and_is_named(storage, conten
 
 def test_every_key_of_a_commit_is_required_and_others_are_ignored():
     example = {
-        "format": 3,
+        "format": 4,
         "stream": 3,
         "batch": 41,
         "cursor_before": {"record": 1200, "token_offset": 0},
@@ -207,6 +208,7 @@ def test_every_key_of_a_commit_is_required_and_others_are_ignored():
             "crc32c": "AAAAAA==",
             "generation": 1763937000000000,
         },
+        "previous": "sha256:2",
         "num_records": 37,
         "num_rows": 65110,
         "num_tokens": 65200,
@@ -229,15 +231,15 @@ def test_every_key_of_a_commit_is_required_and_others_are_ignored():
             "not_finite": {},
         },
     }
-    commit = checkpoint.parse_commit(json.dumps(example | {"later": 1}).encode(), "commit")
+    commit = parse_commit(json.dumps(example | {"later": 1}).encode(), "commit")
     assert (commit.cursor_after, commit.data.size, commit.totals.tokens) == (Cursor(1236, 2048), 117440512, 65200)
     for key in example:
         with pytest.raises(DamagedData, match=f"not a readable commit .*{key}"):
-            checkpoint.parse_commit(json.dumps({k: v for k, v in example.items() if k != key}).encode(), "commit")
+            parse_commit(json.dumps({k: v for k, v in example.items() if k != key}).encode(), "commit")
     for key in example["totals"]:
         less = example | {"totals": {k: v for k, v in example["totals"].items() if k != key}}
         with pytest.raises(DamagedData, match=f"not a readable commit .*{key}"):
-            checkpoint.parse_commit(json.dumps(less).encode(), "commit")
+            parse_commit(json.dumps(less).encode(), "commit")
 
 
 def test_a_gap_stops_the_worker_and_names_what_is_missing(storage):
@@ -267,7 +269,7 @@ def test_a_commit_cannot_name_data_outside_its_folder_or_of_another_batch(tmp_pa
     stolen = json.loads(commit.to_bytes()) | {"batch": 1}
     stolen["data"] = stolen["data"] | {"name": name}
     with pytest.raises(DamagedData, match="not one of this batch in the batches folder"):
-        checkpoint.parse_commit(json.dumps(stolen).encode(), "commit")
+        parse_commit(json.dumps(stolen).encode(), "commit")
 
 
 def test_the_last_commit_sums_up_the_whole_chain(storage):

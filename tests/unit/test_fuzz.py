@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import checkpoint
 from extraction.audit.contents import check_contents
 from extraction.audit.facts import AuditedRun
 from extraction.audit.verify import audit_run
@@ -23,6 +22,7 @@ from extraction.batching.token_selection import Selection, Selector
 from extraction.core.errors import ExtractionError
 from extraction.core.strict_json import loads
 from extraction.format import run_config
+from extraction.format.commit import parse_commit
 from extraction.format.records import Cursor
 from extraction.format.safetensors import decode, decode_header, entries_of
 from extraction.format.stream_state import parse_ending, parse_progress
@@ -96,7 +96,7 @@ def valid(run_streams, finished_run):
     """A valid file for each parser."""
     with open(f"{run_streams}/manifest.json", "rb") as file:
         manifest = file.read()
-    ending = {"format": 3, "state": "failed", "message": "text", "attempt": "0a", "host": "machine"}
+    ending = {"format": 4, "state": "failed", "message": "text", "attempt": "0a", "host": "machine"}
     return {
         "commit": finished_run[COMMIT],
         "run": finished_run["run.json"],
@@ -117,7 +117,7 @@ def parse_header(data):
 
 
 PARSERS = [
-    ("commit", lambda data: checkpoint.parse_commit(data, "name")),
+    ("commit", lambda data: parse_commit(data, "name")),
     ("run", parse_run),
     ("manifest", lambda data: parse_manifest(data, "name")),
     ("data object", lambda data: decode(data, "name")),
@@ -339,7 +339,7 @@ def test_contents_that_were_committed_so_are_checked_without_a_crash(placed, fin
     commit = json.loads(finished_run[COMMIT])
     commit["data"] |= {"size": len(changed), "crc32c": crc32c_base64(changed)}
     commit["num_rows"] = num_rows
-    contents = check_contents(changed, checkpoint.parse_commit(json.dumps(commit).encode(), COMMIT), facts)
+    contents = check_contents(changed, parse_commit(json.dumps(commit).encode(), COMMIT), facts)
     assert changed != data or not contents.problems
     assert all(problem.startswith(f"{DATA}: ") for problem in contents.problems)
 

@@ -13,6 +13,7 @@ import checkpoint
 from extraction.batching.token_selection import Selection, Selector
 from extraction.core import logs
 from extraction.core.errors import InvalidRequest
+from extraction.format.commit import parse_commit
 from extraction.storage import open_storage
 from extraction.worker import progress as progress_module
 from extraction.worker.metrics import Metrics
@@ -63,14 +64,14 @@ def test_the_pace_is_of_tokens_that_were_read(tmp_path, monkeypatch):
     name = checkpoint.list_commits(storage, 0)[-1]
     progress = progress_module.Progress(storage, 0, 6, 0, visible=False)
     clock.monotonic = lambda: 102.0
-    progress.on_commit(checkpoint.parse_commit(storage.read(name), name))
+    progress.on_commit(parse_commit(storage.read(name), name))
     assert json.loads(storage.read("worker-00000/progress.json"))["tokens_per_second"] == 8.0
 
 
 def test_metrics_count_what_is_committed(tmp_path):
     storage = open_storage(str(tmp_path))
     make_run(storage, [[8] * 6], selector=Selector(Selection.parse("last")))
-    commits = [checkpoint.parse_commit(storage.read(name), name) for name in checkpoint.list_commits(storage, 0)]
+    commits = [parse_commit(storage.read(name), name) for name in checkpoint.list_commits(storage, 0)]
     commits[0] = replace(commits[0], not_finite={"x": {"nan": 2, "inf": 3}, "y": {"nan": 4, "inf": 0}})
     metrics = Metrics(0)
     try:

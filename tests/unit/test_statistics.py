@@ -15,6 +15,7 @@ from ddsketch import DDSketch, LogarithmicMapping
 import checkpoint
 from extraction.audit.verify import audit_run
 from extraction.core.errors import DamagedData
+from extraction.format.commit import parse_commit
 from extraction.format.safetensors import decode
 from extraction.format.statistics import NORM_BINS, norm_counts, norm_sketch
 from extraction.read.reader import ActivationReader
@@ -165,7 +166,7 @@ def test_each_value_is_within_half_a_step_of_the_computed_one(outputs, dtype):
 def test_a_commit_tells_the_reconstruction_error_of_each_hook_point(outputs, dtype):
     storage = open_storage(outputs[dtype])
     names = checkpoint.list_commits(storage, 0)
-    commits = [checkpoint.parse_commit(storage.read(name), name) for name in names]
+    commits = [parse_commit(storage.read(name), name) for name in names]
     reader, exact = ActivationReader(outputs[dtype]), ActivationReader(outputs["float32"])
     batches = zip(commits, reader.batches(streams=[0]), exact.batches(streams=[0]), strict=True)
     for commit, found, computed in batches:

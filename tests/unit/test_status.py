@@ -17,6 +17,7 @@ import checkpoint
 from extract_activations import cli
 from extraction.batching.token_selection import Selection, Selector
 from extraction.core.errors import DamagedData, Fenced
+from extraction.format.commit import parse_commit
 from extraction.format.stream_state import StreamState
 from extraction.storage import open_storage
 from extraction.tools.status import _mean_rate, _rate_now, format_bytes, format_seconds, read_status, table, watch
@@ -79,7 +80,7 @@ def test_where_a_part_is_stored_pace_is_of_all_tokens(tmp_path):
     ours, theirs = (read_status(str(path)).streams[0] for path in (part, whole))
     assert (ours.tokens, ours.rows) == (240, 30) and (theirs.tokens, theirs.rows) == (240, 240)
     assert ours.bytes < theirs.bytes
-    last = checkpoint.parse_commit(open_storage(str(part)).read("worker-00000/commits/00000014.json"), "it")
+    last = parse_commit(open_storage(str(part)).read("worker-00000/commits/00000014.json"), "it")
     fast = StreamState(0, last, 100.0, (100.0, 114.0))
     assert _mean_rate(fast) == pytest.approx(240 * 14 / 15 / 14)
 

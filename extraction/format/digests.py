@@ -1,0 +1,20 @@
+"""Digests as the objects of a run spell them.
+
+In: bytes. Out: `sha256:` and 64 hexadecimal digits. Cost: one pass.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+
+def digest_of(data: bytes | memoryview) -> str:
+    """Return the digest of some bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def digest_ids(ids: Iterable[str]) -> str:
+    """Return the digest of the record ids in order, each followed by a zero byte."""
+    digest = hashlib.sha256()
+    for record_id in ids:
+        digest.update(record_id.encode() + b"\0")
+    return f"sha256:{digest.hexdigest()}"

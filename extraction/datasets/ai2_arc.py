@@ -14,7 +14,6 @@ Cost: a few rows in memory.
     Answer:
 """
 
-import json
 import string
 from dataclasses import dataclass
 from typing import Any
@@ -22,53 +21,49 @@ from typing import Any
 from ..core.errors import DamagedData
 from ..core.flags import flag
 from ..storage import Storage
-from ..streams.build.materialize import Row
-from ..streams.build.publish import Origin, Published
-from ..streams.build.row_files import Located, checked_text, read_rows
-from ..streams.build.source_reading import Reading, publish_read, sound
-from ..streams.build.sources import find_source
-from .command import PLACES, Dataset, SourceOptions
+from ..streams.build.publish import Published
+from ..streams.build.row_files import Located, checked_text
+from .command import PLACES, Dataset
+from .rows import Content, Form, RowOptions, publish_form
 
-KINDS_READ = ("Parquet", "JSONL", "JSON")
-COLUMNS = ("id", "question", "choices", "answerKey")
+COLUMNS = ("question", "choices", "answerKey")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ai2ArcOptions(SourceOptions):
+class Ai2ArcOptions(RowOptions):
     """Which files are read, and whether the answer ends the text."""
 
+    id_column: str | None = flag("id", help="The column that is the record's id.")
     with_answer: bool = flag(False, is_flag=True, help="End each record with the letter of its answer.")
 
 
 def create(storage: Storage, source: str, num_streams: int, options: Ai2ArcOptions = Ai2ArcOptions()) -> Published:
     """Publish `num_streams` streams of questions. Raises InvalidRequest when there are none."""
-    found = find_source(source, KINDS_READ, options.choice).announced()
-    reading = Reading(found, options.skip_bad)
     spans = {"spans": ["answer"]} if options.with_answer else {}
-    said = {"with_answer": options.with_answer} | spans | options.choice.to_json()
-    rows = sound(read_rows(reading, COLUMNS), lambda _, located: question_row(located, options.with_answer), reading)
-    return publish_read(storage, Origin("ai2-arc", found.place, found.revision, said), rows, reading, num_streams)
+    said = {"with_answer": options.with_answer} | spans
+
+    def make(located: Located) -> list[Content]:
+        return [question(located, options.with_answer)]
+
+    return publish_form(storage, source, num_streams, options, Form("ai2-arc", COLUMNS, make, said))
 
 
-def question_row(located: Located, with_answer: bool) -> Row:
-    """Return the record of a question. Raises DamagedData for a missing column or a wrong value."""
+def question(located: Located, with_answer: bool) -> Content:
+    """Return the content of a question. Raises DamagedData for a missing column or a wrong value."""
     where = located.where
-    question, labels, texts = _question(located)
-    for what, value in (("id", located.value("id")), ("question", question), ("answer key", located.value("answerKey")),
+    asked, labels, texts = _question(located)
+    for what, value in (("question", asked), ("answer key", located.value("answerKey")),
                         *(("choice", value) for value in (*labels, *texts))):  # fmt: skip
         checked_text(value, f"{where}: its {what}")
-    name, key = located.text("id"), located.text("answerKey")
+    key = located.text("answerKey")
     if not 1 <= len(labels) <= len(string.ascii_uppercase) or len(labels) != len(texts):
         raise DamagedData(f"{where}: {len(labels)} labels and {len(texts)} texts of choices")
     if labels.count(key) != 1:
         raise DamagedData(f"{where}: the answer key {key!r} is not one of the choices {', '.join(labels)}")
     answer = string.ascii_uppercase[labels.index(key)]
-    meta = {"answer": answer, "answer_key": key, "num_choices": len(labels)}
-    text = prompt(question, texts, answer if with_answer else None)
-    meta |= {"spans": {"answer": [len(text) - len(answer), len(text)]}} if with_answer else {}
-    if located.split is not None:
-        name, meta = f"{located.split}/{name}", meta | {"split": located.split}
-    return Row(name, text, json.dumps(meta))
+    text = prompt(asked, texts, answer if with_answer else None)
+    meta: dict[str, Any] = {"answer": answer, "answer_key": key, "num_choices": len(labels)}
+    return Content(text, meta | ({"spans": {"answer": [len(text) - len(answer), len(text)]}} if with_answer else {}))
 
 
 def prompt(question: str, choices: list[str], answer: str | None = None) -> str:

@@ -15,6 +15,8 @@ from ..core.flags import flag
 from ..storage import Storage
 from ..streams.build.publish import Published
 from ..streams.build.sources import Choice
+from ..streams.row_filter import RowFilter, parse_part, parse_sample
+from ..streams.where import Condition
 
 META_COLUMNS = "Columns, separated by commas, that are stored with the activations as the meta."
 PLACES = "a folder, file or glob, gs://BUCKET/... or hf://datasets/OWNER/NAME[@REVISION]/..."
@@ -71,3 +73,34 @@ class SourceOptions:
     def skip_bad(self) -> bool:
         """Whether damaged records are left out."""
         return self.on_bad_record == "skip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectOptions(SourceOptions):
+    """The flags of a dataset that reads rows: which of them are records, and in which order."""
+
+    where: str | None = flag(
+        None, help="Only rows for which this is true, such as \"score >= 3 and language in ('en', 'de')\"."
+    )
+    part: str | None = flag(
+        None, help="A share of the ids by their hash, as 0.98:train; 0.98:test is the rest, and they share no id."
+    )
+    sample: float | None = flag(
+        None, type=click.FloatRange(0, 1, min_open=True), help="This share of the rows, by the hash of their ids."
+    )
+    shuffle: int | None = flag(None, type=click.IntRange(0), help="Another order of the records, by this seed.")
+    max_tokens: int | None = flag(
+        None, type=click.IntRange(1), help="Only the first records that together have this many tokens of --model."
+    )
+
+    @property
+    def row_filter(self) -> RowFilter:
+        """Which rows are records. Raises InvalidRequest for a condition or part that is none."""
+        shares = (parse_part(self.part),) if self.part else ()
+        shares += (parse_sample(self.sample),) if self.sample is not None else ()
+        return RowFilter(where=Condition(self.where) if self.where else None, shares=shares)
+
+    def selected(self) -> dict[str, Any]:
+        """Return what the manifest records of these flags, but for the row filter."""
+        asked = {"shuffle": self.shuffle, "max_tokens": self.max_tokens}
+        return {name: value for name, value in asked.items() if value is not None}

@@ -6,13 +6,15 @@ manifest and stream files. Guarantee: the records are the rows in the order of t
 source.
 """
 
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -20,12 +22,15 @@ from ..core.errors import DamagedData, InvalidRequest
 from ..core.flags import flag
 from ..storage import Storage
 from ..streams.build.file_kinds import KINDS
-from ..streams.build.materialize import TEXT, Row
+from ..streams.build.materialize import TEXT, Row, Stored
 from ..streams.build.publish import Origin, Published
-from ..streams.build.row_files import Located, read_rows
+from ..streams.build.row_files import Located, Wanted, checked_text, read_rows
 from ..streams.build.source_reading import Reading, publish_read, sound
 from ..streams.build.sources import find_source
-from .command import META_COLUMNS, Names, SourceOptions
+from ..streams.row_filter import RowFilter
+from ..streams.where import Condition
+from .command import META_COLUMNS, Names, SelectOptions
+from .token_counter import TokenCounter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +43,7 @@ _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowOptions(SourceOptions):
+class RowOptions(SelectOptions):
     """Which rows and columns are read. Without `id_column` a record's id is the number of its row, from 0."""
 
     id_column: str | None = flag(None, help="The column that is the record's id; by default the number of the row.")
@@ -46,7 +51,8 @@ class RowOptions(SourceOptions):
     revision: str | None = flag(
         None, help="Branch, tag or commit of a hub data set; pinned to a commit in the manifest."
     )
-    max_records: int | None = flag(None, type=click.IntRange(1), help="Only the first rows.")
+    max_records: int | None = flag(None, type=click.IntRange(1), help="Only the first records of those that are kept.")
+    model: str | None = flag(None, help="Folder of the model whose tokenizer counts --max-tokens.")
 
     def to_json(self) -> dict[str, Any]:
         """Return what the manifest records of the request."""
@@ -54,8 +60,10 @@ class RowOptions(SourceOptions):
             "id_column": self.id_column,
             "max_records": self.max_records,
             "meta_columns": list(self.meta_columns) or None,
+            "rows": self.row_filter.to_json() or None,
         }
-        return {name: value for name, value in asked.items() if value is not None} | self.choice.to_json()
+        said = {name: value for name, value in asked.items() if value is not None}
+        return said | self.selected() | self.choice.to_json()
 
 
 @dataclass(frozen=True)
@@ -89,33 +97,64 @@ class Form:
 
 def publish_form(storage: Storage, source: str, num_streams: int, options: RowOptions, form: Form) -> Published:
     """Publish `num_streams` streams of the rows of a source. Raises InvalidRequest when there are none."""
+    kept, counter = options.row_filter, _token_counter(options)
     found = find_source(_location(source, options.revision), tuple(KINDS), options.choice).announced()
     reading = Reading(found, options.skip_bad)
-    more = [options.id_column] if options.id_column is not None else []
-    columns = list(dict.fromkeys((*form.columns, *more, *options.meta_columns)))
-    made = sound(
-        read_rows(reading, columns, options.max_records, form.tokens),
-        lambda number, located: list(_records(number, located, options, form)),
-        reading,
-    )
-    origin = Origin(form.name, found.place, found.revision, options.to_json() | form.options)
-    return publish_read(storage, origin, chain.from_iterable(made), reading, num_streams, form.stored)
+    more = (options.id_column,) if options.id_column is not None else ()
+    where = kept.where.columns if kept.where else ()
+    columns = tuple(dict.fromkeys((*form.columns, *more, *options.meta_columns, *where, *form.tokens)))
+    rows = read_rows(reading, Wanted(columns, form.tokens, RowFilter(where=kept.where)))
+    made = sound(rows, lambda _, located: list(_records(located, options, kept, form)), reading)
+    records = _first(made, options.max_records, counter)
+    said = options.to_json() | form.options | (counter.to_json() if counter else {})
+    origin = Origin(form.name, found.place, found.revision, said)
+    return publish_read(storage, origin, records, reading, num_streams, Stored(form.stored, options.shuffle))
 
 
-def _records(number: int, located: Located, options: RowOptions, form: Form) -> Iterator[Row]:
-    """Yield the records of row `number`. Raises DamagedData for a wrong text, id or meta."""
-    name, meta = str(number), {column: located.value(column) for column in options.meta_columns}
+def _first(made: Iterator[list[Row]], limit: int | None, counter: TokenCounter | None) -> Iterator[Row]:
+    """Yield the records of the first `limit` rows that have any, up to the tokens of the counter."""
+    with closing(cast(Generator[list[Row], None, None], made)):
+        some = itertools.islice(filter(None, made), limit)
+        yield from counter.first(chain.from_iterable(some)) if counter else chain.from_iterable(some)
+
+
+def _token_counter(options: RowOptions) -> TokenCounter | None:
+    if options.max_tokens is None:
+        return None
+    if options.model is None:
+        raise InvalidRequest("--max-tokens counts the tokens of a model: give --model, its folder")
+    return TokenCounter(options.model, options.max_tokens)
+
+
+def _records(located: Located, options: RowOptions, kept: RowFilter, form: Form) -> Iterator[Row]:
+    """Yield the records of a row, none if it is not kept. Raises DamagedData for a wrong text, id or meta."""
+    name = str(located.number)
     if options.id_column is not None:
         value = located.value(options.id_column)
-        if isinstance(value, bool) or not isinstance(value, str | bytes | int):
-            raise DamagedData(f"{located.where}: {options.id_column} is neither a string nor a whole number")
-        name = str(value) if isinstance(value, int) else located.text(options.id_column)
-    if located.split is not None:
-        name, meta = f"{located.split}/{name}", meta | {"split": located.split}
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if not is_number and not isinstance(value, str | bytes | None):
+            raise DamagedData(f"{located.where}: its {options.id_column} is neither a string nor a whole number")
+        name = str(value) if is_number else checked_text(value, f"{located.where}: its {options.id_column}")
+    name = name if located.split is None else f"{located.split}/{name}"
+    if not kept.has_id(name) or (kept.where and not _holds(kept.where, located)):
+        return
+    meta = {column: located.value(column) for column in options.meta_columns}
+    meta |= {} if located.split is None else {"split": located.split}
     contents = list(form.make(located))
     for part, content in enumerate(contents):
         its_name = name if len(contents) == 1 else f"{name}/{part}"
         yield Row(its_name, content.text, _meta_text(meta | content.meta, content.text, located.where), content.tokens)
+
+
+def _holds(where: Condition, located: Located) -> bool:
+    for column in where.columns:
+        located.value(column)  # raises if the row has no such column
+    try:
+        return where.holds(located.row)
+    except KeyError as error:
+        raise DamagedData(f"{located.where}: a nested column has no {error}, which --where names") from error
+    except DamagedData as error:
+        raise DamagedData(f"{located.where}: {error}") from error
 
 
 def _meta_text(meta: dict[str, Any], text: str, where: str) -> str | None:

@@ -3,7 +3,7 @@
 In: an open file, its footer, and its content digests in the manifest. Out: Arrow tables of single row groups.
 Guarantee: each value comes from bytes whose crc32c was compared, if the manifest has one; otherwise the store's etag of
 the whole file was compared when the file was opened. Cost: one read for each chunk, and a pass of
-crc32c over its bytes; in memory are the chunks of one row group.
+crc32c over its bytes; in memory are the chunks of one row group, compressed, and a table of `TABLE_BYTES`.
 """
 
 import contextlib
@@ -20,6 +20,10 @@ from ..core.errors import DamagedData
 from ..storage.base import RangedFile
 from .manifest import ParquetFacts
 from .parquet import Files, OpenFile, check_pinned, damage_named, read_footer, row_group_sizes
+
+TABLE_BYTES = 16 << 20  # of a table, as stored without compression
+LEAST_ROWS = 256
+BUFFER = 1 << 20  # of a column chunk, which is decoded page by page
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,8 +66,9 @@ class ColumnChunks:
         with damage_named(file.name):
             size = file.handle.seek(0, io.SEEK_END)
             self._parquet = pyarrow.parquet.ParquetFile(
-                RangedFile(self._part, size), metadata=metadata, pre_buffer=False, page_checksum_verification=True
-            )
+                RangedFile(self._part, size), metadata=metadata, pre_buffer=False, page_checksum_verification=True,
+                buffer_size=BUFFER,
+            )  # fmt: skip
 
     @cached_property
     def starts(self) -> "np.ndarray":
@@ -105,19 +110,41 @@ class ColumnChunks:
                 what = "pins no content of it" if said is None else "pins other content: the file was changed"
                 raise DamagedData(f"{self._place}: column {column!r}: the manifest {what}")
 
-    def decode(self) -> "pyarrow.Table":
-        """Return the table of the columns that are held. Raises DamagedData when they are not Parquet."""
-        with damage_named(self._place):
-            # Threads would release their decoding buffers later: up to three times the memory.
-            return self._parquet.read_row_group(self._row_group, columns=list(self._spans), use_threads=False)
+    def decode(self, first: int = 0, last: int | None = None) -> "Iterator[tuple[int, pyarrow.Table]]":
+        """Yield rows [first, last) of the columns that are held, as (first row, table) of about `TABLE_BYTES` each.
 
-    def read(self, row_group: int, columns: Sequence[str], pinned: ParquetFacts) -> "pyarrow.Table":
-        """Return the table of some columns of a row group, checked against what the manifest pins."""
+        Rows before the first are decoded, but not kept. Raises DamagedData when the columns are not Parquet.
+        """
+        import pyarrow
+
+        group = self.metadata.row_group(self._row_group)
+        last = group.num_rows if last is None else last
+        sizes = (group.column(number) for number in range(group.num_columns))
+        size = sum(one.total_uncompressed_size for one in sizes if one.path_in_schema.partition(".")[0] in self._spans)
+        step = max(LEAST_ROWS, group.num_rows * TABLE_BYTES // max(size, 1))
+        # Threads would release their decoding buffers later: up to three times the memory.
+        settings = {"row_groups": [self._row_group], "columns": list(self._spans), "use_threads": False}
+        begin = 0
+        with damage_named(self._place):
+            for batch in self._parquet.iter_batches(step, **settings):
+                end = begin + batch.num_rows
+                if end > first:
+                    skip = max(first - begin, 0)
+                    yield begin + skip, pyarrow.Table.from_batches([batch]).slice(skip, min(end, last) - begin - skip)
+                begin = end
+                if begin >= last:
+                    return
+        if begin < last:
+            raise DamagedData(f"{self._place} has {begin} rows, {last} were expected")
+
+    def read(
+        self, row_group: int, columns: Sequence[str], pinned: ParquetFacts, rows: tuple[int, int]
+    ) -> "Iterator[tuple[int, pyarrow.Table]]":
+        """Yield rows [first, last) of some columns as `decode`, checked against what the manifest pins."""
         self.hold(row_group, columns)
         self.check(pinned)
-        table = self.decode()
+        yield from self.decode(*rows)
         self._held = []
-        return table
 
     def _spans_of(self, row_group: int, column: str) -> list[tuple[int, int]]:
         """Return (begin, end) of the chunks of a column; a nested column has several, with names below its own."""

@@ -35,6 +35,11 @@ class Columns:
         """The columns of the file that every record needs a value of."""
         return tuple(dict.fromkeys((self.id, self.text)[self.id == ROW_ID : 1 if self.tokens else 2]))
 
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The columns of the file that records are made of."""
+        return tuple(dict.fromkeys(self.strings + ((self.tokens,) if self.tokens else ()) + self.meta))
+
     def to_json(self) -> dict[str, Any]:
         """Return the options of a manifest; defaults are left out."""
         named = {"text_column": self.text, "id_column": self.id, "meta_columns": list(self.meta)}

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from ..core import strict_json
 from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound
 from ..storage import Storage, open_storage
-from .row_filter import RowFilter, parse_filter
+from .columns import columns_of
+from .row_filter import RowFilter, for_ids, parse_filter
 
 SCHEMA = 2
 MANIFEST_NAME = "manifest.json"
@@ -99,7 +100,7 @@ class Manifest:
     @property
     def filter(self) -> RowFilter:
         """Which rows of the pieces are records."""
-        return parse_filter(self.options.get("filter", {}), "the manifest")
+        return for_ids(parse_filter(self.options.get("filter", {}), "the manifest"), columns_of(self.options).id)
 
     @property
     def is_part(self) -> bool:

@@ -7,15 +7,16 @@ every start. A file that is missing, cut, replaced or not readable, a text that 
 whose number of records differs from the manifest raise `DamagedData` naming the file and the row; only the rows that
 the manifest lists are skipped.
 
-Cost: a file's footer is read with the first of its records. Any start costs one row group. Row groups are prefetched.
-Memory: the requested columns of the row groups that fit into `PREFETCH_BYTES`, at least of one.
+Cost: a file's footer is read with the first of its records. A start decodes the rows of its row group before it. Rows
+are prefetched. Memory: the requested columns of the rows that fit into `PREFETCH_BYTES`, and of one row group as it is
+compressed.
 """
 
 import contextlib
 import itertools
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..core.errors import DamagedData, InvalidRequest
 from ..core.threads import Budget, read_ahead
 from ..format.records import Record
 from ..storage import Storage, open_storage
-from .column_chunks import ColumnChunks, open_chunks
+from .column_chunks import TABLE_BYTES, ColumnChunks, open_chunks
 from .columns import ROW_ID, TOKENS, Columns, as_strings, columns_of, python_values, token_arrays
 from .manifest import Manifest, Piece, is_outside, load_manifest
 from .parquet import Files, row_group_sizes
@@ -48,7 +49,7 @@ class _Rows:
 class Stream:
     """One stream of a manifest. It keeps no state between calls: each opens its files and closes them."""
 
-    def __init__(self, manifest: Manifest, home: Storage, index: int) -> None:
+    def __init__(self, manifest: Manifest, home: Storage | None, index: int) -> None:
         self.index = index
         self._files, self._entry, self._home = manifest.files, manifest.streams[index], home
         self._filter = manifest.filter
@@ -115,13 +116,33 @@ class Stream:
                     number, chunks = piece.file, self._open(piece.file, columns, opened)
                 for part in self._single_groups(chunks.metadata, piece):
                     if begin < stop and begin + part.records > start:
-                        size = _uncompressed(chunks.metadata.row_group(part.row_group), columns)
-                        if not budget.reserve(size):
-                            return
-                        whole = self._read(chunks, part, columns, begin)
-                        yield _cut(whole, start, stop), size
-                        del whole
+                        yield from self._tables(chunks, part, columns, (begin, start, stop), budget)
                     begin += part.records
+
+    def _tables(
+        self,
+        chunks: ColumnChunks,
+        piece: Piece,
+        columns: tuple[str, ...],
+        records: tuple[int, int, int],
+        budget: Budget,
+    ) -> Iterator[tuple[_Rows, int]]:
+        """Yield the wanted records of a piece of one row group table by table, each with the bytes that it reserved.
+
+        `records` are the number of the piece's first record, and those of the first wanted one and of the end.
+        """
+        begin, start, stop = records
+        group = chunks.metadata.row_group(piece.row_group)
+        size = min(_uncompressed(group, columns) * piece.rows // max(group.num_rows, 1), TABLE_BYTES)
+        with contextlib.closing(self._read(chunks, piece, columns, (begin, start))) as tables:
+            while budget.reserve(size):
+                whole = next(tables, None)
+                if whole is None or whole.first_record >= stop:
+                    budget.release(size)
+                    return
+                cut = _cut(whole, start, stop)
+                yield cut, size
+                del whole, cut
 
     def _single_groups(self, metadata: Any, piece: Piece) -> Iterator[Piece]:
         """Yield a piece as pieces of one row group each. Raises DamagedData when the file has fewer rows."""
@@ -145,25 +166,51 @@ class Stream:
                 raise DamagedData(f"{pinned.name} has no single column {column!r}")
         return chunks
 
-    def _read(self, chunks: ColumnChunks, piece: Piece, columns: tuple[str, ...], first_record: int) -> _Rows:
-        """Return the records of a piece that is of one row group."""
+    def _read(
+        self, chunks: ColumnChunks, piece: Piece, columns: tuple[str, ...], records: tuple[int, int]
+    ) -> Generator[_Rows, None, None]:
+        """Yield the records of a piece that is of one row group.
+
+        `records` are the number of its first record, and that of the first which is wanted.
+        """
+        at, wanted = records
+        pinned = self._files[piece.file]
+        place = f"{pinned.name}: row group {piece.row_group}"
+        first, last = piece.first_row, piece.first_row + piece.rows
+        is_whole = piece.records == piece.rows
+        if is_whole:  # each row is a record, so that its place is known
+            skipped = max(min(wanted - at, piece.rows - 1), 0)
+            first, at = first + skipped, at + skipped
+        end = records[0] + piece.records
+        for begin, table in chunks.read(piece.row_group, _stored(columns), pinned, (first, last)):
+            kept = _Rows(place, at, *self._kept(table, columns, piece, (begin, int(chunks.starts[piece.row_group]))))
+            at += kept.table.num_rows
+            if at > end:
+                break
+            yield kept
+            del table, kept
+        if at != end:
+            found = at - records[0]
+            raise DamagedData(f"{place} has {found} such records, the manifest says {piece.records}")
+
+    def _kept(self, table: Any, columns: tuple[str, ...], piece: Piece, place: tuple[int, int]) -> tuple[Any, Any]:
+        """Return the rows that are records, with ids, and their numbers in the row group, int64.
+
+        `place` is the number of the first row in the row group, and that of the row group's first row in the file.
+        """
         import numpy
         import pyarrow
 
         pinned = self._files[piece.file]
-        place = f"{pinned.name}: row group {piece.row_group}"
-        table = chunks.read(piece.row_group, _stored(columns), pinned).slice(piece.first_row, piece.rows)
-        rows = numpy.arange(piece.first_row, piece.first_row + table.num_rows)
+        rows = numpy.arange(place[0], place[0] + table.num_rows)
         if ROW_ID in columns:
-            ids = self._columns.row_ids(pinned.name, chunks.starts[piece.row_group] + rows)
+            ids = self._columns.row_ids(pinned.name, place[1] + rows)
             table = table.append_column(ROW_ID, pyarrow.array(ids, pyarrow.string()))
         skipped = pinned.skipped_in(piece.row_group)
         if self._filter.columns or skipped:
             mask = self._filter.mask(table).to_numpy() & ~numpy.isin(rows, skipped)
             table, rows = table.filter(mask), rows[mask]
-        if table.num_rows != piece.records:
-            raise DamagedData(f"{place} has {table.num_rows} such records, the manifest says {piece.records}")
-        return _Rows(place, first_record, table, rows)
+        return table, rows
 
     # ------------------------------------------------------------------------------------------ in the foreground
 
@@ -177,7 +224,7 @@ class Stream:
             for group in groups:
                 for offset in range(0, group.table.num_rows, ROWS_AT_A_TIME):
                     part = group.table.slice(offset, ROWS_AT_A_TIME)
-                    needed = [self._needed(part[name], name) for name in names]
+                    needed = [self._needed(part, name) for name in names]
                     rows = zip(*needed, *(python_values(part[name]) for name in optional), strict=True)
                     for row, values in enumerate(rows, offset):
                         for name, value in zip(names, values, strict=False):
@@ -187,12 +234,12 @@ class Stream:
                             if isinstance(value, UnicodeDecodeError):
                                 raise self._bad_value(group, row, name, value)
                         yield values
-                    del part, rows
+                    del part, rows, needed
                 del group  # or a row group more would be in memory while the next one is read
 
-    def _needed(self, column: Any, name: str) -> list[Any]:
-        """Return the values of a column of strings or of token ids."""
-        return token_arrays(column) if name == self._columns.tokens else python_values(as_strings(column))
+    def _needed(self, part: Any, name: str) -> list[Any]:
+        """Return the values of a column that each record needs: strings, or arrays of token ids."""
+        return token_arrays(part[name]) if name == self._columns.tokens else python_values(as_strings(part[name]))
 
     def _bad_value(self, group: _Rows, row: int, column: str, value: object) -> DamagedData:
         what = "null" if value is None else str(value) if isinstance(value, UnicodeDecodeError) else "not a string"

@@ -30,14 +30,16 @@ def hub(folder):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), folder / name, row_group_size=row_group_size)
 
-    chats = [{"prompt": "a", "prompt_id": str(n), "messages": TALK} for n in range(8)]
+    chats = [{"prompt": "a", "prompt_id": str(n), "messages": TALK} for n in range(100)]
     parquet("HuggingFaceH4/ultrachat_200k/data/train_sft-00000-of-00001.parquet", chats)
     parquet("HuggingFaceH4/ultrachat_200k/data/test_sft-00000-of-00001.parquet", chats)
     packed = [{"input_ids": [5, 6, 50256, 7, 50256]}] * 4
     parquet("apollo-research/Skylion007-openwebtext-tokenizer-gpt2/data/train-00000-of-00001.parquet", packed)
+    edu = [{"text": f"t{n}", "id": f"<urn:{n}>", "int_score": n % 5, "url": "a.org"} for n in range(20)]
+    parquet("HuggingFaceFW/fineweb-edu/sample/10BT/000_00000.parquet", edu)
     parquet(
         "stanfordnlp/imdb/plain_text/train-00000-of-00001.parquet",
-        [{"text": f"t{n}", "label": n % 2} for n in range(8)],
+        [{"text": f"t{n}", "label": n % 2} for n in range(100)],
     )
     return {f"{owner.name}/{name.name}": name for owner in folder.iterdir() for name in owner.iterdir()}
 
@@ -49,7 +51,7 @@ def model(tmp_path):
     (tmp_path / "MODEL/tokenizer_config.json").write_text(json.dumps(settings))
 
 
-RECORDS = {"chat": 8, "tokens": 8, "imdb": 8}
+RECORDS = {"chat": 100, "tokens": 8, "imdb": 100, "edu": 8, "imdb-train": 10, "imdb-test": 2, "imdb-half": 58}
 
 
 def test_every_command_of_the_page_runs(tmp_path, model, monkeypatch):

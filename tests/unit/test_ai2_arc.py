@@ -57,7 +57,7 @@ def test_the_answer_is_appended_if_asked_for_as_the_letter_that_is_shown(tmp_pat
     rest = {"answer": "B", "answer_key": "2", "num_choices": 2}
     assert json.loads(second.meta) == rest | {"spans": {"answer": place}}
     options = load_manifest(str(tmp_path / "out")).options
-    assert options.keys() == {"with_answer", "spans", "source_files"} and options["spans"] == ["answer"]
+    assert options.keys() == {"with_answer", "spans", "source_files", "id_column"} and options["spans"] == ["answer"]
 
 
 def test_from_the_hub_at_a_commit(tmp_path, monkeypatch):

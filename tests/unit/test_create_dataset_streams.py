@@ -266,7 +266,7 @@ def test_a_damaged_manifest_is_not_replaced(corpus, tmp_path):
 @pytest.mark.parametrize(
     "source, said",
     [("nowhere", "no such file or folder"), ("*.nothing", "no such file or folder"), (".", "no file in this folder"),
-     ("s3://bucket/fineweb", "or a local folder"), ("hf://fineweb", "give hf://datasets/OWNER/NAME")],
+     ("ftp://bucket/fineweb", "or a local folder"), ("hf://fineweb", "give hf://datasets/OWNER/NAME")],
 )  # fmt: skip
 def test_no_files(tmp_path, source, said, monkeypatch):
     monkeypatch.chdir(tmp_path)

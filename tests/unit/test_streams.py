@@ -188,7 +188,7 @@ def test_row_groups_are_read_ahead_within_a_budget(tmp_path, monkeypatch):
         monkeypatch.setattr(reading, "PREFETCH_BYTES", limit)
         read = []
         monkeypatch.setattr(
-            stream, "_read", lambda *args, read=read: read.append(args[1]) or type(stream)._read(stream, *args)
+            stream, "_kept", lambda *args, read=read: read.append(args[1]) or type(stream)._kept(stream, *args)
         )
         records = stream.read_records()
         next(records)

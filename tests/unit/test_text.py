@@ -102,7 +102,7 @@ def test_large_streams_go_on_in_further_files_and_are_completed(tmp_path, monkey
     (ROWS, {"text_column": "body", "id_column": "n"}, InvalidRequest, "no column 'n'"),
     (ROWS, {"text_column": "key"}, DamagedData, "x.jsonl: line 1: key is not a string"),
     ([*ROWS, {"body": None, "key": 1}], {"text_column": "body"}, DamagedData, "line 8: body is null"),
-    ([*ROWS, {"body": "x", "key": None}], BOTH, DamagedData, "line 8: key is neither"),
+    ([*ROWS, {"body": "x", "key": None}], BOTH, DamagedData, "line 8: its key is null"),
     ([*ROWS, ROWS[2]], BOTH, DamagedData, "the id '102' is in two records: record 2 and record 7"),
     (ROWS, {"text_column": "body", "split": "test"}, InvalidRequest, "--split test: .* no such split; its files are in no split"),
     (ROWS, {"text_column": "body", "revision": "main"}, InvalidRequest, "--revision main"),

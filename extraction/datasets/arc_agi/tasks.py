@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData, InvalidRequest
-from ...streams.build.row_files import Located, read_rows
+from ...streams.build.row_files import Located, Wanted, read_rows
 from ...streams.build.source_reading import MissingColumn, Reading, sound
 from ...streams.build.sources import Source, find_source
 from .files import CARRIED, Part, as_object, load_carried, load_files
@@ -93,7 +93,7 @@ def _checked(parts: Iterable[Part], reading: Reading) -> list[NamedTask]:
 
 
 def _from_rows(reading: Reading) -> Iterator[NamedTask]:
-    return sound(read_rows(reading, (*ID_COLUMNS, *TASK_COLUMNS)), _named_task, reading)
+    return sound(read_rows(reading, Wanted((*ID_COLUMNS, *TASK_COLUMNS))), _named_task, reading)
 
 
 def _named_task(number: int, located: Located) -> NamedTask:

@@ -5,7 +5,7 @@ without the rows whose text, id or meta cannot be read, which are counted; or an
 
 Guarantee: the result does not depend on threads. Row groups with records are read: all of them in a file without an
 etag, and elsewhere those whose footer leaves open that texts and ids exist and are UTF-8. Cost: one pass over the
-columns of records of these row groups; the memory of a row group for each of `THREADS`.
+columns of records of these row groups; the memory of a compressed row group for each of `THREADS`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ import numpy as np
 from ...core.errors import DamagedData
 from ...core.progress_bar import track
 from ..column_chunks import ColumnChunks, open_chunks
-from ..columns import Columns, as_strings
+from ..columns import Columns, as_strings, token_arrays
 from ..manifest import ParquetFacts
 from ..parquet import Files
 from .footers import Wanted
@@ -96,16 +96,21 @@ def _take_bad(file: FileGroups, row_group: int, row: int, what: str, skipped: Sk
 
 def _read_group(chunks: ColumnChunks, number: int, file: FileGroups, group: int, wanted: Wanted) -> _Group:
     columns = wanted.columns
-    names = tuple(dict.fromkeys((*columns.strings, *columns.meta, *wanted.filter.columns)))
+    names = tuple(dict.fromkeys((*columns.stored, *wanted.filter.columns)))
     chunks.hold(group, names)
-    table = chunks.decode().slice(0, int(file.rows[group]))
-    bad = _bad_rows(table, columns, wanted.filter.mask(table).to_numpy())
+    bad: dict[int, str] = {}
+    for first, table in chunks.decode(0, int(file.rows[group])):
+        found = _bad_rows(table, columns, wanted.filter.mask(table).to_numpy())
+        bad |= {first + row: what for row, what in found.items()}
     return _Group(number, group, {column: chunks.crc32c(column) for column in names}, bad)
 
 
 def _bad_rows(table: "pyarrow.Table", columns: Columns, kept: np.ndarray) -> dict[int, str]:
     """Return {row: problem} of the rows that the filter keeps: a text or id that is null, a value that is not UTF-8."""
     bad: dict[int, str] = {}
+    if columns.tokens:
+        places = enumerate(token_arrays(table[columns.tokens]))
+        bad |= {row: f"{columns.tokens} is null, or has ids that are none" for row, ids in places if ids is None}
     for column in columns.strings:
         values = as_strings(table[column])
         if values.null_count:
@@ -137,7 +142,7 @@ def _with_content(file: FileGroups, found: Sequence[_Group], wanted: Wanted) -> 
     records, bad = file.records.copy(), []
     content: dict[str, list[int | None]] | None = None
     if file.facts.etag is None:
-        names = (*wanted.columns.strings, *wanted.columns.meta, *wanted.filter.columns)
+        names = (*wanted.columns.stored, *wanted.filter.columns)
         content = {column: [None] * len(file.rows) for column in names}
     for group in found:
         records[group.row_group] -= len(group.bad)

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...core.errors import InvalidRequest
 from ...core.progress_bar import track
-from ..columns import ROW_ID, Columns, is_bytes, is_id, is_string, is_text
+from ..columns import ROW_ID, Columns, is_bytes, is_id, is_string, is_text, is_token_ids
 from ..parquet import Files, OpenFile, damage_named, read_footer, row_group_sizes
 from ..row_filter import DUMP, SCORE, RowFilter
 from .footer_cache import FooterCache
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 THREADS = 16
 AHEAD = 4 * THREADS  # footers that are requested before the first of them is used
 TOKENS = "token_count"
+ROWS_AT_A_TIME = 4096
 _OTHER_TEXT = "; name the text's column by --text-column"
 _OTHER_ID = "; name the id's column by --id-column, or give --id-column '' for ids of the form FILE#ROW"
 
@@ -51,9 +52,15 @@ class Wanted:
         return self.max_records is not None or self.max_tokens is not None
 
     @property
+    def typed_columns(self) -> tuple[str, ...]:
+        """Those whose type is known."""
+        named = (SCORE,) * (self.filter.min_language_score is not None) + (DUMP,) * bool(self.filter.dumps)
+        return named + ((TOKENS,) if self.max_tokens is not None else ())
+
+    @property
     def small_columns(self) -> tuple[str, ...]:
         """The columns that decide which rows are records."""
-        return self.filter.columns + ((TOKENS,) if self.max_tokens is not None else ())
+        return tuple(dict.fromkeys(self.filter.columns + ((TOKENS,) if self.max_tokens is not None else ())))
 
 
 def read_groups(files: Sequence[SourceFile], wanted: Wanted, cache: Path | None) -> list[FileGroups]:
@@ -157,26 +164,30 @@ def _parquet(opened: OpenFile, metadata: Any = None) -> Any:
 
 def _small_columns(parquet: Any, number: int, wanted: Wanted, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return which rows of a row group are records (bool), and the tokens of each row (int64, zeros if not counted)."""
+    import pyarrow
+
     rows = parquet.metadata.row_group(number).num_rows
-    mask, tokens = np.ones(rows, bool), np.zeros(rows, np.int64)
+    masks, tokens = [np.zeros(0, bool)], [np.zeros(0, np.int64)]
     if not wanted.small_columns:
-        return mask, tokens
+        return np.ones(rows, bool), np.zeros(rows, np.int64)
     with damage_named(f"{name}: row group {number}"):
-        table = parquet.read_row_group(number, columns=list(wanted.small_columns), use_threads=False)
-    if wanted.filter.columns:
-        mask = wanted.filter.mask(table).to_numpy()
-    if wanted.max_tokens is not None:
-        column = table[TOKENS]
-        if column.null_count or (tokens := column.to_numpy()).min(initial=0) < 0:
-            raise InvalidRequest(
-                f"{name}: row group {number} has a {TOKENS} that is null or negative; --max-tokens needs it"
-            )
-    return mask, tokens
+        columns = {"row_groups": [number], "columns": list(wanted.small_columns), "use_threads": False}
+        for batch in parquet.iter_batches(ROWS_AT_A_TIME, **columns):
+            table = pyarrow.Table.from_batches([batch])
+            masks.append(wanted.filter.mask(table).to_numpy())
+            if wanted.max_tokens is None:
+                continue
+            column = table[TOKENS]
+            tokens.append(column.fill_null(-1).to_numpy())
+            if tokens[-1].min(initial=0) < 0:
+                raise InvalidRequest(
+                    f"{name}: row group {number} has a {TOKENS} that is null or negative; --max-tokens needs it"
+                )
+    return np.concatenate(masks), np.concatenate(tokens) if wanted.max_tokens is not None else np.zeros(rows, np.int64)
 
 
 def _check_columns(name: str, schema: "pyarrow.Schema", wanted: Wanted) -> None:
-    needed = wanted.columns.strings
-    for column in dict.fromkeys((*needed, *wanted.small_columns, *wanted.columns.meta)):
+    for column in dict.fromkeys((*wanted.columns.stored, *wanted.small_columns)):
         if schema.names.count(column) != 1:
             has = f"{name} has no single column {column!r}; it has {', '.join(schema.names) or 'none'}"
             raise InvalidRequest(has + (_OTHER_ID if column == "id" else _OTHER_TEXT if column == "text" else ""))
@@ -184,8 +195,11 @@ def _check_columns(name: str, schema: "pyarrow.Schema", wanted: Wanted) -> None:
 
     small = {SCORE: (types.is_floating, "a float"), TOKENS: (types.is_integer, "a whole number"),
              DUMP: (is_string, "a string")}  # fmt: skip
-    kinds = [(column, *small[column]) for column in wanted.small_columns]
-    kinds.append((wanted.columns.text, is_text, "a string"))
+    kinds = [(column, *small[column]) for column in wanted.typed_columns]
+    if wanted.columns.tokens:
+        kinds.append((wanted.columns.tokens, is_token_ids, "lists of whole numbers"))
+    else:
+        kinds.append((wanted.columns.text, is_text, "a string"))
     if wanted.columns.id != ROW_ID:
         kinds.append((wanted.columns.id, is_id, "a string or a whole number"))
     for column, fits, what in kinds:
@@ -196,7 +210,7 @@ def _check_columns(name: str, schema: "pyarrow.Schema", wanted: Wanted) -> None:
 def _unclear(metadata: "pyarrow.parquet.FileMetaData", schema: "pyarrow.Schema", columns: Columns) -> np.ndarray:
     """Return bool [row groups]: whether the footer leaves open that every text and id exists and is UTF-8."""
     places = {metadata.schema.column(number).path: number for number in range(metadata.num_columns)}
-    unclear = np.zeros(metadata.num_row_groups, bool)
+    unclear = np.full(metadata.num_row_groups, columns.tokens is not None)
     for column in columns.strings:
         if is_bytes(schema.field(column).type):
             unclear[:] = True

@@ -17,6 +17,7 @@ import itertools
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,7 @@ from ...storage import Storage
 from ..column_chunks import pin_file
 from ..manifest import Manifest, ParquetFacts, Piece, StreamEntry, sha256
 from ..parquet import OpenFile, row_group_sizes
+from .external_shuffle import shuffled
 from .publish import (
     Origin,
     OtherStreams,
@@ -65,6 +67,17 @@ class Row(NamedTuple):
         return len(self.text) if self.tokens is None else self.tokens.nbytes
 
 
+@dataclass(frozen=True)
+class Stored:
+    """How rows are stored: with the columns TEXT or TOKENS, in their order or in that of the seed `shuffle`."""
+
+    columns: tuple[str, ...] = TEXT
+    shuffle: int | None = None
+
+
+AS_TEXT = Stored()
+
+
 class UniqueIds:
     """The ids so far and their places, on disk beyond a few MiB. Use as a context manager."""
 
@@ -99,14 +112,13 @@ class UniqueIds:
 class Spool:
     """Rows in a temporary file, in order. Use as a context manager, which deletes the file.
 
-    `columns` are TEXT or TOKENS. Raises DamagedData for a duplicate id, text that is not Unicode, or a meta beyond
-    `META_BYTES`.
+    Raises DamagedData for a duplicate id, text that is not Unicode, or a meta beyond `META_BYTES`.
     """
 
-    def __init__(self, rows: Iterable[Row], columns: tuple[str, ...] = TEXT):
+    def __init__(self, rows: Iterable[Row], stored: Stored = AS_TEXT):
         import pyarrow
 
-        self.columns, schema = columns, _schema(columns)
+        self.columns, schema = stored.columns, _schema(stored.columns)
         self._folder = tempfile.TemporaryDirectory(prefix="streams-")
         self._path = Path(self._folder.name) / "rows.arrow"
         self._starts = [0]
@@ -122,6 +134,8 @@ class Spool:
                         raise DamagedData(problem)
                     writer.write_batch(_batch(group, schema))
                     self._starts.append(self._starts[-1] + len(group))
+            if stored.shuffle is not None:
+                self._path, self._starts = shuffled(self._path, stored.shuffle)
         except BaseException:
             self._folder.cleanup()
             raise

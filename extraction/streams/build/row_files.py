@@ -15,14 +15,14 @@ import itertools
 import json
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData
 from ..columns import is_token_ids, python_values, token_arrays
-from ..parquet import Files, damage_named, read_footer
+from ..parquet import Files, damage_named, read_footer, row_group_sizes
+from ..row_filter import RowFilter
 from .file_kinds import packing_of
 from .source_reading import MissingColumn, Reading, file_sha256
 from .sources import SourceFile
@@ -36,7 +36,7 @@ ARROW_MARK = b"ARROW1"
 class Located(NamedTuple):
     """A row, `where` it is, and its split where several are read; or the `problem` that makes it unreadable.
 
-    `row` has the requested columns that exist, `names` are all columns.
+    `row` has the requested columns that exist, `names` are all columns. `number` counts the rows of all files from 0.
     """
 
     where: str
@@ -44,6 +44,7 @@ class Located(NamedTuple):
     names: Sequence[str] = ()
     split: str | None = None
     problem: DamagedData | None = None
+    number: int = 0
 
     def value(self, column: str) -> Any:
         """Return the value of a column. Raises MissingColumn."""
@@ -74,33 +75,33 @@ def checked_text(value: Any, what: str) -> str:
 
 
 class Wanted(NamedTuple):
-    """The columns that are read, and which of them hold token ids: of Parquet and Arrow their values are arrays."""
+    """The columns that are read, and which rows have to be.
+
+    The columns `tokens` hold lists of token ids: of Parquet and Arrow files their values are arrays, int32 [n]. Row
+    groups of which the footer says that `filter` keeps none are not read.
+    """
 
     columns: tuple[str, ...]
     tokens: tuple[str, ...] = ()
+    filter: RowFilter = RowFilter()
 
 
-def read_rows(reading: Reading, columns: Sequence[str], limit: int | None = None, tokens: Sequence[str] = ()) -> Rows:
-    """Yield the rows of all files, or the first `limit` ones, one file after the other, with these columns.
-
-    The columns `tokens` hold lists of token ids: of Parquet and Arrow files their values are arrays, int32 [n].
-    """
-    wanted = Wanted(tuple(dict.fromkeys((*columns, *tokens))), tuple(tokens))
-    with closing(_all_rows(reading, wanted)) as rows:
-        yield from itertools.islice(rows, limit)
-
-
-def _all_rows(reading: Reading, wanted: Wanted) -> Rows:
+def read_rows(reading: Reading, wanted: Wanted) -> Rows:
+    """Yield the rows of all files, one file after the other, with these columns."""
     files, source, columns = Files(), reading.source, wanted.columns
+    before = 0  # rows of the files before this one
     for file in source.files:
         opened = files.open(file.name, file.info)
         with opened.handle as handle:
             is_parquet = file.kind == "Parquet"
             rows = _parquet_rows(opened, wanted) if is_parquet else _plain_rows(file, handle, reading, wanted)
-            for located in rows:
+            number = -1
+            for number, located in enumerate(rows):
+                number = located.number if is_parquet else number
                 row = {name: located.row[name] for name in columns if name in located.row}
-                split = file.split if source.is_mixed else None
-                yield Located(located.where, row, located.names or list(located.row), split, located.problem)
+                split, names = file.split if source.is_mixed else None, located.names or list(located.row)
+                yield Located(located.where, row, names, split, located.problem, before + number)
+            before += number + 1
         if file.kind == "Parquet":
             reading.finish(file, "" if file.info else _digest(file.name))
 
@@ -120,13 +121,18 @@ def _parquet_rows(opened: Any, wanted: Wanted) -> Iterator[Located]:
     parquet = pyarrow.parquet.ParquetFile(opened.handle, metadata=metadata)
     names = parquet.schema_arrow.names
     present = [name for name in wanted.columns if name in names]
-    batches = parquet.iter_batches(ROWS_AT_A_TIME, columns=present, use_threads=False)
-    yield from _rows_of_batches(opened.name, batches, names, wanted)
+    first = 0
+    for group, rows in enumerate(row_group_sizes(metadata)):
+        if not wanted.filter.columns or wanted.filter.by_statistics(metadata.row_group(group)) is not False:
+            batches = parquet.iter_batches(ROWS_AT_A_TIME, [group], present, use_threads=False)
+            yield from _rows_of_batches(opened.name, batches, names, wanted, first)
+        first += rows
 
 
-def _rows_of_batches(file: str, batches: Iterator[Any], names: Sequence[str], wanted: Wanted) -> Iterator[Located]:
-    """Yield the rows of Arrow record batches; `names` are all columns of the file."""
-    number = 0
+def _rows_of_batches(
+    file: str, batches: Iterator[Any], names: Sequence[str], wanted: Wanted, number: int = 0
+) -> Iterator[Located]:
+    """Yield the rows of Arrow record batches; `names` are all columns of the file, `number` is the first row's."""
     while True:
         with damage_named(file):
             batch = next(batches, None)
@@ -135,7 +141,7 @@ def _rows_of_batches(file: str, batches: Iterator[Any], names: Sequence[str], wa
         present = [name for name in batch.schema.names if name in wanted.columns]
         values = [_values(batch.column(name), name in wanted.tokens) for name in present]
         for row in zip(*values, strict=True) if values else [()] * batch.num_rows:
-            yield Located(f"{file}: row {number}", dict(zip(present, row, strict=True)), names)
+            yield Located(f"{file}: row {number}", dict(zip(present, row, strict=True)), names, number=number)
             number += 1
 
 

@@ -19,7 +19,7 @@ from ...core.progress_bar import track
 from ...storage import Storage
 from ..manifest import Manifest, canonical_json, sha256
 from ..parquet import Files, etag_of
-from .materialize import TEXT, Row, Spool, publish_spool
+from .materialize import AS_TEXT, Row, Spool, Stored, publish_spool
 from .publish import Origin, Published
 from .skipped_records import Skipped
 from .sources import Source, SourceFile
@@ -122,13 +122,10 @@ def publish_read(
     rows: Iterable[Row],
     reading: Reading,
     num_streams: int,
-    columns: tuple[str, ...] = TEXT,
+    stored: Stored = AS_TEXT,
 ) -> Published:
-    """Publish the records of a reading as streams. Raises InvalidRequest when there are none, and as `publish_rows`.
-
-    `columns` are those of the stream files, `materialize.TEXT` or `TOKENS`.
-    """
-    with Spool(rows, columns) as spool:
+    """Publish the records of a reading as streams. Raises InvalidRequest when there are none, and as `publish_rows`."""
+    with Spool(rows, stored) as spool:
         if not len(spool):
             raise reading.nothing()
         options = origin.options | reading.to_json()

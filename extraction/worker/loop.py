@@ -61,7 +61,7 @@ class StageTimes:
     submit: float = 0.0
     num_tokens: int = 0
     num_slots: int = 0
-    _since: float = field(default_factory=time.perf_counter)
+    _since: float = field(default_factory=lambda: time.perf_counter())
     _taken: dict[str, float] = field(default_factory=dict)
 
     def lap(self, stage: str) -> None:

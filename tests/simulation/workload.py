@@ -57,10 +57,12 @@ class Tokenizer:
 
     digest = "sha256:tokenizer"
 
-    def tokenize(self, records: Iterable[Record], offsets: bool = False) -> Iterator[TokenizedRecord]:
-        """Yield the token ids of each record."""
+    def tokenize(
+        self, records: Iterable[Record], offsets: bool = False, most: int | None = None
+    ) -> Iterator[TokenizedRecord]:
+        """Yield the token ids of each record, up to `most`."""
         for record in records:
-            yield TokenizedRecord(record.index, record.id, np.array(record.text.split(), np.int32), record.meta)
+            yield TokenizedRecord(record.index, record.id, np.array(record.text.split()[:most], np.int32), record.meta)
 
     def special_tokens(self) -> SpecialTokenIds:
         """Return no special tokens."""

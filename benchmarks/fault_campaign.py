@@ -16,7 +16,6 @@ on from its state folder; only finished rounds count, and a round is made by one
     python benchmarks/fault_campaign.py --state DIR --kills 1000
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -33,10 +32,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-from forked import ROOT, Backend, Command, Shelf, open_backend, run
+from fault_findings import AT_RECORD, differences, phase_of, snapshot
+from forked import ROOT, Backend, Command, open_backend, run
 
 from extraction.batching.tokenizer import RecordTokenizer
-from extraction.storage import open_storage
 from tests.helpers.workers import MODEL, make_streams, text_of, write_corpus
 
 FLAGS = ("--layers", "1,-1", "--seq-len", "128", "--batch-size", "8", "--steps-per-batch", "2", "--no-progress")
@@ -44,7 +43,6 @@ BACKENDS = ("local", "gcs")
 EARLY_SHARE = 0.4  # of the kills are drawn over the start-up, the others over the work
 SETTLE = 0.15  # seconds for a request that was on its way to land after its sender has died
 LONGEST_START = 300  # seconds
-STANDS = b": at record"  # what a worker says between its start-up and its work
 FAULTS = (
     ("insert", "*/batches/*", "land-then-break", {}),
     ("insert", "*/commits/*", "land-then-break", {}),
@@ -115,55 +113,6 @@ class Draw:
 def part(counts: dict[str, int], kind: str) -> dict[str, int]:
     """The counts whose keys begin with `kind: `, under the rest of the key."""
     return {key.removeprefix(f"{kind}: "): counts[key] for key in sorted(counts) if key.startswith(f"{kind}: ")}
-
-
-NOTES = (["attempts"],)
-
-
-def snapshot(location: str) -> dict[str, str]:
-    """What a run holds: for each object the digest of its bytes, of a commit without what names the attempt.
-
-    Without what is there for people and never trusted: progress, and the notes of attempts.
-    """
-    storage, seen = open_storage(location), {}
-    for info in storage.list():
-        if info.name.endswith("/progress.json") or info.name.split("/")[1:2] in NOTES:
-            continue
-        content = storage.read(info.name)
-        if "/commits/" in info.name:
-            commit = json.loads(content)
-            for key in ("attempt", "host", "started", "seconds"):
-                del commit[key]
-            for key in ("attempts", "seconds"):
-                del commit["totals"][key]
-            if commit["data"]:
-                del commit["data"]["generation"]
-            content = json.dumps(commit, sort_keys=True).encode()
-        seen[info.name] = hashlib.sha256(content).hexdigest()
-    return seen
-
-
-def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
-    """A line for each object that is missing, has other bytes, or should not be there."""
-    return [
-        f"{name}: {'missing' if name not in found else 'unexpected' if name not in expected else 'other bytes'}"
-        for name in sorted(expected.keys() | found.keys())
-        if expected.get(name) != found.get(name)
-    ]
-
-
-def phase_of(text: bytes, had: Shelf, at: Shelf, later: Shelf) -> str:
-    """Where a kill fell: from what the worker had said, and what its folder held before, then and a moment later."""
-    if STANDS not in text:
-        if b"Finished XLA compilation of jit(step)" in text:
-            return "finding the cursor"
-        return "compile" if b"tracing step" in text or b"jit(step)" in text else "start-up"
-    torn = at.torn - had.torn
-    if any("/commits/" in name for name in torn) or later.commits > at.commits or len(at.data) > len(at.commits):
-        return "commit"
-    if torn or later.data > at.data:
-        return "upload"
-    return "steps"
 
 
 class Campaign:
@@ -283,7 +232,7 @@ class Campaign:
     def wait(self, worker: Command, draw: Draw, made: Callable[[], int]) -> str:
         """Until the moment that was drawn, `ended` if the worker ends before; learns how long things take here."""
         limit = worker.began + LONGEST_START
-        heard = worker.listen(worker.began + draw.share * self.start_up[draw.full] if draw.early else limit, STANDS)
+        heard = worker.listen(worker.began + draw.share * self.start_up[draw.full] if draw.early else limit, AT_RECORD)
         if heard == "said":
             stood = time.monotonic()
             self.start_up[draw.full] += 0.2 * (stood - worker.began - self.start_up[draw.full])
@@ -309,7 +258,7 @@ class Campaign:
         now.counts[f"SIGTERM: {code}"] += 1
         if code == 0:
             now.complete.append(draw.stream)
-        elif code != 75 and (code != -signal.SIGTERM or STANDS in worker.text):
+        elif code != 75 and (code != -signal.SIGTERM or AT_RECORD in worker.text):
             now.wrong(f"ended with {code} after SIGTERM", worker)
 
     def rivalled(self, now: Round, draw: Draw, worker: Command, backend: Backend) -> None:

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.outcome import about, give, gives_results, note  # noqa: E402
-from benchmarks.worker import make_135m, run_worker  # noqa: E402
+from benchmarks.worker import make_135m, make_stream, run_worker  # noqa: E402
 
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "numpy")
 PEER_ROWS = 8
@@ -131,21 +131,7 @@ def main(corpus: Path, dtypes: str, rounds: int, minutes: float, as_json: bool, 
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         make_135m(work / "model")
-        subprocess.run(
-            [
-                sys.executable,
-                ROOT / "create_dataset_streams.py",
-                "fineweb",
-                "--source",
-                corpus,
-                "--num-streams",
-                "1",
-                "--output",
-                work / "streams",
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        make_stream(corpus, work / "streams")
         for dtype in dtypes.split(","):
             flags = {
                 "layers": "15",

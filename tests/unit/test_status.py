@@ -117,6 +117,7 @@ def test_the_local_clock_is_not_asked(gcs, monkeypatch):
     assert abs(found.time - time.time() - 86_400) < 60
 
 
+@pytest.mark.slow
 def test_requests_do_not_grow_with_the_chains(gcs):
     storage = open_storage("gs://bucket/run")
     make_run(storage, [[8] * 10, [8] * 90, [8] * 500])
@@ -132,6 +133,7 @@ def test_requests_do_not_grow_with_the_chains(gcs):
     ]
 
 
+@pytest.mark.slow
 def test_the_pace_of_now_is_that_of_the_commits_that_were_looked_at(tmp_path):
     """250 batches in 250 s, of which only the last ones are listed."""
     make_run(open_storage(str(tmp_path)), [[8] * 600], stop_after=250)

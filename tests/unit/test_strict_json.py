@@ -1,0 +1,64 @@
+"""Strict JSON: what is refused, what is read, and the memory that large values take."""
+
+import contextlib
+import json
+import tracemalloc
+
+import pytest
+
+from extraction.core.strict_json import loads
+
+PER_BYTE, BASE = 64, 1 << 20  # bytes: of memory for each byte of input, and besides
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 400_000,
+        '{"a":' * 200_000,
+        "[" + "[]," * 200_000 + "[]]",
+        "[" + "{}," * 200_000 + "{}]",
+        "[" + "0.5," * 200_000 + "1]",
+        '{"a": [' + '"\\u00e4",' * 100_000 + '""]}',
+        json.dumps({str(n): n for n in range(50_000)}),
+        '"' + "\\ud83d\\ude00" * 50_000 + '"',
+    ],
+    ids=range(8),
+)
+def test_large_json_stays_within_the_bound(text):
+    data, value = text.encode(), None
+    tracemalloc.start()
+    with contextlib.suppress(ValueError):
+        value = loads(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= BASE + PER_BYTE * len(data)
+    assert value is None or value == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a": 1, "a": 2}',
+        b"NaN",
+        b"[Infinity]",
+        b'"\\ud800"',
+        b'"\\udc00\\ud800"',
+        b"\xff",
+        b'"\xed\xa0\x80"',
+        b"{",
+        b"",
+        "{}".encode("utf-16"),
+        b"[" * 100_000 + b"]" * 100_000,
+        b"1" * 5000,
+    ],
+)
+def test_what_is_not_strict_json_is_refused(text):
+    with pytest.raises(ValueError):
+        loads(text)
+
+
+@pytest.mark.parametrize("text", ['"\\ud83d\\ude00"', '"😀"', '{"a": {"a": 1}}', "-1.5e3", '"\\u00e4"'])
+def test_what_is_strict_json_is_read(text):
+    assert loads(text.encode()) == json.loads(text)

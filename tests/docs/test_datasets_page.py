@@ -54,6 +54,7 @@ def model(tmp_path):
 RECORDS = {"chat": 100, "tokens": 8, "imdb": 100, "edu": 8, "imdb-train": 10, "imdb-test": 2, "imdb-half": 58}
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_runs(tmp_path, model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     records = {}

@@ -7,7 +7,8 @@ from extraction.datasets.arc_agi.grids import parse_encoder
 from extraction.datasets.arc_agi.prompts import Prompter, PromptOptions
 from extraction.streams.stream import load_manifest
 from tests.helpers.workers import MODEL
-from tests.unit.test_arc_agi import PLENTY, TASK, meta_of, pairs_of, records_of, shown, write_json
+from tests.unit.test_arc_agi import TASK, meta_of, pairs_of, records_of, write_json
+from tests.unit.test_arc_prompts import PLENTY, shown
 
 
 @pytest.mark.parametrize("predictions", [1, 8])

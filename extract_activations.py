@@ -1,4 +1,4 @@
-"""Command line: extract activations (`run`, the default), verify them (`verify`), measure their accuracy (`parity`).
+"""Command line: extract activations (`run`), prove them (`verify`, `repair`), measure their accuracy (`parity`).
 
 In: flags, or environment variables of the same names (`EXTRACT_SEQ_LEN`). Out: batch files and commits under OUTPUT,
 lines on stderr, an exit code: 0 done, 2 usage, 65 damaged data, 73 fenced, 75 try again, 77 no permission, 78 the run
@@ -13,11 +13,14 @@ if __name__ == "__main__":  # SIGTERM during the imports below ends with "try ag
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(75))
 
 import json
+import secrets
 import sys
 import time
 import traceback
 
 BEGIN = time.perf_counter()
+
+from typing import TYPE_CHECKING, Any
 
 import click
 from click_default_group import DefaultGroup
@@ -34,8 +37,11 @@ from extraction.core.errors import (
 )
 from extraction.core.flags import with_flags
 from extraction.core.logs import is_json, say, use_format
-from extraction.core.text import prepare_streams
-from extraction.worker.flags import ParityFlags, PlanFlags, RunFlags
+from extraction.core.text import prepare_streams, printable
+from extraction.worker.flags import NumberOr, ParityFlags, PlanFlags, RunFlags
+
+if TYPE_CHECKING:
+    from extraction.audit.recompute import Compute
 
 ADVICE = {
     DamagedData: "nothing was deleted; restore the object named above from a copy, or use a new --output",
@@ -130,22 +136,67 @@ def plan(flags: PlanFlags, as_json: bool) -> None:
     click.echo(json.dumps(made.to_json()) if as_json else made.to_text())
 
 
+MODEL_OF_RUN = click.option("--model", default=None, help="Location of the model; by default the one in run.json.")
+STREAMS_OF_RUN = click.option("--streams", default=None, help="Location of the streams; by default that in run.json.")
+
+
 @cli.command()
 @click.argument("output")
-@click.option("--streams", default=None, help="Location of the streams; by default the one in run.json.")
+@STREAMS_OF_RUN
+@MODEL_OF_RUN
 @click.option("--deep", is_flag=True, help="Also read every batch file and check its content.")
+@click.option("--tokens/--no-tokens", default=None, help="Tokenize the streams again and compare; on with --deep.")
+@click.option("--recompute", type=NumberOr("all", 1), help="Compute so many batches again and compare; or all.")
+@click.option("--stream", type=click.IntRange(0), help="Recompute only batches of this stream.")
+@click.option("--seed", type=int, default=None, help="Seed of the draw of --recompute; by default a new one.")
 @click.option("--expect", default=None, help="Digest of the run, or of one of its streams, that you kept.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; keys as in extraction/audit/findings.py.")
-def verify(output: str, streams: str | None, deep: bool, expect: str | None, as_json: bool) -> None:
+def verify(output: str, streams: str | None, as_json: bool, deep: bool, **given: Any) -> None:
     """Prove that every token of every record is in OUTPUT exactly once, or name the missing or damaged objects.
 
     Exit 0: proven. 65: damaged, one line for each problem. 75: no problem, but not all streams are finished.
     """
-    from extraction.audit.verify import audit_run
+    without_torch()
+    from extraction.audit.recompute import Draw
+    from extraction.audit.verify import Checks, audit_run
 
-    audit = audit_run(output, streams, deep, visible=sys.stderr.isatty(), expected=expect)
+    draw = None
+    if given["recompute"] is not None or given["stream"] is not None:
+        count = None if given["recompute"] in (None, "all") else given["recompute"]
+        draw = Draw(count, secrets.randbits(32) if given["seed"] is None else given["seed"], given["stream"])
+
+    def computer(run: Any) -> "tuple[Compute, dict[str, str]]":
+        from extraction.worker.recompute import Recomputer
+
+        made = Recomputer.of(run, output, given["model"], streams)
+        return made.compute, made.versions
+
+    tokens = deep if given["tokens"] is None else given["tokens"]
+    checks = Checks(tokens, given["model"], draw, computer, given["expect"], sys.stderr.isatty())
+    audit = audit_run(output, streams, deep, checks)
     click.echo(json.dumps(audit.to_json()) if as_json else audit.to_text())
     sys.exit(audit.exit_code)
+
+
+@cli.command()
+@click.argument("output")
+@STREAMS_OF_RUN
+@MODEL_OF_RUN
+def repair(output: str, streams: str | None, model: str | None) -> None:
+    """Compute batch files again that are missing or damaged, and put those back that are as their commits say.
+
+    Nothing is overwritten or deleted. Exit 0: every batch file is as committed. 65: not all of them are.
+    """
+    without_torch()
+    from extraction.audit.repair import repair_run
+    from extraction.worker.recompute import Recomputer
+
+    whole = True
+    for repaired in repair_run(output, lambda run: Recomputer.of(run, output, model, streams)):
+        click.echo(printable(repaired.text))
+        whole = whole and repaired.whole
+    click.echo(f"{output}: {'every batch file is as committed' if whole else 'not every batch file is as committed'}")
+    sys.exit(0 if whole else DamagedData.exit_code)
 
 
 @cli.command()

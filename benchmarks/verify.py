@@ -158,7 +158,15 @@ def cpu_seconds(process: int) -> float:
 def measure(location: str, deep: bool, server: subprocess.Popen | None) -> dict[str, float]:
     """One `verify` in a new process, from its start to its end, imports included."""
     before = cpu_seconds(server.pid) if server else 0.0
-    command = [sys.executable, ROOT / "extract_activations.py", "verify", location, "--json", *["--deep"] * deep]
+    more = ["--deep", "--no-tokens"] if deep else []
+    command = [sys.executable, ROOT / "extract_activations.py", "verify", location, "--json", *more]
+        sys.executable,
+        ROOT / "extract_activations.py",
+        "verify",
+        location,
+        "--json",
+        *["--deep", "--no-tokens"] * deep,
+    ]
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     found = json.loads(process.stdout.read())

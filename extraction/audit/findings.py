@@ -17,6 +17,8 @@ The JSON of `verify --json`; keys stay, more may follow:
     expected_records  how many records the streams have
     not_finite        {hook point: {"nan": n, "inf": n}} where there are any; null without --deep
     fingerprint, manifest_digest   of the run config and of the streams, as run.json has them
+    tokens            whether the streams were tokenized again and compared
+    recomputed        seed, total, recomputed, equal, close, wrong, worst, worst_row, says; null without --recompute
     digest            of the whole run: whoever kept it can tell later that nothing was rewritten
     streams           the same of each stream, with stream, finished and digest, that of its last commit, in order
 """
@@ -29,6 +31,7 @@ from ..core.errors import DamagedData, TryAgain
 from ..core.text import printable
 from ..format.digests import digest_of
 from .facts import AuditedRun
+from .recompute import Recomputation
 
 SCHEMA = 1
 LINES = 20  # of a kind and stream that people see
@@ -72,6 +75,8 @@ class RunAudit:
     streams: tuple[StreamAudit, ...]
     strays: tuple[str, ...] = ()
     expected: str | None = None
+    checked_tokens: bool = False
+    recomputed: Recomputation | None = None
 
     @property
     def digest(self) -> str:
@@ -82,9 +87,10 @@ class RunAudit:
     @property
     def general(self) -> list[str]:
         """A sentence for each thing that is wrong and of no stream."""
+        wrong = [*self.strays, *(self.recomputed.problems if self.recomputed else ())]
         if self.expected in (None, self.digest, *(stream.digest for stream in self.streams)):
-            return [*self.strays]
-        return [*self.strays, f"{self.output}: its digest is {self.digest}, and {self.expected} was expected"]
+            return wrong
+        return [*wrong, f"{self.output}: its digest is {self.digest}, and {self.expected} was expected"]
 
     @property
     def problems(self) -> list[str]:
@@ -126,6 +132,8 @@ class RunAudit:
         found |= {"fingerprint": self.run.fingerprint, "manifest_digest": self.run.config.manifest_digest}
         found |= {"digest": self.digest, "problems": self.problems}
         found |= {"unfinished": self.unfinished, "uncommitted": self.uncommitted}
+        found |= {"tokens": self.checked_tokens}
+        found |= {"recomputed": self.recomputed.to_json() if self.recomputed else None}
         found |= self.totals() | {"not_finite": _table(self.non_finite) if self.deep else None}
         return found | {"streams": [stream.to_json(self.deep) for stream in self.streams]}
 
@@ -145,6 +153,7 @@ class RunAudit:
         lines += _shortened(
             [f"digest of stream {stream.stream}: {stream.digest}" for stream in self.streams], "the run"
         )
+        lines += [self.recomputed.to_text()] if self.recomputed else []
         lines.append(f"fingerprint {self.run.fingerprint}, manifest {self.run.config.manifest_digest}")
         lines.append(f"digest of the run: {self.digest}")
         return "\n".join(printable(line) for line in [*lines, self._summary()])
@@ -158,7 +167,8 @@ class RunAudit:
         return (
             f"{self.output}: {self.verdict}. {len(self.streams)} streams, {totals['num_batches']:,} batches, "
             f"{totals['num_records']:,} records, {tokens} tokens, {totals['num_bytes']:,} bytes"
-            f"{', all of them read' if self.deep else ''}{end[self.verdict]}"
+            f"{', all of them read' if self.deep else ''}"
+            f"{', tokens compared with the streams' if self.checked_tokens else ''}{end[self.verdict]}"
         )
 
 

@@ -19,20 +19,23 @@ Cost: as in `chain`, `WORKERS_AT_ONCE` workers and `THREADS` reads at a time.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from ..core.errors import ConfigurationMismatch, DamagedData, ObjectNotFound
 from ..format.commit import worker_folder
 from ..format.run_config import RUN, RunDescription, no_run, read_run
 from ..storage import Storage, open_storage
-from ..streams.stream import load_manifest, open_stream
+from ..streams.stream import Stream, load_manifest, open_stream
 from .chain import Expected, Reading, audit_stream
 from .facts import AuditedRun
 from .findings import RunAudit, StreamAudit
 from .progress import Meter
+from .recompute import Compute, Draw, recompute
+from .tokens import TokenCheck, tokenizer_of
 
-__all__ = ["RunAudit", "StreamAudit", "audit_run"]
+__all__ = ["Checks", "RunAudit", "StreamAudit", "audit_run", "read_description"]
 
 WORKERS_AT_ONCE = 4
 THREADS = 32
@@ -40,31 +43,51 @@ DEEP_THREADS = min(8, os.cpu_count() or 1)
 _WORKER_FOLDER = re.compile(r"worker-[0-9]{5,}")
 
 
-def audit_run(
-    output: str, streams: str | None = None, deep: bool = False, visible: bool = False, expected: str | None = None
-) -> RunAudit:
-    """Check a run against its streams, those that `run.json` names unless given.
+@dataclass(frozen=True)
+class Checks:
+    """What is checked besides the chain, and against what.
 
-    `expected` is a digest, of the run or of a stream, that a person kept; `visible` shows a bar on stderr.
+    `tokens`: the streams are tokenized again, by the tokenizer of `model`, where
+    `run.json` says unless given. `recompute`: batches are drawn, and computed by what `computer` returns for a run.
+    `expected`: a digest, of the run or of a stream, that a person kept. `visible`: show a bar on stderr.
+    """
+
+    tokens: bool = False
+    model: str | None = None
+    recompute: Draw | None = None
+    computer: Callable[[RunDescription], tuple[Compute, dict[str, str]]] | None = None
+    expected: str | None = None
+    visible: bool = False
+
+
+NOTHING_MORE = Checks()
+
+
+def audit_run(output: str, streams: str | None = None, deep: bool = False, checks: Checks = NOTHING_MORE) -> RunAudit:
+    """Check a run against its streams, those that `run.json` names unless given; with `deep` the batch files, too.
 
     Raises InvalidRequest if there is no run at `output`, DamagedData if `run.json` is lost or unreadable,
     ConfigurationMismatch if those are not the streams that the run was made from, and what storage raises.
     """
     storage = open_storage(output)
-    described = _read_run(storage)
+    described = read_description(storage)
     run = AuditedRun.of(described, f"{output}/{RUN}")
     location = streams or described.streams
     manifest = load_manifest(location)
     if manifest.digest != run.config.manifest_digest:
         raise ConfigurationMismatch(f"{location}/manifest.json is not the manifest that {output} was made from")
+    tokenizer = tokenizer_of(described, checks.model) if checks.tokens else None
 
     def audit(index: int) -> StreamAudit:
         source = open_stream(manifest, location, index)
         total = run.config.limit(source.num_records)
-        return audit_stream(reading, index, run, Expected(total, source.read_ids))
+        found = audit_stream(reading, index, run, Expected(total, source.read_ids))
+        if tokenizer is not None:
+            found.problems += _token_problems(TokenCheck(storage, run, tokenizer, pool), source)
+        return found
 
     with (
-        Meter(output, visible) as meter,
+        Meter(output, checks.visible) as meter,
         ThreadPoolExecutor(DEEP_THREADS if deep else THREADS) as pool,
         ThreadPoolExecutor(WORKERS_AT_ONCE) as walks,
     ):
@@ -75,10 +98,22 @@ def audit_run(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     _compare_widths(audits)
-    return RunAudit(output, deep, run, audits, _strays(storage, manifest.num_streams), expected)
+    strays, recomputed = _strays(storage, manifest.num_streams), None
+    if checks.recompute is not None and checks.computer is not None:
+        numbers = range(manifest.num_streams) if checks.recompute.stream is None else (checks.recompute.stream,)
+        recomputed = recompute(storage, numbers, run.config, checks.recompute, checks.computer(described))
+    return RunAudit(output, deep, run, audits, strays, checks.expected, checks.tokens, recomputed)
 
 
-def _read_run(storage: Storage) -> RunDescription:
+def _token_problems(check: TokenCheck, source: Stream) -> list[str]:
+    try:
+        return list(check.problems(source))
+    except DamagedData as error:
+        return [f"{worker_folder(source.index)}: its stream cannot be tokenized again: {error}"]
+
+
+def read_description(storage: Storage) -> RunDescription:
+    """Return the content of `run.json`. Raises InvalidRequest where there is no run, DamagedData where it is lost."""
     try:
         return read_run(storage)
     except ObjectNotFound:

@@ -5,6 +5,7 @@ typed plans in which nothing is left open. Cost: the small files of the model an
 batches is not given, the first row group of one stream.
 """
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,7 +78,9 @@ class RunPlan:
     @property
     def versions(self) -> dict[str, str]:
         """The software of this worker and the kind of its chips, as commits name them."""
-        return software_versions() | {DEVICE: self.hardware.name.partition(" x ")[2]}
+        kind = self.hardware.name.partition(" x ")[2]
+        flags = os.environ.get("XLA_FLAGS", "")
+        return software_versions() | {DEVICE: f"{kind}, mesh {self.step.mesh}{' ' + flags if flags else ''}"[:500]}
 
     def run_config(self, weights_digest: str) -> RunConfig:
         """Return what determines the bytes of this run."""
@@ -112,7 +115,6 @@ def resolve_run(flags: RunFlags) -> RunPlan:
     selection = Selection.parse(flags.positions, flags.drop_special)
     model = resolve_model(flags)
     manifest, output = load_manifest(flags.streams), open_storage(flags.output)
-    output.check_writable()
     check_spans(selection, manifest, flags.streams)
     if stream is not None:
         open_stream(manifest, flags.streams, stream)

@@ -21,6 +21,7 @@ from ..core.threads import in_background
 from ..core.versions import version_differences
 from ..format.dtypes import dtype_named
 from ..format.not_finite import described
+from ..format.records import Cursor
 from ..format.run_config import RunConfig, RunDescription
 from ..models.step import Step, load_step
 from ..streams.stream import Stream, open_stream
@@ -53,6 +54,7 @@ def extract(plan: RunPlan, stop: Stop, begin: float) -> None:
 
     `begin` is when the process began, by `time.perf_counter`. Raises domain errors.
     """
+    plan.output.check_writable()
     if plan.stream is None:
         _extract_any(join(plan, begin), stop)
         return
@@ -101,7 +103,7 @@ def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) ->
     if chain.end_of_stream:
         say("the stream is complete", worker=number)
         return
-    batches = until(in_background(_batches(run, chain, stream), BATCHES_AHEAD), stop)
+    batches = until(in_background(batches_from(run.plan, run.config, stream, chain.cursor), BATCHES_AHEAD), stop)
     progress = Progress(chain.storage, number, total, chain.cursor.record, run.plan.progress)
     layout = Layout(number, run.step.widths, dtype_named(run.config.store_dtype))
 
@@ -126,16 +128,15 @@ def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) ->
     say(f"stream complete, {total:,} records", worker=number)
 
 
-def _batches(run: JoinedRun, chain: checkpoint.CommitChain, stream: Stream) -> Iterator[PackedBatch]:
-    """Return the packed batches of a stream from the chain's cursor on."""
-    config, plan = run.config, run.plan
+def batches_from(plan: RunPlan, config: RunConfig, stream: Stream, cursor: Cursor) -> Iterator[PackedBatch]:
+    """Return the packed batches of a stream from a cursor on."""
     total = config.limit(stream.num_records)
-    records = takewhile(lambda record: record.index < total, stream.read_records(chain.cursor.record))
+    records = takewhile(lambda record: record.index < total, stream.read_records(cursor.record))
     cut = Cut(config.seq_len, config.long_documents, plan.selector)
     with_offsets = plan.selector.selection.span is not None
     tokenized = plan.tokenizer.tokenize(records, offsets=with_offsets, most=cut.most_tokens)
     shape = BatchShape(config.steps_per_batch, config.batch_size, config.seq_len)
-    return pack_batches(tokenized, chain.cursor, shape, config.long_documents, plan.selector)
+    return pack_batches(tokenized, cursor, shape, config.long_documents, plan.selector)
 
 
 def until(items: Iterable[PackedBatch], stop: Stop) -> Iterator[PackedBatch]:

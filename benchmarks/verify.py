@@ -160,13 +160,6 @@ def measure(location: str, deep: bool, server: subprocess.Popen | None) -> dict[
     before = cpu_seconds(server.pid) if server else 0.0
     more = ["--deep", "--no-tokens"] if deep else []
     command = [sys.executable, ROOT / "extract_activations.py", "verify", location, "--json", *more]
-        sys.executable,
-        ROOT / "extract_activations.py",
-        "verify",
-        location,
-        "--json",
-        *["--deep", "--no-tokens"] * deep,
-    ]
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     found = json.loads(process.stdout.read())

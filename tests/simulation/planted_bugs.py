@@ -47,11 +47,12 @@ PLANTED = {
     "cursor moved early": (
         Edit(
             "checkpoint.py",
-            "        stored = self._publish(commit)\n",
+            "        last = self._publish(commit)\n",
             "        from extraction.core.errors import TryAgain\n"
-            "        self._advance(commit)\n"
+            "        data = commit.to_bytes()\n"
+            "        self._advance(ReadCommit(commit, data))\n"
             "        try:\n"
-            "            stored = self._publish(commit)\n"
+            "            last = self._publish(commit)\n"
             "        except TryAgain:\n"
             "            return commit\n",
         ),

@@ -9,6 +9,7 @@ is the product's own.
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes  # noqa: F401  # registers bfloat16
@@ -33,6 +34,7 @@ from tests.simulation.scheduler import Scheduler
 
 NUM_WORKLOADS = 12
 STREAMS = "memory"
+CONFIG = SimpleNamespace(vocab_size=1000)  # of the model
 ROW_GROUP = 4  # records that are read at once
 _SELECTIONS = ("all", "all", "all", "last", "0,-1", "every:3", "mean")
 
@@ -145,7 +147,8 @@ class Workload:
 
     def plan(self, output: Storage, stream: int | None, idle_after: float) -> RunPlan:
         """Return the plan of a worker."""
-        model: Any = ModelPlan(ModelFolder(Path("model"), "model", "revision"), None, self.step.hook_points)  # type: ignore[arg-type]
+        config: Any = CONFIG
+        model = ModelPlan(ModelFolder(Path("model"), "model", "revision"), config, self.step.hook_points)
         return RunPlan(
             model=model, step=self.step, tokenizer=Tokenizer(), selector=self.selector, manifest=self.manifest,  # type: ignore[arg-type]
             streams=STREAMS, output=output, hardware=Hardware("simulated", 1, None, "float32"),

@@ -54,7 +54,6 @@ def steps_of(folder: Path, dtype: str, inputs: tuple) -> dict[str, Callable[[], 
     import numpy as np
 
     from extraction.models import step as compiled
-    from extraction.models.captures import CapturePlan
     from extraction.models.config_file import read_model_config
     from extraction.models.location import locate_model
     from extraction.models.sharding import Layout, mesh_of
@@ -67,14 +66,15 @@ def steps_of(folder: Path, dtype: str, inputs: tuple) -> dict[str, Callable[[], 
 
     shallow = replace(config, layers=config.layers[: LAYERS[-1] + 1])
     options = StepOptions((FINAL,), *shape, dtype)
-    plan = CapturePlan.of(options.hook_points, shallow)
-    graphs, _ = compiled._abstract_model(shallow, plan, options)
-    step = compiled.make_step(graphs, plan, options, Layout(mesh_of(options.mesh, jax.local_devices())))
+    shallow_model = compiled.Model.of(shallow, options)
+    step = compiled.make_step(shallow_model, options, Layout(mesh_of(options.mesh, jax.local_devices())))
+    (buffer,) = shallow_model.plan.ends.values()
     params = captured._params | {"final_norm": {"scale": jnp.ones(config.width, dtype)}}
-    bare, slots = jax.jit(lambda *given: step(*given)[FINAL].values[..., 0]), inputs[3]
+    bare, slots = jax.jit(lambda *given: step(*given)[buffer].values[..., 0]), inputs[3]
+    bare_inputs = compiled.Inputs(*inputs[:3], slots[None], np.array([len(slots)], np.int32))
     return {
         "captured": lambda: captured(*inputs).get(),
-        "bare": lambda: bare(params, *inputs[:3], slots[None], np.array([len(slots)], np.int32)).block_until_ready(),
+        "bare": lambda: bare(params, bare_inputs).block_until_ready(),
     }
 
 

@@ -32,6 +32,7 @@ from ..format.digests import digest_ids
 from ..format.not_finite import added
 from ..format.records import Cursor
 from ..format.run_config import RUN
+from ..models.hooks import BY_SUFFIX, suffix_of
 from ..storage import ObjectInfo, Storage
 from .contents import Contents, check_contents
 from .facts import AuditedRun
@@ -254,8 +255,9 @@ class _Walk:
 
 
 def width_kind(hook_point: str) -> str:
-    """Return the kind of a hook point; those of one kind are equally wide: D, but for those inside attention or mlp."""
-    return next((kind for kind in ("attn.hook_z", "mlp.hook_post") if hook_point.endswith(kind)), "residual stream")
+    """Return what hook points of one width share: those that are D wide, or the hook point itself."""
+    kind = BY_SUFFIX.get(suffix_of(hook_point))
+    return "residual stream" if kind is None or kind.width == "width" else hook_point
 
 
 class _StreamIds:

@@ -19,11 +19,11 @@ import numpy as np
 
 from ..core.errors import DamagedData
 from ..core.strict_json import loads
-from ..format.batch_file import batch_arrays
+from ..format.batch_file import batch_arrays, ends_of_records
 from ..format.chain import compare_data
 from ..format.commit import Commit, data_name
 from ..format.digests import digest_ids
-from ..format.dtypes import LARGEST_CODE, dtype_named
+from ..format.dtypes import LARGEST_CODE, LOSS_HOOK, dtype_named
 from ..format.not_finite import KINDS, counted
 from ..format.run_config import FORMAT
 from ..format.safetensors import SafetensorsFile, decode
@@ -59,8 +59,13 @@ def check_contents(data: bytes, commit: Commit, run: AuditedRun) -> Contents:
     found: Counter[tuple[str, str]] = Counter()
     problems += _check_header(file, commit)
     problems += check_records(file.arrays, commit, run)
+    ends = ends_of_records(file.arrays, commit.cursor_before, commit.cursor_after)
     for hook_point in run.config.hook_points:
         problems += _check_values(file, hook_point, run, found)
+        if hook_point == LOSS_HOOK:
+            found[LOSS_HOOK, "nan"] -= int(ends.sum())
+            if not np.isnan(file.arrays[LOSS_HOOK][ends]).all():
+                problems.append(f"{LOSS_HOOK} is not NaN at the last token of each record")
     problems += _check_not_finite(found, commit)
     widths = {hook_point: file.arrays[hook_point].shape[1] for hook_point in run.config.hook_points}
     return Contents(tuple(f"{name}: {problem}" for problem in problems), widths, +found)
@@ -105,7 +110,7 @@ def _check_values(
 ) -> Iterator[str]:
     """Scales and statistics of the values; what is not finite goes into `found`."""
     arrays, width = file.arrays, file.arrays[hook_point].shape[1]
-    values, scale = arrays[hook_point], arrays.get(hook_point + SCALE) if run.config.has_scale else None
+    values, scale = arrays[hook_point], arrays.get(hook_point + SCALE)
     total, squares, norms, largest = *np.zeros((2, width)), np.zeros(len(values)), 0.0
     first = [0, 0]
     rows = max(1, _BLOCK // max(1, width))
@@ -115,6 +120,9 @@ def _check_values(
             block = unscaled(values[here], None if scale is None else scale[here]).astype(np.float64)
             part = np.square(block)
             norms[here] = np.sqrt(part @ np.ones(width))
+            if hook_point == LOSS_HOOK:  # NaN has no part in its sums
+                found[hook_point, "nan"] += int(np.isnan(block).sum())
+                block, part = (np.where(np.isnan(values), 0.0, values) for values in (block, part))
             ones = np.ones(len(block))
             total += ones @ block
             squares += (part := ones @ part)

@@ -46,6 +46,7 @@ class PackedBatch:
 
     Attributes:
         tokens, segment_ids, positions: int32 [steps, B, T].
+        targets: int32 [steps, B, T], the next token of the same record, -1 where there is none.
         slots: int64 [N], the flat index in those arrays of each stored token, in record order; for means over windows
             that of the window's last token.
         record_positions: int32 [N], the position of each row in its record.
@@ -60,6 +61,7 @@ class PackedBatch:
     tokens: np.ndarray
     segment_ids: np.ndarray
     positions: np.ndarray
+    targets: np.ndarray
     slots: np.ndarray
     record_positions: np.ndarray
     record_index: np.ndarray
@@ -229,6 +231,7 @@ def _fill(
     taken: list[_Window], places: np.ndarray, shape: BatchShape, span: tuple[Cursor, Cursor, bool]
 ) -> PackedBatch:
     tokens, segment_ids, positions = np.zeros((3, shape.total_rows, shape.seq_len), np.int32)
+    targets = np.full_like(tokens, -1)
     segments_in_row = np.zeros(shape.total_rows, np.int32)
     slots = [np.zeros(0, np.int64)]
     for window, (row, column) in zip(taken, places, strict=True):
@@ -240,6 +243,8 @@ def _fill(
         tokens[row, here] = window.record.tokens[window.offset : window.offset + window.length]
         segment_ids[row, here] = segments_in_row[row]
         positions[row, here] = np.arange(window.length)
+        following = window.record.tokens[window.offset + 1 : window.offset + window.length + (not window.last)]
+        targets[row, column : column + len(following)] = following
     records, lengths = _by_record(taken, [window.length for window in taken])
     rows = [len(part) for part in slots[1:]]
     stored = np.concatenate(slots)
@@ -249,6 +254,7 @@ def _fill(
         tokens=tokens.reshape(step_shape),
         segment_ids=segment_ids.reshape(step_shape),
         positions=positions.reshape(step_shape),
+        targets=targets.reshape(step_shape),
         slots=stored,
         record_positions=_in_record(taken, rows, positions, stored),
         record_index=np.array([record.index for record in records], np.int64),

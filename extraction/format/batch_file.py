@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.errors import DamagedData
 from ..storage import Storage
-from .dtypes import has_scale
+from .dtypes import has_scale, stored_dtype
 from .records import Cursor
 from .safetensors import ArrayLayout, Entry, decode_header, entries_of
 from .statistics import SCALE, SUMS, statistics_layout, unscaled
@@ -31,13 +31,14 @@ def batch_arrays(
 
     Args:
         widths: the width of each hook point.
-        dtype: of the stored rows.
+        dtype: of the stored rows, but for hook points of `FIXED_DTYPES`.
         num_rows: N.
         num_records: R.
         has_means: whether rows are means over windows.
     """
     n, r = num_rows, num_records
     int32, int64, float32 = np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.float32)
+    dtypes = {name: stored_dtype(name, dtype) for name in widths}
     statistics = {
         f"{name}{suffix}": array for name, width in widths.items() for suffix, array in statistics_layout(width).items()
     }
@@ -49,9 +50,25 @@ def batch_arrays(
         "tokens": ((n,), int32),
         "positions": ((n,), int32),
         **({"mean_over": ((n,), int32)} if has_means else {}),
-        **({f"{name}{SCALE}": ((n,), float32) for name in widths} if has_scale(dtype) else {}),
-        **{name: ((n, width), dtype) for name, width in widths.items()},
+        **{f"{name}{SCALE}": ((n,), float32) for name in widths if has_scale(dtypes[name])},
+        **{name: ((n, width), dtypes[name]) for name, width in widths.items()},
     }
+
+
+def ends_of_records(arrays: Mapping[str, np.ndarray], begin: Cursor, end: Cursor) -> np.ndarray:
+    """Return bool [N], whether a row is of the last token of its record.
+
+    Args:
+        arrays: `record_offsets`, `record_lengths` and `positions` of a batch file.
+        begin: the cursor before the batch.
+        end: the cursor after it.
+    """
+    last = arrays["record_lengths"] - 1
+    if len(last):
+        last[0] += begin.token_offset
+        if end.token_offset:
+            last[-1] = -1  # the record goes on in the next batch
+    return arrays["positions"] == np.repeat(last, np.diff(arrays["record_offsets"]))
 
 
 class BatchRef(NamedTuple):

@@ -14,7 +14,7 @@ from ..core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, Ob
 from ..core.strict_json import loads
 from ..storage import Storage
 from .digests import digest_of
-from .dtypes import LARGEST_CODE, STORE_DTYPES
+from .dtypes import STORE_DTYPES
 
 RUN = "run.json"
 FORMAT = 4  # of run.json, commits and batch files; anything that changes how bytes are made or read raises it
@@ -81,11 +81,6 @@ class RunConfig:
     def truncates(self) -> bool:
         """Whether records longer than T are cut."""
         return self.long_documents == "truncate"
-
-    @property
-    def has_scale(self) -> bool:
-        """Whether each row has a scale."""
-        return self.store_dtype in LARGEST_CODE
 
     def limit(self, num_records: int) -> int:
         """Return how many of a stream's `num_records` records are extracted."""

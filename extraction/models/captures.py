@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .config import ModelConfig
-from .hooks import EMBED_HOOK, FINAL_HOOK, layer_of, suffix_of
+from .hooks import EMBED_HOOK, FINAL_HOOK, LOSS_HOOK, layer_of, suffix_of
 
 _EMBEDDING = -1  # the "layer" whose output is the embedding
 
@@ -37,13 +37,15 @@ class CapturePlan:
         num_layers: the layers that run.
         captures: the place of each hook point.
         layers_of: the sorted layers of each buffer that layers write.
-        final_norm: whether the final norm runs.
+        final_norm: whether the final norm runs, and all layers.
+        loss: whether the head runs.
     """
 
     num_layers: int
     captures: dict[str, Capture]
     layers_of: dict[Buffer, list[int]]
     final_norm: bool
+    loss: bool
 
     @classmethod
     def of(cls, hook_points: tuple[str, ...], config: ModelConfig) -> "CapturePlan":
@@ -56,13 +58,14 @@ class CapturePlan:
             name: Capture(buffer, 0 if layer is None else layers_of[buffer].index(layer))
             for name, (buffer, layer) in wanted.items()
         }
-        final_norm = FINAL_HOOK in hook_points
+        loss = LOSS_HOOK in hook_points
+        final_norm = loss or FINAL_HOOK in hook_points
         deepest = max((layers[-1] for layers in layers_of.values()), default=_EMBEDDING)
-        return cls(config.num_layers if final_norm else deepest + 1, captures, layers_of, final_norm)
+        return cls(config.num_layers if final_norm else deepest + 1, captures, layers_of, final_norm, loss)
 
     @property
     def ends(self) -> dict[str, Buffer]:
-        """The buffers outside the layers by their suffix: the embedding, the final norm."""
+        """The buffers outside the layers by their suffix: the embedding, the final norm, the loss."""
         buffers = (capture.buffer for capture in self.captures.values())
         return {buffer.suffix: buffer for buffer in buffers if buffer not in self.layers_of}
 
@@ -77,7 +80,7 @@ def _buffer_and_layer(hook_point: str, config: ModelConfig) -> tuple[Buffer, int
     `resid_pre` of a block is `resid_post` of the block before, or the embedding.
     """
     suffix, width = suffix_of(hook_point), config.hook_width(hook_point)
-    if suffix in (EMBED_HOOK, FINAL_HOOK):
+    if suffix in (EMBED_HOOK, FINAL_HOOK, LOSS_HOOK):
         return Buffer(suffix, width), None
     layer = layer_of(hook_point)
     if suffix != "hook_resid_pre":

@@ -59,11 +59,15 @@ class Compacted(NamedTuple):
 
 @dataclass(frozen=True)
 class Compaction:
-    """The rule that makes stored rows: dtype and layout on the devices. Sums over rows are made in `chunks`."""
+    """The rule that makes stored rows: dtype and layout on the devices. Sums over rows are made in `chunks`.
+
+    `skips_nan`: rows that are NaN, of width 1, count for no sum.
+    """
 
     dtype: str
     chunks: int
     layout: Layout
+    skips_nan: bool = False
 
     def gather(self, tensor: jax.Array, slots: Slots) -> jax.Array:
         """Return [groups, size, width], the rows of [B, T, width] at the slots of each group of devices."""
@@ -74,6 +78,8 @@ class Compaction:
     def store(self, rows: jax.Array, counts: jax.Array) -> Compacted:
         """Return [groups, size, width] as stored, with statistics over the first `counts` rows of each group."""
         real = jnp.arange(rows.shape[1])[None, :] < counts[:, None]
+        if self.skips_nan:
+            real &= ~jnp.isnan(rows[:, :, 0])
         if self.dtype not in LARGEST_CODE:
             to_store, computed = _apart(rows, 2)
             values = _apart(to_store.astype(self.dtype), 4)

@@ -5,6 +5,7 @@ Widths are in elements, windows in tokens. A field that only some families use h
 
 from dataclasses import dataclass
 
+from ..format.dtypes import LOSS_HOOK
 from .hooks import EMBED_HOOK, FINAL_HOOK, HOOK_KINDS, kind_of, layer_of
 
 
@@ -97,6 +98,10 @@ class ModelConfig:
         norms: whether a block has norms `before` attention and mlp, `after` them, or both.
         parallel: whether attention and mlp read the same x.
         tied: whether the head is the embedding.
+        head_bias: whether the head adds a bias to the logits.
+        logit_scale: the factor of the logits.
+        logit_softcap: the bound of the logits, by a tanh.
+        no_loss: the reason why `hook_loss` does not exist, None if it does.
     """
 
     family: str
@@ -115,6 +120,10 @@ class ModelConfig:
     norms: tuple[str, ...] = ("before",)
     parallel: bool = False
     tied: bool = False
+    head_bias: bool = False
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    no_loss: str | None = None
 
     @property
     def num_layers(self) -> int:
@@ -143,11 +152,13 @@ class ModelConfig:
         for layer in range(self.num_layers):
             absent = self.absent_hooks(layer)
             of_blocks += [f"blocks.{layer}.{kind.suffix}" for kind in HOOK_KINDS if kind.suffix not in absent]
-        return [EMBED_HOOK, *of_blocks, FINAL_HOOK]
+        return [EMBED_HOOK, *of_blocks, FINAL_HOOK, *([] if self.no_loss else [LOSS_HOOK])]
 
     def hook_width(self, hook_point: str) -> int:
         """Return the last axis of this hook point's tensor."""
         kind = kind_of(hook_point)
+        if hook_point == LOSS_HOOK:
+            return 1
         return self.width if kind.width == "width" else getattr(self.layers[layer_of(hook_point)], kind.width)
 
 

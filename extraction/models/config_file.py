@@ -39,6 +39,7 @@ def read_model_config(folder: Path) -> ModelConfig:
             family.read(view, path),
             family=written["model_type"],
             tied=bool(getattr(config, "tie_word_embeddings", False)),
+            **_head(view),
         )
         _refuse_left(path, view)
         if ignored := view.ignored(written[family.inside] if family.inside else written):
@@ -83,6 +84,18 @@ def _refuse_by_hand(path: Path, written: dict[str, Any], family: Family) -> None
             )
         if part.get("per_layer_config"):
             raise InvalidRequest(f"{path}: per_layer_config is not handled: all layers must be made alike")
+
+
+def _head(view: ModelView) -> dict[str, Any]:
+    """Return the fields of the head; an attribute that it reads and that is not handled leaves no loss."""
+    read = view.of_head()
+    fields: dict[str, Any] = {"logit_softcap": read.pop("final_logit_softcapping", None)}
+    fields["logit_scale"] = float(read.pop("logit_scale", 1.0)) / float(read.pop("logits_scaling", 1.0))
+    if read:
+        name, value = next(iter(read.items()))
+        shown = json.dumps(value, default=str)
+        fields["no_loss"] = f"{name} = {shown} is not handled for {view.model_type}, and its head reads it"
+    return fields
 
 
 def _refuse_left(path: Path, view: ModelView) -> None:

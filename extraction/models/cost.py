@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..core.errors import InvalidRequest
-from ..format.dtypes import LARGEST_CODE, STORE_DTYPES
+from ..format.dtypes import STORE_DTYPES, dtype_named, has_scale, stored_dtype
 from .captures import CapturePlan
 from .config import LayerKind, ModelConfig
 from .mesh import Demand, choose_mesh
@@ -39,9 +39,11 @@ class Counts:
 
 def stored_bytes(config: ModelConfig, options: StepOptions) -> int:
     """Return the stored bytes of one token, with the scales of its rows."""
-    scale = 4 if options.store_dtype in LARGEST_CODE else 0
-    values = sum(map(config.hook_width, options.hook_points)) * STORE_DTYPES[options.store_dtype]
-    return values + scale * len(options.hook_points)
+    run_dtype, total = dtype_named(options.store_dtype), 0
+    for name in options.hook_points:
+        dtype = stored_dtype(name, run_dtype)
+        total += config.hook_width(name) * dtype.itemsize + (4 if has_scale(dtype) else 0)
+    return total
 
 
 def demand_of(config: ModelConfig, options: StepOptions) -> Demand:

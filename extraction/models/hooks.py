@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from ..core.errors import InvalidRequest
+from ..format.dtypes import LOSS_HOOK
 
 if TYPE_CHECKING:
     from .config import ModelConfig
@@ -50,7 +51,13 @@ HOOK_KINDS = (
     HookKind("mlp_out", "hook_mlp_out"),
     HookKind("resid_post", "hook_resid_post"),
 )
-_OF_MODEL = (HookKind("embed", EMBED_HOOK), HookKind("final", FINAL_HOOK))
+_OF_MODEL = (HookKind("embed", EMBED_HOOK), HookKind("final", FINAL_HOOK), HookKind("loss", LOSS_HOOK, "one"))
+PRESETS = {
+    "transcoder": ("mlp_in", "mlp_out"),
+    "clt": ("resid_mid", "mlp_out"),  # a cross-layer transcoder
+    "crosscoder": ("resid_post",),
+}
+_OF_ALL_LAYERS = ("clt", "crosscoder")  # presets that mean all layers without `--layers`
 BY_SHORT_NAME = {kind.short: kind for kind in (*HOOK_KINDS, *_OF_MODEL)}
 BY_SUFFIX = {kind.suffix: kind for kind in BY_SHORT_NAME.values()}
 
@@ -113,7 +120,7 @@ def resolve_hook_points(
 
     Args:
         layers: the value of `--layers`, or None.
-        hooks: the value of `--hooks`, short names.
+        hooks: the value of `--hooks`, short names and presets.
         hook_points: the value of `--hook-points`, full names and globs, or None.
         config: the model's configuration; globs skip the hook points that a layer lacks.
 
@@ -126,10 +133,13 @@ def resolve_hook_points(
         if not found:
             raise InvalidRequest(f"--hook-points {pattern.strip()}: {why_absent(pattern.strip(), config)}")
         chosen.update(found)
+    shorts = [short for short in map(str.strip, hooks.split(",")) if short]
+    if layers is None and set(shorts) & set(_OF_ALL_LAYERS):
+        layers = "all"
     numbers = parse_layers(layers, config.num_layers) if layers else []
-    for short in filter(None, map(str.strip, hooks.split(","))):
+    for short in [name for short in shorts for name in PRESETS.get(short, (short,))]:
         if short not in BY_SHORT_NAME:
-            raise InvalidRequest(f"--hooks {short}: choose from {', '.join(BY_SHORT_NAME)}")
+            raise InvalidRequest(f"--hooks {short}: choose from {', '.join((*PRESETS, *BY_SHORT_NAME))}")
         kind = BY_SHORT_NAME[short]
         chosen.update([kind.suffix] if kind in _OF_MODEL else (_in_layer(kind, layer, config) for layer in numbers))
     if not chosen:
@@ -140,6 +150,8 @@ def resolve_hook_points(
 def why_absent(hook_point: str, config: "ModelConfig") -> str:
     """Return the reason why no hook point of this model has this name or pattern."""
     suffix = suffix_of(hook_point)
+    if suffix == LOSS_HOOK and config.no_loss:
+        return f"no such hook point: {config.no_loss}"
     with_it = [layer for layer in range(config.num_layers) if suffix not in config.absent_hooks(layer)]
     layer = hook_point.split(".")[1] if hook_point.startswith("blocks.") else ""
     at = int(layer) if layer.isdecimal() and int(layer) < config.num_layers else 0

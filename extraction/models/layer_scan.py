@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..format.dtypes import stored_dtype
 from .captures import Buffer, CapturePlan
 from .config import LayerKind
 from .parts import Group, place_name
@@ -26,7 +27,7 @@ RunBlock = Callable[[LayerKind, dict[str, Any], jax.Array, Callable[[str, jax.Ar
 
 
 class Capturing(NamedTuple):
-    """What a scan keeps, in which dtype and layout."""
+    """What a scan keeps, in which layout, and in which dtype but for integers."""
 
     plan: CapturePlan
     dtype: jnp.dtype
@@ -46,10 +47,10 @@ def run_layers(
         capturing: what to keep.
     """
     plan, dtype, layout = capturing
-    buffers: Buffers = {
-        buffer: layout.captured(jnp.zeros((len(layers), *x.shape[:2], buffer.width), dtype))
-        for buffer, layers in plan.layers_of.items()
-    }
+    buffers: Buffers = {}
+    for buffer, layers in plan.layers_of.items():
+        shape = (len(layers), *x.shape[:2], buffer.width)
+        buffers[buffer] = layout.captured(jnp.zeros(shape, stored_dtype(buffer.suffix, dtype)))
     for number, group in enumerate(groups):
         own = [stacked[place_name(number, place)] for place in range(len(group.unit))]
         x, buffers = _run_group(group, own, run_block, (x, buffers), capturing)
@@ -59,7 +60,7 @@ def run_layers(
 def _run_group(
     group: Group, stacked: list[Any], run_block: RunBlock, carry: tuple[jax.Array, Buffers], capturing: Capturing
 ) -> tuple[jax.Array, Buffers]:
-    plan, dtype, layout = capturing
+    plan, _, layout = capturing
     written = [_written(plan, group.layers(place)) for place in range(len(group.unit))]
     places = [{buffer: plan.places(buffer, group.layers(at)) for buffer in written[at]} for at in range(len(written))]
 
@@ -70,7 +71,7 @@ def _run_group(
             weights = of_layer(sliced, stacked[at])
             x = layout.rows(run_block(group.unit[at], weights, layout.rows(x), taps.__setitem__))
             for buffer in to:
-                value = layout.tapped(buffer.suffix, taps[buffer.suffix]).astype(dtype)
+                value = layout.tapped(buffer.suffix, taps[buffer.suffix]).astype(buffers[buffer].dtype)
                 write = jax.lax.dynamic_update_index_in_dim if written[at][buffer] else _write_inside
                 buffers = buffers | {buffer: layout.captured(write(buffers[buffer], value, to[buffer], 0))}
         return (x, buffers), None

@@ -1,8 +1,8 @@
 """The parts of a model that run, and the groups of its layers.
 
-In: a configuration and the number of layers that run. Out: the `Group`s of layers, each run as one scan, and the
-`Part`s: the embedding, the blocks at each place of each group, the final norm. Guarantee: the groups cover the layers
-in order; a part has its module, its weight table and the layers that it is filled from. Cost: none.
+In: a configuration and a capture plan. Out: the `Group`s of layers, each run as one scan, and the `Part`s: the
+embedding, the blocks at each place of each group, the final norm, the head. Guarantee: the groups cover the layers in
+order; a part has its module, its weight table and the layers that it is filled from. Cost: none.
 
 A group repeats a unit of up to `MAX_UNIT` kinds of layers, such as three windowed layers and a full one. So a program
 has a few blocks, independent of the depth of the model.
@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .block import block_of, ends_of
+from .captures import CapturePlan
 from .config import LayerKind, ModelConfig
 from .families import family_of
+from .head import Head
 from .tables import Entries
 
 MAX_UNIT = 8
@@ -71,14 +73,18 @@ def place_name(group: int, place: int) -> str:
     return f"{group}.{place}"
 
 
-def parts_of(config: ModelConfig, num_layers: int, final_norm: bool, dtype: jnp.dtype) -> list[Part]:
-    """Return the parts of a model of which the first `num_layers` layers run, and the final norm or not."""
+def parts_of(config: ModelConfig, plan: CapturePlan, dtype: jnp.dtype) -> list[Part]:
+    """Return the parts of a model that run by this plan."""
     family = family_of(config.family)
     table, ends = family.weight_table(config), ends_of(config, dtype, family.modules)
     parts = [Part(("embedding",), ends["embedding"], table.embedding)]
-    for number, group in enumerate(group_layers(config.layers[:num_layers])):
+    for number, group in enumerate(group_layers(config.layers[: plan.num_layers])):
         for place, kind in enumerate(group.unit):
             make = partial(block_of, config, kind, dtype, family.modules)
             path = ("blocks", place_name(number, place))
             parts.append(Part(path, make, table.block(kind), group.layers(place)))
-    return [*parts, Part(("final_norm",), ends["final_norm"], table.final_norm)] if final_norm else parts
+    if plan.final_norm:
+        parts.append(Part(("final_norm",), ends["final_norm"], table.final_norm))
+    if plan.loss and not config.tied:
+        parts.append(Part(("head",), partial(Head, config, dtype), table.head))
+    return parts

@@ -33,6 +33,8 @@ _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"mlp\.(.*\.)?(gate|up)\.bias", ("model",)),
     # Split by width and not by token: a lookup of a token is then local for any size of the vocabulary.
     (r"embedding\.(table|positions)", (None, "model")),
+    (r"head\.table", ("model", None)),
+    (r"head\.bias", ("model",)),
     (r"mlp\.router\..*|.*norm.*\.(scale|bias)|.*(o|down)\.bias", ()),
 )
 
@@ -47,7 +49,7 @@ class Placement:
     """The sharding of parameters on a mesh, and the functions that fill them."""
 
     def __init__(self, mesh: Mesh, config: ModelConfig):
-        self.mesh = mesh
+        self.mesh, self._vocab_size = mesh, config.vocab_size
         self._kv_heads_are_shared = any(kind.num_kv_heads % mesh.shape["model"] for kind in config.layers)
 
     def spec(self, path: Sequence[str], num_axes: int) -> PartitionSpec:
@@ -58,6 +60,8 @@ class Placement:
         axes = next((axes for pattern, axes in _AXES if re.fullmatch(rf"(.*\.)?({pattern})", name)), None)
         if axes is None:
             raise ValueError(f"{name}: no rule says how it is shared by several devices")
+        if path[0] == "head" and self._vocab_size % self.mesh.shape["model"]:
+            axes = ()
         if re.search(r"attention\.(k|v)\.", name) and self._kv_heads_are_shared:
             axes = ()  # fewer key-value heads than devices: each device has all of them
         return PartitionSpec(*(None,) * (num_axes - len(axes)), *axes)

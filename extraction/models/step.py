@@ -1,8 +1,8 @@
 """The jitted step: packed tokens in, activations at the hook points out.
 
 In: tokens, segment_ids and positions, int32 [B, T], and `slots` int32 [n], the slots of real tokens in the wanted
-order. Out: for each hook point [n, width] in the store dtype, and its statistics. Guarantee: a value does not depend on
-the row's other documents, the padding or n, and depends on the mesh by rounding only; one compiled step serves every
+order. Out: for each hook point [n, width] in its stored dtype, and its statistics. Guarantee: a value does not depend
+on the row's other documents, the padding or n, and depends on the mesh by rounding only; one compiled step serves every
 call.
 
 How: layers run in groups of stacked blocks, up to the deepest hook point (`layer_scan`).
@@ -23,13 +23,15 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ..format.dtypes import dtype_named, stored_dtype
 from .block import Shared
 from .captures import Buffer, Capture, CapturePlan
 from .compaction import Compacted, Compaction, Slots
 from .config import LayerKind, ModelConfig
 from .devices import Device, device_errors
 from .families import family_of
-from .hooks import EMBED_HOOK, FINAL_HOOK
+from .head import token_losses
+from .hooks import EMBED_HOOK, FINAL_HOOK, LOSS_HOOK
 from .layer_scan import Capturing, run_layers
 from .location import ModelFolder
 from .parts import Group, Part, group_layers, parts_of
@@ -49,6 +51,26 @@ class Loaded(NamedTuple):
     digest: str
 
 
+class Inputs(NamedTuple):
+    """The arrays of one call of the step.
+
+    Attributes:
+        tokens, segment_ids, positions: int32 [B, T].
+        slots: int32 [groups, n], the slots of real tokens of each group of devices.
+        counts: int32 [groups], the numbers of them.
+        targets: int32 [B, T], only for `hook_loss`.
+        pooled: bool [B, T], only with `pool`.
+    """
+
+    tokens: Any
+    segment_ids: Any
+    positions: Any
+    slots: Any
+    counts: Any
+    targets: Any = None
+    pooled: Any = None
+
+
 class Step:
     """The loaded model and its compiled step. `widths` gives the last axis of each hook point."""
 
@@ -64,6 +86,7 @@ class Step:
         positions: np.ndarray,
         slots: np.ndarray,
         pooled: np.ndarray | None = None,
+        targets: np.ndarray | None = None,
     ) -> StepOutput:
         """Dispatch one step and return at once.
 
@@ -73,6 +96,7 @@ class Step:
             positions: int32 [B, T].
             slots: int [n], the flat indices of tokens to return; with `pool` the last tokens of windows.
             pooled: bool [B, T], the tokens that are part of a mean; only with `pool`.
+            targets: int32 [B, T], the next token of the same record or -1; for `hook_loss`.
 
         Raises as `device_errors`.
         """
@@ -83,9 +107,10 @@ class Step:
         for group, own in enumerate(places):
             local[group, : len(own)] = slots[own] - group * size
         counts = np.array([len(own) for own in places], np.int32)
-        inputs = (tokens, segment_ids, positions, local, counts) + (() if pooled is None else (pooled,))
+        targets = targets if LOSS_HOOK in self.widths else None
         with device_errors():
-            arrays = self._step(self._params, *inputs)
+            inputs = Inputs(tokens, segment_ids, positions, local, counts, targets, pooled)
+            arrays = self._step(self._params, inputs)
             sent = {buffer: start_transfer(found, counts.max()) for buffer, found in arrays.items()}
             return StepOutput(sent, self._captures, places)
 
@@ -123,12 +148,12 @@ def lower_step(
     grid = jax.ShapeDtypeStruct((options.batch_size, options.seq_len), jnp.int32)
     slots = jax.ShapeDtypeStruct((options.mesh.data, grid.size // options.mesh.data), jnp.int32)
     counts = jax.ShapeDtypeStruct((options.mesh.data,), jnp.int32)
-    inputs = [grid, grid, grid, slots, counts]
-    if options.pool:
-        inputs.append(jax.ShapeDtypeStruct(grid.shape, jnp.bool_))
+    targets = grid if model.plan.loss else None
+    pooled = jax.ShapeDtypeStruct(grid.shape, jnp.bool_) if options.pool else None
+    inputs = Inputs(grid, grid, grid, slots, counts, targets, pooled)
     step = make_step(model, options, Layout(placement.mesh))
     with jax.set_mesh(placement.mesh):
-        return jax.jit(step, in_shardings=(where, *[rows] * len(inputs))).lower(model.shapes, *inputs)
+        return jax.jit(step, in_shardings=(where, rows)).lower(model.shapes, inputs)
 
 
 def weight_shapes(config: ModelConfig, options: StepOptions) -> list[tuple[tuple[str, ...], jax.ShapeDtypeStruct]]:
@@ -149,6 +174,7 @@ class Model(NamedTuple):
     """The parts of a model that run.
 
     Attributes:
+        config: the whole model.
         plan: the layers that run and the tensors to keep.
         groups: the groups of layers.
         parts: the parts.
@@ -156,6 +182,7 @@ class Model(NamedTuple):
         shapes: the tree of the shapes of all parameters.
     """
 
+    config: ModelConfig
     plan: CapturePlan
     groups: list[Group]
     parts: list[Part]
@@ -171,7 +198,7 @@ class Model(NamedTuple):
     def of(cls, config: ModelConfig, options: StepOptions) -> "Model":
         """Return what runs for these options. Nothing is allocated."""
         plan = CapturePlan.of(options.hook_points, config)
-        parts = parts_of(config, plan.num_layers, plan.final_norm, jnp.dtype(options.compute_dtype))
+        parts = parts_of(config, plan, jnp.dtype(options.compute_dtype))
         graphs: dict[tuple[str, ...], tuple[Any, Any]] = {
             part.path: nnx.split(nnx.eval_shape(part.make)) for part in parts
         }
@@ -180,7 +207,7 @@ class Model(NamedTuple):
             for part in parts
             for path, leaf in leaves_of(nnx.to_pure_dict(graphs[part.path][1]))
         }
-        return cls(plan, group_layers(config.layers[: plan.num_layers]), parts, graphs, nested(leaves))
+        return cls(config, plan, group_layers(config.layers[: plan.num_layers]), parts, graphs, nested(leaves))
 
     def module(self, path: tuple[str, ...], params: dict[str, Any]) -> Any:
         """Return the module of a part with these parameters."""
@@ -200,7 +227,8 @@ def _opened_weights(folder: ModelFolder, config: ModelConfig, options: StepOptio
     family, model = family_of(config.family), Model.of(config, options)
     placement = Placement(mesh_of(options.mesh, jax.local_devices()), config)
     fills = plan_fills(model.parts, model.shapes)
-    names = TextModel(family, family.weight_table(config), config.layers, model.plan.num_layers, config.tied)
+    table, plan = family.weight_table(config), model.plan
+    names = TextModel(family, table, config.layers, plan.num_layers, config.tied, plan.loss)
     with WeightFiles(folder) as files:
         places = find_tensors(files, names)
         check_shapes(files, places, fills)
@@ -208,45 +236,50 @@ def _opened_weights(folder: ModelFolder, config: ModelConfig, options: StepOptio
 
 
 def make_step(model: Model, options: StepOptions, layout: Layout) -> Callable:
-    """Return the function to compile: parameters and one step's arrays -> the results of each buffer."""
-    plan = model.plan
-    capturing = Capturing(plan, jnp.dtype(options.capture_dtype), layout)
-    compaction = Compaction(options.store_dtype, options.batch_size // options.mesh.data, layout)
+    """Return the function to compile: parameters and `Inputs` -> {buffer: Compacted}."""
+    capturing = Capturing(model.plan, jnp.dtype(options.capture_dtype), layout)
+    chunks = options.batch_size // options.mesh.data
     # A float32 product on an accelerator is otherwise made of shorter ones.
     precision = "highest" if options.compute_dtype == "float32" else "default"
-    kinds = [kind for group in model.groups for kind in group.unit]
-    paths = {kind: part.path for kind, part in zip(kinds, model.blocks, strict=True)}
 
-    def step(
-        params: dict,
-        tokens: jax.Array,
-        segment_ids: jax.Array,
-        positions: jax.Array,
-        slots: jax.Array,
-        counts: jax.Array,
-        *pooled: jax.Array,
-    ) -> dict[Buffer, Compacted]:
+    def compact(buffer: Buffer, tensors: jax.Array, inputs: Inputs) -> Compacted:
+        dtype = stored_dtype(buffer.suffix, dtype_named(options.store_dtype)).name
+        compaction = Compaction(dtype, chunks, layout, skips_nan=buffer.suffix == LOSS_HOOK)
+
+        def one(tensor: jax.Array) -> Compacted:
+            if inputs.pooled is not None:
+                tensor = window_means(tensor, inputs.segment_ids, inputs.pooled)
+            return compaction.store(compaction.gather(tensor, Slots(inputs.slots, inputs.counts)), inputs.counts)
+
+        found = jax.lax.map(one, tensors)
+        return found._replace(values=layout.stacked(found.values))
+
+    def step(params: dict[str, Any], inputs: Inputs) -> dict[Buffer, Compacted]:
         with jax.default_matmul_precision(precision):
-            x = layout.rows(model.module(("embedding",), params["embedding"])(tokens, positions))
-            shared = Shared.of(tuple(kinds), segment_ids, positions)
-
-            def run_block(kind: LayerKind, weights: dict, x: jax.Array, tap: Callable) -> jax.Array:
-                return model.module(paths[kind], weights)(x, shared, tap)
-
-            embedded = x
-            x, kept = run_layers(model.groups, params.get("blocks", {}), run_block, x, capturing)
-            if buffer := plan.ends.get(EMBED_HOOK):
-                kept[buffer] = embedded.astype(capturing.dtype)[None]
-            if buffer := plan.ends.get(FINAL_HOOK):
-                normalized = layout.rows(model.module(("final_norm",), params["final_norm"])(layout.rows(x)))
-                kept[buffer] = normalized.astype(capturing.dtype)[None]
-
-            def compact(tensor: jax.Array) -> Compacted:
-                if options.pool:
-                    tensor = window_means(tensor, segment_ids, *pooled)
-                return compaction.store(compaction.gather(tensor, Slots(slots, counts)), counts)
-
-            found = {buffer: jax.lax.map(compact, tensors) for buffer, tensors in kept.items()}
-            return {buffer: each._replace(values=layout.stacked(each.values)) for buffer, each in found.items()}
+            kept = _forward(model, params, inputs, capturing)
+            return {buffer: compact(buffer, tensors, inputs) for buffer, tensors in kept.items()}
 
     return step
+
+
+def _forward(model: Model, params: dict[str, Any], inputs: Inputs, capturing: Capturing) -> dict[Buffer, jax.Array]:
+    """Return the tensors of each buffer, [captured layers, B, T, width]."""
+    plan, dtype, layout = capturing
+    x = layout.rows(model.module(("embedding",), params["embedding"])(inputs.tokens, inputs.positions))
+    embedded, kinds = x, [kind for group in model.groups for kind in group.unit]
+    shared = Shared.of(tuple(kinds), inputs.segment_ids, inputs.positions)
+    paths = {kind: part.path for kind, part in zip(kinds, model.blocks, strict=True)}
+
+    def run_block(kind: LayerKind, weights: dict[str, Any], x: jax.Array, tap: Callable) -> jax.Array:
+        return model.module(paths[kind], weights)(x, shared, tap)
+
+    x, kept = run_layers(model.groups, params.get("blocks", {}), run_block, x, capturing)
+    ends = {EMBED_HOOK: embedded.astype(dtype)}
+    if plan.final_norm:
+        x = layout.rows(model.module(("final_norm",), params["final_norm"])(layout.rows(x)))
+        ends[FINAL_HOOK] = x.astype(dtype)
+    if plan.loss:
+        head = params.get("head") or {"table": params["embedding"]["table"]}
+        losses = token_losses(x, head["table"], head.get("bias"), inputs.targets, model.config)
+        ends[LOSS_HOOK] = layout.rows(losses)
+    return kept | {buffer: ends[suffix][None] for suffix, buffer in plan.ends.items()}

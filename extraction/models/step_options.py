@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.errors import InvalidRequest
-from ..format.dtypes import LARGEST_CODE
+from ..format.dtypes import FIXED_DTYPES, LARGEST_CODE
 from .config import ModelConfig
 from .hooks import why_absent
 from .mesh import MeshShape, misfit
@@ -47,6 +47,9 @@ def check_step(config: ModelConfig, options: StepOptions, num_devices: int) -> N
     unknown = set(options.hook_points) - set(config.hook_points)
     if unknown:
         raise InvalidRequest(f"{min(unknown)}: {why_absent(min(unknown), config)}")
+    without_mean = [name for name in options.hook_points if name.rpartition(".")[2] in FIXED_DTYPES]
+    if options.pool and without_mean:
+        raise InvalidRequest(f"--positions mean: {without_mean[0]} has no mean over a window; store it in another run")
     if config.max_positions is not None and options.seq_len > config.max_positions:
         raise InvalidRequest(f"--seq-len {options.seq_len}: this model has {config.max_positions} positions")
     if options.num_slots > np.iinfo(np.int32).max:

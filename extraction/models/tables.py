@@ -62,11 +62,15 @@ Entries = dict[str, Entry]  # the path of a parameter -> its tensor
 
 
 class Table(NamedTuple):
-    """The entries of each part of a model; `block` returns those of a kind of layer."""
+    """The entries of each part of a model; `block` returns those of a kind of layer, `head` is of an untied head."""
 
     embedding: Entries
     block: Callable[[LayerKind], Entries]
     final_norm: Entries
+    head: Entries
+
+
+LM_HEAD: Entries = {"table": Entry("lm_head.weight")}
 
 
 def linear(ours: str, theirs: str, bias: bool) -> Entries:
@@ -133,4 +137,5 @@ def llama_table(
         embedding={"table": Entry("model.embed_tokens.weight")},
         block=block,
         final_norm={"scale": Entry("model.norm.weight")},
+        head=LM_HEAD,
     )

@@ -8,6 +8,7 @@ Files may have any prefix before the names of a text model, or none. The prefix 
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import DamagedData
@@ -23,7 +24,7 @@ _HEADS = ("lm_head.weight", "embed_out.weight")  # each holds the embedding wher
 class TextModel:
     """The tensors of a text model, by their names without a prefix.
 
-    The first `running` of `layers` run. `tied`: the head is the embedding.
+    The first `running` of `layers` run. `tied`: the head is the embedding. `head`: the head runs too.
     """
 
     family: Family
@@ -31,6 +32,7 @@ class TextModel:
     layers: tuple[LayerKind, ...]
     running: int
     tied: bool
+    head: bool = False
 
     def names(self, num_layers: int) -> list[str]:
         """Return the names of embedding, final norm and this many layers."""
@@ -76,6 +78,12 @@ def find_tensors(files: WeightFiles, model: TextModel) -> dict[str, Place]:
         if stored is None:
             raise DamagedData(f"{files}: {_missing(files, model, prefix, name)}")
         found[model.family.prefix + name] = files.places[stored]
+    for entry in model.table.head.values() if model.head and not model.tied else ():
+        stored = _above(files, prefix, [entry.name])
+        if not stored:
+            missing = f"tensor {entry.name} is missing from the safetensors files"
+            raise DamagedData(f"{files}: {missing}: without a head there is no hook_loss")
+        found[entry.name] = files.places[stored[0]]
     return found
 
 
@@ -134,10 +142,15 @@ def _stored(files: WeightFiles, model: TextModel, prefix: str, name: str) -> str
 
 
 def _heads(files: WeightFiles, prefix: str) -> list[str]:
-    """Return the heads of a text model: with its prefix, or with the beginning of it."""
+    """Return the heads of a text model."""
+    return _above(files, prefix, _HEADS)
+
+
+def _above(files: WeightFiles, prefix: str, names: Sequence[str]) -> list[str]:
+    """Return the tensors of these names that there are with the text model's prefix, or with the beginning of it."""
     parts = prefix.split(".")
     above = {"".join(f"{part}." for part in parts[:depth]) for depth in range(len(parts))}
-    return sorted(head for place in above | {prefix} for name in _HEADS if (head := place + name) in files.places)
+    return sorted(full for place in above | {prefix} for name in names if (full := place + name) in files.places)
 
 
 def _module(name: str) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 import datasets
-import numpy as np
 import pyarrow as pa
 
 from ..core.errors import InvalidRequest
@@ -63,11 +62,14 @@ class _Builder(datasets.ArrowBasedBuilder):
                 yield (shard, part), _table(batch, slice(first, first + _ROWS), self._features)
 
 
+_KINDS = {"float16": "float16", "int32": "int32"}  # dtypes that stay; others become float32
+
+
 def _features(reader: ActivationReader, names: Sequence[str]) -> datasets.Features:
     first = next(reader.headers(), None)
     if first is None:
         raise InvalidRequest(f"{reader.storage} holds no tokens yet")
-    kinds = {name: "float16" if first.array(name, 0, 0).dtype == np.float16 else "float32" for name in names}
+    kinds = {name: _KINDS.get(first.array(name, 0, 0).dtype.name, "float32") for name in names}
     vectors = {name: datasets.List(datasets.Value(kinds[name]), length=first.widths[name]) for name in names}
     whole = {"token": "int32", "stream": "int64", "record": "int64", "position": "int32"}
     return datasets.Features(vectors | {name: datasets.Value(kind) for name, kind in whole.items()})

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..core.errors import DamagedData
 from ..format.batch_file import StoredBatch
+from ..format.dtypes import LOSS_HOOK
 from ..format.statistics import COUNTS, MAX, MAX_AT, NORM_BINS, SUMS, norm_sketch
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Largest:
 class Statistics:
     """Over `count` rows: `mean` and `variance` float64 [width] of each coordinate, `norm` the root mean square of ‖x‖.
 
-    `norm_counts` are the counts of ‖x‖ in the bins of a DDSketch.
+    Of `hook_loss` the rows count that have a value. `norm_counts` are the counts of ‖x‖ in the bins of a DDSketch.
     """
 
     count: int
@@ -76,12 +77,12 @@ class Tally:
     def add(self, stored: StoredBatch) -> None:
         """Add a batch file. Raises DamagedData if it lacks statistics."""
         name = self._name
-        self._count += stored.ref.num_rows
         with np.errstate(invalid="ignore"):  # a sum is infinite in one object and -infinite in another
             self._sums = [total + stored.array(name + suffix) for total, suffix in zip(self._sums, SUMS, strict=True)]
         counts, most, at = (stored.array(name + suffix) for suffix in (COUNTS, MAX, MAX_AT))
         if (len(counts), len(most), len(at)) != (NORM_BINS, 1, 2):
             raise DamagedData(f"{stored.ref.name}: the statistics of {name} have other sizes than they should")
+        self._count += int(counts.sum()) if name == LOSS_HOOK else stored.ref.num_rows
         self._norm_counts += counts
         if self._found_in is None or most[0] > self._most:
             self._most, self._at, self._found_in = float(most[0]), at, stored
@@ -89,10 +90,11 @@ class Tally:
     def result(self) -> Statistics:
         """Return the sums over at least one batch file. Raises DamagedData for a maximum outside the rows."""
         total, squares = self._sums
-        mean = total / self._count
-        with np.errstate(invalid="ignore", over="ignore"):  # a coordinate that was infinite has the variance NaN
+        # A coordinate that was infinite has the variance NaN, and a loss without a value the mean NaN.
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            mean = total / self._count
             variance = np.maximum(squares / self._count - mean**2, 0.0)
-        norm = float(np.sqrt(squares.sum() / self._count))
+            norm = float(np.sqrt(squares.sum() / self._count))
         return Statistics(self._count, mean, variance, norm, self._norm_counts, self._largest())
 
     def _largest(self) -> Largest:

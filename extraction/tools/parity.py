@@ -26,6 +26,7 @@ from ..batching.packing import BatchShape, PackedBatch, pack_batches
 from ..batching.token_selection import Selection
 from ..batching.tokenizer import RecordTokenizer
 from ..core.errors import DamagedData, InvalidRequest
+from ..format.dtypes import LOSS_HOOK
 from ..format.records import Cursor, Record
 from ..models.devices import open_devices
 from ..models.families import family_of
@@ -145,7 +146,10 @@ def measure(flags: ParityFlags) -> Parity:
         num_records += batch.num_records
         for record_id, tokens, ours in documents_of(batch, step):
             for name, theirs in reference(tokens).items():
-                distances[name].add(record_id, ours[name], theirs)
+                # The last token of a record has no loss.
+                last = len(tokens) - 1 if name == LOSS_HOOK else len(tokens)
+                if last:
+                    distances[name].add(record_id, ours[name][:last], theirs[:last])
     num_tokens = next(iter(distances.values())).num_tokens
     found = {"devices": hardware.name, "records": num_records, "tokens": num_tokens}
     return Parity(_setting(flags, model.folder, step) | found, distances, token_ids)
@@ -180,7 +184,8 @@ def _records(flags: ParityFlags) -> Iterator[Record]:
 
 def documents_of(batch: PackedBatch, step: Step) -> Iterator[tuple[str, np.ndarray, dict[str, np.ndarray]]]:
     """Id, token ids [t] and our values {hook point: [t, width]} of each document of a batch of one step."""
-    ours, _ = step(batch.tokens[0], batch.segment_ids[0], batch.positions[0], batch.slots.astype(np.int32)).get()
+    grids = batch.tokens[0], batch.segment_ids[0], batch.positions[0]
+    ours, _ = step(*grids, batch.slots.astype(np.int32), targets=batch.targets[0]).get()
     tokens = batch.tokens.reshape(-1)[batch.slots]
     for record_id, first, end in zip(batch.record_ids, batch.record_offsets, batch.record_offsets[1:], strict=False):
         if first < end:
@@ -210,13 +215,17 @@ class TorchReference:
         import torch
 
         found: dict[str, np.ndarray] = {}
-        handles = [self._watch(name, found, len(tokens)) for name in self._wanted]
+        handles = [self._watch(name, found, len(tokens)) for name in self._wanted if name != LOSS_HOOK]
         try:
             with torch.no_grad():
-                self._model(torch.tensor(np.asarray(tokens, np.int64))[None], use_cache=False)
+                ids = torch.tensor(np.asarray(tokens, np.int64))
+                logits = self._model(ids[None], use_cache=False).logits[0]
         finally:
             for handle in handles:
                 handle.remove()
+        if LOSS_HOOK in self._wanted:
+            losses = torch.nn.functional.cross_entropy(logits[:-1].float(), ids[1:], reduction="none")
+            found[LOSS_HOOK] = np.append(losses.numpy(), np.float32(np.nan))[:, None]
         return found
 
     def _watch(self, name: str, found: dict[str, np.ndarray], length: int) -> Any:

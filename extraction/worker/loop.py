@@ -21,8 +21,8 @@ import numpy as np
 from ..batching.packing import PackedBatch
 from ..core.errors import ExtractionError, InvalidRequest
 from ..core.logs import say
-from ..format.batch_file import batch_arrays
-from ..format.dtypes import has_scale
+from ..format.batch_file import batch_arrays, ends_of_records
+from ..format.dtypes import LOSS_HOOK, has_scale, stored_dtype
 from ..format.not_finite import NotFinite, counted
 from ..format.run_config import FORMAT
 from ..format.safetensors import SafetensorsFile, allocate
@@ -107,9 +107,13 @@ class BatchInFlight:
     def __init__(self, batch: PackedBatch, number: int, layout: Layout):
         self.batch, self.number = batch, number
         self.file = _allocate(batch, number, layout)
-        self._hooks = {name: _HookInFlight(name, has_scale(layout.dtype)) for name in layout.widths}
+        self._hooks = {name: self._hook(name, layout.dtype) for name in layout.widths}
         self.step_size = batch.tokens[0].size
         self.steps = np.unique(batch.slots // self.step_size)
+
+    def _hook(self, name: str, dtype: np.dtype) -> "_HookInFlight":
+        ends = ends_of_records(self.file.arrays, self.batch.cursor_before, self.batch.cursor_after)
+        return _HookInFlight(name, has_scale(stored_dtype(name, dtype)), ends if name == LOSS_HOOK else None)
 
     def places(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Return which rows of the batch this step computes, and their slots in the step."""
@@ -150,6 +154,7 @@ class _HookInFlight:
 
     name: str
     is_scaled: bool
+    without_value: np.ndarray | None = None  # rows that are NaN by definition, bool [N]
     largest: float = -1.0
     row: int = 0
     squared_error: float = 0.0
@@ -180,11 +185,14 @@ class _HookInFlight:
     def _look(self, arrays: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
         """Return the largest |x| of each of these rows, NaN aside; count their values that are not finite."""
         values = self._values(arrays, rows)
+        sizes = _sizes(values).max(axis=1)
+        if self.without_value is not None:
+            rows, values = rows[~self.without_value[rows]], values[~self.without_value[rows]]
         if self.first_odd < 0 and not np.isfinite(values).all():
             self.first_odd = int(rows[np.argmin(np.isfinite(values).all(axis=1))])
         self.not_finite["nan"] += int(np.isnan(values).sum())
         self.not_finite["inf"] += int(np.isinf(values).sum())
-        return _sizes(values).max(axis=1)
+        return sizes
 
     def finish(self, arrays: dict[str, np.ndarray]) -> None:
         """Put in the maximum and its place, of several the first."""
@@ -305,8 +313,9 @@ def _dispatch(batches: Iterable[PackedBatch], layout: Layout, forward: Callable,
             tokens, slots = flight.places(step)
             times.num_tokens += int(np.count_nonzero(batch.segment_ids[step]))
             times.num_slots += batch.tokens[step].size
-            pooled = () if batch.pooled is None else (batch.pooled[step],)
-            output = forward(batch.tokens[step], batch.segment_ids[step], batch.positions[step], slots, *pooled)
+            grids = batch.tokens[step], batch.segment_ids[step], batch.positions[step]
+            pooled = None if batch.pooled is None else batch.pooled[step]
+            output = forward(*grids, slots, pooled, batch.targets[step])
             times.lap("dispatch")
             yield flight, (tokens, output)
         yield flight, None

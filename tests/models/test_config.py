@@ -68,6 +68,19 @@ def test_hook_points_come_in_depth_order():
 
 
 @pytest.mark.parametrize(
+    "layers, hooks, suffixes",
+    [
+        ("0", "transcoder", ["0.hook_mlp_in", "0.hook_mlp_out"]),
+        (None, "clt", ["0.hook_resid_mid", "0.hook_mlp_out", "1.hook_resid_mid", "1.hook_mlp_out"]),
+        ("1", "clt", ["1.hook_resid_mid", "1.hook_mlp_out"]),
+        (None, "crosscoder", ["0.hook_resid_post", "1.hook_resid_post"]),
+    ],
+)
+def test_presets(layers, hooks, suffixes):
+    assert resolve_hook_points(layers, hooks, None, MODEL) == tuple(f"blocks.{suffix}" for suffix in suffixes)
+
+
+@pytest.mark.parametrize(
     "layers, hooks, names", [("0", "resid", None), (None, "resid_post", "blocks.9.*"), (None, "z", None)]
 )
 def test_hook_points_that_are_none(layers, hooks, names):

@@ -2,8 +2,8 @@
 
 Gemma 2 caps its attention scores; Gemma 3 has q/k norms, and its windowed layers have their own rotation. Norms scale
 by 1 + weight. `hook_attn_out` and `hook_mlp_out` are the values added to the residual stream, after the second norm, as
-in TransformerLens. The weight names are those of `Gemma2ForCausalLM`, `Gemma3ForCausalLM` and, for the models that
-also see (4B and larger), `Gemma3ForConditionalGeneration`.
+in TransformerLens. The weight names are those of `Gemma2ForCausalLM` and `Gemma3ForCausalLM`; the models that also see
+(4B and larger) have another prefix.
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config import LayerKind, ModelConfig
 from ..config_reads import ModelView
-from ..tables import Entries, Table, llama_table
+from ..tables import llama_table
 from .base import LLAMA_PLACES, QK_NORM_PLACES, Family, Modules, ReferencePlace, inside_of
 from .reading import activation, decoder, layer_kind, windowed, windowed_with_own_rope
 
@@ -59,21 +59,10 @@ def _gemma(config: ModelView, path: Path, layers: list[LayerKind], **more: Any) 
 _table = partial(llama_table, norm_names=_NORMS)
 
 
-def _inner_table(config: ModelConfig) -> Table:
-    table = _table(config)
-
-    def renamed(entries: Entries) -> Entries:
-        return {ours: replace(entry, name=f"language_model.{entry.name}") for ours, entry in entries.items()}
-
-    return Table(renamed(table.embedding), lambda kind: renamed(table.block(kind)), renamed(table.final_norm))
-
-
 GEMMA2 = Family(_gemma2, Modules("OffsetRMSNorm", embedding="ScaledEmbedding"), _table, places=_PLACES)
 GEMMA3 = replace(GEMMA2, read=_gemma3, places=_PLACES | _QK_NORM_PLACES)
 GEMMA3_VISION = replace(
     GEMMA3,
     inside="text_config",
-    weight_table=_inner_table,
-    prefix="language_model.model.",
     places=inside_of("model.language_model.", GEMMA3.places),
 )

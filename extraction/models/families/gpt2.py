@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import LayerKind, ModelConfig
 from ..config_reads import ModelView
-from ..tables import Entries, Entry, Table, affine, to_heads
+from ..tables import LM_HEAD, Entries, Entry, Table, affine, to_heads
 from .base import Family, Modules, ReferencePlace
 from .reading import activation
 
@@ -73,6 +73,7 @@ def _weight_table(config: ModelConfig) -> Table:
         embedding={"table": Entry("transformer.wte.weight"), "positions": Entry("transformer.wpe.weight")},
         block=_block,
         final_norm=affine("", "transformer.ln_f"),
+        head=LM_HEAD,
     )
 
 

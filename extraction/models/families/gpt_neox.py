@@ -79,6 +79,7 @@ def _weight_table(config: ModelConfig) -> Table:
         embedding={"table": Entry("gpt_neox.embed_in.weight")},
         block=partial(_block, config),
         final_norm=affine("", "gpt_neox.final_layer_norm"),
+        head={"table": Entry("embed_out.weight")},
     )
 
 

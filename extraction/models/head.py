@@ -50,7 +50,7 @@ def token_losses(
     bias = jnp.zeros(len(table), table.dtype) if bias is None else bias
     mesh = jax.sharding.get_abstract_mesh()
     sums = partial(_sums, config=config)
-    if mesh.size > 1 and len(table) % mesh.shape["model"] == 0:
+    if mesh.size > 1 and mesh.shape["model"] > 1 and len(table) % mesh.shape["model"] == 0:
         rows, part = PartitionSpec("data"), PartitionSpec("model")
         specs = (rows, part, part, rows)
         sums = jax.shard_map(partial(_sums_of_part, config=config), in_specs=specs, out_specs=rows, check_vma=False)

@@ -133,11 +133,11 @@ def resolve_hook_points(
         if not found:
             raise InvalidRequest(f"--hook-points {pattern.strip()}: {why_absent(pattern.strip(), config)}")
         chosen.update(found)
-    shorts = [short for short in map(str.strip, hooks.split(",")) if short]
-    if layers is None and set(shorts) & set(_OF_ALL_LAYERS):
+    given = [short for short in map(str.strip, hooks.split(",")) if short]
+    if layers is None and set(given) & set(_OF_ALL_LAYERS):
         layers = "all"
     numbers = parse_layers(layers, config.num_layers) if layers else []
-    for short in [name for short in shorts for name in PRESETS.get(short, (short,))]:
+    for short in [short for name in given for short in PRESETS.get(name, (name,))]:
         if short not in BY_SHORT_NAME:
             raise InvalidRequest(f"--hooks {short}: choose from {', '.join((*PRESETS, *BY_SHORT_NAME))}")
         kind = BY_SHORT_NAME[short]

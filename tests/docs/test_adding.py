@@ -117,7 +117,9 @@ def test_a_family(command, starcoder, tmp_path):
     (tmp_path / "file.txt").write_text("\n\n".join(text_of(i, 40) for i in range(3)))
     exact = ("--seq-len", 48, "--compute-dtype", "float32", "--store-dtype", "float32", "--max-error", "1e-5")
     table = command("extract_activations.py", "parity", "--model", starcoder, "--text", "file.txt", *exact)
-    assert len(table.splitlines()) == 1 + 1 + 2 * 15 + 1 + 1  # header, embedding, blocks, final norm, token ids
+    assert (
+        len(table.splitlines()) == 1 + 1 + 2 * 15 + 2 + 1
+    )  # header, embedding, blocks, final norm and loss, token ids
 
 
 UPLOAD = """

@@ -15,7 +15,7 @@ from extraction.format.safetensors import decode
 from extraction.models.config import OF_A_MIXTURE
 from extraction.models.config_file import read_model_config
 from extraction.models.families import FAMILIES
-from extraction.models.hooks import EMBED_HOOK, FINAL_HOOK, HOOK_KINDS
+from extraction.models.hooks import EMBED_HOOK, FINAL_HOOK, HOOK_KINDS, LOSS_HOOK
 from extraction.storage import Storage, open_storage
 from extraction.streams.build.row_files import Located
 from extraction.worker.loop import StageTimes
@@ -134,7 +134,7 @@ def test_the_table_of_hook_points_has_all_by_their_short_names():
     rows = rows_of_table((DOCS / "hook-points.md").read_text(), "name")
     named = {name: short for (name,), short, *_ in rows}
     of_blocks = {f"blocks.{{l}}.{kind.suffix}": [kind.short] for kind in HOOK_KINDS}
-    assert named == of_blocks | {EMBED_HOOK: ["embed"], FINAL_HOOK: ["final"]}
+    assert named == of_blocks | {EMBED_HOOK: ["embed"], FINAL_HOOK: ["final"], LOSS_HOOK: ["loss"]}
 
 
 def test_the_table_of_families_says_what_is_absent(tmp_path):

@@ -10,6 +10,7 @@ import transformers
 
 from extraction.batching.packing import BatchShape, pack_batches
 from extraction.batching.token_selection import Selection, Selector
+from extraction.format.dtypes import FIXED_DTYPES
 from extraction.format.records import Cursor, TokenizedRecord
 from extraction.format.safetensors import decode
 from extraction.models.config_file import read_model_config
@@ -214,7 +215,9 @@ def load(
 ) -> Step:
     """The compiled step of a saved model, for all its hook points and in float32 unless told otherwise."""
     config = read_model_config(folder)
-    hook_points = config.hook_points if hook_points is None else hook_points
+    if hook_points is None:
+        without_mean = FIXED_DTYPES if options.get("pool") else ()
+        hook_points = [name for name in config.hook_points if name.rpartition(".")[2] not in without_mean]
     settings = {"compute_dtype": "float32", "store_dtype": "float32"} | options
     options = StepOptions(tuple(hook_points), rows, seq_len, **settings)
     return load_step(ModelFolder(folder, str(folder), None), config, options, compile_cache)

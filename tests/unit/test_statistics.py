@@ -46,7 +46,16 @@ def streams(tmp_path_factory):
 def outputs(streams, tmp_path_factory):
     """{store dtype: a run of two workers over real text, at every hook point}"""
     folder = tmp_path_factory.mktemp("runs")
-    flags = ("--hook-points", "hook_embed,blocks.*,ln_final.*", "--seq-len", "128", "--batch-size", "4", "--steps-per-batch", "2")
+    flags = (
+        "--hook-points",
+        "hook_embed,blocks.*,ln_final.*",
+        "--seq-len",
+        "128",
+        "--batch-size",
+        "4",
+        "--steps-per-batch",
+        "2",
+    )
     for dtype in ("float32", "bfloat16", *SCALED):
         for worker in (0, 1):
             extract_here(streams, folder / dtype, *flags, "--store-dtype", dtype, "--worker-id", worker)

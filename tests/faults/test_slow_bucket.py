@@ -48,7 +48,7 @@ def work(location):
     chain = CommitChain.load(open_storage(location), 0, "sha256:f")
     computed, waiting = [], []
 
-    def forward(tokens, segment_ids, positions, slots):
+    def forward(tokens, segment_ids, positions, slots, *more):
         return Output(tokens.reshape(-1)[slots])
 
     def batches():

@@ -6,6 +6,7 @@ import pytest
 import checkpoint
 from extraction.audit.verify import audit_run
 from extraction.core.errors import InvalidRequest
+from extraction.format.commit import parse_commit
 from extraction.models.config_file import read_model_config
 from extraction.read.reader import ActivationReader
 from extraction.storage import open_storage
@@ -44,7 +45,7 @@ def test_its_statistics_are_of_the_tokens_with_a_loss_and_nothing_is_counted_as_
     assert found.mean[0] == pytest.approx(np.nanmean(losses), rel=1e-5)
     assert found.largest.value == np.nanmax(losses)
     storage = open_storage(output)
-    commits = [checkpoint.parse_commit(storage.read(name), name) for name in checkpoint.list_commits(storage, 0)]
+    commits = [parse_commit(storage.read(name), name) for name in checkpoint.list_commits(storage, 0)]
     assert len(commits) > 3 and all(commit.not_finite == {} for commit in commits)
     audit = audit_run(output, deep=True)
     assert audit.problems == [] and audit.exit_code == 0

@@ -276,7 +276,7 @@ def test_hook_points_are_named_in_depth_order(models):
         "blocks.0.hook_mlp_out",
         "blocks.0.hook_resid_post",
     ]
-    assert len(names) == 2 + 3 * 15 and names[-1] == "ln_final.hook_normalized"
+    assert len(names) == 3 + 3 * 15 and names[-2:] == ["ln_final.hook_normalized", "hook_loss"]
 
 
 def test_configurations_are_read_without_jax(models):

@@ -105,7 +105,7 @@ class StandInStep:
         self._scheduler, self._dtype, self._flavour = scheduler, dtype_named(options.store_dtype), flavour
         self._seconds = seconds
 
-    def __call__(self, tokens, segment_ids, positions, slots, pooled=None) -> Output:
+    def __call__(self, tokens, segment_ids, positions, slots, pooled=None, targets=None) -> Output:
         """Dispatch a step; arguments as those of `models.step.Step`."""
         base = (tokens.reshape(-1)[slots] % 97 + 1.0) * (1 + positions.reshape(-1)[slots])
         values = {

@@ -37,6 +37,7 @@ from .core.errors import (
 )
 
 if TYPE_CHECKING:
+    from .read.paired import PairedReader
     from .read.reader import ActivationReader
     from .read.shuffle import ShuffledReader, ShuffleOptions
 
@@ -52,6 +53,7 @@ __all__ = [
     "NoCredentials",
     "ObjectExists",
     "ObjectNotFound",
+    "PairedReader",
     "PermissionDenied",
     "ShuffleOptions",
     "ShuffledReader",
@@ -59,7 +61,12 @@ __all__ = [
     "TryAgain",
     "__version__",
 ]
-_MODULES = {"ActivationReader": "reader", "ShuffleOptions": "shuffle", "ShuffledReader": "shuffle"}
+_MODULES = {
+    "ActivationReader": "reader",
+    "PairedReader": "paired",
+    "ShuffleOptions": "shuffle",
+    "ShuffledReader": "shuffle",
+}
 
 
 def __getattr__(name: str) -> Any:

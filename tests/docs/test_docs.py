@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import checkpoint
 from extraction.batching.token_selection import Selection, Selector
@@ -22,7 +24,7 @@ from extraction.worker.loop import StageTimes
 from tests.helpers import runs
 from tests.helpers.known_models import ACCEPTED, FOLDER
 from tests.helpers.runs import WIDTHS, make_run
-from tests.helpers.workers import ROOT, python
+from tests.helpers.workers import MODEL, ROOT, extract_here, make_streams, python, text_of, write_corpus
 
 DOCS = ROOT / "docs"
 FORMAT = (DOCS / "storage-format.md").read_text()
@@ -123,6 +125,25 @@ def test_the_probe_takes_a_key_that_a_dataset_writes():
     meta = question(Located("here", row), with_answer=False).meta
     keys = set(re.findall(r'record\.meta\["(\w+)"\]', (DOCS / "reading.md").read_text()))
     assert keys and keys <= meta.keys()
+
+
+@pytest.mark.slow
+def test_the_recipes_of_dictionaries_learn(tmp_path):
+    """Of two models over the same tokens: the second is the first with noise on its weights."""
+    other = tmp_path / "model"
+    shutil.copytree(MODEL, other)
+    tensors, rng = load_file(other / "model.safetensors"), np.random.default_rng(0)
+    noisy = {
+        name: tensor + 0.02 * rng.standard_normal(tensor.shape).astype(tensor.dtype) for name, tensor in tensors.items()
+    }
+    save_file(noisy, other / "model.safetensors")
+    texts = [text_of(number, 12 + number) for number in range(12)]
+    streams = make_streams(write_corpus(tmp_path / "corpus", texts), tmp_path / "streams")
+    for name, model, rows in (("one", MODEL, 2), ("two", other, 3)):
+        flags = ("--model", model, "--hooks", "clt,transcoder", "--layers", "all", "--batch-size", rows)
+        extract_here(streams, tmp_path / name, *flags)
+    printed = run_examples("dictionaries.md", OUTPUT=str(tmp_path / "one"), OTHER=str(tmp_path / "two"))
+    assert printed.splitlines() == ["transcoder True", "cross-layer transcoder True", "crosscoder True"]
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.simulation import find
-from tests.simulation.planted_bugs import plant
+from tests.simulation.planted_bugs import PLANTED, plant
 from tests.simulation.simulator import Simulator
 from tests.simulation.worker import launcher_numbers
 
@@ -29,6 +29,11 @@ def test_a_seed_replays_exactly():
     assert outcomes[0] == outcomes[2]
     assert logs[0] == logs[1] and len(logs[0]) > 50
     assert outcomes[0].digest != outcomes[1].digest
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_each_bug_can_be_planted_in_the_source_as_it_is(bug, tmp_path):
+    plant(bug, tmp_path)
 
 
 @pytest.mark.slow

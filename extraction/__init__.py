@@ -1,7 +1,7 @@
 """Language model activations over millions of documents, extracted on machines that vanish, each token exactly once.
 
-This is what other programs import: the readers of a run's output, and the errors that the library raises. Modules are
-in folders by layer, and imports point one way:
+This is what other programs import: `extract`, which makes a run in one call (`one_call.py`), the readers of a run's
+output, and the errors that the library raises. Modules are in folders by layer, and imports point one way:
 
     `core` <- `storage` <- `format` <- `streams` <- `batching` <- `models` <- (`worker`, `read`, `audit`, `tools`)
 
@@ -37,6 +37,7 @@ from .core.errors import (
 )
 
 if TYPE_CHECKING:
+    from .one_call import extract
     from .read.paired import PairedReader
     from .read.reader import ActivationReader
     from .read.shuffle import ShuffledReader, ShuffleOptions
@@ -60,17 +61,19 @@ __all__ = [
     "Stopped",
     "TryAgain",
     "__version__",
+    "extract",
 ]
 _MODULES = {
-    "ActivationReader": "reader",
-    "PairedReader": "paired",
-    "ShuffleOptions": "shuffle",
-    "ShuffledReader": "shuffle",
+    "ActivationReader": "read.reader",
+    "PairedReader": "read.paired",
+    "ShuffleOptions": "read.shuffle",
+    "ShuffledReader": "read.shuffle",
+    "extract": "one_call",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a reader at its first use: commands that read no activations start without NumPy."""
+    """Import a public name at its first use: commands that read no activations start without NumPy."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(importlib.import_module(f".read.{_MODULES[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

@@ -2,15 +2,18 @@
 
 In: a frozen dataclass whose fields are made by `flag`. Out: click options, and a click command that receives one
 instance of the dataclass. Each flag also reads the environment variable `EXTRACT_<FLAG>`. Cost: none; only click is
-imported.
+imported. `flags_of` makes such an instance from Python, with the same checks.
 """
 
+import difflib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, TypeVar
 
 import click
+
+from .errors import InvalidRequest
 
 Flags = TypeVar("Flags")
 
@@ -41,6 +44,28 @@ def with_flags(kind: type[Flags]) -> Callable[[Callable[..., None]], Callable[..
         return call
 
     return decorate
+
+
+def flags_of(kind: type[Flags], given: Mapping[str, Any]) -> Flags:
+    """Return the flags with these values by name, checked as on a command line; None is the flag's default.
+
+    The environment is not read. Raises InvalidRequest for a name that is no flag, a flag that is missing, and a value
+    that a flag does not take.
+    """
+    options = {one.name: made for one, made in zip(fields(kind), options_of(kind), strict=True)}  # type: ignore[arg-type]
+    for name in given:
+        if name not in options:
+            close = difflib.get_close_matches(name, options, 1)
+            raise InvalidRequest(f"{name}= is not known{f'; did you mean {close[0]}=?' if close else ''}")
+    if missing := [name for name, option in options.items() if option.required and given.get(name) is None]:
+        raise InvalidRequest(f"{missing[0]}= is missing")
+    values = {}
+    for name, value in ((name, value) for name, value in given.items() if value is not None):
+        try:
+            values[name] = options[name].type.convert(value, options[name], None)
+        except click.UsageError as error:
+            raise InvalidRequest(f"{name}={value!r}: {error.message}") from None
+    return kind(**values)
 
 
 def options_of(kind: type) -> Sequence[click.Option]:

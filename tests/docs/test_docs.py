@@ -151,6 +151,11 @@ def test_the_reading_examples_run(output):
     assert "torch.bfloat16" in run_examples("reading.md", OUTPUT=output.location)
 
 
+@pytest.mark.slow
+def test_the_examples_in_one_call_run(tmp_path):
+    assert "'first': (1, 128)" in run_examples("python.md", MODEL=str(MODEL), OUTPUT=str(tmp_path / "run"))
+
+
 def test_the_table_of_hook_points_has_all_by_their_short_names():
     rows = rows_of_table((DOCS / "hook-points.md").read_text(), "name")
     named = {name: short for (name,), short, *_ in rows}

@@ -36,11 +36,14 @@ def test_the_first_commands_run_and_end_with_the_proof(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_reading_example_runs(tmp_path):
+def test_the_python_examples_run(tmp_path):
     streams = make_streams(write_corpus(tmp_path / "corpus", [text_of(i, 9) for i in range(4)]), tmp_path / "streams")
     result = extract(streams, tmp_path / "workflow/run-fineweb")
     assert result.returncode == 0, result.stderr
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    in_one_call, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    result = subprocess.run([sys.executable, "-c", in_one_call], cwd=tmp_path, capture_output=True, text=True)
+    assert "1 {'blocks.1.hook_resid_post': (" in result.stdout, result.stderr
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert "blocks.1.hook_resid_post" in result.stdout, result.stderr
 

@@ -1,0 +1,103 @@
+"""`extraction.extract`: one call from texts to a reader, interrupted, repeated, and called with other arguments."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from tokenizers import Tokenizer
+
+import extraction
+from extraction.audit.verify import audit_run
+from tests.helpers.corpora import contents
+from tests.helpers.workers import MODEL, text_of
+
+TEXTS = [text_of(number, 5 + 9 * number % 40) for number in range(12)]
+SMALL = {"layers": [1, -1], "seq_len": 32, "batch_size": 2, "steps_per_batch": 1, "progress": False}
+
+
+def call(output: Path, texts: object = TEXTS, **changes: object) -> extraction.ActivationReader:
+    return extraction.extract(MODEL, texts, output=output, **SMALL | changes)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    output = tmp_path_factory.mktemp("one") / "run"
+    return call(output), output
+
+
+def test_each_text_is_a_record_with_the_ids_of_the_tokenizer(run):
+    reader, output = run
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    found = {record.id: record.tokens.tolist() for record in reader.records()}
+    assert found == {str(number): tokenizer.encode(text).ids for number, text in enumerate(TEXTS)}
+    assert reader.hook_points == ("blocks.1.hook_resid_post", "blocks.3.hook_resid_post")
+    assert audit_run(str(output), deep=True).verdict == "proven"
+
+
+def test_an_interrupted_call_continues_with_the_same_bytes(run):
+    _, output = run
+    before = contents(output / "worker-00000/batches")
+    assert len(before) > 3
+    for kind in ("batches", "commits"):  # as a kill after the second commit leaves them
+        for path in sorted((output / "worker-00000" / kind).iterdir())[2:]:
+            path.unlink()
+    assert call(output).num_rows() == sum(len(record.tokens) for record in run[0].records())
+    assert contents(output / "worker-00000/batches") == before
+
+
+def test_a_finished_call_again_changes_nothing(run):
+    _, output = run
+    before = contents(output / "worker-00000/commits")
+    assert [record.id for record in call(output).records()] == [str(number) for number in range(12)]
+    assert contents(output / "worker-00000/commits") == before
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"layers": [0]}, "hook_points: .* in the run, .* now"),
+        ({"seq_len": 64}, "seq_len: 32 in the run, 64 now"),
+        ({"texts": [*TEXTS, "more"]}, "has the texts of another call"),
+    ],
+)
+def test_other_arguments_are_another_run(run, changes, words):
+    with pytest.raises(extraction.ConfigurationMismatch, match=words):
+        call(run[1], **changes)
+
+
+def test_pairs_and_a_column_of_datasets(tmp_path):
+    pairs = call(tmp_path / "pairs", (pair for pair in [("a", "one text"), (7, "another")]), layers=0)
+    assert [record.id for record in pairs.records()] == ["a", "7"]
+    table = datasets.Dataset.from_dict({"text": ["one text", "another"]})
+    column = call(tmp_path / "column", table["text"], layers="0", hooks=["resid_pre", "mlp_out"])
+    assert column.hook_points == ("blocks.0.hook_resid_pre", "blocks.0.hook_mlp_out")
+    both = [[record.tokens.tolist() for record in reader.records()] for reader in (pairs, column)]
+    assert both[0] == both[1]
+    with pytest.raises(extraction.InvalidRequest, match='a row with text: give a column, dataset\\["…"\\]'):
+        call(tmp_path / "rows", table)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"position": "last"}, "position= is not known; did you mean positions="),
+        ({"seq_len": 0}, "seq_len=0: "),
+        ({"store_dtype": "int3"}, "store_dtype='int3': "),
+        ({"layers": [99]}, "99"),
+        ({"streams": "elsewhere"}, "streams= is chosen by extract"),
+        ({"texts": "one text"}, "texts is one string"),
+        ({"texts": []}, "texts is empty"),
+        ({"texts": [("a", "b", "c")]}, "text 0 is a tuple of 3"),
+    ],
+)
+def test_a_wrong_argument_leaves_nothing(tmp_path, changes, words):
+    with pytest.raises(extraction.InvalidRequest, match=words):
+        call(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists() or not contents(tmp_path / "run")
+
+
+def test_the_environment_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("EXTRACT_SEQ_LEN", "7")
+    call(tmp_path / "run", ["one text"], layers=0, seq_len=None, batch_size=None)
+    assert json.loads((tmp_path / "run/run.json").read_text())["config"]["seq_len"] == 512

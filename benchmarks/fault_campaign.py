@@ -179,7 +179,7 @@ class Campaign:
         self.stopping = True
 
     def run(self) -> None:
-        """Rounds, on one backend after the other, until there were enough kills or it is told to stop."""
+        """Rounds, on one backend after the other, until there were enough kills or a signal stops it."""
         while sum(r.kills for r in self.rounds) < self.options["kills"] or len(self.rounds) < len(BACKENDS):
             number = len(self.rounds)
             work = self.folder / f"round-{number:04d}"
@@ -194,7 +194,7 @@ class Campaign:
                     self.save()
                 self.judge(self.open, backend)
             if not self.open.problems:
-                shutil.rmtree(work)  # else it is kept for whoever looks into it
+                shutil.rmtree(work)  # else it is kept for inspection
             self.rounds.append(self.open)
             self.open = None
             self.save()

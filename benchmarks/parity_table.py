@@ -79,7 +79,7 @@ def page_of(rows: list[tuple[str, str, Errors]], real: list[tuple[str, str, Erro
         f"{datetime.date.today().isoformat()}, on a CPU, with {versions}.", "",
         "Each number is the relative error over all tokens, ‖ours - theirs‖ / ‖theirs‖, of the worst layer. Ours are",
         "packed with other documents; theirs are transformers' model in float32 with plain attention, one document at",
-        "a time. Models are tiny random ones, a line for each setting of the tests; `-` where one lacks the hook point.",
+        "a time. Models are tiny random ones, a line for each setting of the tests; `-` where a hook point is absent.",
     ]  # fmt: skip
     shorts = [kind.short for kind in BY_SUFFIX.values()]
     for dtype in DTYPES:

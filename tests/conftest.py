@@ -49,7 +49,7 @@ def run_streams(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, run_streams):
-    """What lies in a finished run, {name: bytes}."""
+    """The objects of a finished run, {name: bytes}."""
     from tests.helpers.stream_runs import NUM_WORKERS, extract
 
     storage = open_storage(str(tmp_path_factory.mktemp("finished")))
@@ -60,7 +60,7 @@ def finished_run(tmp_path_factory, run_streams):
 
 @pytest.fixture
 def empty(request, storage, run_streams):
-    """An empty output, on both backends, and the means to change what lies in it."""
+    """An empty output, on both backends, and the means to change its objects."""
     from tests.helpers.stream_runs import Store
 
     gcs = request.getfixturevalue("gcs") if storage.location.startswith("gs://") else None

@@ -208,7 +208,7 @@ class _Walk:
             yield f"counts {commit.num_records} records from {before} to {after}"
         offsets, window = {before.token_offset, after.token_offset}, self._run.config.seq_len
         if any(offset if self._run.config.truncates else offset % window for offset in offsets):
-            yield f"a cursor stands inside a window of {window} tokens, from {before} to {after}"
+            yield f"a cursor is inside a window of {window} tokens, from {before} to {after}"
 
     def _check_sums(self, commit: Commit) -> Iterator[str]:
         if (commit.data is None) != (commit.num_rows == 0):

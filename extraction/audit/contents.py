@@ -58,14 +58,15 @@ def check_contents(data: bytes, commit: Commit, run: AuditedRun) -> Contents:
         return Contents(tuple(f"{name}: {problem}" for problem in problems))
     found: Counter[tuple[str, str]] = Counter()
     problems += _check_header(file, commit)
-    problems += check_records(file.arrays, commit, run)
-    ends = ends_of_records(file.arrays, commit.cursor_before, commit.cursor_after)
+    of_records = list(check_records(file.arrays, commit, run))
+    problems += of_records
     for hook_point in run.config.hook_points:
         problems += _check_values(file, hook_point, run, found)
-        if hook_point == LOSS_HOOK:
-            found[LOSS_HOOK, "nan"] -= int(ends.sum())
-            if not np.isnan(file.arrays[LOSS_HOOK][ends]).all():
-                problems.append(f"{LOSS_HOOK} is not NaN at the last token of each record")
+    if LOSS_HOOK in run.config.hook_points and not of_records:
+        ends = ends_of_records(file.arrays, commit.cursor_before, commit.cursor_after)
+        found[LOSS_HOOK, "nan"] -= int(ends.sum())
+        if not np.isnan(file.arrays[LOSS_HOOK][ends]).all():
+            problems.append(f"{LOSS_HOOK} is not NaN at the last token of each record")
     problems += _check_not_finite(found, commit)
     widths = {hook_point: file.arrays[hook_point].shape[1] for hook_point in run.config.hook_points}
     return Contents(tuple(f"{name}: {problem}" for problem in problems), widths, +found)
@@ -196,5 +197,7 @@ def _check_maximum(file: SafetensorsFile, hook_point: str, ours: float, first: l
     elif place.tolist() != first:
         row, column = place.tolist()
         there = abs(float(unscaled(values[[row]], None if scale is None else scale[[row]])[0, column]))
-        said = f"where {there:g} stands and not {ours:g}" if there != ours else f"and {ours:g} stands at {first} before"
+        said = (
+            f"where the value is {there:g} and not {ours:g}" if there != ours else f"but {ours:g} is at {first} before"
+        )
         yield f"{hook_point}{MAX_AT} is {place.tolist()}, {said}"

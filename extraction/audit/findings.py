@@ -19,7 +19,7 @@ The JSON of `verify --json`; keys stay, more may follow:
     fingerprint, manifest_digest   of the run config and of the streams, as run.json has them
     tokens            whether the streams were tokenized again and compared
     recomputed        seed, total, recomputed, equal, close, wrong, worst, worst_row, says; null without --recompute
-    digest            of the whole run: whoever kept it can tell later that nothing was rewritten
+    digest            of the whole run: a kept copy shows later that nothing was rewritten
     streams           the same of each stream, with stream, finished and digest, that of its last commit, in order
 """
 

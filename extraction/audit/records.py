@@ -3,9 +3,9 @@
 In: the arrays of a batch file whose shapes are right, its commit, the facts of the run. Out: a sentence for each thing
 that is wrong.
 
-Of a commit alone, with data or without: its cursors tell how many tokens it covers where both stand in one record, and
-bound that number elsewhere. One without rows is refused where any records between its cursors, of as many tokens, would
-have a row.
+Of a commit alone, with data or without: its cursors give the number of tokens that it covers if both are in one record,
+and bound that number elsewhere. One without rows is refused where any records between its cursors, of as many tokens,
+would have a row.
 
 What is proven without one: the records are those from `cursor_before` to `cursor_after`, one after the other; their
 lengths sum up to the tokens that the commit covers; a record that began in an earlier batch continues at its end,

@@ -6,8 +6,8 @@ The reference is transformers' torch model in float32 on the CPU, one document a
 module that makes it is called. Guarantee: both see the same token ids, which are those of tokenizer.json alone; the
 same machine gives the same numbers.
 
-Cost: both models in host memory, the values of one step of ours and of one document of theirs, and a forward pass of
-torch for each record.
+Cost: both models in host memory, the values of one step of ours and of one document of the reference, and a forward
+pass of torch for each record.
 """
 
 import hashlib

@@ -134,7 +134,7 @@ def _with_manifest(plan: Plan, flags: PlanFlags, manifest: Manifest, sample: Sam
 
 
 def count(config: ModelConfig, step: StepOptions, wanted: Slice) -> Counts:
-    """Return what a step takes on one device."""
+    """Return the cost of a step on one device."""
     if can_describe():
         return counts_of(lower_step(config, step, describe(wanted)).compile(), config, step)
     return counts_by_formula(config, step)

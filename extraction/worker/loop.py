@@ -112,8 +112,10 @@ class BatchInFlight:
         self.steps = np.unique(batch.slots // self.step_size)
 
     def _hook(self, name: str, dtype: np.dtype) -> "_HookInFlight":
-        ends = ends_of_records(self.file.arrays, self.batch.cursor_before, self.batch.cursor_after)
-        return _HookInFlight(name, has_scale(stored_dtype(name, dtype)), ends if name == LOSS_HOOK else None)
+        ends = None
+        if name == LOSS_HOOK:
+            ends = ends_of_records(self.file.arrays, self.batch.cursor_before, self.batch.cursor_after)
+        return _HookInFlight(name, has_scale(stored_dtype(name, dtype)), ends)
 
     def places(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Return which rows of the batch this step computes, and their slots in the step."""

@@ -45,7 +45,7 @@ def rows_of_cells(page: str, first_column: str) -> list[list[str]]:
 
 
 def rows_of_table(page: str, first_column: str) -> list[list[list[str]]]:
-    """What stands in backquotes in each cell of each row of the page's table that begins with this head."""
+    """The words in backquotes of each cell of each row of the page's table that begins with this head."""
     return [[re.findall(r"`([^`]+)`", cell) for cell in row] for row in rows_of_cells(page, first_column)]
 
 

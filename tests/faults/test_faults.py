@@ -126,7 +126,7 @@ def test_a_store_that_goes_away_at_any_request_loses_nothing(gcs, calm, monkeypa
 
 
 def test_a_landed_commit_whose_answer_never_came_is_known_by_its_attempt(gcs, calm, monkeypatch):
-    """The answer is lost, then the service is away: the caller is told to try again, and may."""
+    """The answer is lost, then the service is away: the caller gets TryAgain, and may try again."""
     monkeypatch.setenv("EXTRACT_RETRY_DEADLINE", "0.2")
     chain = load()
     gcs.instruct("insert", COMMITS, "land-then-break")

@@ -1,6 +1,6 @@
 """The table of lies in docs/verify.md: a proven run is changed consistently, and a level of `verify` must say what.
 
-Everything is told from outside: the objects of a real run are rewritten, with all that depends on them.
+Everything is changed from outside: the objects of a real run are rewritten, with all that depends on them.
 """
 
 import json

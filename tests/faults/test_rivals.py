@@ -53,7 +53,7 @@ def test_a_worker_that_was_stopped_for_a_while_finds_itself_fenced(undisturbed, 
 
 
 def test_create_get_and_list_are_enough_and_no_secret_leaves_the_worker(undisturbed, gcs, tmp_path):
-    """Killed once and started again; credentials of every kind lie in the environment and in a file."""
+    """Killed once and started again; credentials of every kind are in the environment and in a file."""
     streams, expected = undisturbed
     gcs.permissions = frozenset({"create", "get", "list"})
     (tmp_path / "credentials.json").write_text(json.dumps({"type": "authorized_user", "refresh_token": TOKEN}))

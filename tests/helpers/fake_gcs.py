@@ -424,7 +424,7 @@ class Handler(BaseHTTPRequestHandler):
                     break
                 if found:
                     prefixes.append(prefix + folder + found)
-                    names = self.server.objects.irange(prefixes[-1] + "\U0010ffff")  # past what lies in the folder
+                    names = self.server.objects.irange(prefixes[-1] + "\U0010ffff")  # past the objects of the folder
                 else:
                     items.append(self.server.objects[name].metadata)
         asked = re.search(r"items\(([^)]*)\)", self.query.get("fields", ""))

@@ -137,7 +137,7 @@ def relink(storage: Storage, put: Callable[[str, bytes], object]) -> None:
 
 
 class Store:
-    """A finished run, and the means to change what lies in it."""
+    """A finished run, and the means to change its objects."""
 
     def __init__(self, storage: Storage, gcs: object | None, streams: str):
         self.storage, self.gcs, self.streams = storage, gcs, streams

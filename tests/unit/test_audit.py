@@ -65,7 +65,7 @@ def test_a_finished_run_is_proven(store, deep):
     (lambda s: s.edit(COMMIT, cursor_before={"record": 3, "token_offset": 0}),
      f"{COMMIT}: begins at .* there not at all"),
     (lambda s: s.edit(COMMIT, cursor_after={"record": 1, "token_offset": 0}), f"{COMMIT}: its cursor does not move"),
-    (lambda s: s.edit(COMMIT, cursor_before={"record": 2, "token_offset": 7}), f"{COMMIT}: a cursor stands inside"),
+    (lambda s: s.edit(COMMIT, cursor_before={"record": 2, "token_offset": 7}), f"{COMMIT}: a cursor is inside"),
     (lambda s: s.edit(COMMIT, num_records=9), f"{COMMIT}: counts 9 records"),
     (lambda s: s.edit(COMMIT, num_rows=17), f"{COMMIT}: counts 17 tokens, and a batch has room for 16"),
     (lambda s: s.edit(COMMIT, num_rows=11), f"{COMMIT}: its totals are"),

@@ -60,7 +60,7 @@ HOOK = "blocks.0.hook_resid_post"
         ),
         (lambda a: a[f"{HOOK}.max"].__imul__(2), f"{HOOK}.max is .*, the largest of its values"),
         (lambda a: a[f"{HOOK}.max_at"].__setitem__(0, 12), f"{HOOK}.max_at is \\[12, .*no place in \\[12, 4\\]"),
-        (lambda a: a[f"{HOOK}.max_at"].__setitem__(1, 1), f"{HOOK}.max_at is .*, where 0 stands"),
+        (lambda a: a[f"{HOOK}.max_at"].__setitem__(1, 1), f"{HOOK}.max_at is .*, where the value is 0"),
     ],
 )
 def test_deep_finds_what_was_committed_wrong(store, change, message):
@@ -177,11 +177,11 @@ def test_values_that_are_not_finite_are_counted_and_no_damage_if_the_commit_coun
         ({}, (0, 0), None),
         ({}, (12, 0), r"is \[12, 0\], which is no place in \[12, 4\]"),
         ({}, (0, -1), r"is \[0, -1\], which is no place in"),
-        ({}, (3, 0), r"is \[3, 0\], and 0 stands at \[0, 0\] before"),
+        ({}, (3, 0), r"is \[3, 0\], but 0 is at \[0, 0\] before"),
         ({(0, 0): np.nan}, (0, 0), None),
         ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (2, 1), None),
-        ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (2, 3), r"is \[2, 3\], and 7 stands at \[2, 1\] before"),
-        ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (5, 0), r"is \[5, 0\], and 7 stands at \[2, 1\] before"),
+        ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (2, 3), r"is \[2, 3\], but 7 is at \[2, 1\] before"),
+        ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (5, 0), r"is \[5, 0\], but 7 is at \[2, 1\] before"),
     ],
 )
 @pytest.mark.parametrize("block", [1 << 18, 4])
@@ -239,7 +239,7 @@ def test_runs_that_truncate_are_proven_and_longer_records_are_not(empty):
         extract(empty.storage, empty.streams, worker, long_documents="truncate")
     assert empty.problems(deep=True) == []
     empty.edit(COMMIT, cursor_after={"record": 5, "token_offset": 8})
-    assert any(problem.startswith(f"{COMMIT}: a cursor stands inside a window") for problem in empty.problems())
+    assert any(problem.startswith(f"{COMMIT}: a cursor is inside a window") for problem in empty.problems())
 
 
 def test_every_byte_of_a_data_object_counts(tmp_path, run_streams):

@@ -18,7 +18,7 @@ def home(tmp_path, monkeypatch):
 
 
 def test_a_second_machine_gets_the_step_from_the_bucket(gcs, tmp_path):
-    """Seen by the worker from what compiling added, and here from what lies in the bucket."""
+    """Seen by the worker from what compiling added, and here from the objects in the bucket."""
     streams = make_streams(write_corpus(tmp_path / "corpus", [text_of(i, 9) for i in range(4)]), tmp_path / "streams")
     said = []
     for machine in ("one", "two"):

@@ -1,4 +1,4 @@
-"""Workers without numbers: every stream is worked to its end, whoever comes and goes, and rivals do no harm."""
+"""Workers without numbers: every stream is finished although workers come and go, and rivals do no harm."""
 
 import os
 import subprocess

@@ -199,7 +199,7 @@ def test_what_is_left_is_every_good_row_once_in_order(tmp_path_factory, groups, 
 
 
 def test_on_the_hub_only_row_groups_that_are_not_known_to_be_good_are_read(tmp_path, monkeypatch):
-    """The first and last row group are destroyed: whoever reads them would tell."""
+    """The first and last row group are destroyed: reading them would raise."""
     path = tmp_path / "web/x.parquet"
     write(path, {"id": range(6), "text": ["a", "b", None, "d", "e", "f"]}, row_group_size=2)
     data = bytearray(path.read_bytes())

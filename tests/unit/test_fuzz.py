@@ -1,4 +1,4 @@
-"""Whatever lies in a store: each parser gives a value or a domain error, in bounded memory, and the audit an answer.
+"""For any bytes in a store: each parser gives a value or a domain error, in bounded memory, and the audit an answer.
 
 Inputs are random bytes, valid files with bytes changed, and valid JSON with values replaced by what JSON can hold at
 its worst. Memory: at most `PER_BYTE` bytes for each byte of input, and `BASE` besides. The inputs of a run of the suite

@@ -175,7 +175,7 @@ def test_what_means_nothing_is_refused_with_what_may_stand_there(text):
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 20), texts.filter(lambda text: text != "answer"))
 def test_the_rule_names_the_same_places_part_by_part(one, other, more, text):
-    """What lies in [first, last), asked for alone, is the part of all that lies there."""
+    """Tokens in [first, last), selected alone, are those of the whole record in that range."""
     selection, (first, last) = Selection.parse(text), sorted((one, other))
     length = last + more
     whole = selection.named(0, length, length)

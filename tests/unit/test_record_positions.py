@@ -114,7 +114,7 @@ def test_they_are_proven(output):
 
 
 def test_a_run_whose_positions_count_in_the_window_is_refused(output, texts, tmp_path):
-    """By whoever reads it and by a worker, in one line each, and nothing is changed."""
+    """By every reader and by a worker, in one line each, and nothing is changed."""
     old, streams = tmp_path / "old", make_streams(write_corpus(tmp_path / "corpus", texts), tmp_path / "streams")
     shutil.copytree(output, old)
     run = json.loads((old / "run.json").read_text())

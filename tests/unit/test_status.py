@@ -1,4 +1,4 @@
-"""`status` tells every state by what lies in the output, and by the store's clock alone."""
+"""`status` derives every state from the objects in the output and the store's clock alone."""
 
 import io
 import json

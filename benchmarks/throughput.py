@@ -3,7 +3,8 @@
 In: a corpus (examples/make_corpus.py). Out: for each, the median rate of `--rounds` rounds in which all take turns in
 the same order, and our rate over it. The model has SmolLM2-135M's sizes and random weights, and the hook point is the
 output of layer 15. Ours is a whole worker: records read, tokenised, packed, computed, stored and committed in a local
-folder. The peers are those of benchmarks/peers.py; sae-lens has pins of its own, so it is run by the interpreter given by `--saelens`.
+folder. The peers are those of benchmarks/peers.py; sae-lens has pins of its own, so it is run by the interpreter given
+by `--saelens`.
 
     python benchmarks/throughput.py --corpus DIR --saelens VENV/bin/python --output benchmarks/results/throughput.json
 

@@ -1,5 +1,6 @@
 """The files of deploy/, each as far as it can be tried without a cloud account, on the engine's own code."""
 
+import copy
 import os
 import re
 import shutil
@@ -15,10 +16,11 @@ from extraction.format.commit import parse_commit
 from extraction.storage import open_storage
 from tests.helpers import slurm
 from tests.helpers.fake_metadata import FakeMetadata
+from tests.helpers.job_rules import violations
 from tests.helpers.workers import MODEL, ROOT, make_streams, text_of, verify, write_corpus
 
 DEPLOY = ROOT / "deploy"
-FILES = ["skypilot.yaml", "gke-job.yaml", "slurm.sbatch", "tpu_vm_startup.sh"]
+FILES = ["Dockerfile", "skypilot.yaml", "gke-job.yaml", "slurm.sbatch", "tpu_vm_startup.sh"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -76,11 +78,72 @@ def test_kubernetes_takes_the_job(job, version):
 def test_the_job_restarts_what_can_be_helped_and_nothing_else(job):
     spec = job["spec"]
     assert (spec["completionMode"], spec["template"]["spec"]["restartPolicy"]) == ("Indexed", "Never")
-    ignored, failed = spec["podFailurePolicy"]["rules"]
+    ignored, failed, again = spec["podFailurePolicy"]["rules"]
     assert (ignored["action"], ignored["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
     assert (failed["action"], failed["onExitCodes"]["values"]) == ("FailIndex", [2, 65, 77, 78])
-    assert failed["onExitCodes"]["containerName"] == spec["template"]["spec"]["containers"][0]["name"]
+    assert (again["action"], again["onExitCodes"]["values"]) == ("Ignore", [75])
     assert spec["template"]["spec"]["terminationGracePeriodSeconds"] > 8  # what a worker may take after SIGTERM
+
+
+SPEC, POD = "spec", "spec.template.spec"
+REFUSED = [
+    ("podReplacementPolicy", SPEC, {"podReplacementPolicy": "TerminatingOrFailed"}),
+    ("restartPolicy", POD, {"restartPolicy": "OnFailure"}),
+    ("restartPolicy", POD, {"restartPolicy": "Always"}),
+    ("backoffLimitPerIndex", SPEC, {"completionMode": "NonIndexed"}),
+    ("completions: required", SPEC, {"completions": None}),
+    ("backoffLimitPerIndex: required", SPEC, {"backoffLimitPerIndex": None}),
+    ("rules\\[1\\].action: FailIndex", SPEC, {"backoffLimitPerIndex": None, "maxFailedIndexes": None}),
+    ("maxFailedIndexes: more", SPEC, {"maxFailedIndexes": 65}),
+    ("maxFailedIndexes: required", SPEC, {"completions": 100_001, "maxFailedIndexes": None}),
+    ("parallelism", SPEC, {"parallelism": 100_001}),
+    ("parallelism", SPEC, {"completions": 100_001, "parallelism": 10_001}),
+    ("below zero", SPEC, {"backoffLimitPerIndex": -1}),
+    ("no label", "metadata", {"name": "x" * 62}),
+    ("not ordered", "spec.podFailurePolicy.rules.1.onExitCodes", {"values": [65, 2]}),
+    ("not ordered", "spec.podFailurePolicy.rules.1.onExitCodes", {"values": [2, 2]}),
+    ("0 is no failure", "spec.podFailurePolicy.rules.1.onExitCodes", {"values": [0, 2]}),
+    ("no container", "spec.podFailurePolicy.rules.1.onExitCodes", {"containerName": "another"}),
+    ("exactly one", "spec.podFailurePolicy.rules.0", {"onExitCodes": {"operator": "In", "values": [1]}}),
+    ("neither True", "spec.podFailurePolicy.rules.0.onPodConditions.0", {"status": True}),
+    ("google.com/tpu", f"{POD}.containers.0.resources.requests", {"google.com/tpu": "4"}),
+    ("google.com/tpu", f"{POD}.containers.0.resources", {"limits": {}}),
+    ("Exists", f"{POD}.tolerations.0", {"operator": "Exists"}),
+]
+
+
+@pytest.mark.parametrize("words, place, change", REFUSED, ids=[f"{p}:{next(iter(c))}" for _, p, c in REFUSED])
+def test_kubernetes_does_not_refuse_the_job_for_what_no_schema_says(job, words, place, change):
+    assert violations(job) == []
+    broken = at = copy.deepcopy(job)
+    for key in place.split("."):
+        at = at[int(key) if isinstance(at, list) else key]
+    at.update(change)
+    for name in [name for name, value in change.items() if value is None]:
+        del at[name]
+    assert any(re.search(words, problem) for problem in violations(broken)), violations(broken)
+
+
+# ---------------------------------------------------------------------------------------------- the image
+
+
+@pytest.mark.slow
+def test_the_image_has_what_a_worker_needs_and_no_root(tmp_path):
+    """The lines of the Dockerfile as far as they go without Docker: its copies alone start the launcher and a worker."""
+    steps = [line.split() for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line[:1].isalpha()]
+    kept = (DEPLOY / "Dockerfile.dockerignore").read_text()
+    for _, *sources, target in (words for words in steps if words[0] == "COPY"):
+        for name in sources:
+            source = ROOT / name.replace("${ACCELERATOR}", "tpu")
+            assert f"!{name}" in kept or f"!*{source.suffix}" in kept or f"!{source.parent.relative_to(ROOT)}" in kept
+            to = tmp_path / (source.name if target == "./" else target)
+            shutil.copytree(source, to) if source.is_dir() else shutil.copy(source, to)
+    assert int(dict(words[:2] for words in steps)["USER"]) > 0
+    environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    environment |= {"MODEL": "/nowhere", "STREAMS": "s", "OUTPUT": str(tmp_path / "o"), "LAYERS": "1"}
+    (command,) = [re.findall(r'"(.*?)"', words[1]) for words in steps if words[0] == "CMD"]
+    result = subprocess.run([*command, "0"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (result.returncode, "/nowhere" in result.stderr) == (2, True), result.stderr
 
 
 # ---------------------------------------------------------------------------------------------- TPU VM

@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
 # Startup script of a TPU VM (queued resources, spot): installs the project and runs a worker under systemd, at the first
-# boot and at each later one. It deletes nothing, and is safe to run again.
+# boot and at each later one. It deletes nothing, and is safe to run again. A preempted spot TPU VM does not boot again:
+# deploy/keep_fleet.sh requests another one in its place.
 #
-# The configuration is instance metadata (--metadata), with these keys:
+# The configuration is instance metadata (--metadata), with these keys. If a value has a comma, as layers=6,12 has, choose
+# another separator: --metadata '^;^layers=6,12;output=gs://BUCKET/run'.
 #   repository             git URL of the project; required
+#   revision               commit or tag of the project, so that all machines run the same code; without it, what the
+#                          repository has when a machine first boots
 #   model, streams, output required, as MODEL, STREAMS and OUTPUT of launch_worker.sh
 #   worker-id              the number of this worker; without it the machine extracts free streams (STREAM=any)
 #   layers, hooks          optional, as LAYERS and HOOKS
@@ -27,6 +31,7 @@ attribute() { # key; its value, nothing if there is no such key
 }
 
 repository=$(attribute repository)
+revision=$(attribute revision)
 [ -n "$repository" ] || { echo "tpu_vm_startup: the metadata key repository is not set" >&2 && exit 2; }
 mkdir -p "$home" "$units"
 umask 077
@@ -48,6 +53,10 @@ if ! command -v uv > /dev/null; then
 fi
 [ -d "$home/project" ] || git clone --quiet "$repository" "$home/project"
 cd "$home/project"
+if [ -n "$revision" ]; then
+    git fetch --quiet --tags origin
+    git checkout --quiet --detach "$revision"
+fi
 uv venv --quiet --allow-existing --python 3.11 .venv
 uv pip install --quiet --python .venv --requirement deploy/locks/tpu.txt
 uv pip install --quiet --python .venv --no-deps --editable .

@@ -148,7 +148,7 @@ def test_the_image_has_what_a_worker_needs_and_no_root(tmp_path):
 
 # ---------------------------------------------------------------------------------------------- TPU VM
 
-STUB = '#!/bin/sh\necho "$(basename "$0") $*" >> {log}\n[ "$(basename "$0")" != git ] || mkdir -p "$4/deploy/locks"\n'
+STUB = '#!/bin/sh\necho "$(basename "$0") $*" >> {log}\n[ "$1" != clone ] || mkdir -p "$4/deploy/locks"\n'
 
 
 @pytest.fixture
@@ -197,6 +197,36 @@ def test_a_tpu_vm_starts_its_worker_at_every_boot(machine, tmp_path):
     assert calls.count("git clone") == 1
     assert calls.count("systemctl restart extraction-worker.service") == 2
     assert calls.count("--requirement deploy/locks/tpu.txt") == 2
+
+
+@pytest.mark.slow
+def test_a_tpu_vm_runs_the_revision_that_the_metadata_names(machine, tmp_path):
+    """With the real git: a commit that is behind the branch, and at the next boot a tag that was made meanwhile."""
+    server, boot = machine
+
+    def git(*words):
+        settings = ("-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "init.defaultBranch=main")
+        command = ["git", *settings, "-C", tmp_path / "origin", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "bin/git").unlink()
+    (tmp_path / "origin").mkdir()
+    git("init", "--quiet")
+    commits = []
+    for text in ("one", "two"):
+        (tmp_path / "origin/file").write_text(text)
+        git("add", "file")
+        git("commit", "--quiet", "--message", text)
+        commits.append(git("rev-parse", "HEAD"))
+    server.attributes = {"repository": str(tmp_path / "origin"), "model": "m", "revision": commits[0]}
+    for revision, text in ((commits[0], "one"), ("v2", "two")):
+        server.attributes["revision"] = revision
+        result = boot()
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / "home/project/file").read_text() == text
+        git("tag", "--force", "v2")
+    server.attributes["revision"] = "nowhere"
+    assert boot().returncode != 0
 
 
 @pytest.mark.slow

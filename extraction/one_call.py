@@ -62,7 +62,9 @@ def extract(
     resolve_model(run_flags)
     _publish(open_storage(run_flags.streams), texts)
     extract_stream(resolve_run(run_flags), Stop(), begin)
-    return ActivationReader(output)
+    reader = ActivationReader(output)
+    reader.num_rows()  # so that it shows how many
+    return reader
 
 
 def _listed(values: Any) -> Any:

@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from ..core.errors import InvalidRequest
 from ..format.batch_file import BatchRef
-from .reader import ActivationReader, Batch
+from .reader import ActivationReader
+from .rows import Batch
 
 _ROWS = 4096  # tokens in an Arrow table
 

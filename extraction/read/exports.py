@@ -17,7 +17,8 @@ import numpy as np
 from ..core.errors import InvalidRequest
 from ..core.logs import say
 from ..format.safetensors import allocate
-from .reader import ActivationReader, RecordActivations
+from .reader import ActivationReader
+from .rows import RecordActivations
 
 _CHUNK = 1 << 16  # tokens in a file of rows
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.errors import InvalidRequest
-from .reader import ActivationReader, Rows
+from .reader import ActivationReader
+from .rows import Rows
 
 # Fields of the run config that decide which tokens have a row.
 _SAME = ("manifest_digest", "bos", "long_documents", "max_records", "positions", "drop_special")

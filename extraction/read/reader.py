@@ -17,9 +17,8 @@ ranges, one batch ahead.
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, cast, overload
 
 import numpy as np
 
@@ -32,76 +31,12 @@ from ..format.records import Cursor
 from ..format.run_config import read_existing_run
 from ..format.statistics import SCALE
 from ..storage import open_storage
+from .rows import Batch, RecordActivations, Rows, concatenate, part_of
+from .shown import shown_run
 from .statistics import Statistics, names_of_statistics, statistics_of
 
 _THREADS = 16
 _READ_AHEAD = 1
-
-Values = TypeVar("Values", np.ndarray, dict[str, np.ndarray])
-
-
-class Rows(NamedTuple, Generic[Values]):
-    """n rows: activations [n, width], tokens int32 [n], record int64 [n, 2] (stream, index), position int32 [n].
-
-    Positions count from 0 in the record; a mean has that of the last token of its window. Where several hook points
-    were asked for, activations is a dict of them.
-    """
-
-    activations: Values
-    tokens: np.ndarray
-    record: np.ndarray
-    position: np.ndarray
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One batch: N rows of R records. A record that continues in the next batch is in both.
-
-    `activations`: {hook point: [N, width]}, `tokens`, `positions`: int32 [N], `record_index`: int64 [R],
-    `record_offsets`: int64 [R+1] into the N rows, `record_ids`: the R ids, `record_meta`: the R metas or
-    None. `mean_over`: int32 [N], of how many tokens each row is the mean; None if rows are
-    tokens.
-    """
-
-    ref: BatchRef
-    activations: dict[str, np.ndarray]
-    tokens: np.ndarray
-    positions: np.ndarray
-    record_index: np.ndarray
-    record_offsets: np.ndarray
-    record_ids: list[str]
-    record_meta: list[Any]
-    mean_over: np.ndarray | None = None
-
-    @property
-    def record(self) -> np.ndarray:
-        """int64 [N, 2]: stream and record index of each token."""
-        index = np.repeat(self.record_index, np.diff(self.record_offsets))
-        return np.stack([np.full(len(index), self.ref.stream, np.int64), index], axis=1)
-
-
-@dataclass(frozen=True)
-class RecordActivations:
-    """The n stored rows of one whole record.
-
-    `activations`: {hook point: [n, width]}, `tokens` and `positions`: int32 [n]. `mean_over`: int32 [n], of how many
-    tokens each row is the mean; None if rows are tokens. `meta`: such as the answer key of a question, or None.
-    """
-
-    stream: int
-    index: int
-    id: str
-    activations: dict[str, np.ndarray]
-    tokens: np.ndarray
-    positions: np.ndarray
-    mean_over: np.ndarray | None = None
-    meta: Any = None
-
-    def mean(self, hook_point: str) -> np.ndarray:
-        """Return the mean over the selected tokens, float64 [width]. Raises ValueError for a record without rows."""
-        if not len(self.tokens):
-            raise ValueError(f"record {self.id}: nothing of it is stored")
-        return np.average(self.activations[hook_point].astype(np.float64), axis=0, weights=self.mean_over)
 
 
 class ActivationReader:
@@ -117,6 +52,19 @@ class ActivationReader:
         self._refs: dict[int, tuple[BatchRef, ...]] = {}
         self._lasts: dict[int, Commit | None] = {}
         self._pool = ThreadPoolExecutor(_THREADS, "reader")
+
+    def __repr__(self) -> str:
+        counted = self._lasts.keys() >= set(self.streams)
+        rows = sum(ref.num_rows for refs in self._refs.values() for ref in refs) if counted else None
+        return f"ActivationReader({self.storage.location})\n{shown_run(self.run, len(self.streams), rows)}"
+
+    def __len__(self) -> int:
+        """Return how many rows are committed, as `num_rows` does."""
+        return self.num_rows()
+
+    def __bool__(self) -> bool:
+        """Return True: a reader of a run without rows is a reader, and nothing is read to say so."""
+        return True
 
     # ------------------------------------------------------------------------------------------ what is there
 
@@ -169,22 +117,35 @@ class ActivationReader:
     # ------------------------------------------------------------------------------------------ reading
 
     def batches(
-        self, hook_points: Sequence[str] | None = None, streams: Iterable[int] | None = None
+        self, hook_points: str | Sequence[str] | None = None, streams: Iterable[int] | None = None
     ) -> Iterator[Batch]:
         """Yield every batch with these hook points, all by default. Raises InvalidRequest for an unknown one."""
         return self.read(self.all_refs(streams), hook_points)
 
-    def read(self, refs: Iterable[BatchRef], hook_points: Sequence[str] | None = None) -> Iterator[Batch]:
+    def read(self, refs: Iterable[BatchRef], hook_points: str | Sequence[str] | None = None) -> Iterator[Batch]:
         """Yield the batches of these refs in their order, for callers that distribute batches themselves."""
         return self._load_batches(refs, self.checked(hook_points))
 
-    def rows(self, hook_point: str, streams: Iterable[int] | None = None) -> Iterator[Rows[np.ndarray]]:
-        """Yield the rows of every batch at one hook point."""
-        for batch in self.batches([hook_point], streams):
-            yield Rows(batch.activations[hook_point], batch.tokens, batch.record, batch.positions)
+    @overload
+    def rows(  # pyright: ignore[reportOverlappingOverload]  # a str is a sequence of str
+        self, hook_points: str, streams: Iterable[int] | None = None
+    ) -> Iterator[Rows[np.ndarray]]: ...
+
+    @overload
+    def rows(
+        self, hook_points: Sequence[str] | None = None, streams: Iterable[int] | None = None
+    ) -> Iterator[Rows[dict[str, np.ndarray]]]: ...
+
+    def rows(
+        self, hook_points: str | Sequence[str] | None = None, streams: Iterable[int] | None = None
+    ) -> Iterator[Rows[Any]]:
+        """Yield the rows of every batch; `activations` is an array for one name, a dict for several, all by default."""
+        for batch in self.batches(hook_points, streams):
+            values = batch.activations[hook_points] if isinstance(hook_points, str) else batch.activations
+            yield Rows(cast(Any, values), batch.tokens, batch.record, batch.positions)
 
     def records(
-        self, hook_points: Sequence[str] | None = None, streams: Iterable[int] | None = None
+        self, hook_points: str | Sequence[str] | None = None, streams: Iterable[int] | None = None
     ) -> Iterator[RecordActivations]:
         """Yield every record that is committed whole, joined over batches.
 
@@ -194,7 +155,7 @@ class ActivationReader:
         for stream in self.streams if streams is None else self._known(streams):
             yield from self._join(stream, self._load_batches(self.refs(stream), names))
 
-    def record(self, record_id: str, hook_points: Sequence[str] | None = None) -> RecordActivations:
+    def record(self, record_id: str, hook_points: str | Sequence[str] | None = None) -> RecordActivations:
         """Return the record of this id. The first call reads the header of every batch file.
 
         Raises ObjectNotFound, and InvalidRequest if several records have the id: `record_at` tells them apart.
@@ -210,7 +171,7 @@ class ActivationReader:
             )
         return self.record_at(*places[0], hook_points)
 
-    def record_at(self, stream: int, index: int, hook_points: Sequence[str] | None = None) -> RecordActivations:
+    def record_at(self, stream: int, index: int, hook_points: str | Sequence[str] | None = None) -> RecordActivations:
         """Return the record of this index in a stream.
 
         Raises ObjectNotFound if it is missing, not yet whole, or in a batch without rows; InvalidRequest for an unknown
@@ -234,7 +195,7 @@ class ActivationReader:
                     places[record_id] = (*known, place)
         return places
 
-    def statistics(self, hook_points: Sequence[str] | None = None) -> dict[str, Statistics]:
+    def statistics(self, hook_points: str | Sequence[str] | None = None) -> dict[str, Statistics]:
         """Return {hook point: Statistics} of all rows, from the first bytes of each batch file and the maximal rows.
 
         Raises InvalidRequest if nothing is stored yet.
@@ -287,45 +248,21 @@ class ActivationReader:
             last = len(batch.record_ids) - 1
             for at, record_id in enumerate(batch.record_ids):
                 if parts and parts[0].index != batch.record_index[at]:
-                    yield _concatenate(parts)
+                    yield concatenate(parts)
                     parts = []
-                parts.append(_part(batch, at, record_id))
+                parts.append(part_of(batch, at, record_id))
                 if at < last or batch.ref.end.token_offset == 0:
-                    yield _concatenate(parts)
+                    yield concatenate(parts)
                     parts = []
         last = self._lasts[stream]
         if parts and last is not None and last.cursor_after.record > parts[0].index:
-            yield _concatenate(parts)
+            yield concatenate(parts)
 
-    def checked(self, hook_points: Sequence[str] | None) -> tuple[str, ...]:
+    def checked(self, hook_points: str | Sequence[str] | None) -> tuple[str, ...]:
         """Return these hook points, all by default. Raises InvalidRequest for one that the run does not have."""
-        names = self.hook_points if hook_points is None else tuple(hook_points)
+        given = (hook_points,) if isinstance(hook_points, str) else hook_points
+        names = self.hook_points if given is None else tuple(given)
         for name in names:
             if name not in self.hook_points:
                 raise InvalidRequest(f"{name}: the run has the hook points {', '.join(self.hook_points)}")
         return names
-
-
-def _part(batch: Batch, at: int, record_id: str) -> RecordActivations:
-    here = slice(int(batch.record_offsets[at]), int(batch.record_offsets[at + 1]))
-    activations = {name: values[here] for name, values in batch.activations.items()}
-    index = int(batch.record_index[at])
-    return RecordActivations(
-        batch.ref.stream,
-        index,
-        record_id,
-        activations,
-        batch.tokens[here],
-        batch.positions[here],
-        None if batch.mean_over is None else batch.mean_over[here],
-        batch.record_meta[at],
-    )
-
-
-def _concatenate(parts: list[RecordActivations]) -> RecordActivations:
-    if len(parts) == 1:
-        return parts[0]
-    activations = {name: np.concatenate([part.activations[name] for part in parts]) for name in parts[0].activations}
-    names = ("tokens", "positions") if parts[0].mean_over is None else ("tokens", "positions", "mean_over")
-    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return replace(parts[0], activations=activations, **joined)

@@ -25,7 +25,8 @@ import numpy as np
 from ..core.errors import InvalidRequest
 from ..core.threads import prefetch
 from ..format.batch_file import BatchRef, StoredBatch
-from .reader import ActivationReader, Rows, Values
+from .reader import ActivationReader
+from .rows import Rows, Values
 
 _READERS = 4  # objects that are read at once
 State = dict[str, Any]  # JSON
@@ -54,6 +55,9 @@ class ShuffleOptions:
         return self.buffer // self.batch_size * self.batch_size
 
 
+DEFAULTS = ShuffleOptions()
+
+
 class _Piece(NamedTuple):
     """Rows [first, last) of one object."""
 
@@ -73,7 +77,10 @@ class ShuffledReader(Generic[Values]):
 
     @overload
     def __init__(
-        self: "ShuffledReader[np.ndarray]", reader: ActivationReader, hook_points: str, options: ShuffleOptions
+        self: "ShuffledReader[np.ndarray]",
+        reader: ActivationReader,
+        hook_points: str,
+        options: ShuffleOptions = DEFAULTS,
     ): ...
 
     @overload
@@ -81,13 +88,13 @@ class ShuffledReader(Generic[Values]):
         self: "ShuffledReader[dict[str, np.ndarray]]",
         reader: ActivationReader,
         hook_points: Sequence[str],
-        options: ShuffleOptions,
+        options: ShuffleOptions = DEFAULTS,
     ): ...
 
-    def __init__(self, reader: ActivationReader, hook_points: str | Sequence[str], options: ShuffleOptions):
+    def __init__(self, reader: ActivationReader, hook_points: str | Sequence[str], options: ShuffleOptions = DEFAULTS):
         self.options, self.epoch, self.position = options, 0, 0
         self._reader, self._single = reader, isinstance(hook_points, str)
-        self._names = reader.checked((hook_points,) if isinstance(hook_points, str) else hook_points)
+        self._names = reader.checked(hook_points)
         self._refs = list(reader.all_refs())
         total = sum(ref.num_rows for ref in self._refs)
         self._span = range(total * options.rank // options.world_size, total * (options.rank + 1) // options.world_size)

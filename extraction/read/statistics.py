@@ -17,6 +17,7 @@ from ..core.errors import DamagedData
 from ..format.batch_file import StoredBatch
 from ..format.dtypes import LOSS_HOOK
 from ..format.statistics import COUNTS, MAX, MAX_AT, NORM_BINS, SUMS, norm_sketch
+from .shown import shown_array
 
 if TYPE_CHECKING:
     from ddsketch import DDSketch
@@ -39,7 +40,7 @@ class Largest:
     norm: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Statistics:
     """Over `count` rows: `mean` and `variance` float64 [width] of each coordinate, `norm` the root mean square of ‖x‖.
 
@@ -62,6 +63,10 @@ class Statistics:
     def norms(self) -> "DDSketch":
         """The norms of all rows but those with NaN: `norms.get_quantile_value(0.5)` is their median, within 1%."""
         return norm_sketch(self.norm_counts)
+
+    def __repr__(self) -> str:
+        vectors = f"mean and variance {shown_array(self.mean)}"
+        return f"Statistics({self.count:,} rows, {vectors}, norm {self.norm:.4g}, largest: {self.largest})"
 
 
 class Tally:

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .reader import ActivationReader
-from .shuffle import ShuffledReader, ShuffleOptions, State
+from .shuffle import DEFAULTS, ShuffledReader, ShuffleOptions, State
 
 
 class TorchRows(TypedDict):
@@ -38,7 +38,7 @@ class TorchActivations(IterableDataset[TorchRows]):
     `load_state_dict` resume: without loader processes by themselves, with them through torchdata's StatefulDataLoader.
     """
 
-    def __init__(self, output: str, hook_points: str | Sequence[str], options: ShuffleOptions):
+    def __init__(self, output: str, hook_points: str | Sequence[str], options: ShuffleOptions = DEFAULTS):
         super().__init__()
         self.output, self.hook_points, self.options = output, hook_points, options
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()

@@ -5,7 +5,7 @@ Guarantee: layers of one kind run one program. Cost: the model's arithmetic.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pkgutil import resolve_name
 from typing import Any
@@ -34,6 +34,7 @@ from .modules import (
     ToHeads,
     WideRMSNorm,
 )
+from .per_layer import PerLayerEmbedding
 from .rope import rotate, rotation
 
 # The modules that `Modules` of a family can name.
@@ -44,7 +45,7 @@ MLPS: dict[str, Callable[[ModelConfig, LayerKind, jnp.dtype], nnx.Module]] = {
     mlp.__name__: mlp for mlp in (MLP, GatedMLP)
 }
 EMBEDDINGS: dict[str, Callable[[ModelConfig, jnp.dtype], nnx.Module]] = {
-    embedding.__name__: embedding for embedding in (Embedding, ScaledEmbedding, PositionEmbedding)
+    embedding.__name__: embedding for embedding in (Embedding, ScaledEmbedding, PositionEmbedding, PerLayerEmbedding)
 }
 
 
@@ -55,11 +56,17 @@ class Shared:
     Attributes:
         segment_ids, positions: int32 [B, T].
         rotations: cos and sin, float32 [B, T, 1, R/2], of each rotation and head width.
+        per_layer: [L, B, T, d], the embeddings that each layer has of its own, or None.
+        layer: int32, the number of the layer that runs.
+        kept: k and v, [B, T, K, Dh] and rotated, of the layers that have run and keep theirs, by their numbers.
     """
 
     segment_ids: jax.Array
     positions: jax.Array
     rotations: dict[tuple[Rope, int], tuple[jax.Array, jax.Array]]
+    per_layer: jax.Array | None = None
+    layer: jax.Array | int = 0
+    kept: dict[int, tuple[jax.Array, jax.Array]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, layers: tuple[LayerKind, ...], segment_ids: jax.Array, positions: jax.Array) -> "Shared":
@@ -155,14 +162,19 @@ class Block(nnx.Module):
 
     def feed_forward(self, x: jax.Array, tap: Tap) -> jax.Array:
         """Return what the mlp adds to the residual stream, with its norms."""
+        residual = x
         if self.before:
             tap("ln2.hook_normalized", self.norm_mlp.normalized(x))
             x = self.norm_mlp(x)
         tap("hook_mlp_in", x)
-        added = self.mlp(x, tap)
+        added = self.run_mlp(x, residual, tap)
         added = self.norm_mlp_out(added) if self.after else added
         tap("hook_mlp_out", added)
         return added
+
+    def run_mlp(self, x: jax.Array, residual: jax.Array, tap: Tap) -> jax.Array:
+        """Return the mlp of x, what the norm made of the residual stream."""
+        return self.mlp(x, tap)
 
 
 class ParallelBlock(Block):

@@ -13,8 +13,9 @@ from .hooks import EMBED_HOOK, FINAL_HOOK, HOOK_KINDS, kind_of, layer_of
 class Rope:
     """Rotary embedding. `fraction` of a head's width is rotated; `attention_factor` scales the result.
 
-    `kind` is `default`, `linear`, `llama3` or `yarn`. `linear`, `llama3` and `yarn` use `factor`; `llama3` uses the
-    frequency factors, `yarn` the betas and `truncate`, both `original_max_positions`.
+    `kind` is `default`, `linear`, `llama3`, `yarn` or `proportional`, which has the frequencies of the whole width but
+    turns only `fraction` of them. All but `default` use `factor`; `llama3` uses the frequency factors, `yarn` the betas
+    and `truncate`, both `original_max_positions`.
     """
 
     theta: float
@@ -32,11 +33,15 @@ class Rope:
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture: `per_token` of `count` experts see a token; `normalized` weights of the chosen sum to 1."""
+    """A mixture: `per_token` of `count` experts see a token; `normalized` weights of the chosen sum to 1.
+
+    `width` is that of one expert where a dense mlp of `mlp_width` runs beside the mixture, else None.
+    """
 
     count: int
     per_token: int
     normalized: bool
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class LayerKind:
         rope: the rotation of q and k, None for none.
         window: tokens that attention sees, its own included; None for all before it.
         experts: the mixture, None for a dense mlp.
+        v_is_k: whether v is made of the output of k's projection, without one of its own.
+        kv_kept_as: the number of this layer, if later layers use its k and v.
+        kv_of: the earlier layer whose k and v this layer uses, if it has none of its own.
     """
 
     num_heads: int
@@ -57,6 +65,9 @@ class LayerKind:
     rope: Rope | None = None
     window: int | None = None
     experts: Experts | None = None
+    v_is_k: bool = False
+    kv_kept_as: int | None = None
+    kv_of: int | None = None
 
     @property
     def mixture(self) -> Experts:
@@ -76,6 +87,14 @@ class LayerKind:
         return self.num_kv_heads * self.head_width
 
     @property
+    def inner_width(self) -> int:
+        """The width of what one token is inside all the mlps that see it."""
+        if self.experts is None:
+            return self.mlp_width
+        of_experts = self.experts.per_token * (self.experts.width or self.mlp_width)
+        return of_experts + (self.mlp_width if self.experts.width else 0)
+
+    @property
     def num_experts(self) -> int:
         """E, the experts of a mixture."""
         return self.mixture.count
@@ -84,6 +103,14 @@ class LayerKind:
     def experts_per_token(self) -> int:
         """k, the experts that see a token."""
         return self.mixture.per_token
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """Embeddings of tokens that each layer has of its own, beside the model's: their width and vocabulary."""
+
+    width: int
+    vocab_size: int
 
 
 @dataclass(frozen=True)
@@ -102,6 +129,7 @@ class ModelConfig:
         logit_scale: the factor of the logits.
         logit_softcap: the bound of the logits, by a tanh.
         no_loss: the reason why `hook_loss` does not exist, None if it does.
+        per_layer: the embeddings that each layer has of its own, None for none.
     """
 
     family: str
@@ -124,6 +152,7 @@ class ModelConfig:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     no_loss: str | None = None
+    per_layer: PerLayer | None = None
 
     @property
     def num_layers(self) -> int:
@@ -138,10 +167,14 @@ class ModelConfig:
             absent["hook_resid_mid"] = f"{here}attention and mlp are added at once"
         if "before" not in self.norms:
             absent |= dict.fromkeys(NORMALIZED, f"{here}attention and mlp read the residual stream without a norm")
-        if self.layers[layer].experts:
+        kind = self.layers[layer]
+        if kind.kv_of is not None:
+            reason = f"{here}layer {layer} uses those of layer {kind.kv_of}"
+            absent |= {"attn.hook_k": reason, "attn.hook_v": reason}
+        if kind.experts and kind.experts.width is None:
             reason = f"{here}each token of layer {layer} has its own choice of experts"
             absent |= {"mlp.hook_pre": reason, "mlp.hook_post": reason}
-        else:
+        if not kind.experts:
             absent |= dict.fromkeys(OF_A_MIXTURE, f"{here}layer {layer} has no mixture of experts")
         return absent
 

@@ -82,8 +82,9 @@ def _refuse_by_hand(path: Path, written: dict[str, Any], family: Family) -> None
                 f"{path}: quantization_config: the weights are quantised ({kind}), which is not handled; give the "
                 "model that is not quantised, or load it in transformers, call dequantize(), and save it elsewhere"
             )
-        if part.get("per_layer_config"):
-            raise InvalidRequest(f"{path}: per_layer_config is not handled: all layers must be made alike")
+        changed = {name for layer in (part.get("per_layer_config") or {}).values() for name in layer}
+        if unknown := changed - set(family.by_layer):
+            raise InvalidRequest(f"{path}: per_layer_config is not handled for {min(unknown)}")
 
 
 def _head(view: ModelView) -> dict[str, Any]:

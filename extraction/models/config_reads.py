@@ -57,6 +57,12 @@ class ModelView:
         self._asked.add(self._real(name))
         return getattr(self._config, name)
 
+    def of_layers(self, layer_type: str) -> "ModelView":
+        """Return the view of the layers of one type, in models whose `per_layer_config` says how layers differ."""
+        view = ModelView(self.per_layer_config[layer_type])
+        view._asked = self._asked
+        return view
+
     def left(self) -> dict[str, Any]:
         """Return the attributes that the model reads, that were not read here, and that differ from their defaults."""
         default = type(self._config)()

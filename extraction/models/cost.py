@@ -56,6 +56,8 @@ def demand_of(config: ModelConfig, options: StepOptions) -> Demand:
     captured = sum(map(config.hook_width, options.hook_points))
     captured *= 2 * jnp.dtype(options.capture_dtype).itemsize + 2 * STORE_DTYPES[options.store_dtype]
     working = 4 * max(map(partial(_widest, config), dict.fromkeys(config.layers)))
+    if config.per_layer:  # of all layers, with the sums that they are made of in float32
+        working += 8 * config.per_layer.width * len(running_layers(config, options))
     if options.pool:  # running sums, and what they are made of
         working += 3 * 4 * max(map(config.hook_width, options.hook_points))
     return Demand(options.batch_size, weights, options.seq_len * (captured + working))
@@ -63,9 +65,9 @@ def demand_of(config: ModelConfig, options: StepOptions) -> Demand:
 
 def _widest(config: ModelConfig, kind: LayerKind) -> int:
     """Return the elements of one token in the tensors of a block that are in memory at once."""
-    mlp = 3 * kind.mlp_width
+    mlp = 3 * kind.inner_width
     if kind.experts:  # each expert of a token has a copy of its own, on the way in and out
-        mlp = kind.experts.per_token * (mlp + 2 * config.width)
+        mlp += kind.experts.per_token * 2 * config.width
     return 6 * config.width + mlp + 2 * kind.heads_width
 
 
@@ -104,7 +106,7 @@ def counts_of(compiled: jax.stages.Compiled, config: ModelConfig, options: StepO
 
 def loop_repeats(config: ModelConfig, options: StepOptions) -> float:
     """Return how often the loops over layers run on average, weighted by the products of their bodies."""
-    parts = [part for part in _kernels(config, options) if part.layers]
+    parts = _kernels(config, options)
     return sum(part.products for part in parts) / sum(part.products / part.layers for part in parts) if parts else 1.0
 
 
@@ -124,18 +126,18 @@ def ideal_flops(config: ModelConfig, options: StepOptions) -> float:
 
 
 class _Kernels(NamedTuple):
-    """The products of one token with the kernels of a part: their number, and the layers of the part."""
+    """The products of one token with a kernel: their number, and the layers of its part, 1 outside of blocks."""
 
     products: float
     layers: int
 
 
 def _kernels(config: ModelConfig, options: StepOptions) -> list[_Kernels]:
-    """Return the products with each kernel in a block that a token is multiplied by."""
+    """Return the products with each kernel that a token is multiplied by."""
     found = []
-    for part in Model.of(config, options).blocks:
-        layers = part.layers or range(0)
-        experts = config.layers[layers[0]].experts
+    for part in Model.of(config, options).parts:
+        layers = range(1) if part.layers is None else part.layers
+        experts = None if part.layers is None else config.layers[layers[0]].experts
         for path, leaf in leaves_of(nnx.to_pure_dict(nnx.split(nnx.eval_shape(part.make))[1])):
             if path[-1] == "kernel":
                 share = experts.per_token / experts.count if experts and "experts" in path else 1
@@ -167,8 +169,7 @@ def _traffic(config: ModelConfig, options: StepOptions) -> float:
     weights = sum(leaf.size * element for path, leaf in weight_shapes(config, options) if path[0] == "blocks")
     elements = 0
     for kind in running_layers(config, options):
-        inner = kind.mlp_width * (kind.experts.per_token if kind.experts else 1)
-        elements += 4 * config.width + 2 * kind.heads_width + 2 * kind.kv_width + 2 * inner
+        elements += 4 * config.width + 2 * kind.heads_width + 2 * kind.kv_width + 2 * kind.inner_width
     tokens = options.batch_size * options.seq_len
     return (
         weights / options.mesh.model + tokens * (2 * element * elements + 6 * stored_bytes(config, options)) / devices

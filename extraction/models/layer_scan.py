@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..format.dtypes import stored_dtype
 from .captures import Buffer, CapturePlan
@@ -23,7 +24,7 @@ from .sharding import Layout
 from .stacks import of_layer, to_slice
 
 Buffers = dict[Buffer, jax.Array]
-RunBlock = Callable[[LayerKind, dict[str, Any], jax.Array, Callable[[str, jax.Array], None]], jax.Array]
+RunBlock = Callable[[LayerKind, dict[str, Any], jax.Array, jax.Array, Callable[[str, jax.Array], None]], jax.Array]
 
 
 class Capturing(NamedTuple):
@@ -42,7 +43,8 @@ def run_layers(
     Args:
         groups: the layers that run.
         stacked: the parameters of each place of each group, with a leading layer axis.
-        run_block: runs one block: its kind, its parameters, x and a function that receives hook points -> x.
+        run_block: runs one block: its kind, its parameters, its number, x and a function that receives hook points
+            -> x.
         x: [B, T, D].
         capturing: what to keep.
     """
@@ -66,17 +68,18 @@ def _run_group(
 
     def body(carry: tuple[jax.Array, Buffers], scanned: tuple) -> tuple[tuple[jax.Array, Buffers], None]:
         x, buffers = carry
-        for at, (sliced, to) in enumerate(zip(*scanned, strict=True)):
+        for at, (sliced, to, layer) in enumerate(zip(*scanned, strict=True)):
             taps: dict[str, jax.Array] = {}
             weights = of_layer(sliced, stacked[at])
-            x = layout.rows(run_block(group.unit[at], weights, layout.rows(x), taps.__setitem__))
+            x = layout.rows(run_block(group.unit[at], weights, layer, layout.rows(x), taps.__setitem__))
             for buffer in to:
                 value = layout.tapped(buffer.suffix, taps[buffer.suffix]).astype(buffers[buffer].dtype)
                 write = jax.lax.dynamic_update_index_in_dim if written[at][buffer] else _write_inside
                 buffers = buffers | {buffer: layout.captured(write(buffers[buffer], value, to[buffer], 0))}
         return (x, buffers), None
 
-    xs = ([to_slice(tree) for tree in stacked], places)
+    numbers = [np.array(group.layers(place), np.int32) for place in range(len(group.unit))]
+    xs = ([to_slice(tree) for tree in stacked], places, numbers)
     if group.repeats == 1:
         return body(carry, jax.tree.map(lambda leaf: leaf[0], xs))[0]
     return jax.lax.scan(body, carry, xs)[0]

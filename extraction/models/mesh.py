@@ -56,6 +56,10 @@ def misfit(mesh: MeshShape, config: ModelConfig, rows: int, num_devices: int) ->
         return f"--batch-size {rows} is not divisible by data={mesh.data}"
     for kind in dict.fromkeys(config.layers):
         sizes = {"heads": kind.num_heads, "mlp columns": kind.mlp_width, "columns": config.width}
+        if kind.experts and kind.experts.width:
+            sizes["columns of an expert"] = kind.experts.width
+        if config.per_layer:
+            sizes["columns of a layer's embedding"] = config.per_layer.width
         for name, size in sizes.items():
             if size % mesh.model:
                 return f"the model's {size} {name} are not divisible by model={mesh.model}"

@@ -26,10 +26,10 @@ class Experts(nnx.Module):
     """The kernels of gated mlps."""
 
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype):
-        count = kind.mixture.count
-        self.gate = Kernels(count, config.width, kind.mlp_width, dtype)
-        self.up = Kernels(count, config.width, kind.mlp_width, dtype)
-        self.down = Kernels(count, kind.mlp_width, config.width, dtype)
+        count, width = kind.mixture.count, kind.mixture.width or kind.mlp_width
+        self.gate = Kernels(count, config.width, width, dtype)
+        self.up = Kernels(count, config.width, width, dtype)
+        self.down = Kernels(count, width, config.width, dtype)
 
 
 class Mixture(nnx.Module):
@@ -42,7 +42,10 @@ class Mixture(nnx.Module):
 
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
         """Return the weighted sum of the chosen experts of each token, [B, T, D]."""
-        logits = self.router(x)  # [B, T, E]
+        return self.routed(x, self.router(x), tap)
+
+    def routed(self, x: jax.Array, logits: jax.Array, tap: Tap) -> jax.Array:
+        """Return the weighted sum of the experts that the router's output, [B, T, E], chooses."""
         kernels = [part.kernel[...] for part in (self.experts.gate, self.experts.up, self.experts.down)]
         run, mesh = self._route, jax.sharding.get_abstract_mesh()
         if mesh.size > 1:

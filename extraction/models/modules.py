@@ -82,6 +82,12 @@ class FromHeads(nnx.Module):
         return y.astype(z.dtype)
 
 
+def over_rms(x: jax.Array, epsilon: float) -> jax.Array:
+    """Return x / rms(x) over the last axis, in float32."""
+    wide = x.astype(jnp.float32)
+    return wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + epsilon)
+
+
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale over the last axis, rounded to the dtype of x before the scale, as Llama does."""
 
@@ -95,8 +101,7 @@ class RMSNorm(nnx.Module):
 
     def normalized(self, x: jax.Array) -> jax.Array:
         """Return x / rms(x) in float32."""
-        wide = x.astype(jnp.float32)
-        return wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
+        return over_rms(x, self.epsilon)
 
 
 class WideRMSNorm(RMSNorm):

@@ -9,6 +9,7 @@ has a few blocks, independent of the depth of the model.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -76,9 +77,10 @@ def place_name(group: int, place: int) -> str:
 def parts_of(config: ModelConfig, plan: CapturePlan, dtype: jnp.dtype) -> list[Part]:
     """Return the parts of a model that run by this plan."""
     family = family_of(config.family)
-    table, ends = family.weight_table(config), ends_of(config, dtype, family.modules)
+    running = replace(config, layers=config.layers[: plan.num_layers])
+    table, ends = family.weight_table(running), ends_of(running, dtype, family.modules)
     parts = [Part(("embedding",), ends["embedding"], table.embedding)]
-    for number, group in enumerate(group_layers(config.layers[: plan.num_layers])):
+    for number, group in enumerate(group_layers(running.layers)):
         for place, kind in enumerate(group.unit):
             make = partial(block_of, config, kind, dtype, family.modules)
             path = ("blocks", place_name(number, place))

@@ -34,12 +34,15 @@ def rope_frequencies(head_width: int, rope: Rope) -> np.ndarray:
     Computed on the host and rounded where the reference rounds: at position 10,000 a difference in the last place
     rotates by a thousandth, and powers on an accelerator differ by more than that.
     """
-    width = int(head_width * rope.fraction)
+    width = head_width if rope.kind == "proportional" else int(head_width * rope.fraction)
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     powers = np.power(np.float64(rope.theta), exponents.astype(np.float64)).astype(np.float32)
     frequencies = np.float32(1) / powers
     if rope.kind == "linear":
         return frequencies / np.float32(rope.factor)
+    if rope.kind == "proportional":
+        turning = np.arange(len(frequencies)) < int(rope.fraction * width // 2)
+        return np.where(turning, frequencies / np.float32(rope.factor), np.float32(0))
     if rope.kind == "llama3":
         return _llama3(frequencies, rope)
     if rope.kind == "yarn":

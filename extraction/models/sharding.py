@@ -1,6 +1,6 @@
 """The mesh `(data, model)` of one host, and the sharding of each parameter and result.
 
-In: a model's configuration, the step's shape, the devices. Out: a mesh, and arrays placed on it. `data` splits the rows
+In: the shape of a mesh, the devices. Out: a mesh, and arrays placed on it. `data` splits the rows
 of a step; `model` splits the heads and the inner width of each block. Guarantee: the mesh changes values by rounding
 only.
 
@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .config import ModelConfig
 from .devices import Device
 from .hooks import BY_SUFFIX
 from .mesh import MeshShape
@@ -27,15 +26,15 @@ from .mesh import MeshShape
 # block, so that one sum over `model` is all that attention and mlp need. A stack of experts is cut as one mlp is.
 _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"attention\.(q|k|v|o)\.kernel", ("model", None, None)),
-    (r"mlp\.(.*\.)?(gate|up)\.kernel", (None, "model")),
-    (r"mlp\.(.*\.)?down\.kernel", ("model", None)),
+    (r"(mlp|mixture|per_layer)\.(.*\.)?(gate|up)\.kernel", (None, "model")),
+    (r"(mlp|mixture|per_layer)\.(.*\.)?down\.kernel", ("model", None)),
     (r"attention\.(q|k|v)\.bias", ("model", None)),
     (r"mlp\.(.*\.)?(gate|up)\.bias", ("model",)),
     # Split by width and not by token: a lookup of a token is then local for any size of the vocabulary.
-    (r"embedding\.(table|positions)", (None, "model")),
+    (r"embedding\.(table|positions|per_layer\.(table|kernel))", (None, "model")),
     (r"head\.table", ("model", None)),
     (r"head\.bias", ("model",)),
-    (r"mlp\.router\..*|.*norm.*\.(scale|bias)|.*(o|down)\.bias", ()),
+    (r"(mlp|mixture)\.router\..*|.*norm.*\.(scale|bias)|.*(o|down)\.bias|factor", ()),
 )
 
 
@@ -48,27 +47,25 @@ def mesh_of(shape: MeshShape, devices: Sequence[Device]) -> Mesh:
 class Placement:
     """The sharding of parameters on a mesh, and the functions that fill them."""
 
-    def __init__(self, mesh: Mesh, config: ModelConfig):
-        self.mesh, self._vocab_size = mesh, config.vocab_size
-        self._kv_heads_are_shared = any(kind.num_kv_heads % mesh.shape["model"] for kind in config.layers)
+    def __init__(self, mesh: Mesh):
+        self.mesh = mesh
 
-    def spec(self, path: Sequence[str], num_axes: int) -> PartitionSpec:
-        """Return the sharding of a parameter with this many axes, those of layers and experts included."""
+    def spec(self, path: Sequence[str], shape: tuple[int, ...]) -> PartitionSpec:
+        """Return the sharding of a parameter of this shape, which includes the axes of layers and experts."""
         name = ".".join(path)
         if self.mesh.shape["model"] == 1:
             return PartitionSpec()
         axes = next((axes for pattern, axes in _AXES if re.fullmatch(rf"(.*\.)?({pattern})", name)), None)
         if axes is None:
             raise ValueError(f"{name}: no rule says how it is shared by several devices")
-        if path[0] == "head" and self._vocab_size % self.mesh.shape["model"]:
-            axes = ()
-        if re.search(r"attention\.(k|v)\.", name) and self._kv_heads_are_shared:
-            axes = ()  # fewer key-value heads than devices: each device has all of them
-        return PartitionSpec(*(None,) * (num_axes - len(axes)), *axes)
+        few = re.search(r"attention\.(k|v)\.|head\.", name)
+        if few and shape[-len(axes)] % self.mesh.shape["model"]:
+            axes = ()  # key-value heads or a vocabulary that devices do not divide: each has all of them
+        return PartitionSpec(*(None,) * (len(shape) - len(axes)), *axes)
 
-    def sharding(self, path: Sequence[str], num_axes: int) -> NamedSharding:
-        """Return the sharding of a parameter on this mesh."""
-        return NamedSharding(self.mesh, self.spec(path, num_axes))
+    def sharding(self, path: Sequence[str], shape: tuple[int, ...]) -> NamedSharding:
+        """Return the sharding of a parameter of this shape on this mesh."""
+        return NamedSharding(self.mesh, self.spec(path, shape))
 
     def send(self, tensor: np.ndarray) -> jax.Array:
         """Send a tensor to the devices, in equal parts if an axis is divisible, else whole to each."""
@@ -78,18 +75,18 @@ class Placement:
 
     def empty(self, path: Sequence[str], shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
         """Return a parameter of zeros, to be filled."""
-        return jnp.zeros(shape, dtype, device=self.sharding(path, len(shape)))
+        return jnp.zeros(shape, dtype, device=self.sharding(path, shape))
 
     def turn(
         self, path: Sequence[str], source: jax.Array, transform: Callable, like: jax.ShapeDtypeStruct
     ) -> jax.Array:
         """Return one tensor transformed, cast and sharded: a parameter, or one part of a stacked one."""
-        own = self.sharding(path, like.ndim)
+        own = self.sharding(path, like.shape)
         return _turner(transform, jnp.dtype(like.dtype), own)(source)
 
     def fill(self, path: Sequence[str], parameter: jax.Array, index: tuple[int, ...], part: jax.Array) -> jax.Array:
         """Return the parameter with `part` at `index` of its leading axes, in the same memory."""
-        filler = _filler(self.sharding(path, parameter.ndim))
+        filler = _filler(self.sharding(path, parameter.shape))
         return filler(parameter, part, tuple(np.int32(number) for number in index))
 
 

@@ -15,6 +15,7 @@ over [B, T, width] in float32.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ from .hooks import EMBED_HOOK, FINAL_HOOK, LOSS_HOOK
 from .layer_scan import Capturing, run_layers
 from .location import ModelFolder
 from .parts import Group, Part, group_layers, parts_of
+from .per_layer import PerLayerEmbedding
 from .pooling import window_means
 from .results import StepOutput, start_transfer
 from .sharding import Layout, Placement, mesh_of
@@ -140,9 +142,9 @@ def lower_step(
     devices = jax.local_devices() if devices is None else devices
     check_step(config, options, len(devices))
     model = Model.of(config, options)
-    placement = Placement(mesh_of(options.mesh, devices), config)
+    placement = Placement(mesh_of(options.mesh, devices))
     where = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: placement.sharding([key.key for key in path], leaf.ndim), model.shapes
+        lambda path, leaf: placement.sharding([key.key for key in path], leaf.shape), model.shapes
     )
     rows = NamedSharding(placement.mesh, PartitionSpec("data"))
     grid = jax.ShapeDtypeStruct((options.batch_size, options.seq_len), jnp.int32)
@@ -225,7 +227,7 @@ def _stacked(leaf: jax.ShapeDtypeStruct, layers: range | None) -> jax.ShapeDtype
 def _opened_weights(folder: ModelFolder, config: ModelConfig, options: StepOptions) -> Iterator[Callable[[], Loaded]]:
     """Yield a function that loads the weights, after their names and shapes have been checked."""
     family, model = family_of(config.family), Model.of(config, options)
-    placement = Placement(mesh_of(options.mesh, jax.local_devices()), config)
+    placement = Placement(mesh_of(options.mesh, jax.local_devices()))
     fills = plan_fills(model.parts, model.shapes)
     table, plan = family.weight_table(config), model.plan
     names = TextModel(family, table, config.layers, plan.num_layers, config.tied, plan.loss)
@@ -265,13 +267,16 @@ def make_step(model: Model, options: StepOptions, layout: Layout) -> Callable:
 def _forward(model: Model, params: dict[str, Any], inputs: Inputs, capturing: Capturing) -> dict[Buffer, jax.Array]:
     """Return the tensors of each buffer, [captured layers, B, T, width]."""
     plan, dtype, layout = capturing
-    x = layout.rows(model.module(("embedding",), params["embedding"])(inputs.tokens, inputs.positions))
+    embedding = model.module(("embedding",), params["embedding"])
+    x = layout.rows(embedding(inputs.tokens, inputs.positions))
     embedded, kinds = x, [kind for group in model.groups for kind in group.unit]
     shared = Shared.of(tuple(kinds), inputs.segment_ids, inputs.positions)
+    if isinstance(embedding, PerLayerEmbedding):
+        shared = replace(shared, per_layer=embedding.of_layers(inputs.tokens, x))
     paths = {kind: part.path for kind, part in zip(kinds, model.blocks, strict=True)}
 
-    def run_block(kind: LayerKind, weights: dict[str, Any], x: jax.Array, tap: Callable) -> jax.Array:
-        return model.module(paths[kind], weights)(x, shared, tap)
+    def run_block(kind: LayerKind, weights: dict[str, Any], layer: jax.Array, x: jax.Array, tap: Callable) -> jax.Array:
+        return model.module(paths[kind], weights)(x, replace(shared, layer=layer), tap)
 
     x, kept = run_layers(model.groups, params.get("blocks", {}), run_block, x, capturing)
     ends = {EMBED_HOOK: embedded.astype(dtype)}

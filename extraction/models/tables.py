@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     import jax
 
 LLAMA_NORMS = {"norm_attention": "input_layernorm", "norm_mlp": "post_attention_layernorm"}
+GEMMA_NORMS = {
+    "norm_attention": "input_layernorm",
+    "norm_attention_out": "post_attention_layernorm",
+    "norm_mlp": "pre_feedforward_layernorm",
+    "norm_mlp_out": "post_feedforward_layernorm",
+}
 
 
 def unchanged(tensor: "jax.Array") -> "jax.Array":

@@ -22,7 +22,7 @@ from extraction.storage import Storage, open_storage
 from extraction.streams.build.row_files import Located
 from extraction.worker.loop import StageTimes
 from tests.helpers import runs
-from tests.helpers.known_models import ACCEPTED, FOLDER
+from tests.helpers.known_models import ACCEPTED, FOLDER, WITHOUT_A_FILE
 from tests.helpers.runs import WIDTHS, make_run
 from tests.helpers.workers import MODEL, ROOT, extract_here, make_streams, python, text_of, write_corpus
 
@@ -172,7 +172,7 @@ def test_the_table_of_families_says_what_is_absent(tmp_path):
         absent[config.family] -= set(OF_A_MIXTURE)
     rows = rows_of_table((DOCS / "hook-points.md").read_text(), "model types")
     assert {family: set(row[3]) for row in rows for family in row[0]} == absent
-    assert absent.keys() == FAMILIES.keys() - {"ministral"}  # a Mistral whose file says which layers have the window
+    assert absent.keys() == FAMILIES.keys() - WITHOUT_A_FILE
 
 
 @pytest.mark.slow

@@ -149,6 +149,53 @@ CONFIGS = {
     ),
     "qwen3_moe-dense-layer": partial(QWEN3_MOE, mlp_only_layers=[1]),
 }
+GEMMA4_TEXT = SIZES | {
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "sliding_window": 16,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 101,
+    "num_kv_shared_layers": 4,
+    "use_double_wide_mlp": True,
+    "final_logit_softcapping": 2.0,
+}
+GEMMA4_MIXTURE = GEMMA4_TEXT | {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+    "enable_moe_block": True,
+    "num_experts": 5,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 24,
+    "use_bidirectional_attention": "vision",
+}
+CONFIGS |= {
+    "gemma4_text": partial(transformers.Gemma4TextConfig, **GEMMA4_TEXT),
+    "gemma4-mixture": partial(transformers.Gemma4Config, text_config=GEMMA4_MIXTURE),
+    "gemma4_unified": partial(
+        transformers.Gemma4UnifiedConfig,
+        text_config=GEMMA4_TEXT
+        | {
+            "hidden_size_per_layer_input": None,
+            "vocab_size_per_layer_input": None,
+            "attention_bias": True,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "proportional",
+                    "rope_theta": 1e5,
+                    "partial_rotary_factor": 0.5,
+                    "factor": 2.0,
+                },
+                "sliding_attention": LINEAR,
+            },
+        },
+    ),
+}
 LENGTHS = (5, 40, 1, 17, 150, 33, 8)
 
 
@@ -159,7 +206,8 @@ def make_model(
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation="eager").eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        factors = (buffer for name, buffer in model.named_buffers() if name.endswith("layer_scalar"))
+        for parameter in (*model.parameters(), *factors):
             parameter.copy_(torch.randn_like(parameter) * 0.2 + (1.0 if parameter.dim() == 1 else 0.0))
     model.to(dtype).save_pretrained(folder, **saving)
     # Read back, since converting the model would also have rounded its rotary frequencies.

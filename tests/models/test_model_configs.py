@@ -10,13 +10,13 @@ from math import prod
 import pytest
 
 from extraction.core.errors import InvalidRequest
-from extraction.models.config import Rope
+from extraction.models.config import Experts, PerLayer, Rope
 from extraction.models.config_file import read_model_config
 from extraction.models.families import FAMILIES
 from extraction.models.step import Model
 from extraction.models.step_options import StepOptions
 from extraction.models.weights import leaves_of
-from tests.helpers.known_models import ACCEPTED, FOLDER, KNOWN, REFUSED, field_of
+from tests.helpers.known_models import ACCEPTED, FOLDER, KNOWN, REFUSED, WITHOUT_A_FILE, field_of
 from tests.helpers.workers import python
 
 
@@ -47,7 +47,7 @@ def rounded(count, published):
 def test_every_stored_configuration_has_a_verdict_and_every_family_is_among_them():
     assert {path.stem for path in FOLDER.glob("*.json")} == KNOWN.keys()
     stored = {json.loads((FOLDER / f"{name}.json").read_bytes())["model_type"] for name in ACCEPTED}
-    assert stored == FAMILIES.keys() - {"ministral"}  # which no public file has been found of
+    assert stored == FAMILIES.keys() - WITHOUT_A_FILE
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
@@ -103,6 +103,29 @@ def test_a_refused_model_ends_the_command_with_2(tmp_path):
                 "window": ((1024,) * 5 + (None,)) * 5 + (1024,) * 4,
                 "num_heads": 8,
                 "vocab_size": 262208,
+            },
+        ),
+        (
+            "gemma-4-E2B-text",
+            {
+                "kv_of": (None,) * 15 + ((13,) * 4 + (14,)) * 4,
+                "kv_kept_as": (None,) * 13 + (13, 14) + (None,) * 20,
+                "mlp_width": (6144,) * 15 + (12288,) * 20,
+                "head_width": ((256,) * 4 + (512,)) * 7,
+                "rope": ((Rope(1e4),) * 4 + (Rope(1e6, "proportional", fraction=0.25),)) * 7,
+                "per_layer": PerLayer(256, 262144),
+            },
+        ),
+        (
+            "google--gemma-4-26B-A4B",
+            {
+                "family": "gemma4",
+                "experts": Experts(128, 8, True, 704),
+                "v_is_k": ((False,) * 5 + (True,)) * 5,
+                "num_kv_heads": ((8,) * 5 + (2,)) * 5,
+                "kv_kept_as": None,
+                "per_layer": None,
+                "attention_scale": 1.0,
             },
         ),
         ("pythia-160m", {"parallel": True, "rope": Rope(1e4, fraction=0.25), "qkv_bias": True}),

@@ -1,6 +1,7 @@
 """The models against transformers' torch models: each family, each hook point; configurations, attention, rotation."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from extraction.core.errors import DamagedData, InvalidRequest
@@ -22,6 +24,8 @@ from extraction.models.families.reading import rope as rope_of
 from extraction.models.location import ModelFolder, locate_model
 from extraction.models.mixture import dot_by_blocks, grouped_dot
 from extraction.models.rope import rope_frequencies
+from extraction.models.tensor_names import TextModel, find_tensors
+from extraction.models.tensors import WeightFiles
 from tests.helpers.known_models import field_of
 from tests.helpers.tiny_models import (
     CONFIGS,
@@ -120,6 +124,10 @@ def test_weights_of_half_width_and_in_shards(tmp_path, name, saving):
         (LLAMA3, Rope(1e4, "llama3", 8.0, 1.0, 4.0, 64)),
         (YARN, Rope(1e4, "yarn", 4.0, original_max_positions=64, attention_factor=0.1 * np.log(4.0) + 1)),
         (
+            {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25, "factor": 2.0},
+            Rope(1e6, "proportional", 2.0, fraction=0.25),
+        ),
+        (
             YARN | {"truncate": False, "mscale": 0.7, "mscale_all_dim": 1.0},
             Rope(
                 1e4,
@@ -199,6 +207,11 @@ def test_configurations_as_they_are_found(configured, attributes, expected):
         ({"model_type": "qwen2", "layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "chunked"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0 is not handled"),
+        ({"model_type": "gemma4_text", "use_bidirectional_attention": "all"}, "use_bidirectional_attention = all"),
+        (
+            {"model_type": "gemma4_text", "per_layer_config": {"1": {"rms_norm_eps": 0.5}}},
+            "not handled for rms_norm_eps",
+        ),
         ({"model_type": "gpt_neox", "head_dim": 16}, "head_dim = 16 is not handled for gpt_neox"),
         ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = true"),
         ({"model_type": "gpt2", "scale_attn_weights": False}, "scale_attn_weights = false"),
@@ -243,6 +256,9 @@ def test_keys_that_the_reference_does_not_know_are_named_once(configured, capsys
         LLAMA | {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3},
         LLAMA | {"rope_scaling": {"rope_type": "linear"}},
         LLAMA | {"head_dim": 7},
+        LLAMA | {"model_type": "gemma4_text", "vocab_size_per_layer_input": 50},
+        LLAMA | {"model_type": "gemma4_text", "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2},
+        LLAMA | {"model_type": "gemma4_text", "num_kv_shared_layers": 3},
         {"model_type": "gemma3"},
     ],
 )
@@ -305,6 +321,27 @@ def test_a_hook_point_that_a_family_does_not_have_is_refused_by_its_name(models,
     assert not any(point.endswith(hook) for point in model.hook_points)
     with pytest.raises(InvalidRequest, match=rf"blocks\.1\.{hook}: no such hook point: in this {name} model"):
         load(model.folder, (f"blocks.1.{hook}",))
+
+
+def test_a_layer_without_k_and_v_of_its_own_names_the_one_that_has_them(models):
+    message = r"blocks\.4\.attn\.hook_k: .*layer 4 uses those of layer 0; of its 6 layers these have it: 0:2"
+    with pytest.raises(InvalidRequest, match=message):
+        load(models("gemma4_text").folder, ("blocks.4.attn.hook_k",))
+
+
+def test_projections_that_no_layer_uses_are_known(models, tmp_path):
+    """As in Gemma 4 of the hub, whose layers have the projections also where they use k and v of another layer."""
+    folder = shutil.copytree(models("gemma4_text").folder, tmp_path / "model")
+    config, file = read_model_config(folder), folder / "model.safetensors"
+    k, of_another = (f"model.layers.{layer}.self_attn.k_proj.weight" for layer in (0, 4))
+    stored = load_file(file)
+    assert k in stored and of_another not in stored
+    save_file(stored | {of_another: stored[k]}, file)
+    family = family_of(config.family)
+    names = TextModel(family, family.weight_table(config), config.layers, 6, config.tied)
+    with WeightFiles(ModelFolder(folder, "", None)) as files:
+        found = find_tensors(files, names)
+    assert k in found and of_another not in found
 
 
 def test_blocks_in_turn_have_the_middle_that_parallel_ones_lack(models):

@@ -53,6 +53,13 @@ LLAMA_PLACES: Places = {
     "hook_resid_post": ReferencePlace("model.layers.{l}", "out"),
     "ln_final.hook_normalized": ReferencePlace("model.norm", "out"),
 }
+# Of models with a second norm after attention and after the mlp.
+GEMMA_PLACES: Places = {
+    "hook_attn_out": ReferencePlace("model.layers.{l}.post_attention_layernorm", "out"),
+    "hook_resid_mid": ReferencePlace("model.layers.{l}.pre_feedforward_layernorm", "in"),
+    "ln2.hook_normalized": ReferencePlace("model.layers.{l}.pre_feedforward_layernorm", "normalized"),
+    "hook_mlp_out": ReferencePlace("model.layers.{l}.post_feedforward_layernorm", "out"),
+}
 # Of models that normalize the heads of q and k, [1, t, H, Dh].
 QK_NORM_PLACES: Places = {
     "attn.hook_q": ReferencePlace("model.layers.{l}.self_attn.q_norm", "out"),
@@ -96,6 +103,7 @@ class Family:
         buffers: a pattern of the tensors of a layer that are not parameters and are not read.
         places: hook point -> its place in transformers' model.
         inside: the part of the configuration to read, with a model type of its own; None for all of it.
+        by_layer: the attributes that `per_layer_config` may set.
     """
 
     read: Callable[[ModelView, Path], ModelConfig]
@@ -105,3 +113,4 @@ class Family:
     buffers: str = _BUFFERS
     places: Places = field(default_factory=lambda: LLAMA_PLACES)
     inside: str | None = None
+    by_layer: tuple[str, ...] = ()

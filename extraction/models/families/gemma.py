@@ -13,23 +13,10 @@ from typing import Any
 
 from ..config import LayerKind, ModelConfig
 from ..config_reads import ModelView
-from ..tables import llama_table
-from .base import LLAMA_PLACES, QK_NORM_PLACES, Family, Modules, ReferencePlace, inside_of
+from ..tables import GEMMA_NORMS, llama_table
+from .base import GEMMA_PLACES, LLAMA_PLACES, QK_NORM_PLACES, Family, Modules, inside_of
 from .reading import activation, decoder, layer_kind, windowed, windowed_with_own_rope
 
-_NORMS = {
-    "norm_attention": "input_layernorm",
-    "norm_attention_out": "post_attention_layernorm",
-    "norm_mlp": "pre_feedforward_layernorm",
-    "norm_mlp_out": "post_feedforward_layernorm",
-}
-_BLOCK = "model.layers.{l}"
-_PLACES = LLAMA_PLACES | {
-    "hook_attn_out": ReferencePlace(f"{_BLOCK}.post_attention_layernorm", "out"),
-    "hook_resid_mid": ReferencePlace(f"{_BLOCK}.pre_feedforward_layernorm", "in"),
-    "ln2.hook_normalized": ReferencePlace(f"{_BLOCK}.pre_feedforward_layernorm", "normalized"),
-    "hook_mlp_out": ReferencePlace(f"{_BLOCK}.post_feedforward_layernorm", "out"),
-}
 _QK_NORM_PLACES = {  # of heads before their positions
     hook: place._replace(pick=lambda _, heads: heads.swapaxes(1, 2)) for hook, place in QK_NORM_PLACES.items()
 }
@@ -56,11 +43,13 @@ def _gemma(config: ModelView, path: Path, layers: list[LayerKind], **more: Any) 
     )
 
 
-_table = partial(llama_table, norm_names=_NORMS)
+_table = partial(llama_table, norm_names=GEMMA_NORMS)
 
 
-GEMMA2 = Family(_gemma2, Modules("OffsetRMSNorm", embedding="ScaledEmbedding"), _table, places=_PLACES)
-GEMMA3 = replace(GEMMA2, read=_gemma3, places=_PLACES | _QK_NORM_PLACES)
+GEMMA2 = Family(
+    _gemma2, Modules("OffsetRMSNorm", embedding="ScaledEmbedding"), _table, places=LLAMA_PLACES | GEMMA_PLACES
+)
+GEMMA3 = replace(GEMMA2, read=_gemma3, places=GEMMA2.places | _QK_NORM_PLACES)
 GEMMA3_VISION = replace(
     GEMMA3,
     inside="text_config",

@@ -9,12 +9,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ...core.errors import DamagedData
 from ..config import Experts, LayerKind, ModelConfig
 from ..config_reads import ModelView
 from ..tables import Entries, Entry, llama_table, transposed
 from .base import LLAMA_PLACES, QK_NORM_PLACES, Family, ReferencePlace
-from .reading import alike, decoder, layer_kind
+from .reading import alike, checked_experts, decoder, layer_kind
 
 ROUTER_PLACES = {
     "mlp.hook_router_logits": ReferencePlace("model.layers.{l}.mlp.gate", "out.0"),
@@ -25,7 +24,7 @@ ROUTER_PLACES = {
 
 def _mixtral(config: ModelView, path: Path) -> ModelConfig:
     experts = Experts(config.num_local_experts, config.num_experts_per_tok, True)
-    kind = layer_kind(config, path, experts=_checked(experts, path))
+    kind = layer_kind(config, path, experts=checked_experts(experts, path))
     return decoder(config, path, alike(config, kind))
 
 
@@ -33,19 +32,13 @@ def _qwen3_moe(config: ModelView, path: Path) -> ModelConfig:
     """Read a model with a mixture in each layer of its `decoder_sparse_step`, but for `mlp_only_layers`."""
     experts = Experts(config.num_experts, config.num_experts_per_tok, bool(config.norm_topk_prob))
     dense = layer_kind(config, path)
-    mixture = replace(dense, mlp_width=config.moe_intermediate_size, experts=_checked(experts, path))
+    mixture = replace(dense, mlp_width=config.moe_intermediate_size, experts=checked_experts(experts, path))
     layers = [
         dense if layer in config.mlp_only_layers or (layer + 1) % config.decoder_sparse_step else mixture
         for layer in range(config.num_hidden_layers)
     ]
     window = config.sliding_window
     return decoder(config, path, [replace(kind, window=window) for kind in layers], qk_norm="head")
-
-
-def _checked(experts: Experts, path: Path) -> Experts:
-    if not 1 <= experts.per_token <= experts.count:
-        raise DamagedData(f"{path}: {experts.per_token} of {experts.count} experts for each token")
-    return experts
 
 
 def _entries(place: str, names: Mapping[str, str], kind: LayerKind) -> Entries:

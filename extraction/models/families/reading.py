@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import DamagedData, InvalidRequest
-from ..config import LayerKind, ModelConfig, Rope
+from ..config import Experts, LayerKind, ModelConfig, Rope
 from ..config_reads import ModelView
 
 # The names of an activation in configurations -> its name here.
@@ -20,7 +20,7 @@ ACTIVATIONS = {name: name for name in ("silu", "gelu", "gelu_fast", "gelu_new", 
     "gelu_python": "gelu",
     "gelu_python_tanh": "gelu_pytorch_tanh",
 }
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "proportional")
 
 
 def layer_kind(config: ModelView, path: Path, **more: Any) -> LayerKind:
@@ -56,6 +56,13 @@ def activation(name: str, path: Path) -> str:
     if name not in ACTIVATIONS:
         raise InvalidRequest(f"{path}: activation {name!r} is not handled; handled are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+def checked_experts(experts: Experts, path: Path) -> Experts:
+    """Return the experts. Raises DamagedData if a token has none or more than there are."""
+    if not 1 <= experts.per_token <= experts.count:
+        raise DamagedData(f"{path}: {experts.per_token} of {experts.count} experts for each token")
+    return experts
 
 
 def alike(config: ModelView, kind: LayerKind) -> list[LayerKind]:
@@ -105,6 +112,8 @@ def rope(parameters: dict[str, Any], config: ModelView, path: Path, fraction: fl
     if kind in ("llama3", "yarn"):
         original = left.pop("original_max_position_embeddings", config.max_position_embeddings)
         found["original_max_positions"] = int(original)
+    if kind == "proportional":
+        found |= {"fraction": float(left.pop("partial_rotary_factor", 1)), "factor": float(left.pop("factor", 1))}
     if kind == "yarn":
         found |= _yarn(left, config.max_position_embeddings / found["original_max_positions"])
         left.pop("truncate", None)

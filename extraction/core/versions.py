@@ -35,6 +35,17 @@ def _source_digest() -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
+@functools.cache
+def cpu_features() -> str:
+    """Return a short digest of the machine's instruction set, which decides how a CPU rounds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    found = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return hashlib.sha256(f"{platform.machine()} {' '.join(sorted(found.split()))}".encode()).hexdigest()[:8]
+
+
 def version_differences(stored: dict[str, str], own: dict[str, str]) -> list[str]:
     """Return a line for each compared name that differs: `jax: 0.10.1 in the run, 0.10.2 here`."""
     return [

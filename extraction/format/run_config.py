@@ -112,11 +112,20 @@ class SpecialTokenIds:
 
 
 @dataclass(frozen=True)
+class KnownAnswer:
+    """What the step gives for a fixed input: the digest of the values, and {hook point: the norms of some rows}."""
+
+    digest: str = ""
+    norms: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RunDescription:
     """The content of `run.json`. `streams` is where the streams were, `records_per_stream` how many are extracted.
 
     `model_location` is where the model was: a hub id, a folder or a folder in a bucket. `digest` is that of the stored
-    bytes, which only they tell.
+    bytes, which only they tell. `compiled` has the digests of the compiled steps of the start that began the run, and
+    `known_answer` what its step gives.
     """
 
     config: RunConfig
@@ -125,6 +134,8 @@ class RunDescription:
     records_per_stream: tuple[int, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     model_location: str = ""
+    compiled: dict[str, str] = field(default_factory=dict)
+    known_answer: KnownAnswer = KnownAnswer()
     digest: str = field(default="", compare=False)
 
     @property
@@ -180,7 +191,7 @@ def parse_run(data: bytes, name: str) -> RunDescription:
             raise ValueError("records_per_stream is not a list of numbers of records")
         return RunDescription(
             config, value["streams"], _special_tokens(special), tuple(sizes), versions, value["model_location"],
-            digest_of(data),
+            _texts(value["compiled"]), _known_answer(value["known_answer"]), digest_of(data),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -196,6 +207,22 @@ def _check_format(value: Any, name: str) -> None:
         raise ConfigurationMismatch(
             f"{name}: format {number}, this version reads and writes {FORMAT}: use the version that made the run"
         )
+
+
+def _texts(value: Any) -> dict[str, str]:
+    if type(value) is not dict or not all(type(text) is str for text in value.values()):
+        raise ValueError("compiled is not an object of texts")
+    return value
+
+
+def _known_answer(value: Any) -> KnownAnswer:
+    norms = value["norms"]
+    is_table = type(norms) is dict and all(type(numbers) is list for numbers in norms.values())
+    if type(value["digest"]) is not str or not is_table:
+        raise ValueError("known_answer is not a digest and norms")
+    if not all(type(number) in (int, float) for numbers in norms.values() for number in numbers):
+        raise ValueError("the norms of known_answer are not numbers")
+    return KnownAnswer(value["digest"], norms)
 
 
 def _special_tokens(value: Any) -> SpecialTokenIds:

@@ -17,8 +17,8 @@ from ..batching.token_selection import Selection, Selector
 from ..batching.tokenizer import RecordTokenizer
 from ..core.errors import InvalidRequest, ObjectNotFound
 from ..core.logs import say
-from ..core.versions import DEVICE, software_versions
-from ..format.run_config import RunConfig
+from ..core.versions import DEVICE, cpu_features, software_versions
+from ..format.run_config import RunConfig, RunDescription
 from ..models.config import ModelConfig
 from ..models.config_file import read_model_config
 from ..models.cost import choose_rows, demand_of, ideal_flops, stored_bytes
@@ -53,7 +53,10 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a worker does. `stream` is None where it takes any free one; `streams` is absolute."""
+    """What a worker does. `stream` is None where it takes any free one; `streams` is absolute.
+
+    `agreed` has the digests of the compiled steps that the run in OUTPUT names, None where there is no run yet.
+    """
 
     model: ModelPlan
     step: StepOptions
@@ -70,6 +73,7 @@ class RunPlan:
     stream: int | None
     idle_after: float
     compile_cache: str
+    agreed: dict[str, str] | None
     queue_bytes: int
     progress: bool
     metrics_port: int | None
@@ -79,6 +83,7 @@ class RunPlan:
     def versions(self) -> dict[str, str]:
         """The software of this worker and the kind of its chips, as commits name them."""
         kind = self.hardware.name.partition(" x ")[2]
+        kind += f" {cpu_features()}" if kind == "cpu" else ""
         flags = os.environ.get("XLA_FLAGS", "")
         return software_versions() | {DEVICE: f"{kind}, mesh {self.step.mesh}{' ' + flags if flags else ''}"[:500]}
 
@@ -123,7 +128,8 @@ def resolve_run(flags: RunFlags) -> RunPlan:
     if manifest.options.get("tokenizer_digest", tokenizer.digest) != tokenizer.digest:
         say(f"{flags.streams} was written with another tokenizer than that of --model", "WARNING")
     selector = Selector(selection, tokenizer.special_ids)
-    hardware, run = open_devices(), _run_in(output)
+    hardware, there = open_devices(), _run_in(output)
+    run = there.config if there else None
     if flags.compile_cache:
         backend_of(flags.compile_cache)
     step = resolve_step(flags, model, selection, hardware, run.batch_size if run else None)
@@ -138,7 +144,8 @@ def resolve_run(flags: RunFlags) -> RunPlan:
         model=model, step=step, tokenizer=tokenizer, selector=selector, manifest=manifest,
         streams=absolute(flags.streams), output=output, hardware=hardware, steps_per_batch=steps_per_batch,
         bos=flags.bos, long_documents=flags.long_documents, max_records=flags.max_records, stream=stream,
-        idle_after=flags.idle_after, compile_cache=flags.compile_cache, queue_bytes=flags.queue_mib << 20,
+        idle_after=flags.idle_after, compile_cache=flags.compile_cache, agreed=there.compiled if there else None,
+        queue_bytes=flags.queue_mib << 20,
         progress=flags.progress, metrics_port=flags.metrics_port, metrics_host=flags.metrics_host,
     )  # fmt: skip
 
@@ -188,9 +195,9 @@ def _stream_of(flags: RunFlags) -> int | None:
     return None if number == ANY_STREAM else int(number)
 
 
-def _run_in(output: Storage) -> RunConfig | None:
+def _run_in(output: Storage) -> RunDescription | None:
     try:
-        return checkpoint.read_run(output).config
+        return checkpoint.read_run(output)
     except ObjectNotFound:
         return None
 

@@ -28,6 +28,7 @@ from ..streams.stream import Stream, open_stream
 from .attempts import no_rival_to_itself, note_begin, noted_ending
 from .claims import StreamChooser, work_all
 from .compile_cache import CompileCache
+from .known_answer import answer_of, check_answer
 from .loop import Layout, run_pipeline
 from .metrics import Metrics
 from .progress import Progress
@@ -79,16 +80,23 @@ def _extract_any(run: JoinedRun, stop: Stop) -> None:
 def join(plan: RunPlan, begin: float) -> JoinedRun:
     """Load the model, and create `run.json` or compare with the one that is there."""
     metrics = None if plan.metrics_port is None else Metrics(plan.metrics_port, plan.metrics_host)
-    with CompileCache(plan.compile_cache) as cache:
+    with CompileCache(plan.compile_cache, plan.agreed) as cache:
         step = load_step(plan.model.folder, plan.model.config, plan.step, cache.folder)
-    config = plan.run_config(step.weights_digest)
+    config, vocab_size = plan.run_config(step.weights_digest), plan.model.config.vocab_size
     sizes = tuple(config.limit(stream.num_records) for stream in plan.manifest.streams)
-    special = plan.tokenizer.special_tokens()
-    own = RunDescription(config, plan.streams, special, sizes, plan.versions, plan.model.location)
+    own = RunDescription(
+        config, plan.streams, plan.tokenizer.special_tokens(), sizes, plan.versions, plan.model.location,
+        cache.entries, answer_of(step, vocab_size),
+    )  # fmt: skip
     run = checkpoint.join_run(plan.output, own)
     for line in version_differences(run.versions, own.versions):
         say(f"this worker differs from the one that began the run: {line}", "WARNING")
-    origin, seconds = "from the cache" if cache.held_step else "compiled", time.perf_counter() - begin
+    origin, answer = "from the cache" if cache.held_step else "compiled", own.known_answer
+    if cache.held_step and answer.digest != run.known_answer.digest:
+        step = load_step(plan.model.folder, plan.model.config, plan.step)
+        origin, answer = "compiled, as that of the cache gives other values than the run's", answer_of(step, vocab_size)
+    check_answer(run.known_answer, answer, plan.step.compute_dtype)
+    seconds = time.perf_counter() - begin
     say(f"ready on {plan.hardware.name} (mesh {plan.step.mesh}), step {origin}, after {seconds:.1f} s")
     return JoinedRun(plan, config, run.digest, step, metrics)
 

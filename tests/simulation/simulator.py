@@ -23,6 +23,7 @@ from typing import Self
 
 from extraction.audit import verify
 from extraction.format.commit import Commit, data_name
+from extraction.format.run_config import KnownAnswer
 from extraction.storage import gcs
 from extraction.worker import worker
 from tests.simulation import shims
@@ -63,6 +64,7 @@ class Simulator:
             (gcs, "_SINGLE_REQUEST", gcs._SINGLE_REQUEST),
             (gcs, "_GRANTED", shims.ProcessSet()),
             (worker, "load_step", self._load_step),
+            (worker, "answer_of", lambda step, vocab_size: KnownAnswer()),
             (worker, "open_stream", self._open_stream),
             (verify, "open_stream", self._open_stream),
             (sys, "unraisablehook", _ignore_killed),

@@ -153,6 +153,6 @@ class Workload:
             model=model, step=self.step, tokenizer=Tokenizer(), selector=self.selector, manifest=self.manifest,  # type: ignore[arg-type]
             streams=STREAMS, output=output, hardware=Hardware("simulated", 1, None, "float32"),
             steps_per_batch=self.steps_per_batch, bos="never", long_documents=self.long_documents, max_records=None,
-            stream=stream, idle_after=idle_after, compile_cache="", queue_bytes=60_000, progress=False,
+            stream=stream, idle_after=idle_after, compile_cache="", agreed=None, queue_bytes=60_000, progress=False,
             metrics_port=None, metrics_host="127.0.0.1",
         )  # fmt: skip

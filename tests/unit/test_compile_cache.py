@@ -1,60 +1,131 @@
-"""Compiled steps shared through a bucket: a worker on another machine does not compile again."""
+"""Compiled steps that are kept: whole or absent, agreed in run.json, and held against the run's known answer."""
+
+import json
+import os
+from pathlib import Path
 
 import pytest
 
+from extraction.core.errors import ConfigurationMismatch
+from extraction.format.digests import digest_of
+from extraction.format.run_config import KnownAnswer
 from extraction.storage import open_storage
 from extraction.worker.compile_cache import CompileCache
-from tests.helpers.workers import extract, make_streams, text_of, write_corpus
+from extraction.worker.known_answer import check_answer
+from tests.helpers.workers import extract
 
 pytestmark = pytest.mark.slow
 
 SHARED = "gs://bucket/compiled"
+A, B = "jit_step-a-cache", "jit_step-b-cache"
+AGREED = {A: digest_of(b"a")}
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """A machine with nothing on it."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+def stored_name(name: str, data: bytes) -> str:
+    return f"{name}.{digest_of(data).partition(':')[2]}"
 
 
-def test_a_second_machine_gets_the_step_from_the_bucket(gcs, tmp_path):
-    """Seen by the worker from what compiling added, and here from the objects in the bucket."""
-    streams = make_streams(write_corpus(tmp_path / "corpus", [text_of(i, 9) for i in range(4)]), tmp_path / "streams")
-    said = []
-    for machine in ("one", "two"):
-        output = tmp_path / machine
-        result = extract(streams, output, 0, "--compile-cache", SHARED, HOME=str(output / "home"))
-        assert result.returncode == 0, result.stderr
-        said.append(result.stderr)
-        entries = {info.name for info in open_storage(SHARED).list()}
-        assert any(name.startswith("jit_step-") for name in entries)
-    assert "step compiled" in said[0] and "step from the cache" in said[1]
+def fill(location: str, name: str = A, data: bytes = b"a", agreed: dict | None = None) -> CompileCache:
+    """A start that compiles one step."""
+    with CompileCache(location, agreed) as cache:
+        Path(cache.folder, name).write_bytes(data)
+        Path(cache.folder, name.replace("-cache", "-atime")).write_bytes(b"now")
+    return cache
 
 
-def test_only_entries_travel_and_nothing_is_overwritten(gcs, tmp_path):
-    bucket = open_storage(SHARED)
-    bucket.create("jit_step-a-cache", b"a")
-    bucket.create("notes", b"not ours")
-    with CompileCache(SHARED) as cache:
-        local = open_storage(cache.folder)
-        assert [info.name for info in local.list()] == ["jit_step-a-cache"]
-        local.create("jit_step-b-cache", b"b")
-        local.create("jit_step-b-atime", b"now")
-    assert not cache.held_step
-    assert [info.name for info in bucket.list()] == ["jit_step-a-cache", "jit_step-b-cache", "notes"]
-    with CompileCache(SHARED) as cache:
+@pytest.fixture(params=["local", "shared"])
+def location(request, tmp_path):
+    if request.param == "local":
+        return str(tmp_path / "cache")
+    request.getfixturevalue("gcs")
+    return SHARED
+
+
+def test_an_entry_is_kept_under_its_digest_and_found_again(location):
+    first = fill(location)
+    assert (first.held_step, first.entries) == (False, AGREED)
+    assert [info.name for info in open_storage(location).list()] == [stored_name(A, b"a")]
+    with CompileCache(location, first.entries) as second:
+        assert {path.name: path.read_bytes() for path in Path(second.folder).iterdir()} == {A: b"a"}
+        assert os.stat(second.folder).st_mode & 0o77 == 0
+    assert second.held_step and second.entries == AGREED and not Path(second.folder).exists()
+
+
+def test_the_start_that_begins_a_run_uses_no_entry(location):
+    fill(location)
+    with CompileCache(location, None) as cache:
+        assert os.listdir(cache.folder) == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"a cut entr"])
+def test_a_damaged_entry_is_not_used_and_is_replaced(location, gcs, tmp_path, damage, capsys):
+    """As a kill or a full disk leaves one that was not written by create."""
+    fill(location)
+    name = stored_name(A, b"a")
+    if location == SHARED:
+        gcs.remove(f"compiled/{name}")
+        gcs.land(f"compiled/{name}", damage, None)
+    else:
+        Path(location, name).write_bytes(damage)
+    cache = fill(location, agreed=AGREED)
+    assert not cache.held_step and "is damaged" in capsys.readouterr().err
+    assert open_storage(location).read(name) == b"a"
+    with CompileCache(location, AGREED) as cache:
         pass
     assert cache.held_step
 
 
+def test_of_a_shared_prefix_only_agreed_entries_are_used(gcs):
+    fill(SHARED, data=b"of somebody else")
+    with CompileCache(SHARED, AGREED) as cache:
+        assert os.listdir(cache.folder) == []
+    fill(SHARED, B, b"b")
+    with CompileCache(SHARED, AGREED | {B: digest_of(b"b")}) as cache:
+        assert os.listdir(cache.folder) == [B]
+
+
 def test_a_bucket_that_is_not_there_costs_a_compilation_only(gcs, capsys):
-    with CompileCache("gs://no-such-bucket/compiled") as cache:
-        open_storage(cache.folder).create("jit_step-a-cache", b"a")
-    assert "compiled steps are not shared" in capsys.readouterr().err
-    assert not cache.held_step
+    cache = fill("gs://no-such-bucket/compiled", agreed={})
+    said = capsys.readouterr().err
+    assert "compiled steps are not read" in said and "compiled steps are not kept" in said and not cache.held_step
 
 
-@pytest.mark.parametrize("location, folder", [("", None), ("some/folder", "some/folder")])
-def test_a_folder_is_jax_own(location, folder):
-    with CompileCache(location) as cache:
-        assert cache.folder == folder
+def test_no_location_keeps_nothing():
+    with CompileCache("", {}) as cache:
+        assert cache.folder is None
+    assert not cache.held_step and cache.entries == {}
+
+
+def start(undisturbed, output, **environment):
+    result = extract(undisturbed[0], output, 0, "--compile-cache", SHARED, "--max-records", 2, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+def test_a_second_machine_of_a_run_gets_the_step_from_the_bucket(gcs, undisturbed, tmp_path):
+    assert "step compiled, after" in start(undisturbed, tmp_path / "run", HOME=str(tmp_path / "one"))
+    compiled = json.loads((tmp_path / "run/run.json").read_text())["compiled"]
+    stored = {info.name for info in open_storage(SHARED).list()}
+    assert {f"{name}.{digest.partition(':')[2]}" for name, digest in compiled.items()} <= stored
+    assert "step from the cache" in start(undisturbed, tmp_path / "run", HOME=str(tmp_path / "two"))
+
+
+def test_a_wrong_step_under_an_agreed_name_is_not_used_for_a_batch(undisturbed, gcs, tmp_path):
+    """Whoever can write both run.json and the cache: the known answer still differs, and the step is compiled."""
+    start(undisturbed, tmp_path / "run")
+    path = tmp_path / "run/run.json"
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(value | {"known_answer": value["known_answer"] | {"digest": "sha256:0"}}))
+    said = start(undisturbed, tmp_path / "run")
+    assert "step compiled, as that of the cache gives other values than the run's" in said
+    assert "rounds otherwise than that of the run" in said
+
+
+def test_an_answer_that_rounding_does_not_explain_ends_the_start(capsys):
+    stored = KnownAnswer("sha256:0", {"x": [1.0, 2.0], "y": [3.0]})
+    check_answer(stored, stored, "float32")
+    check_answer(stored, KnownAnswer("sha256:1", {"x": [1.0, 2.0001], "y": [3.0]}), "float32")
+    assert "rounds otherwise" in capsys.readouterr().err
+    for norms in ({"x": [1.0, 2.1], "y": [3.0]}, {"x": [1.0], "y": [3.0]}, {"x": [1.0, 2.0], "z": [3.0]}):
+        with pytest.raises(ConfigurationMismatch, match="known answer"):
+            check_answer(stored, KnownAnswer("sha256:1", norms), "float32")

@@ -16,6 +16,9 @@ from .config import ModelConfig
 from .config_reads import ModelView
 from .families import FAMILIES, Family, family_of
 
+_MOST_BYTES = 16 << 20
+_MOST_LAYERS, _LAYERS = 10_000, ("num_hidden_layers", "n_layer", "num_layers")
+
 
 def read_model_config(folder: Path) -> ModelConfig:
     """Return the configuration of the model in `folder`; log the keys that transformers' model does not read.
@@ -60,15 +63,23 @@ def read_model_config(folder: Path) -> ModelConfig:
 def _read(path: Path) -> dict[str, Any]:
     """Return the object in config.json, which has a `model_type`."""
     try:
-        written = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"larger than {_MOST_BYTES:,} bytes")
+        written = json.loads(data)
     except FileNotFoundError:
         raise InvalidRequest(f"{path.parent}: no config.json here; --model needs a Hugging Face model folder") from None
     except OSError as error:
         raise InvalidRequest(f"{path}: not readable ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedData(f"{path}: not JSON ({error})") from error
     if not isinstance(written, dict) or not isinstance(written.get("model_type"), str):
         raise DamagedData(f"{path}: not a model configuration, it has no model_type")
+    for part in [written, *(inner for inner in written.values() if isinstance(inner, dict))]:
+        for name in _LAYERS:
+            if isinstance(part.get(name), int) and part[name] > _MOST_LAYERS:
+                raise DamagedData(f"{path}: {name} is {part[name]:,}, and no model has over {_MOST_LAYERS:,} layers")
     return written
 
 

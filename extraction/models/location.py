@@ -67,7 +67,8 @@ def locate_model(model: str, revision: str | None = None, weights: bool = True) 
         if is_url:
             return _from_bucket(model, weights)
         return _checked(ModelFolder(path, model, None), os.listdir(path), weights)
-    if path.is_file() or model.startswith(("/", ".", "~")) or model.count("/") > 1:
+    is_folder_of_models = model.count("/") == 1 and path.parent.is_dir()  # a hub's owner is seldom a folder here
+    if path.is_file() or model.startswith(("/", ".", "~")) or model.count("/") > 1 or is_folder_of_models:
         raise InvalidRequest(f"--model {model}: there is no such folder")
     return _download(model, revision, weights)
 
@@ -113,7 +114,7 @@ def _from_bucket(model: str, weights: bool) -> ModelFolder:
     cache = open_storage(str(folder))
     for info in files:
         if not _is_there(cache, info):
-            cache.create(info.name, source.read(info.name))
+            cache.replace(info.name, source.read(info.name))  # whole, in the place of one that a full disk has cut
     return _checked(ModelFolder(folder, model, None, model), names, weights)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from extraction.core.commands import SETTINGS, CommandGroup, version_option
 from extraction.core.flags import flag, option, options_of, with_flags
 from extraction.core.text import prepare_streams
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 MAX_STREAMS = 100_000
 
 
-class Commands(click.Group):
+class Commands(CommandGroup):
     """The commands of the datasets, each made when it is needed, and those of this file."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -64,7 +65,8 @@ def _advice(error: Exception) -> str:
     return next((text for kind, text in advice.items() if isinstance(error, kind)), "")
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings=SETTINGS)
+@version_option
 def cli() -> None:
     """Cut a dataset into disjoint streams, one for each worker. The same input gives the same streams."""
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click_default_group import DefaultGroup
 
+from extraction.core.commands import SETTINGS, CommandGroup, version_option
 from extraction.core.errors import (
     BucketDenied,
     ConfigurationMismatch,
@@ -53,9 +54,28 @@ ADVICE = {
 }
 
 
-@click.group(cls=DefaultGroup, default="run", default_if_no_args=False, context_settings={"max_content_width": 110})
+ENVIRONMENT = """\b
+Environment: every flag of run, plan and parity is also EXTRACT_<FLAG>, such as EXTRACT_SEQ_LEN.
+  EXTRACT_RETRY_DEADLINE          seconds for which a failing request to a bucket is tried again, 120
+  GOOGLE_APPLICATION_CREDENTIALS  key file for gs://; by default those of gcloud or of the machine
+  STORAGE_EMULATOR_HOST           address of another server with the interface of Cloud Storage
+  HF_ENDPOINT, HF_TOKEN           server and token of the hub
+  GCE_METADATA_HOST               metadata server that tells of a preemption; by default that of Google's machines
+  JAX_PLATFORMS, XLA_FLAGS        of jax: cpu, cuda or tpu, and the flags of its compiler
+"""
+
+
+class Commands(CommandGroup, DefaultGroup):
+    """The commands; flags without a command are those of run."""
+
+
+@click.group(cls=Commands, default="run", default_if_no_args=False, context_settings=SETTINGS, epilog=ENVIRONMENT)
+@version_option
 def cli() -> None:
-    """Extract language model activations over millions of documents, exactly once, on preemptible machines."""
+    """Extract language model activations over millions of documents, exactly once, on preemptible machines.
+
+    Without the name of a command, flags are those of run.
+    """
 
 
 @cli.command()

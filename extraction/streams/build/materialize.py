@@ -27,7 +27,6 @@ from ...storage import Storage
 from ..column_chunks import pin_file
 from ..manifest import Manifest, ParquetFacts, Piece, StreamEntry, sha256
 from ..parquet import OpenFile, row_group_sizes
-from .external_shuffle import shuffled
 from .publish import (
     Origin,
     OtherStreams,
@@ -135,6 +134,8 @@ class Spool:
                     writer.write_batch(_batch(group, schema))
                     self._starts.append(self._starts[-1] + len(group))
             if stored.shuffle is not None:
+                from .external_shuffle import shuffled
+
                 self._path, self._starts = shuffled(self._path, stored.shuffle)
         except BaseException:
             self._folder.cleanup()

@@ -72,8 +72,9 @@ def by_position(facts: ReportFacts) -> str:
             content += charts.path(axes, points, "c0 faint", hook.name)
     content += charts.path(axes, strongest[1], "c0", strongest[0].name)
     peak = max(strongest[1], key=lambda point: point[1])
+    times = f"{peak[1]:,.{0 if peak[1] >= 10 else 1}f}"
     note = (f"Median norm at a position in the window, of the sample, over the median of all; a line for each hook "
-            f"point. The most: {peak[1]:.2g}× at position {peak[0]:.0f} of {strongest[0].name}.")  # fmt: skip
+            f"point. The most: {times}× at position {peak[0]:.0f} of {strongest[0].name}.")  # fmt: skip
     return section("Norms by position", note, charts.svg(content, "norms by position"))
 
 

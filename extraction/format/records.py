@@ -5,8 +5,10 @@ it says.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Record:
     id: str
     text: str
     meta: str | None = None
-    tokens: np.ndarray | None = None
+    tokens: "np.ndarray | None" = None
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class TokenizedRecord:
 
     index: int
     id: str
-    tokens: np.ndarray
+    tokens: "np.ndarray"
     meta: str | None = None
-    offsets: np.ndarray | None = None
+    offsets: "np.ndarray | None" = None
     num_chars: int | None = None
 
 

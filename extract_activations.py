@@ -17,6 +17,7 @@ import secrets
 import sys
 import time
 import traceback
+from pathlib import Path
 
 BEGIN = time.perf_counter()
 
@@ -39,7 +40,7 @@ from extraction.core.errors import (
 from extraction.core.flags import with_flags
 from extraction.core.logs import is_json, say, use_format
 from extraction.core.text import prepare_streams, printable
-from extraction.worker.flags import NumberOr, ParityFlags, PlanFlags, RunFlags
+from extraction.worker.flags import NumberOr, ParityFlags, PlanFlags, RunFlags, SelectFlags
 
 if TYPE_CHECKING:
     from extraction.audit.recompute import Compute
@@ -48,8 +49,10 @@ ADVICE = {
     DamagedData: "nothing was deleted; restore the object named above from a copy, or use a new --output",
     Fenced: "let that worker finish, or stop it and start this one again",
     TryAgain: "start the same command again; committed batches stay",
-    BucketDenied: "a worker needs storage.objects.create, get and list on the bucket",
-    NoCredentials: "`gcloud auth application-default login` gives them, or a service account of the machine",
+    BucketDenied: "a worker needs storage.objects.create, get and list on the bucket; of S3 PutObject, GetObject and "
+    "ListBucket",
+    NoCredentials: "`gcloud auth application-default login` gives them, or a service account of the machine; for s3:// "
+    "`aws configure`, or a role of the machine",
     ConfigurationMismatch: "use the run's own flags, or a new --output",
 }
 
@@ -242,13 +245,72 @@ def report(output: str, html: str, streams: str | None, tokenizer: str | None) -
     type=click.IntRange(1),
     help="Tokens in a row: 128 by default for saelens; for openmoss each row has one record, by default no rows.",
 )
-def export(output: str, layout: str, folder: str, hook_point: tuple[str, ...], context_size: int | None) -> None:
+@with_flags(SelectFlags)
+def export(
+    output: str, layout: str, folder: str, hook_point: tuple[str, ...], context_size: int | None, flags: SelectFlags
+) -> None:
     """Write the committed activations in the layout of another tool."""
     from extraction.read.exports import ExportOptions
     from extraction.read.exports import export as write
+    from extraction.read.select import Select
 
-    tokens = write(output, layout, folder, ExportOptions(hook_point or None, context_size))
+    select = Select(flags.only_stream or None, flags.where, flags.positions)
+    tokens = write(output, layout, folder, ExportOptions(hook_point or None, context_size, select))
     click.echo(f"{folder}: {tokens:,} tokens of {output}")
+
+
+@cli.command()
+@click.argument("output")
+@click.option("--record", default=None, help="Id of a record to show.")
+@click.option("--top-k", default=None, help="A .npy file with a direction [width]: show the rows it responds to most.")
+@click.option("--direction", default=None, help="With --record: mark tokens by this direction, not by their norm.")
+@click.option("--count", default=20, show_default=True, type=click.IntRange(1), help="How many rows --top-k shows.")
+@click.option("--hook-point", default=None, help="Hook point; needed if the run has several.")
+@click.option("--html", default=None, help="Also write a self-contained page to this file.")
+@click.option("--streams", default=None, help="Location of the streams; by default the one in run.json.")
+@click.option("--tokenizer", default=None, help="Folder of the model's tokenizer; by default the model in run.json.")
+def show(output: str, record: str | None, top_k: str | None, direction: str | None, count: int,
+         hook_point: str | None, html: str | None, streams: str | None, tokenizer: str | None) -> None:  # fmt: skip
+    """Show the text that activations came from: --record ID, or --top-k DIRECTION.npy."""
+    from extraction.read.reader import ActivationReader
+    from extraction.read.texts import Texts
+    from extraction.tools import show as library
+
+    without_torch()
+    if (record is None) == (top_k is None) or (direction is not None and record is None):
+        raise InvalidRequest("give --record ID, with --direction FILE.npy if wanted, or --top-k FILE.npy")
+    reader = ActivationReader(output)
+    texts, hook = Texts(reader.run, streams, tokenizer), library.one_hook_point(reader, hook_point)
+    found = None if direction is None else library.load_direction(direction)
+    if record is not None:
+        shown = [library.show_record(texts, reader.record(record, [hook]), hook, found)]
+    else:
+        shown = list(library.show_top(reader, texts, hook, library.load_direction(str(top_k)), count))
+    for one in shown:
+        click.echo(library.to_text(one))
+    if html is not None:
+        what = f"record {record}" if record is not None else f"the {len(shown)} rows of {hook} for {top_k}"
+        Path(html).write_text(library.to_html(f"{what}, {output}", shown), "utf-8")
+        click.echo(f"{html}: {len(shown)} shown", err=True)
+
+
+@cli.command()
+@click.argument("output")
+@click.argument("target")
+@click.option(
+    "--to",
+    "form",
+    default="safetensors",
+    show_default=True,
+    type=click.Choice(["safetensors", "parquet"]),
+    help="The run's files as they are, or rows in Parquet.",
+)
+@click.option("--licence", default="other", show_default=True, help="Licence in the head of the card.")
+def publish(output: str, target: str, form: str, licence: str) -> None:  # fmt: skip
+    """Publish a finished run with a card to TARGET: a folder, a bucket, or hf://datasets/ORG/NAME."""
+    from extraction.tools.publish import publish as put
+
+    click.echo(f"{target}: {put(output, target, form, licence)} files of {output}")
 
 
 @cli.command()

@@ -30,6 +30,18 @@ def gcs(monkeypatch):
         yield server
 
 
+@pytest.fixture
+def s3(monkeypatch):
+    """A running S3 server with the bucket `bucket`; this process and its children are pointed at it."""
+    from tests.helpers.fake_s3 import ENVIRONMENT, FakeS3
+
+    with FakeS3() as server:
+        for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL_S3": server.address}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("EXTRACT_RETRY_DEADLINE", "5")
+        yield server
+
+
 @pytest.fixture(params=["local", "gcs"])
 def storage(request, tmp_path):
     """Both backends."""

@@ -88,5 +88,6 @@ DATASET = Dataset(
     help="Streams of AI2 ARC's questions with lettered choices; the answer is in each record's meta.",
     source=f"Parquet or JSONL rows with `id`, `question`, `choices`, `answerKey`: {PLACES}",
     create=create,
+    have="questions of AI2 ARC",
     options=Ai2ArcOptions,
 )

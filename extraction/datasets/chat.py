@@ -119,5 +119,6 @@ DATASET = Dataset(
     help="Streams of conversations, written by a model's chat template, with the spans of each role.",
     source="Rows with messages of `role` and `content`, or `from` and `value`. " + ANY_FILES + PLACES,
     create=create,
+    have="chats: messages with roles",
     options=ChatOptions,
 )

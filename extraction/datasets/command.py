@@ -37,14 +37,15 @@ class Dataset:
     """A dataset as the command line has it: help texts, a function and its options.
 
     `create(storage, source, num_streams, options)` publishes the streams in `storage`; `options` is an instance of the
-    dataclass `options`, whose fields are flags. `why_empty` explains empty streams; `{full}` in it becomes the number
-    of streams with records.
+    dataclass `options`, whose fields are flags. `have` is what a person has who needs it, for `--help`. `why_empty`
+    explains empty streams; `{full}` in it becomes the number of streams with records.
     """
 
     help: str
     source: str
     create: Callable[[Storage, str, int, Any], Published]
     options: type
+    have: str = ""
     why_empty: str = "the source has fewer records than streams"
 
 

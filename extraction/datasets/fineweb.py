@@ -161,6 +161,7 @@ DATASET = Dataset(
     "`check` reports duplicate ids.",
     source=f"Parquet files: {PLACES}",
     create=create,
+    have="FineWeb, or other Parquet too large to copy",
     options=FinewebOptions,
     why_empty="a stream is made of whole Parquet row groups, and the source has {full} with records",
 )

@@ -35,5 +35,6 @@ DATASET = Dataset(
     help="Streams of the rows of any files, copied.",
     source=ANY_FILES + PLACES,
     create=create,
+    have="text files: rows with a column of texts, in any format",
     options=TextOptions,
 )

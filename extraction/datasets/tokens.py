@@ -115,5 +115,6 @@ DATASET = Dataset(
     help="Streams of token ids that are stored as such, copied; a tokenizer is not used.",
     source="Parquet, Arrow or JSON lines with lists of token ids: OWNER/NAME of the hub, " + PLACES,
     create=create,
+    have="token ids that somebody else made",
     options=TokenOptions,
 )

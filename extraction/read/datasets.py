@@ -20,21 +20,28 @@ from ..core.errors import InvalidRequest
 from ..format.batch_file import BatchRef
 from .reader import ActivationReader
 from .rows import Batch
+from .select import EVERYTHING, Select
 
 _ROWS = 4096  # tokens in an Arrow table
 
 
-def iterable_dataset(output: str, hook_points: Sequence[str] | None = None) -> datasets.IterableDataset:
+def iterable_dataset(
+    output: str, hook_points: Sequence[str] | None = None, select: Select = EVERYTHING
+) -> datasets.IterableDataset:
     """Return the run as an iterable dataset. Raises InvalidRequest for a run without rows or an unknown hook."""
-    found = _Builder(ActivationReader(output), hook_points).as_streaming_dataset(split="train")
+    found = _Builder(ActivationReader(output, select), hook_points).as_streaming_dataset(split="train")
     return cast(datasets.IterableDataset, found)
 
 
 def dataset(
-    output: str, hook_points: Sequence[str] | None = None, cache_dir: str | None = None, num_proc: int | None = None
+    output: str,
+    hook_points: Sequence[str] | None = None,
+    cache_dir: str | None = None,
+    num_proc: int | None = None,
+    select: Select = EVERYTHING,
 ) -> datasets.Dataset:
     """Return a copy in the cache of `datasets`, with random access. Raises as `iterable_dataset`."""
-    builder = _Builder(ActivationReader(output), hook_points, cache_dir)
+    builder = _Builder(ActivationReader(output, select), hook_points, cache_dir)
     builder.download_and_prepare(num_proc=num_proc)
     return cast(datasets.Dataset, builder.as_dataset(split="train"))
 
@@ -43,10 +50,10 @@ class _Builder(datasets.ArrowBasedBuilder):
     """Makes both forms; `datasets` sends it to other processes."""
 
     def __init__(self, reader: ActivationReader, hook_points: Sequence[str] | None, cache_dir: str | None = None):
-        self._output, self._names = str(reader.storage), reader.checked(hook_points)
+        self._output, self._names, self._select = str(reader.storage), reader.checked(hook_points), reader.select
         self._refs = list(reader.all_refs())
-        self._features = _features(reader, self._names)
-        content = repr((self._output, reader.run.fingerprint, self._names, self._refs))
+        self._features = features_of(reader, self._names)
+        content = repr((self._output, reader.run.fingerprint, self._names, self._refs, self._select))
         super().__init__(cache_dir, "activations", hash=hashlib.sha256(content.encode()).hexdigest())
 
     def _info(self) -> datasets.DatasetInfo:
@@ -58,15 +65,16 @@ class _Builder(datasets.ArrowBasedBuilder):
     def _generate_tables(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, refs: list[BatchRef]
     ) -> Iterator[tuple[tuple[int, int], pa.Table]]:
-        for shard, batch in enumerate(ActivationReader(self._output).read(refs, self._names)):
+        for shard, batch in enumerate(ActivationReader(self._output, self._select).read(refs, self._names)):
             for part, first in enumerate(range(0, len(batch.tokens), _ROWS)):
-                yield (shard, part), _table(batch, slice(first, first + _ROWS), self._features)
+                yield (shard, part), arrow_table(batch, slice(first, first + _ROWS), self._features)
 
 
 _KINDS = {"float16": "float16", "int32": "int32"}  # dtypes that stay; others become float32
 
 
-def _features(reader: ActivationReader, names: Sequence[str]) -> datasets.Features:
+def features_of(reader: ActivationReader, names: Sequence[str]) -> datasets.Features:
+    """Return the columns of these hook points, and of the places of rows. Raises InvalidRequest for an empty run."""
     first = next(reader.headers(), None)
     if first is None:
         raise InvalidRequest(f"{reader.storage} holds no tokens yet")
@@ -76,7 +84,8 @@ def _features(reader: ActivationReader, names: Sequence[str]) -> datasets.Featur
     return datasets.Features(vectors | {name: datasets.Value(kind) for name, kind in whole.items()})
 
 
-def _table(batch: Batch, rows: slice, features: datasets.Features) -> pa.Table:
+def arrow_table(batch: Batch, rows: slice, features: datasets.Features) -> pa.Table:
+    """Return some rows of a batch as a table of these columns."""
     kinds = {name: vector.feature.dtype for name, vector in features.items() if name in batch.activations}
     values = {name: batch.activations[name][rows].astype(kind, copy=False) for name, kind in kinds.items()}
     vectors = {

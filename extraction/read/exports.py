@@ -1,9 +1,9 @@
 """A run in the layouts of other tools: plain .npy, SAELens' cached activations, OpenMOSS' cached activations.
 
 In: the output of a run, hook points, and a folder that does not exist yet. Out: that folder. Guarantee: every
-committed token once, in the order of streams (SAELens takes whole contexts only: the last tokens that do not fill one
-are left out; OpenMOSS' rows of one record each leave out a record that is not committed whole); the folder gets its
-name when it is complete. Cost: reads the run once, .npy once for each hook point.
+committed token of the selection once, in the order of streams (SAELens takes whole contexts only: the last tokens of
+less than one are left out; OpenMOSS' rows of one record each leave out a record that is not committed whole); the
+folder gets its name when it is complete. Cost: reads the run once, .npy once for each hook point.
 """
 
 import json
@@ -19,6 +19,7 @@ from ..core.logs import say
 from ..format.safetensors import allocate
 from .reader import ActivationReader
 from .rows import RecordActivations
+from .select import EVERYTHING, Select
 
 _CHUNK = 1 << 16  # tokens in a file of rows
 
@@ -32,6 +33,7 @@ class ExportOptions:
 
     hook_points: tuple[str, ...] | None = None
     context_size: int | None = None
+    select: Select = EVERYTHING
 
 
 def export(output: str, layout: str, folder: str, options: ExportOptions) -> int:
@@ -39,10 +41,10 @@ def export(output: str, layout: str, folder: str, options: ExportOptions) -> int
     target = Path(folder)
     if target.exists():
         raise InvalidRequest(f"{folder} exists: give the name of a new folder")
-    reader, unfinished = ActivationReader(output), target.with_name(f".{target.name}.unfinished")
+    reader, unfinished = ActivationReader(output, options.select), target.with_name(f".{target.name}.unfinished")
     names = reader.checked(options.hook_points)
     if not reader.num_rows():
-        raise InvalidRequest(f"{output} holds no tokens yet")
+        raise InvalidRequest(f"{output} holds no tokens of this selection yet")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     tokens = LAYOUTS[layout](reader, names, unfinished, options)
@@ -152,7 +154,7 @@ def _to_saelens(reader: ActivationReader, names: Sequence[str], folder: Path, op
     width = next(reader.rows(name)).activations.shape[1]
     features = Features({name: Array2D((size, width), "float32"), "token_ids": Sequence(Value("int32"), length=size)})
     cache = folder.with_name(f"{folder.name}-cache")
-    arguments = {"output": str(reader.storage), "name": name, "size": size}
+    arguments = {"output": str(reader.storage), "name": name, "size": size, "select": options.select}
     try:
         dataset = Dataset.from_generator(_saelens_rows, features=features, cache_dir=str(cache), gen_kwargs=arguments)
         dataset.save_to_disk(str(folder))
@@ -163,9 +165,9 @@ def _to_saelens(reader: ActivationReader, names: Sequence[str], folder: Path, op
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def _saelens_rows(output: str, name: str, size: int) -> Iterator[dict[str, np.ndarray]]:
+def _saelens_rows(output: str, name: str, size: int, select: Select) -> Iterator[dict[str, np.ndarray]]:
     """A function of plain values, since `datasets` pickles it."""
-    for values, tokens in _contexts(ActivationReader(output), name, size):
+    for values, tokens in _contexts(ActivationReader(output, select), name, size):
         yield {name: values.astype(np.float32), "token_ids": tokens}
 
 

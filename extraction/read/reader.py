@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
@@ -32,23 +32,33 @@ from ..format.run_config import read_existing_run
 from ..format.statistics import SCALE
 from ..storage import open_storage
 from .rows import Batch, RecordActivations, Rows, concatenate, part_of
+from .select import EVERYTHING, Select
 from .shown import shown_run
 from .statistics import Statistics, names_of_statistics, statistics_of
+
+if TYPE_CHECKING:
+    from .texts import Texts
+    from .top_rows import TopRow
 
 _THREADS = 16
 _READ_AHEAD = 1
 
 
 class ActivationReader:
-    """A run, open for reading. Batches that are committed after the commits of a stream were read are not seen."""
+    """A run, open for reading. Batches that are committed after the commits of a stream were read are not seen.
 
-    def __init__(self, output: str):
-        self.storage = open_storage(output)
+    Only the rows of `select` are read, and only the records that its condition keeps.
+    """
+
+    def __init__(self, output: str, select: Select = EVERYTHING):
+        self.storage, self.select = open_storage(output), select
         self.run = read_existing_run(self.storage)
         self.hook_points: tuple[str, ...] = tuple(self.run.config.hook_points)
         self.streams = tuple(
             number for folder in self.storage.folders() if (number := worker_number(folder)) is not None
         )
+        if select.streams is not None:
+            self.streams = self._known(select.streams)
         self._refs: dict[int, tuple[BatchRef, ...]] = {}
         self._lasts: dict[int, Commit | None] = {}
         self._pool = ThreadPoolExecutor(_THREADS, "reader")
@@ -105,9 +115,22 @@ class ActivationReader:
                 raise InvalidRequest(f"{self.storage.location} has no stream {number}; it has {there}")
         return wanted
 
+    def last_commit(self, stream: int) -> Commit | None:
+        """Return the last commit of a stream, None if it has none."""
+        deque(self.refs(stream), maxlen=0)
+        return self._lasts.get(stream)
+
     def num_rows(self) -> int:
         """Return how many rows are committed; reads every commit that was not read yet."""
-        return sum(ref.num_rows for ref in self.all_refs())
+        return sum(count for _, count in self.row_counts())
+
+    def row_counts(self) -> Iterator[tuple[BatchRef, int]]:
+        """Yield each batch and how many of its rows are read; reads its header if not all are."""
+        if self.select.keeps_all_rows:
+            yield from ((ref, ref.num_rows) for ref in self.all_refs())
+            return
+        load = lambda ref: (ref, len(self.select.kept(StoredBatch(self.storage, ref)).rows))  # noqa: E731
+        yield from prefetch(self.all_refs(), load, _THREADS, self._pool)
 
     def num_tokens(self) -> int:
         """Return how many tokens are committed, stored or not; reads every commit that was not read yet."""
@@ -201,10 +224,35 @@ class ActivationReader:
         Raises InvalidRequest if nothing is stored yet.
         """
         names = self.checked(hook_points)
+        if not self.select.keeps_all_rows:
+            raise InvalidRequest("statistics are of all rows of a batch: read them without a selection of rows")
         found = statistics_of(self.headers(names), names)
         if not found:
             raise InvalidRequest(f"{self.storage.location} holds no tokens yet")
         return found
+
+    def text(self, record: RecordActivations) -> str:
+        """Return the text of a record, from the streams that run.json names. Raises InvalidRequest if they are gone."""
+        return self.texts.text(record.stream, record.index)
+
+    @cached_property
+    def texts(self) -> "Texts":
+        """The texts of records and tokens, from the streams and the tokenizer that run.json names."""
+        from .texts import Texts
+
+        return Texts(self.run)
+
+    def top_rows(self, direction: np.ndarray, k: int, hook_point: str | None = None) -> "list[TopRow]":
+        """Return the `k` rows with the largest products with a direction [width], in one pass over the run.
+
+        Raises InvalidRequest for a direction of another width, or if a run of several hook points is given none.
+        """
+        from .top_rows import top_rows
+
+        names = self.checked(None if hook_point is None else [hook_point])
+        if len(names) != 1:
+            raise InvalidRequest(f"name the hook point of the direction: {', '.join(names)}")
+        return top_rows(self, names[0], direction, k)
 
     def headers(self, hook_points: Sequence[str] = ()) -> Iterator[StoredBatch]:
         """Yield every batch file with its header and the statistics of these hook points fetched, without its rows."""
@@ -224,18 +272,33 @@ class ActivationReader:
         stored = StoredBatch(self.storage, ref)
         more = ["mean_over"] if self.run.config.positions == "mean" else []
         scales = [name + SCALE for name in names if stored.has(name + SCALE)]
-        stored.fetch(["record_index", "record_offsets", "tokens", "positions", *more, *scales, *names])
+        places = ["record_index", "record_offsets", "tokens", "positions", *more]
+        if self.select.keeps_all_rows:
+            stored.fetch([*places, *scales, *names])
+            rows, records, offsets = slice(None), range(len(stored.record_ids)), stored.array("record_offsets")
+        else:
+            rows, records, counts = self.select.kept(stored)
+            offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        ids, metas = stored.record_ids, stored.record_meta
         return Batch(
             ref,
-            {name: stored.activations(name) for name in names},
-            stored.array("tokens"),
-            stored.array("positions"),
-            stored.array("record_index"),
-            stored.array("record_offsets"),
-            stored.record_ids,
-            stored.record_meta,
-            *map(stored.array, more),
+            {name: self._values(stored, name, rows) for name in names},
+            stored.array("tokens")[rows],
+            stored.array("positions")[rows],
+            stored.array("record_index")[records if isinstance(records, np.ndarray) else slice(None)],
+            offsets,
+            [ids[record] for record in records],
+            [metas[record] for record in records],
+            *(stored.array(name)[rows] for name in more),
         )
+
+    @staticmethod
+    def _values(stored: StoredBatch, name: str, rows: slice | np.ndarray) -> np.ndarray:
+        """Return the values of some rows at a hook point; of a few, only the part of the file that has them is read."""
+        if isinstance(rows, slice):
+            return stored.activations(name)
+        first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+        return stored.activations(name, first, last)[rows - first]
 
     def _join(self, stream: int, batches: Iterator[Batch]) -> Iterator[RecordActivations]:
         """Yield the whole records of consecutive batches of one stream.

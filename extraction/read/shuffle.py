@@ -27,6 +27,7 @@ from ..core.threads import prefetch
 from ..format.batch_file import BatchRef, StoredBatch
 from .reader import ActivationReader
 from .rows import Rows, Values
+from .select import EVERYTHING
 
 _READERS = 4  # objects that are read at once
 State = dict[str, Any]  # JSON
@@ -59,7 +60,7 @@ DEFAULTS = ShuffleOptions()
 
 
 class _Piece(NamedTuple):
-    """Rows [first, last) of one object."""
+    """Rows [first, last) of one object, counted among those that are read of it."""
 
     ref: BatchRef
     first: int
@@ -95,10 +96,19 @@ class ShuffledReader(Generic[Values]):
         self.options, self.epoch, self.position = options, 0, 0
         self._reader, self._single = reader, isinstance(hook_points, str)
         self._names = reader.checked(hook_points)
-        self._refs = list(reader.all_refs())
+        counted = list(reader.row_counts())
+        self._refs = [ref._replace(num_rows=count) for ref, count in counted if count]
         total = sum(ref.num_rows for ref in self._refs)
+        if not total and reader.select != EVERYTHING:
+            raise InvalidRequest(f"{reader.storage} holds no rows of this selection")
         self._span = range(total * options.rank // options.world_size, total * (options.rank + 1) // options.world_size)
-        self._of = {"fingerprint": reader.run.fingerprint, "num_rows": total, "options": asdict(options)}
+        self._of: dict[str, Any] = {
+            "fingerprint": reader.run.fingerprint,
+            "num_rows": total,
+            "options": asdict(options),
+        }
+        if reader.select != EVERYTHING:
+            self._of["select"] = [list(reader.select.streams or ()), reader.select.where, reader.select.positions]
         smallest = total // options.world_size
         self._num_rows = smallest // options.batch_size * options.batch_size if options.drop_last else len(self._span)
 
@@ -129,7 +139,7 @@ class ShuffledReader(Generic[Values]):
     def _order(self) -> list[_Piece]:
         """This rank's span of the epoch as pieces of objects."""
         pieces, at = [], 0
-        for number in _permutation(len(self._refs), self.options.seed, self.epoch):
+        for number in permutation(len(self._refs), self.options.seed, self.epoch):
             ref = self._refs[number]
             first, last = max(self._span.start - at, 0), min(self._span.stop - at, ref.num_rows)
             if first < last:
@@ -140,7 +150,7 @@ class ShuffledReader(Generic[Values]):
     def _batches(self, block: _Block, first: int) -> Iterator[Rows[Values]]:
         options = self.options
         size = min(options.block, self._num_rows - first)
-        order = _permutation(len(block.tokens), options.seed, self.epoch, options.rank, first)[:size]
+        order = permutation(len(block.tokens), options.seed, self.epoch, options.rank, first)[:size]
         for begin in range(self.position - first, size, options.batch_size):
             rows = order[begin : begin + options.batch_size]
             chosen = {name: values[rows] for name, values in block.activations.items()}
@@ -162,13 +172,16 @@ class ShuffledReader(Generic[Values]):
         return Rows(activations, *(np.concatenate(column) for column in list(zip(*parts, strict=True))[1:]))
 
     def _read_piece(self, piece: _Piece) -> _Block:
-        stored, rows = StoredBatch(self._reader.storage, piece.ref), (piece.first, piece.last)
-        activations = {name: stored.activations(name, *rows) for name in self._names}
-        tokens, positions = (stored.array(name, *rows) for name in ("tokens", "positions"))
-        return Rows(activations, tokens, stored.records_of(*rows), positions)
+        stored, rows, chosen = StoredBatch(self._reader.storage, piece.ref), (piece.first, piece.last), slice(None)
+        if not self._reader.select.keeps_all_rows:
+            kept = self._reader.select.kept(stored).rows[piece.first : piece.last]
+            rows, chosen = (int(kept[0]), int(kept[-1]) + 1), kept - kept[0]
+        activations = {name: stored.activations(name, *rows)[chosen] for name in self._names}
+        tokens, positions = (stored.array(name, *rows)[chosen] for name in ("tokens", "positions"))
+        return Rows(activations, tokens, stored.records_of(*rows)[chosen], positions)
 
 
-def _permutation(size: int, *key: int) -> np.ndarray:
+def permutation(size: int, *key: int) -> np.ndarray:
     """A permutation of range(size) that is the same in every version of NumPy: bit streams are, shuffles are not."""
     bits = np.random.PCG64(np.random.SeedSequence(key)).random_raw(size)
     return np.argsort(bits, kind="stable")

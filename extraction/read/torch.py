@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .reader import ActivationReader
+from .select import EVERYTHING, Select
 from .shuffle import DEFAULTS, ShuffledReader, ShuffleOptions, State
 
 
@@ -38,9 +39,15 @@ class TorchActivations(IterableDataset[TorchRows]):
     `load_state_dict` resume: without loader processes by themselves, with them through torchdata's StatefulDataLoader.
     """
 
-    def __init__(self, output: str, hook_points: str | Sequence[str], options: ShuffleOptions = DEFAULTS):
+    def __init__(
+        self,
+        output: str,
+        hook_points: str | Sequence[str],
+        options: ShuffleOptions = DEFAULTS,
+        select: Select = EVERYTHING,
+    ):
         super().__init__()
-        self.output, self.hook_points, self.options = output, hook_points, options
+        self.output, self.hook_points, self.options, self.select = output, hook_points, options, select
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._reached: State | None = None
         self._resumed: State | None = None
@@ -67,7 +74,7 @@ class TorchActivations(IterableDataset[TorchRows]):
         if loader is not None:  # each loader process is a rank of its own
             rank, size = options.rank * loader.num_workers + loader.id, options.world_size * loader.num_workers
             options = replace(options, rank=rank, world_size=size)
-        shuffled = ShuffledReader(ActivationReader(self.output), self.hook_points, options)
+        shuffled = ShuffledReader(ActivationReader(self.output, self.select), self.hook_points, options)
         shuffled.epoch = self.epoch
         if self._resumed is not None:
             shuffled.restore(self._resumed)

@@ -1,6 +1,7 @@
 """Storage: whole, create-only objects by name, in a folder or in one of `BACKENDS`.
 
-The backends are Google Cloud Storage buckets, and repositories of the Hugging Face hub, which are read-only.
+The backends are buckets of Google Cloud Storage and of S3, and repositories of the Hugging Face hub, which are
+read-only.
 
 In: names relative to a location, and bytes. Out: `ObjectInfo`s and bytes.
 
@@ -25,11 +26,12 @@ _LOOKS_LIKE_URL = re.compile(r"\s*([a-z][a-z0-9+.-]*:/|(gs|gcs|hf|s3|file|https?
 BACKENDS = {
     "gs": "extraction.storage.gcs:GcsStorage",
     "hf": "extraction.storage.hub:HubStorage",
+    "s3": "extraction.storage.s3:S3Storage",
 }
 
 
 def open_storage(location: str) -> Storage:
-    """Return the storage at `gs://bucket/prefix`, `hf://datasets/owner/name@revision` or in a folder.
+    """Return the storage at gs://bucket/prefix, s3://bucket/prefix, hf://datasets/owner/name@revision or in a folder.
 
     Raises InvalidRequest for any other location.
     """

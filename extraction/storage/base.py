@@ -8,6 +8,7 @@ import abc
 import base64
 import io
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from ..core.errors import DamagedData
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+_RANGE, _READERS = 8 << 20, 8
 BLOCK = 1 << 22  # bytes in memory while a checksum is computed
 
 
@@ -130,6 +132,29 @@ class Storage(abc.ABC):
     def open_version(self, info: ObjectInfo) -> "io.BufferedReader | RangedFile":
         """Return the object that `info` describes as a file, unbuffered where that saves requests."""
         return self.open(info.name)
+
+
+def read_in_parallel(read: Callable[[int, int], bytes], start: int, end: int, url: str) -> memoryview:
+    """Return bytes [start, end), which `read(first, last)` reads, in ranges of 8 MiB, several at a time.
+
+    Raises DamagedData if the object ends before.
+    """
+    starts = range(start, end, _RANGE)
+    if len(starts) < 2:
+        return memoryview(read(start, end))
+    buffer = bytearray(end - start)
+
+    def fetch(at: int) -> None:
+        data = read(at, min(at + _RANGE, end))
+        here = memoryview(buffer)[at - start :][:_RANGE]
+        if len(data) != len(here):
+            raise DamagedData(f"{url} ends before byte {end}")
+        here[:] = data
+
+    with ThreadPoolExecutor(min(_READERS, len(starts))) as pool:
+        for _ in pool.map(fetch, starts):
+            pass
+    return memoryview(buffer)
 
 
 class RangedFile(io.RawIOBase):

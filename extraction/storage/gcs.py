@@ -10,7 +10,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -24,7 +23,7 @@ from ..core.errors import (
     ObjectNotFound,
     PermissionDenied,
 )
-from .base import ObjectInfo, RangedFile, Storage, check_name, crc32c_base64
+from .base import ObjectInfo, RangedFile, Storage, check_name, crc32c_base64, read_in_parallel
 from .gcs_errors import is_bucket_missing, is_passing, is_worth_another_upload, reason
 from .retries import Passing, RetryPolicy
 
@@ -32,7 +31,6 @@ READ_AHEAD = 1 << 20
 _SINGLE_REQUEST = 8 << 20
 _CHUNK = 32 << 20
 _READ_TRIES = 3
-_READERS = 8
 _TIMEOUT = (10, 60)  # seconds to connect, and between two bytes of an answer
 _GRANTED: set[tuple[str, str]] = set()  # (bucket of a service, permission) that requests of this process had
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
@@ -158,22 +156,7 @@ class GcsStorage(Storage):
 
     def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         end = self.stat(name).size if end is None else end
-        starts = range(start, end, _CHUNK // 4)
-        if len(starts) < 2:
-            return memoryview(self.read(name, start, end))
-        buffer = bytearray(end - start)
-
-        def fetch(at: int) -> None:
-            data = self.read(name, at, min(at + starts.step, end))
-            here = memoryview(buffer)[at - start :][: starts.step]
-            if len(data) != len(here):
-                raise DamagedData(f"{self._url(name)} ends before byte {end}")
-            here[:] = data
-
-        with ThreadPoolExecutor(min(_READERS, len(starts))) as pool:
-            for _ in pool.map(fetch, starts):
-                pass
-        return memoryview(buffer)
+        return read_in_parallel(lambda first, last: self.read(name, first, last), start, end, self._url(name))
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         token, more = None, True

@@ -174,10 +174,10 @@ class HubStorage(Storage):
 
     def _call(self, what: str, attempt: Callable[[], Result]) -> Result:
         """Return the result of `attempt`, retried; `what` names the place in messages."""
-        return self._retries.call(what, attempt, lambda error: _judge(error, what))
+        return self._retries.call(what, attempt, lambda error: judge(error, what))
 
 
-def _judge(error: Exception, what: str) -> Passing | Exception:
+def judge(error: Exception, what: str) -> Passing | Exception:
     """Return `Passing` or the domain error for an error of the client; any other error itself."""
     from huggingface_hub import errors
 

@@ -72,9 +72,9 @@ class Files:
 
 def etag_of(info: ObjectInfo) -> str | None:
     """Return a string that identifies the content of a stored object; None where its store has none."""
-    if info.crc32c:
-        return f"crc32c:{info.crc32c}"
-    return f"etag:{info.etag}" if info.etag else None
+    if info.etag:  # a listing of S3 has it, and no checksum
+        return f"etag:{info.etag}"
+    return f"crc32c:{info.crc32c}" if info.crc32c else None
 
 
 @contextlib.contextmanager

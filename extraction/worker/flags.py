@@ -128,3 +128,14 @@ class ParityFlags(StepFlags):
     seq_len: int = flag(512, type=AT_LEAST_1, help="T; longer records are cut.")
     batch_size: int | str = flag(2, type=AT_LEAST_1, help="B, rows in a step.")
     bos: str = flag("auto", type=click.Choice(["auto", "always", "never"]), help="Begin each record with this token?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectFlags:
+    """The flags of commands that read a part of a run."""
+
+    only_stream: tuple[int, ...] = flag((), multiple=True, type=AT_LEAST_0, help="Only this stream; several times.")
+    where: str | None = flag(None, envvar=None, help='Only records whose meta fulfils this, such as "label == 1".')
+    positions: str = flag(
+        "all", envvar=None, help="Only these tokens of each record: every:K, a list 0,1 or a slice 1:."
+    )

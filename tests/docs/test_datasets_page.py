@@ -14,6 +14,7 @@ import extract_activations
 from create_dataset_streams import cli
 from extraction.datasets import DATASETS
 from extraction.streams.manifest import load_manifest
+from extraction.streams.where import Condition
 from tests.helpers.chat_templates import CHATML
 from tests.helpers.fake_hub import FakeHub
 from tests.helpers.workers import MODEL, ROOT
@@ -51,7 +52,16 @@ def model(tmp_path):
     (tmp_path / "MODEL/tokenizer_config.json").write_text(json.dumps(settings))
 
 
-RECORDS = {"chat": 100, "tokens": 8, "imdb": 100, "edu": 8, "imdb-train": 10, "imdb-test": 2, "imdb-half": 58}
+RECORDS = {
+    "chat": 100,
+    "tokens": 8,
+    "imdb": 100,
+    "edu": 8,
+    "imdb-train": 10,
+    "imdb-test": 2,
+    "imdb-half": 58,
+    "mixed": 26,
+}
 
 
 @pytest.mark.slow
@@ -78,3 +88,20 @@ def test_the_flags_of_the_workers_commands_exist():
 def test_the_first_table_has_every_command():
     table = PAGE.partition("| you have |")[2].partition("\n\n")[0]
     assert sorted(re.findall(r"`([\w-]+)` \|$", table, re.MULTILINE)) == sorted(DATASETS)
+
+
+def test_the_commands_of_the_table_of_data_sets_are_commands():
+    table = PAGE.partition("| data set | command |")[2].partition("\n\n")[0]
+    commands = re.findall(r"\| `(.*)` \|$", table, re.MULTILINE)
+    assert len(commands) >= 20
+    for command in commands:
+        name, *words = shlex.split(command)
+        context = cli.get_command(None, name).make_context(name, [*words, "--num-streams", "1", "--output", "out"])
+        if where := context.params.get("where"):
+            assert Condition(where)
+
+
+def test_the_help_shows_the_data_sets_by_what_a_person_has():
+    shown = " ".join(CliRunner().invoke(cli, ["--help"]).output.split())
+    for have in ("chats", "text files", "FineWeb", "token ids", "ARC-AGI tasks", "questions of AI2 ARC"):
+        assert have in shown.partition("What you have")[2]

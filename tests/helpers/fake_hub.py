@@ -6,6 +6,7 @@ Retry-After behind it if wanted (`429 1`), or `cut`. Files of datasets are store
 redirect, known by their sha256, and read in ranges.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -24,6 +25,8 @@ class FakeHub:
     def __init__(self, folder: Path, model: str = "lab/tiny", datasets: dict[str, Path] | None = None):
         self.folder, self.model, self.asked = folder, model, []
         self.datasets = datasets or {}
+        self.uploads: Path | None = None  # where repositories are made, None for a hub that is only read
+        self.sent: list[str] = []
         self.refuse: tuple[int, str] | None = None
         self.trouble: list[tuple[str, str, int]] = []
         self._lock = threading.Lock()
@@ -86,6 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Facts of some paths, of the tree that GET lists."""
         url, body = urlsplit(self.path), self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.hub.uploads is not None and (answer := self._upload(url.path, body)) is not None:
+            status = self.hub.spoils(url.path)
+            return self._send(int(status or 200), b"{}" if status else json.dumps(answer).encode(), {})
         match = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/paths-info/[^/]+", url.path)
         if not match or match[1] not in self.hub.datasets:
             return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
@@ -95,6 +101,35 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(found).encode(), {})
         return None
 
+    def _upload(self, path: str, body: bytes) -> dict[str, object] | None:
+        """Carry out a request that makes a repository or puts files into it; None for any other."""
+        hub, parts = self.hub, path.split("/")
+        if path == "/api/validate-yaml":
+            return {"errors": [], "warnings": []}
+        if path == "/api/repos/create":
+            name = json.loads(body)
+            name = f"{name['organization']}/{name['name']}" if name.get("organization") else name["name"]
+            hub.datasets.setdefault(name, hub.uploads / name).mkdir(parents=True, exist_ok=True)
+            return {"url": f"{hub.endpoint}/datasets/{name}"}
+        if parts[2:3] != ["datasets"] or len(parts) < 6:
+            return None
+        if parts[5] == "preupload":
+            names = [file["path"] for file in json.loads(body)["files"]]
+            return {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
+        if parts[5] != "commit" or hub.spoils(f"refused{path}"):
+            return None
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                file = hub.datasets["/".join(parts[3:5])] / line["value"]["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(base64.b64decode(line["value"]["content"]))
+                hub.sent.append(line["value"]["path"])
+        return {
+            "success": True,
+            "commitOid": COMMIT,
+            "commitUrl": f"{hub.endpoint}/datasets/{parts[3]}/{parts[4]}/commit/{COMMIT}",
+        }
+
     def _dataset(self, folder: Path | None, name: str, rest: str) -> None:
         if folder is None:
             return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
@@ -102,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         if rest in ("api/", *(f"api//revision/{revision}" for revision in ("main", COMMIT))):
             siblings = [{"rfilename": str(path.relative_to(folder))} for path in files]
             return self._send(200, json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode(), {})
-        if match := re.fullmatch(rf"api//tree/{COMMIT}(?:/(.*))?", rest):
+        if match := re.fullmatch(rf"api//tree/(?:{COMMIT}|main)(?:/(.*))?", rest):
             inside, deep = folder / unquote(match[1] or ""), "recursive=true" in self.path.lower()
             if not inside.is_dir():
                 return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})

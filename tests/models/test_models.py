@@ -386,7 +386,7 @@ def test_a_folder_is_its_own_location(tmp_path):
         ("/no/such/folder", None, "no such folder"),
         ("./models", None, "no such folder"),
         ("a/b/c", None, "no such folder"),
-        ("s3://bucket/model", None, "gs://bucket/folder or a hub id"),
+        ("ftp://bucket/model", None, "gs://bucket/folder or a hub id"),
         ("hf://lab/model", None, "or a hub id"),
         ("gs://bucket/model", "main", "has no revisions"),
         (".", "main", "--revision main"),

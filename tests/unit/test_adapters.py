@@ -216,7 +216,7 @@ def test_a_copied_dataset_is_every_token_and_follows_the_run(tmp_path):
 
 def test_a_dataset_of_nothing_is_refused(tmp_path, output):
     make_run(open_storage(str(tmp_path)), [[]])
-    with pytest.raises(InvalidRequest, match="holds no tokens yet"):
+    with pytest.raises(InvalidRequest, match="holds no tokens"):
         hf.iterable_dataset(str(tmp_path))
     with pytest.raises(InvalidRequest, match="the run has"):
         hf.dataset(output, ["x"])

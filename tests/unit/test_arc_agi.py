@@ -228,7 +228,7 @@ def test_no_source(tmp_path):
     with pytest.raises(InvalidRequest, match="no tasks"):
         find_tasks(write_json(tmp_path / "x.json", {}))
     with pytest.raises(InvalidRequest, match="or a local folder"):
-        find_tasks("s3://bucket/tasks")
+        find_tasks("ftp://bucket/tasks")
 
 
 # ---------------------------------------------------------------------------------------------- damage

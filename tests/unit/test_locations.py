@@ -12,7 +12,7 @@ from extraction.storage import open_storage
     "location",
     [
         "gs:/bucket/run", "gs:bucket/run", "gs//bucket/run", "GS://bucket/run", " gs://bucket/run", "gcs://bucket/run",
-        "s3://bucket/run", "s3:/bucket", "https:/host/run", "HTTP://host", "file:/tmp/run", "file:run", "hf:/datasets/a/b",
+        "ftp://bucket/run", "s3:/bucket", "https:/host/run", "HTTP://host", "file:/tmp/run", "file:run", "hf:/datasets/a/b",
         "abfs:/container/run", "gs:\\bucket",
     ],
 )  # fmt: skip

@@ -15,7 +15,7 @@ from extraction.format import batch_file as objects
 from extraction.format.dtypes import dtype_named
 from extraction.read.reader import ActivationReader
 from extraction.read.shuffle import ShuffledReader, ShuffleOptions
-from extraction.storage import gcs as gcs_storage
+from extraction.storage import base as storage_base
 from extraction.storage import open_storage
 from tests.helpers import runs
 from tests.helpers.runs import WIDTHS, activations_of, all_tokens, make_run, meta_of, record_id, tokens_of
@@ -183,7 +183,7 @@ def large_objects(gcs, monkeypatch):
     monkeypatch.setattr(runs, "SHAPE", BatchShape(steps=1, rows=8, seq_len=512))
     monkeypatch.setattr(objects, "_HEAD", 1024)
     monkeypatch.setattr(objects, "_GAP", 0)
-    monkeypatch.setattr(gcs_storage, "_CHUNK", 4 * 8192)
+    monkeypatch.setattr(storage_base, "_RANGE", 8192)
     make_run(open_storage("gs://bucket/run"), [[512] * 8])
     return "gs://bucket/run"
 

@@ -200,6 +200,13 @@ class RecordTokenizer:
             lengths[record.index] = len(record.text)
         return replace(record, text=text)
 
+    def pieces(self, ids: list[int]) -> list[str]:
+        """Return the text of each token; a character of several tokens is in the last of them."""
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=False)
+        return [stream.step(self._tokenizer, token) or "" for token in ids]
+
     def _encode(self, records: list[Record], offsets: bool) -> list[Any]:
         """An encoding of each record, on all cores; finding offsets takes longer. Raises DamagedData."""
         encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast

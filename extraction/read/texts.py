@@ -1,0 +1,81 @@
+"""The text of records, and of their tokens.
+
+In: a run, and the streams that it was made from. Out: the text of a record, or the text of each of its tokens.
+Guarantee: tokens are those that the model read: where a row is stored, its id is compared with the record's. Cost: the
+tokenizer's files, once; a row group of the streams for each record.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..core.errors import InvalidRequest
+from ..format.records import Record
+from ..format.run_config import RunDescription
+from ..streams.stream import Manifest, load_manifest, open_stream
+
+if TYPE_CHECKING:
+    from ..batching.tokenizer import RecordTokenizer
+    from .rows import RecordActivations
+
+
+class Texts:
+    """The texts of a run's records.
+
+    `streams` and `tokenizer` are other places of the streams and of the model's folder than those in run.json. Raises
+    InvalidRequest, when a text is asked for, if they are not those of the run.
+    """
+
+    def __init__(self, run: RunDescription, streams: str | None = None, tokenizer: str | None = None):
+        self._run, self._location, self._folder = run, streams or run.streams, tokenizer
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        manifest = load_manifest(self._location)
+        if manifest.digest != self._run.config.manifest_digest:
+            raise InvalidRequest(f"{self._location}: not the streams of this run; give their place as streams")
+        return manifest
+
+    @cached_property
+    def _tokenizer(self) -> "RecordTokenizer":
+        from ..batching.tokenizer import RecordTokenizer
+        from ..models.location import locate_model
+
+        config = self._run.config
+        if self._folder is not None:
+            folder = Path(self._folder).expanduser()
+        elif "/" in config.model:
+            folder = locate_model(config.model, config.revision, weights=False).path
+        else:
+            raise InvalidRequest(f"run.json names the model {config.model}, a folder: give its place as the tokenizer")
+        tokenizer = RecordTokenizer(folder, config.bos)
+        if tokenizer.digest != config.tokenizer_digest:
+            raise InvalidRequest(f"{folder}: not the tokenizer of this run; give its folder as tokenizer")
+        return tokenizer
+
+    def record(self, stream: int, index: int) -> Record:
+        """Return a record as the streams have it."""
+        return next(iter(open_stream(self._manifest, self._location, stream).read_records(index)))
+
+    def text(self, stream: int, index: int) -> str:
+        """Return the text of a record; of a record of token ids what these say."""
+        record = self.record(stream, index)
+        return record.text if record.tokens is None else "".join(self.pieces(record.tokens))
+
+    def tokens(self, record: "RecordActivations") -> np.ndarray:
+        """Return the ids of all tokens of a record, stored or not: int32 [n].
+
+        Raises InvalidRequest if a stored id is another.
+        """
+        (found,) = self._tokenizer.tokenize([self.record(record.stream, record.index)])
+        ids, positions = found.tokens, record.positions
+        if len(positions) and (positions.max() >= len(ids) or not np.array_equal(ids[positions], record.tokens)):
+            raise InvalidRequest(f"record {record.id}: its stored token ids are not those of its text in the streams")
+        return ids
+
+    def pieces(self, tokens: Sequence[int] | np.ndarray) -> list[str]:
+        """Return the text of each token; a character of several tokens is in the last of them."""
+        return self._tokenizer.pieces(np.asarray(tokens).tolist())

@@ -1,0 +1,234 @@
+"""Storage in a bucket of Amazon S3, or of a service with its interface: R2, MinIO, Tigris.
+
+In: names and bytes. Out: objects of the bucket under a prefix. Guarantee: as in the package; a create is conditional
+(`If-None-Match: *`), and after a write with a lost or unexpected answer the object is read back. The first create of a
+process is repeated to prove that the service honours the condition. Each object has its crc32c in its metadata, which
+the service compares with the content where it can. Cost: one request for an operation; a large upload: one more for
+each 32 MiB. Parts of an upload that a kill interrupts stay in the bucket until a lifecycle rule removes them.
+
+Credentials, region and endpoint are those of AWS's own tools (AWS_ENDPOINT_URL_S3 names another service).
+"""
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+from ..core.errors import DamagedData, InvalidRequest, ObjectExists, ObjectNotFound
+from .base import ObjectInfo, RangedFile, Storage, check_name, crc32c_base64, read_in_parallel
+from .retries import Passing, RetryPolicy
+from .s3_errors import domain_error, is_missing, is_passing, is_worth_another_upload, reason, status_of
+
+READ_AHEAD = 1 << 20
+_SINGLE_REQUEST = 8 << 20
+_PART = 32 << 20
+_READ_TRIES = 3
+_CRC = "crc32c"  # the key in an object's metadata
+Result = TypeVar("Result")
+
+
+class S3Storage(Storage):
+    """Objects of a bucket under a prefix, with credentials from the environment."""
+
+    def __init__(self, location: str):
+        path = location.removeprefix("s3://").rstrip("/")
+        self.location = f"s3://{path}"
+        self._bucket, _, prefix = path.partition("/")
+        if not self._bucket:
+            raise InvalidRequest(f"{location}: give s3://bucket/prefix")
+        self._prefix = prefix + "/" if prefix else ""
+        self._retries = RetryPolicy()
+        self._client = self._call("GetObject", "", _make_client)
+        self._is_proven = False
+
+    def create(self, name: str, data: bytes | memoryview) -> ObjectInfo:
+        view = memoryview(data).cast("B")
+        checksum = crc32c_base64(view)
+
+        def attempt() -> ObjectInfo:
+            try:
+                tag = self._upload(name, view, checksum)
+                return ObjectInfo(name, len(view), checksum, etag=tag)
+            except Exception as error:
+                # After any error the object may exist: look for it first.
+                info = self._find(name)
+                if info is None and is_worth_another_upload(error):
+                    raise ConnectionError(f"the upload left nothing: {reason(error)}") from error
+                if info is None:
+                    raise
+                return info
+
+        info = self._call("PutObject", name, attempt)
+        if not info.holds(len(view), checksum):
+            raise ObjectExists(f"{self._url(name)} is there with other bytes")
+        if not self._is_proven and len(view) <= _SINGLE_REQUEST:
+            self._prove(name, view, checksum)
+        return info
+
+    def _upload(self, name: str, view: memoryview, checksum: str) -> str | None:
+        """Create an object; return its tag."""
+        place: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(name)}
+        if len(view) <= _SINGLE_REQUEST:
+            checked = {"ChecksumCRC32C": checksum, "Metadata": {_CRC: checksum}}
+            return self._client.put_object(**place, Body=bytes(view), IfNoneMatch="*", **checked).get("ETag")
+        kind = {"ChecksumAlgorithm": "CRC32C", "ChecksumType": "FULL_OBJECT"}
+        upload = self._client.create_multipart_upload(**place, **kind, Metadata={_CRC: checksum})["UploadId"]
+        parts = []
+        for number, first in enumerate(range(0, len(view), _PART), 1):
+            part = bytes(view[first : first + _PART])
+            asked = {"UploadId": upload, "PartNumber": number, "ChecksumCRC32C": crc32c_base64(part)}
+            answer = self._client.upload_part(**place, **asked, Body=part)
+            parts.append({"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32C": asked["ChecksumCRC32C"]})
+        whole = {"ChecksumCRC32C": checksum, "ChecksumType": "FULL_OBJECT"}
+        asked = {"UploadId": upload, "MultipartUpload": {"Parts": parts}, "IfNoneMatch": "*"}
+        return self._client.complete_multipart_upload(**place, **whole, **asked).get("ETag")
+
+    def _prove(self, name: str, view: memoryview, checksum: str) -> None:
+        """Create the object once more, with the same bytes. Raises InvalidRequest if the service permits it."""
+
+        def attempt() -> bool:
+            try:
+                self._upload(name, view, checksum)
+            except Exception as error:
+                if status_of(error) == 412:
+                    return True
+                raise
+            return False
+
+        if not self._call("PutObject", name, attempt):
+            raise InvalidRequest(
+                f"s3://{self._bucket}: the service ignores If-None-Match: *, and without create-only writes workers "
+                "could overwrite each other's batches; use another service"
+            )
+        self._is_proven = True
+
+    def _find(self, name: str) -> ObjectInfo | None:
+        try:
+            return self._stat(name)
+        except Exception as error:
+            if is_missing(error):
+                return None
+            if status_of(error) in (401, 403):
+                raise domain_error(error, "GetObject", self._bucket, self._url(name)) from error
+            raise
+
+    def _stat(self, name: str) -> ObjectInfo:
+        found = self._client.head_object(Bucket=self._bucket, Key=self._key(name))
+        return self._info(name, found["ContentLength"], found)
+
+    def stat(self, name: str) -> ObjectInfo:
+        return self._call("GetObject", name, lambda: self._stat(name))
+
+    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        return self._read(name, start, end)
+
+    def _read(self, name: str, start: int, end: int | None, **version: str) -> bytes:
+        if end is not None and end <= start:
+            return b""
+        is_part = start > 0 or end is not None
+        asked = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if is_part else {}
+        for _ in range(_READ_TRIES):
+            data, checksum = self._call("GetObject", name, lambda: self._download(name, asked | version))
+            if is_part or checksum in ("", crc32c_base64(data)):
+                return data
+        raise DamagedData(f"{self._url(name)}: the bytes read do not match its crc32c, {_READ_TRIES} times")
+
+    def _download(self, name: str, asked: dict[str, str]) -> tuple[bytes, str]:
+        """Return the content, and the crc32c of the whole object if it is known."""
+        try:
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name), **asked)
+        except Exception as error:
+            if status_of(error) == 416:  # the range begins beyond the end
+                return b"", ""
+            raise
+        with answer["Body"] as body:
+            data = body.read()
+        if len(data) != answer["ContentLength"]:
+            raise ConnectionError("the answer was cut")
+        if "Range" in asked and answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
+            raise InvalidRequest(f"{self._url(name)}: the service does not give parts of it")
+        return data, answer.get("Metadata", {}).get(_CRC, "")
+
+    def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
+        end = self.stat(name).size if end is None else end
+        return read_in_parallel(lambda first, last: self.read(name, first, last), start, end, self._url(name))
+
+    def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
+        asked: dict[str, str] | None = {"StartAfter": self._prefix + start_after} if start_after else {}
+        while asked is not None:
+            page = self._call("ListBucket", prefix, lambda asked=asked: self._page(self._prefix + prefix, **asked))
+            for found in page.get("Contents", ()):
+                yield self._info(found["Key"].removeprefix(self._prefix), found["Size"], found)
+            token = page.get("NextContinuationToken")
+            asked = {"ContinuationToken": token} if token else None
+
+    def _page(self, prefix: str, **asked: Any) -> dict[str, Any]:
+        return self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, **asked)
+
+    def folders(self) -> Sequence[str]:
+        found: list[str] = []
+        asked: dict[str, str] | None = {}
+        while asked is not None:
+            more = {"Delimiter": "/"} | asked
+            page = self._call("ListBucket", "", lambda more=more: self._page(self._prefix, **more))
+            found += [one["Prefix"].removeprefix(self._prefix).rstrip("/") for one in page.get("CommonPrefixes", ())]
+            token = page.get("NextContinuationToken")
+            asked = {"ContinuationToken": token} if token else None
+        return sorted(found)
+
+    def now(self) -> float:
+        answer = self._call("ListBucket", "", lambda: self._page(self._prefix, MaxKeys=1))
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+
+    def replace(self, name: str, data: bytes) -> None:
+        place = {"Bucket": self._bucket, "Key": self._key(name)}
+        metadata = {_CRC: crc32c_base64(data)}
+        self._call("PutObject", name, lambda: self._client.put_object(**place, Body=data, Metadata=metadata), tries=1)
+
+    def open(self, name: str) -> io.BufferedReader:
+        return io.BufferedReader(self.open_version(self.stat(name)), READ_AHEAD)
+
+    def open_version(self, info: ObjectInfo) -> RangedFile:
+        version = {"IfMatch": info.etag} if info.etag else {}
+
+        def read(start: int, end: int) -> bytes:
+            try:
+                return self._read(info.name, start, end, **version)
+            except (ObjectNotFound, ObjectExists) as error:
+                raise DamagedData(f"{self}/{info.name}: it was replaced or removed while it was read") from error
+
+        return RangedFile(read, info.size)
+
+    def _key(self, name: str) -> str:
+        return self._prefix + check_name(name)
+
+    def _url(self, name: str) -> str:
+        return f"s3://{self._bucket}/{self._prefix}{name}"
+
+    def _info(self, name: str, size: int, found: dict[str, Any]) -> ObjectInfo:
+        checksum = found.get("Metadata", {}).get(_CRC, "")
+        return ObjectInfo(name, size, checksum, None, found["LastModified"].timestamp(), found.get("ETag"))
+
+    def _call(self, permission: str, name: str, attempt: Callable[[], Result], tries: float = math.inf) -> Result:
+        """Return the result of `attempt`, retried; `permission` is what it needs of `s3:`."""
+
+        def judge(error: Exception) -> Passing | Exception:
+            if is_passing(error):
+                return Passing(reason(error))
+            return domain_error(error, permission, self._bucket, self._url(name))
+
+        return self._retries.call(self._url(name), attempt, judge, tries)
+
+
+def _make_client() -> Any:
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError as error:
+        raise InvalidRequest("s3:// needs the package boto3: pip install 'activation-extraction[s3]'") from error
+    settings = Config(
+        connect_timeout=10, read_timeout=60, max_pool_connections=32, retries={"total_max_attempts": 1},
+        request_checksum_calculation="when_required", response_checksum_validation="when_required",
+    )  # fmt: skip
+    return boto3.session.Session().client("s3", config=settings)

@@ -1,0 +1,191 @@
+"""S3: whole, create-only objects on moto's server, and what becomes of lost answers, cut uploads and refusals."""
+
+import os
+
+import pytest
+from botocore.exceptions import ClientError
+
+from extraction.audit.verify import audit_run
+from extraction.core.errors import DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
+from extraction.storage import crc32c_base64, open_storage
+from extraction.storage import s3 as library
+from extraction.storage.s3_errors import reason
+from tests.helpers.fake_s3 import ENVIRONMENT
+from tests.helpers.stream_runs import NUM_WORKERS, extract
+
+SMALL = b"some bytes"
+LARGE = os.urandom(1000) * 6000
+
+
+@pytest.fixture
+def bucket(s3, monkeypatch):
+    monkeypatch.setattr(library, "_SINGLE_REQUEST", 1 << 20)
+    monkeypatch.setattr(library, "_PART", 5 << 20)  # the least that the service takes
+    return open_storage("s3://bucket/run")
+
+
+def test_the_server_honours_the_condition_of_a_create(s3):
+    """Or nothing below would prove anything."""
+    s3.client.put_object(Bucket="bucket", Key="x", Body=b"one", IfNoneMatch="*")
+    with pytest.raises(ClientError, match="PreconditionFailed"):
+        s3.client.put_object(Bucket="bucket", Key="x", Body=b"two", IfNoneMatch="*")
+    upload = s3.client.create_multipart_upload(Bucket="bucket", Key="x")["UploadId"]
+    tag = s3.client.upload_part(Bucket="bucket", Key="x", UploadId=upload, PartNumber=1, Body=b"three")["ETag"]
+    with pytest.raises(ClientError, match="PreconditionFailed"):
+        s3.client.complete_multipart_upload(
+            Bucket="bucket", Key="x", UploadId=upload, IfNoneMatch="*",
+            MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": tag}]},
+        )  # fmt: skip
+    assert s3.data("x") == b"one"
+
+
+@pytest.mark.parametrize("data", [b"", SMALL, LARGE])
+def test_an_object_is_created_once_whole_with_its_checksum(s3, bucket, data):
+    info = bucket.create("a/x", data)
+    assert info.holds(len(data), crc32c_base64(data)) and bucket.stat("a/x").crc32c == info.crc32c
+    assert bucket.create("a/x", data).holds(len(data), crc32c_base64(data))
+    with pytest.raises(ObjectExists, match="s3://bucket/run/a/x is there with other bytes"):
+        bucket.create("a/x", data + b"!")
+    assert bucket.read("a/x") == data == bytes(bucket.view("a/x")) == bucket.open("a/x").read()
+    assert bucket.read("a/x", 3, 7) == data[3:7] and bucket.read("a/x", len(data)) == b""
+    assert bytes(bucket.view("a/x", 1, 5)) == data[1:5]
+    assert [(one.name, one.size) for one in bucket.list()] == [("a/x", len(data))]
+    assert bucket.folders() == ["a"]
+    with pytest.raises(ObjectNotFound):
+        bucket.read("b")
+
+
+def test_listing_goes_over_pages_and_begins_behind_a_name(s3, bucket):
+    for number in range(1005):
+        s3.client.put_object(Bucket="bucket", Key=f"run/{number:05d}", Body=b"")
+    assert [one.name for one in bucket.list()] == [f"{number:05d}" for number in range(1005)]
+    assert [one.name for one in bucket.list("01", "01002")] == ["01003", "01004"]
+    assert abs(bucket.now() - bucket.stat("00000").updated) < 60
+
+
+@pytest.mark.parametrize("action", ["fail", "break", "land-then-break"])
+@pytest.mark.parametrize(
+    "operation, data",
+    [("put", SMALL), ("multipart-start", LARGE), ("part", LARGE), ("complete", LARGE)],
+)
+def test_an_upload_survives_one_fault_and_is_stored_once(s3, bucket, operation, data, action):
+    s3.instruct(operation, action, status=503, code="SlowDown")
+    assert bucket.create("x", data).holds(len(data), crc32c_base64(data))
+    assert s3.instructions[0].count == 0 and s3.data("run/x") == data and s3.keys() == ["run/x"]
+
+
+@pytest.mark.parametrize("data", [SMALL, LARGE])
+def test_after_a_lost_answer_the_bytes_of_a_rival_are_seen(s3, bucket, data):
+    s3.client.put_object(Bucket="bucket", Key="run/x", Body=b"a rival's")
+    s3.instruct("put", "break")
+    s3.instruct("complete", "break")
+    with pytest.raises(ObjectExists):
+        bucket.create("x", data)
+    assert s3.data("run/x") == b"a rival's"
+
+
+def test_when_the_answer_is_lost_and_looking_fails_too_the_object_is_still_adopted(s3, bucket):
+    s3.instruct("put", "land-then-break")
+    s3.instruct("stat", "fail", status=503, count=2)
+    assert bucket.create("x", SMALL).holds(len(SMALL), crc32c_base64(SMALL)) and s3.keys() == ["run/x"]
+
+
+def test_a_conflict_of_two_conditional_writes_passes(s3, bucket):
+    s3.instruct("put", "fail", status=409, code="ConditionalRequestConflict")
+    bucket.create("x", SMALL)
+    assert s3.data("run/x") == SMALL
+
+
+def test_a_service_that_ignores_the_condition_is_refused_at_the_first_create(s3, bucket):
+    s3.instruct("put", "ignore-condition", count=2)
+    with pytest.raises(InvalidRequest, match="the service ignores If-None-Match"):
+        bucket.create("x", SMALL)
+
+
+@pytest.mark.parametrize(
+    "operation, act",
+    [("read", lambda b: b.read("x")), ("stat", lambda b: b.stat("x")), ("list", lambda b: list(b.list()))],
+)
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_passing_errors_are_tried_again(s3, bucket, operation, act, status):
+    bucket.create("x", SMALL)
+    s3.instruct(operation, "fail", status=status, count=2)
+    act(bucket)
+    assert s3.instructions[0].count == 0
+
+
+def test_a_storm_beyond_the_deadline_is_try_again_with_nothing_stored(s3, monkeypatch):
+    monkeypatch.setenv("EXTRACT_RETRY_DEADLINE", "0.3")
+    bucket = open_storage("s3://bucket/run")
+    for operation in ("put", "stat"):
+        s3.instruct(operation, "fail", status=503, count=1000)
+    with pytest.raises(TryAgain, match="s3://bucket/run/x"):
+        bucket.create("x", SMALL)
+    assert s3.keys() == []
+
+
+@pytest.mark.parametrize("action", ["cut", "corrupt"])
+def test_what_is_read_is_whole_and_right(s3, bucket, action):
+    bucket.create("x", LARGE)
+    s3.instruct("read", action)
+    assert bucket.read("x") == LARGE
+    s3.instruct("read", "corrupt", count=100)
+    with pytest.raises(DamagedData, match="do not match its crc32c, 3 times"):
+        bucket.read("x")
+
+
+@pytest.mark.parametrize("permission, operation, act", [
+    ("PutObject", "put", lambda b: b.create("new", SMALL)), ("GetObject", "read", lambda b: b.read("x")),
+    ("ListBucket", "list", lambda b: list(b.list())),
+])  # fmt: skip
+def test_the_permission_that_is_missing_is_named(s3, bucket, permission, operation, act):
+    bucket.create("x", SMALL)
+    s3.instruct(operation, "fail", status=403, code="AccessDenied", count=10)
+    with pytest.raises(PermissionDenied, match=f"s3:{permission} on s3://bucket was refused"):
+        act(bucket)
+
+
+def test_an_open_object_that_is_replaced_is_noticed(s3, bucket):
+    bucket.create("x", LARGE)
+    with bucket.open("x") as file:
+        assert file.read(10) == LARGE[:10]
+        s3.client.put_object(Bucket="bucket", Key="run/x", Body=LARGE[::-1])
+        file.seek(5_000_000)
+        with pytest.raises(DamagedData, match="s3://bucket/run/x: it was replaced or removed"):
+            file.read(10)
+
+
+def test_a_bucket_that_is_not_there_and_a_location_without_one_are_named(s3):
+    with pytest.raises(InvalidRequest, match="s3://nowhere: there is no such bucket"):
+        open_storage("s3://nowhere/run").create("x", SMALL)
+    with pytest.raises(InvalidRequest, match="give s3://bucket/prefix"):
+        open_storage("s3://")
+
+
+def test_without_credentials_that_is_what_is_said_and_no_secret_is_told(s3, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(PermissionDenied, match="s3://bucket: there are no AWS credentials"):
+        open_storage("s3://bucket/run").stat("x")
+    assert ENVIRONMENT["AWS_SECRET_ACCESS_KEY"] not in reason(ValueError(f"bad {ENVIRONMENT['AWS_SECRET_ACCESS_KEY']}"))
+
+
+def test_overwriting_is_tried_once(s3, bucket):
+    bucket.replace("progress.json", b"1")
+    bucket.replace("progress.json", b"2")
+    s3.instruct("put", "fail", status=503)
+    with pytest.raises(TryAgain, match="only try"):
+        bucket.replace("progress.json", b"3")
+    assert s3.data("run/progress.json") == b"2"
+
+
+def test_a_run_in_a_bucket_is_proven(s3, run_streams):
+    """Commit chains with a lost answer for every seventh write."""
+    storage = open_storage("s3://bucket/proven")
+    for _ in range(3):
+        s3.instruct("put", "land-then-break")
+    for worker in range(NUM_WORKERS):
+        extract(storage, run_streams, worker)
+    audit = audit_run("s3://bucket/proven", deep=True)
+    assert (audit.exit_code, list(audit.problems)) == (0, [])
+    assert s3.instructions[-1].count == 0

@@ -121,28 +121,30 @@ def without_torch() -> None:
     "--stuck-after",
     default=900.0,
     show_default=True,
-    help="Seconds without a commit after which a stream is stuck.",
+    help="Seconds without a commit after which a stream is stuck; one that commits batches, after five batch times.",
 )
 def status(output: str, as_json: bool, watch: bool, every: float, rows: int, stuck_after: float) -> None:
     """Show the state, the rate and the problems of each stream.
 
-    Exit 0: every stream is finished. 75: not yet.
+    Exit 0: every stream is finished. 75: not yet. 3: a stream needs a person: it failed, crashes again and again, is
+    fenced, or has been stuck for --stuck-after seconds.
     """
     from rich.console import Console
 
     from extraction.tools import status as library
+    from extraction.tools.status_table import WIDTH, table, watch_table
 
-    console = Console(width=None if sys.stdout.isatty() else library.WIDTH)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     if watch and as_json:
         found = library.watch(output, stuck_after, every, lambda found: click.echo(json.dumps(found.to_json())))
     elif watch:
-        found = library.watch_table(output, stuck_after, every, rows, console)
+        found = watch_table(output, stuck_after, every, rows, console)
     else:
         found = library.read_status(output, stuck_after)
         if as_json:
             click.echo(json.dumps(found.to_json()))
         else:
-            console.print(library.table(found, rows, console.width))
+            console.print(table(found, rows, console.width))
     sys.exit(found.exit_code)
 
 

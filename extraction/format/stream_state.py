@@ -10,6 +10,7 @@ listings of some 40 names, one listing where the stream is finished; where `prog
 look-ups more for each doubling of the commits that it does not know.
 """
 
+import itertools
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,10 +21,12 @@ from ..storage import ObjectInfo, Storage
 from .commit import Commit, commit_name, read_commit, worker_folder
 
 # In the order in which a person wants to know of them.
-STATES = ("failed", "fenced", "stuck", "stopped", "running", "starting", "waiting", "finished")
+STATES = ("failed", "crashing", "fenced", "stuck", "stopped", "running", "starting", "waiting", "finished")
 BEGIN, END = "begin", "end"  # kinds of notes
 _ENDINGS = ("fenced", "failed", "stopped")
 _MAX_NOTE = 1 << 16  # bytes of a note, and of progress.json
+_DEATHS = 3  # attempts that died before they committed, after which a stream is crashing
+_AT_ONCE = 2.0  # seconds within which attempts of several workers begin that chose the same stream
 _TAIL = 20  # commits that are listed before the one that is known to exist
 
 
@@ -46,7 +49,7 @@ class StreamState:
 
     `commit_times` are those of the last commits, in order; `begun` is the time of batch 0. `attempt_begun` is when an
     attempt last began; `ending` is how one ended after the last commit, and `ended` when. `damage` says why the last
-    commit is not readable.
+    commit is not readable. `died`: how many attempts began since the last commit and were followed by another.
     """
 
     stream: int
@@ -57,6 +60,7 @@ class StreamState:
     ending: Ending | None = None
     ended: float | None = None
     damage: str | None = None
+    died: int = 0
 
     @property
     def num_batches(self) -> int:
@@ -88,6 +92,8 @@ class StreamState:
             return self.ending.state
         if not self.active:
             return "waiting"
+        if self.died >= _DEATHS:
+            return "crashing"
         if now - self.active > stuck_after:
             return "stuck"
         return "running" if self.commit_times else "starting"
@@ -116,12 +122,19 @@ def read_stream_state(storage: Storage, stream: int) -> StreamState:
     if last is not None and last.end_of_stream:
         return StreamState(stream, last, begun, times)
     notes = list(storage.list(_notes_folder(stream)))
-    attempt_begun = max((_time(info) for info in notes if info.name.endswith(f".{BEGIN}.json")), default=None)
+    begins = sorted(_time(info) for info in notes if info.name.endswith(f".{BEGIN}.json"))
+    attempt_begun = begins[-1] if begins else None
+    died = _died([time for time in begins if time > max(times[-1:], default=0.0)])
     end = max((info for info in notes if info.name.endswith(f".{END}.json")), key=_time, default=None)
     if end is None or _time(end) < max(times[-1:] + (attempt_begun or 0.0,)):
-        return StreamState(stream, last, begun, times, attempt_begun, damage=damage)
+        return StreamState(stream, last, begun, times, attempt_begun, damage=damage, died=died)
     ending = _read_ending(storage, end.name)
-    return StreamState(stream, last, begun, times, attempt_begun, ending, _time(end), damage)
+    return StreamState(stream, last, begun, times, attempt_begun, ending, _time(end), damage, died)
+
+
+def _died(begins: list[float]) -> int:
+    """Return how many attempts are followed by another one; workers that chose the stream at once count as one."""
+    return sum(later - earlier > _AT_ONCE for earlier, later in itertools.pairwise(begins))
 
 
 def _read_ending(storage: Storage, name: str) -> Ending:

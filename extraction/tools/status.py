@@ -1,7 +1,7 @@
 """The state, pace and time left of every stream of a run, from its output.
 
-In: OUTPUT. Out: a `RunStatus`, as JSON or as a table. Ages and rates are by the store's clock. Numbers come from each
-stream's last commit, which sums up its chain; `verify` is the proof.
+In: OUTPUT. Out: a `RunStatus`, as JSON; `status_table` shows it. Ages and rates are by the store's clock. Numbers come
+from each stream's last commit, which sums up its chain; `verify` is the proof.
 
 Cost: three requests for the run, a few for each stream that was begun (see `format/stream_state.py`), 32
 at a time.
@@ -9,29 +9,25 @@ at a time.
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from itertools import compress
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from statistics import median
 
 from ..core.errors import TryAgain
-from ..core.text import printable
 from ..format.commit import worker_number
 from ..format.not_finite import NotFinite, described
 from ..format.run_config import read_existing_run
-from ..format.stream_state import STATES, StreamState, read_stream_state
+from ..format.stream_state import StreamState, read_stream_state
 from ..storage import open_storage
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
 THREADS = 32
 WINDOW = 300.0  # seconds over which "now" is measured
 STUCK_AFTER = 900.0
+BATCHES_LATE, LEAST_LATE = 5, 60.0  # a commit that is late by so many batch times, and seconds, means a stuck stream
+SLOW = 1 / 3  # of the median rate
+NEEDS_A_PERSON = 3  # an exit code that no worker has
 _MILLENNIUM = 1000 * 365.25 * 86400
 
 
@@ -41,6 +37,8 @@ class StreamStatus:
 
     `tokens` are those of the committed records, `rows` those that are stored; `not_finite` counts the NaN and infinite
     values of these, {hook point: {"nan": n, "inf": n}}.
+
+    `needs_person`: whether it goes on only if somebody does something.
 
     `stages`: the share of the worker's loop that each stage took, and `upload` in proportion to the same time.
     """
@@ -62,6 +60,7 @@ class StreamStatus:
     stages: dict[str, float]
     host: str
     not_finite: NotFinite
+    needs_person: bool
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,9 @@ class RunStatus:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of `status`."""
+        """The exit code of `status`: 0 finished, 3 if a stream needs a person, else 75."""
+        if any(stream.needs_person for stream in self.streams):
+            return NEEDS_A_PERSON
         return 0 if self.finished else TryAgain.exit_code
 
     def total(self, name: str) -> int | float:
@@ -105,6 +106,7 @@ class RunStatus:
         """Return what `status --json` prints."""
         names = ("num_records", "records", "batches", "tokens", "rows", "bytes", "rate_now", "preemptions")
         found = {"output": self.output, "time": self.time, "finished": self.finished, "states": self.states}
+        found |= {"need_person": [stream.stream for stream in self.streams if stream.needs_person]}
         found |= {"seconds_left": self.seconds_left} | {name: self.total(name) for name in names}
         return found | {"streams": [asdict(stream) for stream in self.streams]}
 
@@ -125,13 +127,26 @@ def read_status(output: str, stuck_after: float = STUCK_AFTER) -> RunStatus:
         _status(found.get(number, StreamState(number)), sizes.get(number), now, stuck_after)
         for number in sorted(sizes.keys() | found.keys())
     ]
-    return RunStatus(output, now, tuple(streams), bool(sizes))
+    return RunStatus(output, now, tuple(_with_slow(streams)), bool(sizes))
+
+
+def _with_slow(streams: list[StreamStatus]) -> Iterator[StreamStatus]:
+    """Yield the streams; those that run at less than a third of the median pace say so. Three make a median."""
+    rates = [stream.rate_now for stream in streams if stream.rate_now]
+    middle = median(rates) if len(rates) >= 3 else 0.0
+    for stream in streams:
+        if stream.rate_now and stream.rate_now < middle * SLOW:
+            note = f"slow on {stream.host}: {stream.rate_now:,.0f} tokens/s, the median is {middle:,.0f}"
+            yield replace(stream, message="; ".join(filter(None, [stream.message, note])))
+        else:
+            yield stream
 
 
 def _status(found: StreamState, num_records: int | None, now: float, stuck_after: float) -> StreamStatus:
     last = found.last
     age = max(now - found.commit_times[-1], 0.0) if found.commit_times else None
-    state = found.name(now, stuck_after)
+    state = found.name(now, _late_after(found, stuck_after))
+    is_long_stuck = state == "stuck" and now - found.active > stuck_after
     message = _message(found, state, now)
     not_finite = last.totals.not_finite if last else {}
     notes = [message] * bool(message) + [f"not finite: {described(not_finite)}"] * bool(not_finite)
@@ -159,10 +174,24 @@ def _status(found: StreamState, num_records: int | None, now: float, stuck_after
         stages=_stages(last.totals.seconds) if last else {},
         host=last.host if last else "",
         not_finite=not_finite,
+        needs_person=state in ("failed", "crashing", "fenced") or is_long_stuck,
     )
 
 
+def _late_after(found: StreamState, stuck_after: float) -> float:
+    """Return after how many silent seconds a stream is stuck: a few of its batch times, while it commits batches.
+
+    An attempt that has not committed yet loads and compiles, which may take long.
+    """
+    gaps = [later - earlier for earlier, later in pairwise(found.commit_times)]
+    if len(gaps) < 2 or found.active > found.commit_times[-1]:
+        return stuck_after
+    return min(stuck_after, max(BATCHES_LATE * median(gaps), LEAST_LATE))
+
+
 def _message(found: StreamState, state: str, now: float) -> str:
+    if state == "crashing":
+        return f"{found.died} attempts died without a commit; see the logs of the last one"
     if state == "stuck":
         return f"nothing for {format_seconds(now - found.active)}"
     return found.damage or (found.ending.message if found.ending and not found.finished else "")
@@ -214,133 +243,6 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-WIDTH = 200  # of a table that goes elsewhere than to a terminal
-_COLUMNS = (
-    "stream",
-    "state",
-    "records",
-    "done",
-    "tokens",
-    "stored",
-    "tok/s now",
-    "mean",
-    "left",
-    "last commit",
-    "preempted",
-    "time goes to",
-)
-_LEAST_NEEDED = ("time goes to", "preempted", "stored", "mean", "last commit", "records", "left", "tokens")
-_ROOM_FOR_TEXT = 24  # characters, in which "time goes to" still reads well
-
-
-def table(status: RunStatus, most_rows: int, width: int = WIDTH) -> "Table":
-    """Return the status as a rich table, streams with problems first, at most `most_rows` streams.
-
-    Where `width` is too small for all columns, the least needed are left out, so that no number is cut; messages then
-    follow below.
-    """
-    from rich.console import Console
-
-    measure, left_out = Console(width=10_000).measure, 0
-    while left_out < len(_LEAST_NEEDED):
-        numbers = measure(_table(status, most_rows, _LEAST_NEEDED[: max(left_out, 1)])).maximum
-        if numbers + (0 if left_out else _ROOM_FOR_TEXT) <= width:
-            break
-        left_out += 1
-    return _table(status, most_rows, _LEAST_NEEDED[:left_out])
-
-
-def _table(status: RunStatus, most_rows: int, left_out: tuple[str, ...]) -> "Table":
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    counts = ", ".join(f"{status.states[state]:,} {state}" for state in STATES if state in status.states)
-    moment = datetime.fromtimestamp(status.time, UTC)
-    shown = Table(
-        title=Text(printable(f"{status.output} at {moment:%Y-%m-%d %H:%M:%S} UTC: {counts}")),
-        title_justify="left",
-        title_style="bold",
-        header_style="dim",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    kept = [name not in left_out for name in _COLUMNS]
-    for name in compress(_COLUMNS, kept):
-        is_text = name in ("state", "time goes to")
-        shown.add_column(name, justify="left" if is_text else "right", no_wrap=name != "time goes to")
-    ordered = sorted(status.streams, key=lambda stream: (STATES.index(stream.state), stream.stream))
-    for stream in ordered[:most_rows]:
-        shown.add_row(*compress(_row(stream), kept))
-    if len(ordered) > most_rows:
-        shown.add_row("...", f"and {len(ordered) - most_rows:,} more")
-    shown.add_section()
-    records, size = status.total("records"), status.total("num_records")
-    total = (
-        "all",
-        "finished" if status.finished else "",
-        f"{records:,}",
-        _share(records, size if status.is_size_known else None),
-        f"{status.total('tokens'):,}",
-        format_bytes(status.total("bytes")),
-        f"{status.total('rate_now'):,.0f}",
-        "",
-        format_seconds(status.seconds_left),
-        "",
-        f"{status.total('preemptions'):,}",
-        "",
-    )
-    shown.add_row(*compress(total, kept), style="bold")
-    if left_out:
-        shown.caption_justify = "left"
-        notes = [f"{stream.stream}: {printable(stream.message)}" for stream in ordered[:most_rows] if stream.message]
-        shown.caption = Text("\n".join(notes)) if notes else None
-    return shown
-
-
-_BAR = 8  # characters
-_STYLES = {
-    "failed": "red",
-    "fenced": "red",
-    "stuck": "yellow",
-    "stopped": "yellow",
-    "running": "green",
-    "finished": "dim",
-}
-
-
-def _row(stream: StreamStatus) -> tuple["str | Text", ...]:
-    from rich.text import Text
-
-    style = _STYLES.get(stream.state, "")
-    in_the_loop = [(name, share) for name, share in stream.stages.items() if name != "upload"]
-    largest = sorted(in_the_loop, key=lambda item: -item[1])[:2]
-    why = stream.message or ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.005)
-    return (
-        str(stream.stream),
-        f"[{style}]{stream.state}[/{style}]" if style else stream.state,
-        f"{stream.records:,}",
-        _share(stream.records, stream.num_records),
-        f"{stream.tokens:,}",
-        format_bytes(stream.bytes),
-        f"{stream.rate_now:,.0f}" if stream.rate_now else "",
-        f"{stream.rate_mean:,.0f}" if stream.rate_mean else "",
-        format_seconds(stream.seconds_left),
-        f"{format_seconds(stream.age)} ago" if stream.age is not None else "",
-        str(stream.preemptions),
-        Text(printable(why)),
-    )
-
-
-def _share(part: float, whole: float | None) -> str:
-    """Return text such as `████░░░░  52.3%`."""
-    if whole is None:
-        return ""
-    share = part / whole if whole else 1.0
-    full = int(share * _BAR)
-    return f"[green]{'█' * full}[/green][dim]{'░' * (_BAR - full)}[/dim] {share:6.1%}"
-
-
 def watch(output: str, stuck_after: float, every: float, show: Callable[[RunStatus], None]) -> RunStatus:
     """Read the status every some seconds until the run is finished or the user interrupts; `show` gets each one."""
     status = read_status(output, stuck_after)
@@ -353,18 +255,3 @@ def watch(output: str, stuck_after: float, every: float, show: Callable[[RunStat
     except KeyboardInterrupt:
         pass
     return status
-
-
-def watch_table(output: str, stuck_after: float, every: float, most_rows: int, console: "Console") -> RunStatus:
-    """Show the status as a table: on a terminal one that changes, elsewhere one after the other."""
-    from rich.live import Live
-
-    if not console.is_terminal:
-        return watch(output, stuck_after, every, lambda status: console.print(table(status, most_rows, console.width)))
-    with Live(console=console, auto_refresh=False) as live:
-        return watch(
-            output,
-            stuck_after,
-            every,
-            lambda status: live.update(table(status, most_rows, console.width), refresh=True),
-        )

@@ -173,7 +173,7 @@ def import_library() -> None:
     import extraction.read.exports  # noqa: F401
     import extraction.tools.plan  # noqa: F401
     import extraction.tools.report  # noqa: F401
-    import extraction.tools.status  # noqa: F401
+    import extraction.tools.status_table  # noqa: F401
     import extraction.worker.worker  # noqa: F401
     from extraction.models.config_file import read_model_config
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from email.utils import formatdate
@@ -18,9 +19,10 @@ from extract_activations import cli
 from extraction.batching.token_selection import Selection, Selector
 from extraction.core.errors import DamagedData, Fenced
 from extraction.format.commit import parse_commit
-from extraction.format.stream_state import StreamState
+from extraction.format.stream_state import BEGIN, StreamState, note_name
 from extraction.storage import open_storage
-from extraction.tools.status import _mean_rate, _rate_now, format_bytes, format_seconds, read_status, table, watch
+from extraction.tools.status import _mean_rate, _rate_now, format_bytes, format_seconds, read_status, watch
+from extraction.tools.status_table import table
 from extraction.worker.attempts import note_begin, noted_ending
 from tests.helpers import fake_gcs
 from tests.helpers.runs import FINGERPRINT, extract, make_run
@@ -70,7 +72,8 @@ def test_every_state_is_told(output):
     ]
     assert found.streams[2].message == "a bad file"
     assert found.streams[4].message == "nothing for 1 h 6 min"
-    assert (found.finished, found.exit_code) == (False, 75)
+    assert (found.finished, found.exit_code) == (False, 3)
+    assert [stream.stream for stream in found.streams if stream.needs_person] == [2, 3, 4]
 
 
 def test_where_a_part_is_stored_pace_is_of_all_tokens(tmp_path):
@@ -102,6 +105,59 @@ def test_rates_and_the_time_left_follow_from_the_times_of_the_commits(output):
     assert running.rate_mean == pytest.approx(16 / 20, rel=0.01)  # 16 tokens in a batch, a batch in 20 s
     assert running.rate_now == pytest.approx(64 / 100, rel=0.1)  # four batches since the first, 100 s ago
     assert running.seconds_left == pytest.approx(20 * 8 / running.rate_now)
+
+
+def begin_attempts(storage, stream, *ages):
+    """Notes of attempts that began so many seconds ago."""
+    for age in ages:
+        attempt = checkpoint.Attempt()
+        note_begin(storage, stream, attempt)
+        path = Path(storage.location) / note_name(stream, attempt.id, BEGIN)
+        os.utime(path, times=(time.time() - age,) * 2)
+
+
+@pytest.mark.parametrize(
+    "ages, state, message",
+    [
+        ((50, 40, 30, 5), "crashing", "3 attempts died without a commit; see the logs of the last one"),
+        ((40, 30, 5), "starting", ""),
+        ((40.5, 40.4, 40.3, 40.2, 5.1, 5.0), "starting", ""),  # workers that chose the stream at once
+    ],
+)
+def test_attempts_that_die_before_they_commit_are_a_crash_loop(tmp_path, ages, state, message):
+    storage = open_storage(str(tmp_path))
+    make_run(storage, STREAMS[:1], stop_after=0)
+    begin_attempts(storage, 0, *ages)
+    describe_streams(storage, len(STREAMS[0]))
+    found = read_status(str(tmp_path))
+    assert (found.streams[0].state, found.streams[0].message) == (state, message)
+    assert found.exit_code == (3 if message else 75)
+    extract(checkpoint.CommitChain.load(storage, 0, FINGERPRINT), STREAMS[0], stop_after=1)
+    assert read_status(str(tmp_path)).streams[0].state == "running"
+
+
+@pytest.mark.parametrize("silent, state, code", [(80, "running", 75), (200, "stuck", 75), (1000, "stuck", 3)])
+def test_a_killed_worker_is_noticed_within_a_few_batch_times(tmp_path, silent, state, code):
+    """A batch in 20 s: after five of them without a commit. A person is called after --stuck-after."""
+    storage = open_storage(str(tmp_path))
+    make_run(storage, STREAMS[:1], stop_after=6)
+    for number, path in enumerate(sorted((tmp_path / "worker-00000/commits").iterdir())):
+        os.utime(path, times=(time.time() - silent - 20 * (5 - number),) * 2)
+    found = read_status(str(tmp_path))
+    assert (found.streams[0].state, found.exit_code) == (state, code)
+    if state == "stuck":
+        begin_attempts(storage, 0, silent - 130)  # the next attempt loads and compiles
+        assert read_status(str(tmp_path)).streams[0].state == "running"
+
+
+def test_a_stream_that_is_slower_than_a_third_of_the_median_says_so(tmp_path):
+    make_run(open_storage(str(tmp_path)), [[8] * 30] * 4, stop_after=8)
+    for stream, seconds in enumerate((4, 5, 20, 5)):
+        for number, path in enumerate(sorted((tmp_path / f"worker-{stream:05d}/commits").iterdir())):
+            os.utime(path, times=(time.time() - seconds * (7 - number),) * 2)
+    notes = [stream.message for stream in read_status(str(tmp_path)).streams]
+    assert [bool(note) for note in notes] == [False, False, True, False]
+    assert re.fullmatch(r"slow on .+: 1 tokens/s, the median is 3", notes[2])
 
 
 def test_the_local_clock_is_not_asked(gcs, monkeypatch):
@@ -164,13 +220,13 @@ def test_a_finished_run_is_finished_when_every_stream_is(tmp_path):
 @pytest.mark.slow
 def test_the_command_prints_a_table_or_json(output):
     result = python("extract_activations.py", "status", output)
-    assert result.returncode == 75, result.stderr
+    assert result.returncode == 3, result.stderr
     assert "a bad file" in result.stdout
     text = " ".join(result.stdout.split())
     assert "1 failed, 1 fenced, 1 stuck, 1 running, 1 starting, 1 waiting, 1 finished" in text
     result = python("extract_activations.py", "status", output, "--json")
     found = json.loads(result.stdout)
-    assert (result.returncode, found["tokens"], len(found["streams"])) == (75, read_status(output).total("tokens"), 7)
+    assert (result.returncode, found["tokens"], len(found["streams"])) == (3, read_status(output).total("tokens"), 7)
     result = python("extract_activations.py", "status", output + "-not-there")
     assert result.returncode == 2 and "holds no run: there is no run.json" in result.stderr
 

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from .attention import attention
 from .attention_rule import AttentionRule
 from .config import LayerKind, ModelConfig, Rope
+from .delta_net import GatedDeltaNet
 from .families.base import Modules
 from .mixture import Mixture
 from .modules import (
@@ -77,7 +78,7 @@ class Shared:
 
 
 class Attention(nnx.Module):
-    """q, k and v of x, rotation, attention, output projection. `norm` makes the norms of q and k."""
+    """q, k and v of x, rotation, attention, output gate, output projection. `norm` makes the norms of q and k."""
 
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype, norm: Callable):
         self.config, self.kind = config, kind
@@ -86,6 +87,8 @@ class Attention(nnx.Module):
         self.k = ToHeads(kv_heads, width, config.width, config.qkv_bias, dtype)
         self.v = ToHeads(kv_heads, width, config.width, config.qkv_bias, dtype)
         self.o = FromHeads(heads, width, config.width, config.output_bias, dtype)
+        if config.output_gate:
+            self.gate = ToHeads(heads, width, config.width, config.qkv_bias, dtype)
         if config.qk_norm:
             widths = (kind.heads_width, kind.kv_width) if config.qk_norm == "width" else (width, width)
             self.q_norm, self.k_norm = (norm(width, config.norm_epsilon, dtype) for width in widths)
@@ -99,6 +102,8 @@ class Attention(nnx.Module):
             cos, sin = shared.rotations[self.kind.rope, self.kind.head_width]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         z = attention(q, k, v, shared.segment_ids, self._rule(x.shape[1]))  # [B, T, H, Dh]
+        if self.config.output_gate:
+            z = z * jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).astype(z.dtype)
         tap("attn.hook_z", z.reshape(*x.shape[:2], -1))
         return self.o(z)
 
@@ -194,7 +199,7 @@ def make_block(config: ModelConfig, kind: LayerKind, dtype: jnp.dtype, modules: 
     mlp = Mixture if kind.experts else MLPS[modules.mlp]
     return (ParallelBlock if config.parallel else Block)(
         config,
-        Attention(config, kind, dtype, norm),
+        GatedDeltaNet(config, kind, dtype) if kind.delta_net else Attention(config, kind, dtype, norm),
         mlp(config, kind, dtype),
         partial(norm, config.width, config.norm_epsilon, dtype),
     )

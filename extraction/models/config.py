@@ -36,12 +36,26 @@ class Experts:
     """A mixture: `per_token` of `count` experts see a token; `normalized` weights of the chosen sum to 1.
 
     `width` is that of one expert where a dense mlp of `mlp_width` runs beside the mixture, else None.
+    `shared_width` is the width of a gated expert that sees every token, None for none.
     """
 
     count: int
     per_token: int
     normalized: bool
     width: int | None = None
+    shared_width: int | None = None
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """A Gated DeltaNet in place of attention.
+
+    Its values have the layer's `num_heads` heads of `head_width`, its queries and keys `num_kv_heads` of `key_width`.
+    The short convolution sees `taps` tokens.
+    """
+
+    key_width: int
+    taps: int
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class LayerKind:
         v_is_k: whether v is made of the output of k's projection, without one of its own.
         kv_kept_as: the number of this layer, if later layers use its k and v.
         kv_of: the earlier layer whose k and v this layer uses, if it has none of its own.
+        delta_net: the Gated DeltaNet in place of attention, None for attention.
     """
 
     num_heads: int
@@ -68,6 +83,14 @@ class LayerKind:
     v_is_k: bool = False
     kv_kept_as: int | None = None
     kv_of: int | None = None
+    delta_net: DeltaNet | None = None
+
+    @property
+    def recurrence(self) -> DeltaNet:
+        """The Gated DeltaNet. Raises ValueError for a layer with attention."""
+        if self.delta_net is None:
+            raise ValueError("this kind of layer has attention")
+        return self.delta_net
 
     @property
     def mixture(self) -> Experts:
@@ -92,7 +115,7 @@ class LayerKind:
         if self.experts is None:
             return self.mlp_width
         of_experts = self.experts.per_token * (self.experts.width or self.mlp_width)
-        return of_experts + (self.mlp_width if self.experts.width else 0)
+        return of_experts + (self.mlp_width if self.experts.width else 0) + (self.experts.shared_width or 0)
 
     @property
     def num_experts(self) -> int:
@@ -121,6 +144,7 @@ class ModelConfig:
         layers: the kind of each layer.
         max_positions: rows of the embedding of positions, None if positions are not learned.
         qk_norm: `head` or `width` if q and k are normalized over each head or over all heads.
+        output_gate: whether attention's heads are multiplied by the sigmoid of a linear map of its input.
         attention_scale: None for 1 / sqrt(head_width).
         norms: whether a block has norms `before` attention and mlp, `after` them, or both.
         parallel: whether attention and mlp read the same x.
@@ -145,6 +169,7 @@ class ModelConfig:
     attention_scale: float | None = None
     softcap: float | None = None
     qk_norm: str | None = None
+    output_gate: bool = False
     norms: tuple[str, ...] = ("before",)
     parallel: bool = False
     tied: bool = False
@@ -171,6 +196,9 @@ class ModelConfig:
         if kind.kv_of is not None:
             reason = f"{here}layer {layer} uses those of layer {kind.kv_of}"
             absent |= {"attn.hook_k": reason, "attn.hook_v": reason}
+        if kind.delta_net:
+            reason = f"{here}layer {layer} is a Gated DeltaNet, whose q, k and v are mixed with earlier tokens'"
+            absent |= dict.fromkeys(OF_ATTENTION, reason)
         if kind.experts and kind.experts.width is None:
             reason = f"{here}each token of layer {layer} has its own choice of experts"
             absent |= {"mlp.hook_pre": reason, "mlp.hook_post": reason}
@@ -195,5 +223,6 @@ class ModelConfig:
         return self.width if kind.width == "width" else getattr(self.layers[layer_of(hook_point)], kind.width)
 
 
+OF_ATTENTION = ("attn.hook_q", "attn.hook_k", "attn.hook_v")
 NORMALIZED = ("ln1.hook_normalized", "ln2.hook_normalized")
 OF_A_MIXTURE = ("mlp.hook_router_logits", "mlp.hook_expert_weights", "mlp.hook_expert_indices")

@@ -124,6 +124,8 @@ def _checked(config: ModelConfig, path: Path) -> ModelConfig:
     for kind in dict.fromkeys(config.layers):
         names = ("num_heads", "num_kv_heads", "head_width", "mlp_width", "window")
         sizes += [(name, getattr(kind, name)) for name in names]
+        sizes += [("shared_width", kind.experts.shared_width)] if kind.experts else []
+        sizes += list(vars(kind.delta_net).items()) if kind.delta_net else []
     for name, size in sizes:
         if size is not None and size < 1:
             raise DamagedData(f"{path}: {name} is {size}")

@@ -21,7 +21,7 @@ from .config import LayerKind, ModelConfig
 from .mesh import Demand, choose_mesh
 from .step import Model, weight_shapes
 from .step_options import StepOptions
-from .tiling import multiplied_pairs
+from .tiling import CHUNK, chunk_flops, multiplied_pairs
 from .weights import leaves_of
 
 _TOKENS_ON_A_DEVICE, _TOKENS_ON_A_CPU = 32768, 4096  # more in one step gain little, and take memory
@@ -55,12 +55,13 @@ def demand_of(config: ModelConfig, options: StepOptions) -> Demand:
     weights = sum(leaf.size * leaf.dtype.itemsize for _, leaf in weight_shapes(config, options))
     captured = sum(map(config.hook_width, options.hook_points))
     captured *= 2 * jnp.dtype(options.capture_dtype).itemsize + 2 * STORE_DTYPES[options.store_dtype]
-    working = 4 * max(map(partial(_widest, config), dict.fromkeys(config.layers)))
+    kinds = dict.fromkeys(config.layers)
+    working = 4 * max(map(partial(_widest, config), kinds))
     if config.per_layer:  # of all layers, with the sums that they are made of in float32
         working += 8 * config.per_layer.width * len(running_layers(config, options))
     if options.pool:  # running sums, and what they are made of
         working += 3 * 4 * max(map(config.hook_width, options.hook_points))
-    return Demand(options.batch_size, weights, options.seq_len * (captured + working))
+    return Demand(options.batch_size, weights, options.seq_len * (captured + working) + max(map(_state_bytes, kinds)))
 
 
 def _widest(config: ModelConfig, kind: LayerKind) -> int:
@@ -68,7 +69,21 @@ def _widest(config: ModelConfig, kind: LayerKind) -> int:
     mlp = 3 * kind.inner_width
     if kind.experts:  # each expert of a token has a copy of its own, on the way in and out
         mlp += kind.experts.per_token * 2 * config.width
-    return 6 * config.width + mlp + 2 * kind.heads_width
+    # Of a DeltaNet q, k and v before and after the convolution, the gate, and what is read in two layouts.
+    mixer = 2 * (_key_elements(kind) + 3 * kind.heads_width) if kind.delta_net else 2 * kind.heads_width
+    return 6 * config.width + mlp + mixer
+
+
+def _key_elements(kind: LayerKind) -> int:
+    """Return the elements of one token in q and k of a DeltaNet."""
+    return 2 * kind.num_kv_heads * kind.recurrence.key_width
+
+
+def _state_bytes(kind: LayerKind) -> int:
+    """Return the bytes of one row that do not depend on its length: a DeltaNet's states, and the scores of a chunk."""
+    if kind.delta_net is None:
+        return 0
+    return 4 * kind.num_heads * (3 * kind.delta_net.key_width * kind.head_width + 8 * CHUNK**2)
 
 
 def choose_rows(config: ModelConfig, options: StepOptions, num_devices: int, device_bytes: int | None) -> int:
@@ -100,7 +115,7 @@ def counts_of(compiled: jax.stages.Compiled, config: ModelConfig, options: StepO
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     if cost is None or memory is None:
         raise RuntimeError("the compiler of this platform does not count the operations and memory of a step")
-    flops = loop_repeats(config, options) * cost["flops"] + _attention_flops(config, options, multiplied_pairs)
+    flops = loop_repeats(config, options) * cost["flops"] + _mixing_flops(config, options, _uncounted)
     return Counts(flops, _traffic(config, options), memory.peak_memory_in_bytes, "counted by the compiler")
 
 
@@ -118,11 +133,12 @@ def running_layers(config: ModelConfig, options: StepOptions) -> tuple[LayerKind
 def ideal_flops(config: ModelConfig, options: StepOptions) -> float:
     """Return the operations of one step on one device, for rows of one document.
 
-    Two for each weight and token, and four for each element of a head and pair of a query and a key that it sees.
+    Two for each weight and token, four for each element of a head and pair of a query and a key that it sees, and six
+    for each element of a DeltaNet's state and token: it answers a key and a query, and is corrected.
     """
     tokens, devices = options.batch_size * options.seq_len, options.mesh.data * options.mesh.model
     products = 2.0 * tokens * sum(part.products for part in _kernels(config, options))
-    return products / devices + _attention_flops(config, options, visible_pairs)
+    return products / devices + _mixing_flops(config, options, _needed)
 
 
 class _Kernels(NamedTuple):
@@ -151,13 +167,25 @@ def visible_pairs(length: int, window: int | None) -> int:
     return reach * (reach + 1) // 2 + (length - reach) * reach
 
 
-def _attention_flops(config: ModelConfig, options: StepOptions, pairs: Callable[[int, int | None], int]) -> float:
-    """Return the operations of attention on one device: two products over `pairs(length, window)` in each layer."""
-    length, seen = options.seq_len, 0.0
-    for kind in running_layers(config, options):
-        window = kind.window if kind.window is not None and kind.window < length else None
-        seen += pairs(length, window) * kind.heads_width
-    return 4.0 * options.batch_size * seen / (options.mesh.data * options.mesh.model)
+def _needed(kind: LayerKind, length: int) -> float:
+    """Return the operations of one row of one document that attention, or the state of a DeltaNet, needs."""
+    if kind.delta_net:
+        return 6.0 * length * kind.delta_net.key_width * kind.heads_width
+    return 4.0 * visible_pairs(length, kind.window) * kind.heads_width
+
+
+def _uncounted(kind: LayerKind, length: int) -> float:
+    """Return the operations of one row that the compiler does not count: of a kernel, and of all chunks but one."""
+    if kind.delta_net:
+        return (-(-length // CHUNK) - 1) * chunk_flops(kind)
+    window = kind.window if kind.window is not None and kind.window < length else None
+    return 4.0 * multiplied_pairs(length, window) * kind.heads_width
+
+
+def _mixing_flops(config: ModelConfig, options: StepOptions, of_row: Callable[[LayerKind, int], float]) -> float:
+    """Return the operations on one device that mix tokens, given those of one row in a kind of layer."""
+    rows = sum(of_row(kind, options.seq_len) for kind in running_layers(config, options))
+    return options.batch_size * rows / (options.mesh.data * options.mesh.model)
 
 
 def _traffic(config: ModelConfig, options: StepOptions) -> float:
@@ -167,10 +195,17 @@ def _traffic(config: ModelConfig, options: StepOptions) -> float:
     """
     element, devices = jnp.dtype(options.compute_dtype).itemsize, options.mesh.data * options.mesh.model
     weights = sum(leaf.size * element for path, leaf in weight_shapes(config, options) if path[0] == "blocks")
-    elements = 0
+    elements = 0.0
     for kind in running_layers(config, options):
-        elements += 4 * config.width + 2 * kind.heads_width + 2 * kind.kv_width + 2 * kind.inner_width
+        elements += 4 * config.width + 2 * kind.inner_width + _mixer_elements(kind)
     tokens = options.batch_size * options.seq_len
     return (
         weights / options.mesh.model + tokens * (2 * element * elements + 6 * stored_bytes(config, options)) / devices
     )
+
+
+def _mixer_elements(kind: LayerKind) -> float:
+    """Return the elements of one token in the tensors of attention; of a DeltaNet with the state of each chunk."""
+    if kind.delta_net is None:
+        return 2 * kind.heads_width + 2 * kind.kv_width
+    return _key_elements(kind) + 4 * kind.heads_width + 2 * kind.delta_net.key_width * kind.heads_width / CHUNK

@@ -60,6 +60,8 @@ def misfit(mesh: MeshShape, config: ModelConfig, rows: int, num_devices: int) ->
             sizes["columns of an expert"] = kind.experts.width
         if config.per_layer:
             sizes["columns of a layer's embedding"] = config.per_layer.width
+        if kind.experts and kind.experts.shared_width:
+            sizes["columns of the shared expert"] = kind.experts.shared_width
         for name, size in sizes.items():
             if size % mesh.model:
                 return f"the model's {size} {name} are not divisible by model={mesh.model}"

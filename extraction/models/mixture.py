@@ -4,13 +4,15 @@ In: x [B, T, D]. Out: [B, T, D]. A router assigns each token to a few experts. R
 expert multiplies its own rows. Guarantee: no token is dropped. Cost: a token is computed by its experts only.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
 from .config import LayerKind, ModelConfig
-from .modules import ACTIVATIONS, Linear, Tap
+from .modules import ACTIVATIONS, GatedMLP, Linear, Tap
 
 _MIN_BLOCK = 64  # rows that are multiplied at once where the loop over blocks runs
 
@@ -39,10 +41,17 @@ class Mixture(nnx.Module):
         self.activation, self.mixture = ACTIVATIONS[config.activation], kind.mixture
         self.router = Linear(config.width, kind.mixture.count, False, dtype)
         self.experts = Experts(config, kind, dtype)
+        if width := kind.mixture.shared_width:
+            self.shared = GatedMLP(config, replace(kind, mlp_width=width), dtype)
+            self.shared_gate = Linear(config.width, 1, False, dtype)
 
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
-        """Return the weighted sum of the chosen experts of each token, [B, T, D]."""
-        return self.routed(x, self.router(x), tap)
+        """Return the weighted sum of the chosen experts of each token, and the shared expert's part, [B, T, D]."""
+        mixed = self.routed(x, self.router(x), tap)
+        if self.mixture.shared_width:
+            gate = jax.nn.sigmoid(self.shared_gate(x).astype(jnp.float32)).astype(x.dtype)  # [B, T, 1]
+            mixed += gate * self.shared(x, lambda name, value: None)
+        return mixed
 
     def routed(self, x: jax.Array, logits: jax.Array, tap: Tap) -> jax.Array:
         """Return the weighted sum of the experts that the router's output, [B, T, E], chooses."""

@@ -25,16 +25,18 @@ from .mesh import MeshShape
 # A parameter's last axes, by the end of its path. The first two kinds of kernel are followed by the third in each
 # block, so that one sum over `model` is all that attention and mlp need. A stack of experts is cut as one mlp is.
 _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"attention\.(q|k|v|o)\.kernel", ("model", None, None)),
+    (r"attention\.(q|k|v|o|gate|queries|keys|values)\.kernel", ("model", None, None)),
+    (r"attention\.(rate|decay)\.kernel", ("model", None)),
     (r"(mlp|mixture|per_layer)\.(.*\.)?(gate|up)\.kernel", (None, "model")),
     (r"(mlp|mixture|per_layer)\.(.*\.)?down\.kernel", ("model", None)),
-    (r"attention\.(q|k|v)\.bias", ("model", None)),
+    (r"attention\.(q|k|v|gate)\.bias", ("model", None)),
     (r"mlp\.(.*\.)?(gate|up)\.bias", ("model",)),
     # Split by width and not by token: a lookup of a token is then local for any size of the vocabulary.
     (r"embedding\.(table|positions|per_layer\.(table|kernel))", (None, "model")),
     (r"head\.table", ("model", None)),
     (r"head\.bias", ("model",)),
-    (r"(mlp|mixture)\.router\..*|.*norm.*\.(scale|bias)|.*(o|down)\.bias|factor", ()),
+    (r"(mlp|mixture)\.(router|shared_gate)\..*|.*norm.*\.(scale|bias)|.*(o|down)\.bias|factor", ()),
+    (r"attention\.(queries|keys|values)\.filter|attention\.decay\.(log_rate|bias)", ()),
 )
 
 
@@ -58,9 +60,9 @@ class Placement:
         axes = next((axes for pattern, axes in _AXES if re.fullmatch(rf"(.*\.)?({pattern})", name)), None)
         if axes is None:
             raise ValueError(f"{name}: no rule says how it is shared by several devices")
-        few = re.search(r"attention\.(k|v)\.|head\.", name)
+        few = re.search(r"attention\.(k|v|queries|keys)\.|head\.", name)
         if few and shape[-len(axes)] % self.mesh.shape["model"]:
-            axes = ()  # key-value heads or a vocabulary that devices do not divide: each has all of them
+            axes = ()  # key heads or a vocabulary that devices do not divide: each has all of them
         return PartitionSpec(*(None,) * (len(shape) - len(axes)), *axes)
 
     def sharding(self, path: Sequence[str], shape: tuple[int, ...]) -> NamedSharding:

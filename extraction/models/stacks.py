@@ -13,7 +13,7 @@ from .devices import current_platform
 
 def to_slice(stacked: dict) -> dict:
     """Return the tree to scan over."""
-    return jax.tree.map(lambda leaf: leaf.view(jnp.uint16), stacked) if _as_integers(stacked) else stacked
+    return jax.tree.map(lambda leaf: leaf.view(jnp.uint16) if _as_integers(leaf) else leaf, stacked)
 
 
 def of_layer(sliced: dict, like: dict) -> dict:
@@ -21,5 +21,5 @@ def of_layer(sliced: dict, like: dict) -> dict:
     return jax.tree.map(lambda leaf, whole: leaf.view(whole.dtype), sliced, like)
 
 
-def _as_integers(stacked: dict) -> bool:
-    return current_platform() == "cpu" and all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(stacked))
+def _as_integers(leaf: jax.Array) -> bool:
+    return current_platform() == "cpu" and leaf.dtype == jnp.bfloat16

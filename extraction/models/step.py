@@ -30,6 +30,7 @@ from .captures import Buffer, Capture, CapturePlan
 from .compaction import Compacted, Compaction, Slots
 from .config import LayerKind, ModelConfig
 from .devices import Device, device_errors
+from .expert_stacks import split_stacks
 from .families import family_of
 from .head import token_losses
 from .hooks import EMBED_HOOK, FINAL_HOOK, LOSS_HOOK
@@ -232,6 +233,7 @@ def _opened_weights(folder: ModelFolder, config: ModelConfig, options: StepOptio
     table, plan = family.weight_table(config), model.plan
     names = TextModel(family, table, config.layers, plan.num_layers, config.tied, plan.loss)
     with WeightFiles(folder) as files:
+        files.places = split_stacks(files.places, family.expert_stacks)
         places = find_tensors(files, names)
         check_shapes(files, places, fills)
         yield lambda: Loaded(load_params(files, places, fills, placement), files.digest())

@@ -117,6 +117,21 @@ def gated_mlp(config: ModelConfig) -> Entries:
     return table
 
 
+def mixture_entries(place: str, names: Mapping[str, str], kind: LayerKind) -> Entries:
+    """Return the entries of a mixture at `place` of its block, and these `names` of an expert's kernels."""
+    mixture = f"model.layers.{{l}}.{place}"
+    entries = {"mlp.router.kernel": Entry(f"{mixture}.gate.weight", transposed)}
+    for ours, theirs in names.items():
+        name = f"{mixture}.experts.{{e}}.{theirs}.weight"
+        entries[f"mlp.experts.{ours}.kernel"] = Entry(name, transposed, kind.mixture.count)
+    return entries
+
+
+named_experts = partial(mixture_entries, "mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"})
+# How some files keep the kernels of all experts of a layer: two tensors in place of three for each expert.
+EXPERT_STACKS = {"gate_up_proj": ("gate_proj.weight", "up_proj.weight"), "down_proj": ("down_proj.weight",)}
+
+
 def norms(names: Mapping[str, str]) -> Entries:
     """Return the entries of norms without bias in a block, given our name -> the name in the files."""
     return {f"{ours}.scale": Entry(f"model.layers.{{l}}.{theirs}.weight") for ours, theirs in names.items()}

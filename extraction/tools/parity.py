@@ -244,7 +244,12 @@ class TorchReference:
             values = values if place.pick is None else place.pick(text_config, values)
             found[name] = values.reshape(length, -1)
 
-        return self._model.get_submodule(place.module.format(l=layer)).register_forward_hook(keep, with_kwargs=True)
+        return self._module(place.module.format(l=layer)).register_forward_hook(keep, with_kwargs=True)
+
+    def _module(self, names: str) -> Any:
+        """Return the first module that the model has of these names with `|` between them."""
+        modules = dict(self._model.named_modules())
+        return next(modules[name] for name in names.split("|") if name in modules)
 
 
 def _normalized(x: np.ndarray, norm: Any) -> np.ndarray:

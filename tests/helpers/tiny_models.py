@@ -1,5 +1,6 @@
 """Tiny random models of each family, saved as Hugging Face does; the reference's and our values at each hook point."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -45,6 +46,21 @@ WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_atte
 GEMMA = SIZES | WINDOWS | {"head_dim": 16, "query_pre_attn_scalar": 10}
 EXPERTS = SIZES | {"num_local_experts": 5, "num_experts_per_tok": 2}
 QWEN3_MOE = partial(transformers.Qwen3MoeConfig, **EXPERTS, moe_intermediate_size=24, head_dim=16)
+# Heads of keys that serve several heads of values; a convolution and heads of other widths than usual.
+DELTA_NET = SIZES | {
+    "head_dim": 16,
+    "num_hidden_layers": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 8,
+}
+HYBRID_EXPERTS = {
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 16,
+}
 CONFIGS = {
     "llama": partial(transformers.LlamaConfig, **SIZES),
     "llama-biases-tied-llama3": partial(
@@ -148,6 +164,31 @@ CONFIGS = {
         QWEN3_MOE, norm_topk_prob=True, use_sliding_window=True, sliding_window=16, rope_parameters=YARN
     ),
     "qwen3_moe-dense-layer": partial(QWEN3_MOE, mlp_only_layers=[1]),
+    "qwen3_next": partial(transformers.Qwen3NextConfig, **DELTA_NET, **HYBRID_EXPERTS),
+    "qwen3_next-dense-layer-biases-taps": partial(
+        transformers.Qwen3NextConfig,
+        **DELTA_NET,
+        **HYBRID_EXPERTS,
+        norm_topk_prob=False,
+        mlp_only_layers=[1],
+        attention_bias=True,
+        linear_conv_kernel_dim=2,
+        layer_types=["full_attention", "linear_attention", "full_attention", "linear_attention"],
+        rope_parameters=LINEAR | {"partial_rotary_factor": 0.5},
+    ),
+    "qwen3_5_text": partial(transformers.Qwen3_5TextConfig, **DELTA_NET),
+    "qwen3_5_text-tied-one-key-head-gelu": partial(
+        transformers.Qwen3_5TextConfig,
+        **(DELTA_NET | {"linear_num_key_heads": 1}),
+        tie_word_embeddings=True,
+        hidden_act="gelu",
+        rms_norm_eps=1e-2,
+    ),
+    "qwen3_5_moe_text": partial(
+        transformers.Qwen3_5MoeTextConfig,
+        **{name: size for name, size in DELTA_NET.items() if name != "intermediate_size"},
+        **HYBRID_EXPERTS,
+    ),
 }
 GEMMA4_TEXT = SIZES | {
     "num_hidden_layers": 6,
@@ -210,6 +251,10 @@ def make_model(
         for parameter in (*model.parameters(), *factors):
             parameter.copy_(torch.randn_like(parameter) * 0.2 + (1.0 if parameter.dim() == 1 else 0.0))
     model.to(dtype).save_pretrained(folder, **saving)
+    # The form in chunks subtracts long sums, which costs a digit.
+    code = sys.modules[type(model).__module__]
+    if hasattr(code, "torch_chunk_gated_delta_rule"):
+        code.torch_chunk_gated_delta_rule = code.torch_recurrent_gated_delta_rule
     # Read back, since converting the model would also have rounded its rotary frequencies.
     return transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"

@@ -30,6 +30,17 @@ SIZES = {
 EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4, "moe_intermediate_size": 8}
 WINDOWS = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 GEMMA4 = WINDOWS | {"global_head_dim": 16}
+HYBRID = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "num_experts": 4,
+    "shared_expert_intermediate_size": 8,
+}
+# Text models inside others, whose own types are here too.
+INSIDE = {"gemma3", "gemma4", "gemma4_unified", "qwen3_5", "qwen3_5_moe"}
 OF_A_FAMILY = {
     "mistral": {"sliding_window": 6},
     "ministral": WINDOWS,
@@ -43,6 +54,9 @@ OF_A_FAMILY = {
     "gemma4_unified_text": GEMMA4,
     "mixtral": EXPERTS | {"sliding_window": 6},
     "qwen3_moe": EXPERTS | {"sliding_window": 6, "use_sliding_window": True},
+    "qwen3_next": HYBRID | EXPERTS,
+    "qwen3_5_text": HYBRID,
+    "qwen3_5_moe_text": HYBRID | EXPERTS,
     "gpt2": {"n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 64, "vocab_size": 31},
     "gpt_neox": {key: value for key, value in SIZES.items() if key not in ("head_dim", "num_key_value_heads")},
 }
@@ -130,7 +144,7 @@ def tried(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`rope_scaling`:FutureWarning")  # a class without rotation warns of the key
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"gemma3", "gemma4", "gemma4_unified"}))
+@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - INSIDE))
 def test_what_changes_the_hidden_states_is_not_ignored(tried, model_type):
     hidden, ours = tried
     base = OF_A_FAMILY.get(model_type, {})

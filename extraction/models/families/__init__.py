@@ -30,6 +30,11 @@ FAMILIES = {
     "olmo3": "extraction.models.families.olmo2:OLMO3",
     "mixtral": "extraction.models.families.moe:MIXTRAL",
     "qwen3_moe": "extraction.models.families.moe:QWEN3_MOE",
+    "qwen3_next": "extraction.models.families.qwen_hybrid:QWEN3_NEXT",
+    "qwen3_5_text": "extraction.models.families.qwen_hybrid:QWEN3_5",
+    "qwen3_5": "extraction.models.families.qwen_hybrid:QWEN3_5_VISION",
+    "qwen3_5_moe_text": "extraction.models.families.qwen_hybrid:QWEN3_5_MOE",
+    "qwen3_5_moe": "extraction.models.families.qwen_hybrid:QWEN3_5_MOE_VISION",
 }
 
 

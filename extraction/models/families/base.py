@@ -4,7 +4,7 @@ In: a configuration as transformers read it. Out: our configuration, flax module
 module is imported, they are named. Cost: none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +21,7 @@ class ReferencePlace(NamedTuple):
     """The place of a hook point in transformers' model: the module, `{l}` being the layer, and one of its values.
 
     Attributes:
-        module: the name of the module.
+        module: the name of the module; where layers differ, several names with `|` between them, one for each layer.
         value: `in` or `out` for its input or output, `out.1` for the second part of an output, `normalized` for the
             output of a norm before its gain.
         pick: selects the hook point's part of the value, given the text model's configuration; the result has the
@@ -65,6 +65,12 @@ QK_NORM_PLACES: Places = {
     "attn.hook_q": ReferencePlace("model.layers.{l}.self_attn.q_norm", "out"),
     "attn.hook_k": ReferencePlace("model.layers.{l}.self_attn.k_norm", "out"),
 }
+# Of mixtures that are named as Qwen3-MoE's.
+ROUTER_PLACES: Places = {
+    "mlp.hook_router_logits": ReferencePlace("model.layers.{l}.mlp.gate", "out.0"),
+    "mlp.hook_expert_weights": ReferencePlace("model.layers.{l}.mlp.gate", "out.1"),
+    "mlp.hook_expert_indices": ReferencePlace("model.layers.{l}.mlp.gate", "out.2"),
+}
 
 
 def inside_of(prefix: str, places: Places) -> Places:
@@ -102,6 +108,8 @@ class Family:
         prefix: the beginning of the names of `weight_table`; files may have another one.
         buffers: a pattern of the tensors of a layer that are not parameters and are not read.
         places: hook point -> its place in transformers' model.
+        expert_stacks: the last part of the name of a tensor of all experts -> that of the kernels of one; see
+            `expert_stacks.py`.
         inside: the part of the configuration to read, with a model type of its own; None for all of it.
         by_layer: the attributes that `per_layer_config` may set.
     """
@@ -112,5 +120,6 @@ class Family:
     prefix: str = "model."
     buffers: str = _BUFFERS
     places: Places = field(default_factory=lambda: LLAMA_PLACES)
+    expert_stacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     inside: str | None = None
     by_layer: tuple[str, ...] = ()

@@ -4,22 +4,15 @@
 those of `MixtralForCausalLM` and `Qwen3MoeForCausalLM`, one tensor for each expert.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ..config import Experts, LayerKind, ModelConfig
+from ..config import Experts, ModelConfig
 from ..config_reads import ModelView
-from ..tables import Entries, Entry, llama_table, transposed
-from .base import LLAMA_PLACES, QK_NORM_PLACES, Family, ReferencePlace
+from ..tables import llama_table, mixture_entries, named_experts
+from .base import LLAMA_PLACES, QK_NORM_PLACES, ROUTER_PLACES, Family
 from .reading import alike, checked_experts, decoder, layer_kind
-
-ROUTER_PLACES = {
-    "mlp.hook_router_logits": ReferencePlace("model.layers.{l}.mlp.gate", "out.0"),
-    "mlp.hook_expert_weights": ReferencePlace("model.layers.{l}.mlp.gate", "out.1"),
-    "mlp.hook_expert_indices": ReferencePlace("model.layers.{l}.mlp.gate", "out.2"),
-}
 
 
 def _mixtral(config: ModelView, path: Path) -> ModelConfig:
@@ -41,18 +34,7 @@ def _qwen3_moe(config: ModelView, path: Path) -> ModelConfig:
     return decoder(config, path, [replace(kind, window=window) for kind in layers], qk_norm="head")
 
 
-def _entries(place: str, names: Mapping[str, str], kind: LayerKind) -> Entries:
-    """Return the entries of a mixture at `place` of its block, and these `names` of an expert's kernels."""
-    mixture = f"model.layers.{{l}}.{place}"
-    entries = {"mlp.router.kernel": Entry(f"{mixture}.gate.weight", transposed)}
-    for ours, theirs in names.items():
-        name = f"{mixture}.experts.{{e}}.{theirs}.weight"
-        entries[f"mlp.experts.{ours}.kernel"] = Entry(name, transposed, kind.mixture.count)
-    return entries
-
-
-_numbered = partial(_entries, "block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"})
-_named = partial(_entries, "mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"})
+_numbered = partial(mixture_entries, "block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"})
 MIXTRAL = Family(
     _mixtral,
     weight_table=partial(llama_table, mixture=_numbered),
@@ -60,6 +42,6 @@ MIXTRAL = Family(
 )
 QWEN3_MOE = Family(
     _qwen3_moe,
-    weight_table=partial(llama_table, mixture=_named),
+    weight_table=partial(llama_table, mixture=named_experts),
     places=LLAMA_PLACES | QK_NORM_PLACES | ROUTER_PLACES,
 )

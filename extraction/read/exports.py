@@ -53,7 +53,7 @@ def export(output: str, layout: str, folder: str, options: ExportOptions) -> int
 
 
 def _to_npy(reader: ActivationReader, names: Sequence[str], folder: Path, options: ExportOptions) -> int:
-    """`<hook point>.npy` float32 [N, width], `tokens.npy` [N], `record.npy` [N, 2], `position.npy` [N]."""
+    """`<hook point>.npy` float32 [N, width], `tokens.npy` [N], `record.npy` [N, 2], `positions.npy` [N]."""
     total = reader.num_rows()
     for number, name in enumerate(names):
         arrays: dict[str, np.memmap] = {}
@@ -61,7 +61,7 @@ def _to_npy(reader: ActivationReader, names: Sequence[str], folder: Path, option
         for rows in reader.rows(name):
             parts = {name: rows.activations.astype(np.float32)}
             if number == 0:
-                parts |= {"tokens": rows.tokens, "record": rows.record, "position": rows.position}
+                parts |= {"tokens": rows.tokens, "record": rows.record, "positions": rows.positions}
             for key, values in parts.items():
                 if key not in arrays:
                     shape = (total, *values.shape[1:])

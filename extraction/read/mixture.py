@@ -25,7 +25,7 @@ class MixedRows(NamedTuple):
     activations: np.ndarray
     tokens: np.ndarray
     record: np.ndarray
-    position: np.ndarray
+    positions: np.ndarray
     run: np.ndarray
 
 
@@ -80,8 +80,8 @@ class MixedReader:
     def _joined(self, rows: Sequence[Rows[np.ndarray]], number: int) -> MixedRows:
         order = permutation(len(self._run), self.options.seed, self._parts[0].epoch, self.options.rank, number)
         columns = (np.concatenate(column)[order] for column in zip(*rows, strict=True))
-        activations, tokens, record, position = columns
-        return MixedRows(activations, tokens, record, position, self._run[order])
+        activations, tokens, record, positions = columns
+        return MixedRows(activations, tokens, record, positions, self._run[order])
 
 
 def _shares(weights: Sequence[float], total: int) -> list[int]:

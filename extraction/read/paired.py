@@ -21,13 +21,13 @@ _SAME = ("manifest_digest", "bos", "long_documents", "max_records", "positions",
 
 
 class PairedRows(NamedTuple):
-    """n rows of both runs: activations [n, width] of each; tokens, record and position as in `Rows`."""
+    """n rows of both runs: activations [n, width] of each; tokens, record and positions as in `Rows`."""
 
     first: np.ndarray
     second: np.ndarray
     tokens: np.ndarray
     record: np.ndarray
-    position: np.ndarray
+    positions: np.ndarray
 
 
 class PairedReader:
@@ -72,7 +72,7 @@ class PairedReader:
             n = min(len(one.tokens), len(other.tokens))
             self._check(stream, _part(one, slice(n)), _part(other, slice(n)))
             yield PairedRows(
-                one.activations[:n], other.activations[:n], one.tokens[:n], one.record[:n], one.position[:n]
+                one.activations[:n], other.activations[:n], one.tokens[:n], one.record[:n], one.positions[:n]
             )
             rest = slice(n, None)
             ours, theirs = (
@@ -81,16 +81,16 @@ class PairedReader:
             )
 
     def _check(self, stream: int, ours: Rows[np.ndarray], theirs: Rows[np.ndarray]) -> None:
-        same = (ours.record == theirs.record).all(axis=1) & (ours.position == theirs.position)
+        same = (ours.record == theirs.record).all(axis=1) & (ours.positions == theirs.positions)
         same &= ours.tokens == theirs.tokens
         if not same.all():
             at = int(np.argmin(same))
             token, other = ours.tokens[at], theirs.tokens[at]
-            where = f"record {ours.record[at, 1]} of stream {stream}, position {ours.position[at]}"
+            where = f"record {ours.record[at, 1]} of stream {stream}, position {ours.positions[at]}"
             raise InvalidRequest(
                 f"{self._both} differ at {where}: token {token} and {other}; the tokenizers must agree"
             )
 
 
 def _part(rows: Rows[np.ndarray], here: slice) -> Rows[np.ndarray]:
-    return Rows(rows.activations[here], rows.tokens[here], rows.record[here], rows.position[here])
+    return Rows(rows.activations[here], rows.tokens[here], rows.record[here], rows.positions[here])

@@ -4,7 +4,7 @@ In: OUTPUT, a folder or gs://bucket/prefix, finished or not. Out: NumPy arrays i
 (int8, float8) come as their values in float32.
 
     reader = ActivationReader("gs://bucket/run")
-    for activations, tokens, record, position in reader.rows("blocks.6.hook_resid_post"): ...
+    for activations, tokens, record, positions in reader.rows("blocks.6.hook_resid_post"): ...
 
 Guarantee: only committed rows are read, each once, in the order of streams, batches and records; a chain with a gap, a
 commit of another run or a batch file of another size raises DamagedData. Shuffled reading is in `shuffle`.
@@ -65,11 +65,13 @@ class ActivationReader:
 
     def __repr__(self) -> str:
         counted = self._lasts.keys() >= set(self.streams)
-        rows = sum(ref.num_rows for refs in self._refs.values() for ref in refs) if counted else None
-        return f"ActivationReader({self.storage.location})\n{shown_run(self.run, len(self.streams), rows)}"
+        rows = sum(ref.num_rows for stream in self.streams for ref in self._refs[stream]) if counted else None
+        selection = "" if self.select == EVERYTHING else f", {self.select}"
+        shown = shown_run(self.run, len(self.streams), rows)
+        return f"ActivationReader({self.storage.location}{selection})\n{shown}"
 
     def __len__(self) -> int:
-        """Return how many rows are committed, as `num_rows` does."""
+        """Return how many rows are read, as `num_rows` does."""
         return self.num_rows()
 
     def __bool__(self) -> bool:

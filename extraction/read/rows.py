@@ -17,7 +17,7 @@ Values = TypeVar("Values", np.ndarray, dict[str, np.ndarray])
 
 
 class Rows(NamedTuple, Generic[Values]):
-    """n rows: activations [n, width], tokens int32 [n], record int64 [n, 2] (stream, index), position int32 [n].
+    """n rows: activations [n, width], tokens int32 [n], record int64 [n, 2] (stream, index), positions int32 [n].
 
     Positions count from 0 in the record; a mean has that of the last token of its window. Where several hook points
     were asked for, activations is a dict of them.
@@ -26,7 +26,7 @@ class Rows(NamedTuple, Generic[Values]):
     activations: Values
     tokens: np.ndarray
     record: np.ndarray
-    position: np.ndarray
+    positions: np.ndarray
 
     def __repr__(self) -> str:
         return f"Rows({len(self.tokens):,} rows, activations: {shown_activations(self.activations)})"

@@ -156,7 +156,7 @@ class ShuffledReader(Generic[Values]):
             chosen = {name: values[rows] for name, values in block.activations.items()}
             activations = chosen[self._names[0]] if self._single else chosen
             self.position = first + begin + len(rows)
-            yield Rows(cast(Values, activations), block.tokens[rows], block.record[rows], block.position[rows])
+            yield Rows(cast(Values, activations), block.tokens[rows], block.record[rows], block.positions[rows])
 
     def _read_block(self, order: list[_Piece], first: int) -> _Block:
         """The rows [first, first + block) of the span, in the order of the pieces."""

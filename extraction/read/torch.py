@@ -23,12 +23,12 @@ from .shuffle import DEFAULTS, ShuffledReader, ShuffleOptions, State
 
 
 class TorchRows(TypedDict):
-    """`Rows` as tensors: activations [n, width], or a dict of them, tokens [n], record [n, 2], position [n]."""
+    """`Rows` as tensors: activations [n, width], or a dict of them, tokens [n], record [n, 2], positions [n]."""
 
     activations: torch.Tensor | dict[str, torch.Tensor]
     tokens: torch.Tensor
     record: torch.Tensor
-    position: torch.Tensor
+    positions: torch.Tensor
 
 
 class TorchActivations(IterableDataset[TorchRows]):
@@ -91,7 +91,7 @@ class TorchActivations(IterableDataset[TorchRows]):
                 else to_tensor(values),
                 "tokens": to_tensor(rows.tokens),
                 "record": to_tensor(rows.record),
-                "position": to_tensor(rows.position),
+                "positions": to_tensor(rows.positions),
             }
 
 

@@ -151,5 +151,5 @@ def _loading(target: str, form: str, hook_point: str) -> str:
         return f'import pyarrow.dataset\n\nrows = pyarrow.dataset.dataset("{target}/data", format="parquet")\n'
     return (
         f'from extraction import ActivationReader\n\nreader = ActivationReader("{target}")\n'
-        f'for activations, tokens, record, position in reader.rows("{hook_point}"): ...\n'
+        f'for activations, tokens, record, positions in reader.rows("{hook_point}"): ...\n'
     )

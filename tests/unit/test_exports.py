@@ -37,7 +37,7 @@ def test_npy_is_every_token_in_order(output, tmp_path):
     for name in WIDTHS:
         assert np.array_equal(np.load(tmp_path / f"out/{name}.npy"), expected(tokens, name))
     stream, index = np.load(tmp_path / "out/record.npy").T
-    assert np.array_equal(tokens - 100 * index - 100_000 * stream, np.load(tmp_path / "out/position.npy"))
+    assert np.array_equal(tokens - 100 * index - 100_000 * stream, np.load(tmp_path / "out/positions.npy"))
 
 
 def test_rows_with_a_scale_are_exported_as_values(tmp_path, monkeypatch):
@@ -171,4 +171,4 @@ def test_the_command_writes_it(output, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {f"{OTHER}.npy", "tokens.npy", "record.npy", "position.npy"}
+    assert names == {f"{OTHER}.npy", "tokens.npy", "record.npy", "positions.npy"}

@@ -110,7 +110,7 @@ def test_several_runs_are_read_as_one_with_weights(readers):
         rows = [
             (r, *map(int, record), int(p))
             for b in epoch
-            for r, record, p in zip(b.run, b.record, b.position, strict=True)
+            for r, record, p in zip(b.run, b.record, b.positions, strict=True)
         ]
         assert len(set(rows)) == len(rows) == 480
         seen.append(sorted(row for row in rows if row[0] == 0))

@@ -39,7 +39,7 @@ def test_batches_of_other_sizes_are_read_in_step(reader_of):
     assert np.array_equal(tokens, all_tokens(LENGTHS))
     assert np.array_equal(np.concatenate([rows.first for rows in found]), expected(tokens, HOOK))
     assert np.array_equal(np.concatenate([rows.second for rows in found]), expected(tokens, OTHER))
-    places = [tuple(place) for rows in found for place in np.column_stack([rows.record, rows.position]).tolist()]
+    places = [tuple(place) for rows in found for place in np.column_stack([rows.record, rows.positions]).tolist()]
     assert all(before < after for before, after in pairwise(places))
     of_one = [rows.record[:, 0] for rows in PairedReader(small, large).rows(HOOK, HOOK, [1])]
     assert np.array_equal(np.concatenate(of_one), [1] * sum(LENGTHS[1]))

@@ -60,7 +60,7 @@ def test_the_reader_gives_each_token_its_place_in_the_record(output, places):
     record = reader.record("<urn:doc:1>")
     assert record.positions.tolist() == list(range(LONG))
     assert len(list(reader.all_refs())) > 3  # batches that it goes over
-    rows = [triples(rows.record, rows.position) for rows in reader.rows(HOOK)]
+    rows = [triples(rows.record, rows.positions) for rows in reader.rows(HOOK)]
     assert list(chain.from_iterable(rows)) == places
     found = reader.statistics()[HOOK].largest
     assert abs(reader.record(found.record_id).activations[HOOK][found.position, found.coordinate]) == abs(found.value)
@@ -68,9 +68,11 @@ def test_the_reader_gives_each_token_its_place_in_the_record(output, places):
 
 def test_shuffled_rows_torch_and_datasets_have_it_too(output, places):
     options = ShuffleOptions(batch_size=100, buffer=600)
-    shuffled = [triples(rows.record, rows.position) for rows in ShuffledReader(ActivationReader(output), HOOK, options)]
+    shuffled = [
+        triples(rows.record, rows.positions) for rows in ShuffledReader(ActivationReader(output), HOOK, options)
+    ]
     assert sorted(chain.from_iterable(shuffled)) == places
-    loaded = [triples(batch["record"], batch["position"]) for batch in TorchActivations(output, HOOK, options)]
+    loaded = [triples(batch["record"], batch["positions"]) for batch in TorchActivations(output, HOOK, options)]
     assert sorted(chain.from_iterable(loaded)) == places
     rows = hf.iterable_dataset(output, [HOOK])
     assert [(row["stream"], row["record"], row["position"]) for row in rows] == places
@@ -82,7 +84,7 @@ def test_exports_have_it_too(output, places, tmp_path):
             "extract_activations.py", "export", output, "--to", layout, "--folder", tmp_path / layout, *more
         )
         assert result.returncode == 0, result.stderr
-    arrays = [np.load(tmp_path / f"npy/{name}.npy") for name in ("record", "position")]
+    arrays = [np.load(tmp_path / f"npy/{name}.npy") for name in ("record", "positions")]
     assert triples(*arrays) == places
     rows = [json.loads(path.read_text()) for path in sorted((tmp_path / "openmoss" / HOOK).glob("*.meta.json"))]
     firsts = [(row["stream"], row["record"], row["first_token"]) for row in chain.from_iterable(rows)]

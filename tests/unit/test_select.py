@@ -60,7 +60,7 @@ def quads(record, position, tokens):
 def test_every_way_of_reading_has_the_rows_of_the_selection(output, select):
     rows, reader = wanted(select), ActivationReader(output, select)
     assert len(rows) == reader.num_rows() > 0
-    read = [quads(part.record, part.position, part.tokens) for part in reader.rows(HOOK)]
+    read = [quads(part.record, part.positions, part.tokens) for part in reader.rows(HOOK)]
     assert [row for part in read for row in part] == rows
     for part in reader.rows(HOOK):
         assert np.array_equal(part.activations.astype(np.float32), expected(part.tokens, HOOK))
@@ -71,9 +71,9 @@ def test_every_way_of_reading_has_the_rows_of_the_selection(output, select):
         found = []
         for batch in batches:
             record, position, tokens, values = (
-                (batch["record"], batch["position"], batch["tokens"], batch["activations"].float().numpy())
+                (batch["record"], batch["positions"], batch["tokens"], batch["activations"].float().numpy())
                 if isinstance(batch, dict)
-                else (batch.record, batch.position, batch.tokens, batch.activations.astype(np.float32))
+                else (batch.record, batch.positions, batch.tokens, batch.activations.astype(np.float32))
             )
             found += quads(record, position, tokens)
             assert np.array_equal(values, expected(np.asarray(tokens), HOOK))
@@ -87,7 +87,7 @@ def test_ranks_share_a_selection(output):
     for rank in range(3):
         options = ShuffleOptions(batch_size=4, buffer=8, rank=rank, world_size=3)
         for batch in ShuffledReader(ActivationReader(output, select), HOOK, options):
-            found += quads(batch.record, batch.position, batch.tokens)
+            found += quads(batch.record, batch.positions, batch.tokens)
     assert sorted(found) == sorted(wanted(select))
 
 
@@ -111,7 +111,7 @@ def test_exports_have_it(output, tmp_path):
                  "--positions", "::3", "--only-stream", "0", "--only-stream", "2"]  # fmt: skip
     result = CliRunner().invoke(extract_activations.cli, arguments)
     assert result.exit_code == 0, result.output
-    arrays = [np.load(tmp_path / f"out/{name}.npy") for name in ("record", "position", "tokens")]
+    arrays = [np.load(tmp_path / f"out/{name}.npy") for name in ("record", "positions", "tokens")]
     assert quads(*arrays) == wanted(SELECTIONS[4])
 
 

@@ -56,7 +56,7 @@ def test_the_top_rows_are_those_of_all_products_in_order(tmp_path, k):
     wanted = np.random.default_rng(1).normal(size=WIDTHS[name]).astype(np.float32)
     rows = [(part.activations.astype(np.float32) @ wanted, part) for part in reader.rows(name)]
     values = np.concatenate([value for value, _ in rows])
-    places = np.concatenate([np.column_stack([part.record, part.position, part.tokens]) for _, part in rows])
+    places = np.concatenate([np.column_stack([part.record, part.positions, part.tokens]) for _, part in rows])
     order = np.argsort(-values, kind="stable")[:k]
     found = reader.top_rows(wanted, k, name)
     assert [(r.stream, r.record, r.position, r.token) for r in found] == [

@@ -5,6 +5,7 @@ import pytest
 
 from extraction.core.errors import InvalidRequest
 from extraction.read.reader import ActivationReader
+from extraction.read.select import Select
 from extraction.read.shown import listed
 from extraction.read.shuffle import ShuffledReader
 from extraction.storage import open_storage
@@ -27,6 +28,12 @@ def test_a_reader_says_what_it_reads_and_counts_only_when_it_is_asked(output):
     assert "not counted yet" in shown and "2 begun" in shown
     assert bool(reader) and "not counted yet" in repr(reader)
     assert len(reader) == 29 and "29 committed" in repr(reader)
+
+
+def test_a_reader_of_a_part_says_which(output):
+    part = ActivationReader(output, Select(streams=(1,), positions="1:"))
+    assert len(part) == 4
+    assert "Select(streams=(1,), where=None, positions='1:')" in repr(part) and "5 committed" in repr(part)
 
 
 def test_what_it_yields_is_shown_by_shape(output):

@@ -30,7 +30,8 @@ from extraction.format.commit import Commit, DataObject, Totals, batch_of, worke
 from extraction.format.records import Cursor  # noqa: E402
 from extraction.format.run_config import RunDescription  # noqa: E402
 from extraction.tools.status import read_status  # noqa: E402
-from tests.helpers.fake_gcs import FakeGcs, Object  # noqa: E402
+from tests.helpers.fake_gcs import FakeGcs  # noqa: E402
+from tests.helpers.gcs_objects import Object  # noqa: E402
 from tests.helpers.runs import CONFIG  # noqa: E402
 
 TOKENS, SIZE, RECORDS, EVERY = 65_000, 117_440_512, 40, 30.0

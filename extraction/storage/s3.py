@@ -223,7 +223,7 @@ class S3Storage(Storage):
 
 def _make_client() -> Any:
     try:
-        import boto3
+        from boto3.session import Session
         from botocore.config import Config
     except ImportError as error:
         raise InvalidRequest("s3:// needs the package boto3: pip install 'activation-extraction[s3]'") from error
@@ -231,4 +231,4 @@ def _make_client() -> Any:
         connect_timeout=10, read_timeout=60, max_pool_connections=32, retries={"total_max_attempts": 1},
         request_checksum_calculation="when_required", response_checksum_validation="when_required",
     )  # fmt: skip
-    return boto3.session.Session().client("s3", config=settings)
+    return Session().client("s3", config=settings)

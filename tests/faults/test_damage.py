@@ -11,7 +11,7 @@ from extraction.core.errors import ConfigurationMismatch, DamagedData, InvalidRe
 from extraction.format.safetensors import decode_header
 from extraction.storage import open_storage
 from tests.helpers.batches import batches_from, data_of
-from tests.helpers.fake_gcs import flipped
+from tests.helpers.gcs_objects import flipped
 from tests.helpers.workers import MODEL, committed, extract, extract_here, make_streams, text_of, write_corpus
 
 FINGERPRINT = "sha256:f"

@@ -1,4 +1,4 @@
-"""The table of lies in docs/verify.md: a proven run is changed consistently, and a level of `verify` must say what.
+"""The table of false runs in docs/verify.md: a proven run is changed consistently, and a level of `verify` must say what.
 
 Everything is changed from outside: the objects of a real run are rewritten, with all that depends on them.
 """

@@ -33,7 +33,8 @@ def test_a_seed_replays_exactly():
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_each_bug_can_be_planted_in_the_source_as_it_is(bug, tmp_path):
-    plant(bug, tmp_path)
+    plant(bug, tmp_path)  # raises if the source has changed
+    assert (tmp_path / "extraction").is_dir()
 
 
 @pytest.mark.slow

@@ -20,10 +20,8 @@ actions:    fail (with `status` and `reason`), reset (drop the connection before
 """
 
 import argparse
-import base64
 import contextlib
 import fnmatch
-import hashlib
 import json
 import re
 import socket
@@ -31,85 +29,16 @@ import sys
 import threading
 import time
 import uuid
-from dataclasses import dataclass, field
-from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-import google_crc32c
 from sortedcontainers import SortedDict
+
+from tests.helpers.gcs_objects import Instruction, Object, Refused, Session, crc32c, flipped
 
 HEAD = 1 << 16  # bytes of an upload that are read before it is decided what becomes of it
 PERMISSIONS = frozenset({"create", "get", "list", "delete"})
-REASONS = {400: "invalid", 401: "authError", 403: "forbidden", 404: "notFound", 410: "gone", 429: "rateLimitExceeded"}
-
-
-def crc32c(data: bytes) -> str:
-    return base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
-
-
-def flipped(data: bytes) -> bytes:
-    """The data with its first bit flipped."""
-    return bytes([data[0] ^ 1]) + data[1:] if data else data
-
-
-@dataclass
-class Object:
-    name: str
-    data: bytes
-    generation: int
-    updated: float
-
-    @cached_property
-    def crc32c(self) -> str:
-        return crc32c(self.data)
-
-    @cached_property
-    def metadata(self) -> dict[str, str]:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self.updated)) + f".{int(self.updated % 1 * 1000):03d}Z"
-        return {
-            "kind": "storage#object",
-            "name": self.name,
-            "generation": str(self.generation),
-            "metageneration": "1",
-            "size": str(len(self.data)),
-            "crc32c": self.crc32c,
-            "updated": stamp,
-            "timeCreated": stamp,
-            "md5Hash": base64.b64encode(hashlib.md5(self.data).digest()).decode(),
-            "etag": str(self.generation),
-            "contentType": "application/octet-stream",
-        }
-
-
-@dataclass
-class Instruction:
-    operation: str
-    name: str
-    action: str
-    count: int = 1
-    status: int = 503
-    reason: str = ""
-    seconds: float = 60.0
-    rate: float = 1e6
-    entered: threading.Event = field(default_factory=threading.Event)
-    release: threading.Event = field(default_factory=threading.Event)
-
-
-@dataclass
-class Session:
-    name: str
-    precondition: str | None
-    data: bytearray = field(default_factory=bytearray)
-    expected_crc32c: str | None = None
-    done: Object | None = None
-
-
-class Refused(Exception):
-    def __init__(self, status: int, message: str, reason: str = ""):
-        super().__init__(message)
-        self.status, self.reason = status, reason or REASONS.get(status, "backendError")
 
 
 class FakeGcs(ThreadingHTTPServer):

@@ -111,7 +111,7 @@ def test_a_second_machine_of_a_run_gets_the_step_from_the_bucket(gcs, undisturbe
 
 
 def test_a_wrong_step_under_an_agreed_name_is_not_used_for_a_batch(undisturbed, gcs, tmp_path):
-    """Whoever can write both run.json and the cache: the known answer still differs, and the step is compiled."""
+    """An attacker who writes both run.json and the cache: the known answer still differs, and the step is compiled."""
     start(undisturbed, tmp_path / "run")
     path = tmp_path / "run/run.json"
     value = json.loads(path.read_text())

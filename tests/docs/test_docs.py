@@ -1,5 +1,6 @@
 """The pages under docs/ say what is so: the format as it is written, the flags and files that exist."""
 
+import ast
 import json
 import re
 import shutil
@@ -149,6 +150,15 @@ def test_the_recipes_of_dictionaries_learn(tmp_path):
 @pytest.mark.slow
 def test_the_reading_examples_run(output):
     assert "torch.bfloat16" in run_examples("reading.md", OUTPUT=output.location)
+
+
+def test_the_settings_of_saelens_are_counted_right():
+    said = re.search(r"needs (\d+) settings", (DOCS / "python.md").read_text())
+    calls = [
+        node for node in ast.walk(ast.parse((ROOT / "benchmarks/peers.py").read_text())) if isinstance(node, ast.Call)
+    ]
+    (made,) = [call for call in calls if getattr(call.func, "id", "") == "CacheActivationsRunnerConfig"]
+    assert said and int(said[1]) == len(made.keywords)
 
 
 @pytest.mark.slow

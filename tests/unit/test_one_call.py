@@ -12,6 +12,8 @@ from extraction.audit.verify import audit_run
 from tests.helpers.corpora import contents
 from tests.helpers.workers import MODEL, text_of
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [text_of(number, 5 + 9 * number % 40) for number in range(12)]
 SMALL = {"layers": [1, -1], "seq_len": 32, "batch_size": 2, "steps_per_batch": 1, "progress": False}
 

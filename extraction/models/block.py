@@ -27,6 +27,7 @@ from .modules import (
     FromHeads,
     GatedMLP,
     LayerNorm,
+    MultipliedEmbedding,
     OffsetRMSNorm,
     PositionEmbedding,
     RMSNorm,
@@ -34,9 +35,10 @@ from .modules import (
     Tap,
     ToHeads,
     WideRMSNorm,
+    times,
 )
 from .per_layer import PerLayerEmbedding
-from .rope import rotate, rotation
+from .rope import query_scale, rotate, rotation
 
 # The modules that `Modules` of a family can name.
 NORMS: dict[str, Callable[[int, float, jnp.dtype], Any]] = {
@@ -46,7 +48,8 @@ MLPS: dict[str, Callable[[ModelConfig, LayerKind, jnp.dtype], nnx.Module]] = {
     mlp.__name__: mlp for mlp in (MLP, GatedMLP)
 }
 EMBEDDINGS: dict[str, Callable[[ModelConfig, jnp.dtype], nnx.Module]] = {
-    embedding.__name__: embedding for embedding in (Embedding, ScaledEmbedding, PositionEmbedding, PerLayerEmbedding)
+    embedding.__name__: embedding
+    for embedding in (Embedding, ScaledEmbedding, MultipliedEmbedding, PositionEmbedding, PerLayerEmbedding)
 }
 
 
@@ -73,7 +76,7 @@ class Shared:
     def of(cls, layers: tuple[LayerKind, ...], segment_ids: jax.Array, positions: jax.Array) -> "Shared":
         """Return the values for these layers."""
         wanted = dict.fromkeys((kind.rope, kind.head_width) for kind in layers if kind.rope is not None)
-        rotations = {(rope, width): rotation(positions, width, rope) for rope, width in wanted}
+        rotations = {(rope, width): rotation(positions, segment_ids, width, rope) for rope, width in wanted}
         return cls(segment_ids, positions, rotations)
 
 
@@ -100,7 +103,9 @@ class Attention(nnx.Module):
             tap(f"attn.hook_{name}", heads.reshape(*x.shape[:2], -1))
         if self.kind.rope is not None:
             cos, sin = shared.rotations[self.kind.rope, self.kind.head_width]
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q, k = (rotate(heads, cos, sin, self.kind.rope.interleaved) for heads in (q, k))
+            if self.kind.rope.query_growth:
+                q *= query_scale(shared.positions, self.kind.rope).astype(q.dtype)
         z = attention(q, k, v, shared.segment_ids, self._rule(x.shape[1]))  # [B, T, H, Dh]
         if self.config.output_gate:
             z = z * jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).astype(z.dtype)
@@ -140,6 +145,7 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, attention: nnx.Module, mlp: nnx.Module, norm: Callable[[], Any]):
         self.attention, self.mlp = attention, mlp
         self.before, self.after = "before" in config.norms, "after" in config.norms
+        self.scale = config.residual_scale
         if self.before:
             self.norm_attention, self.norm_mlp = norm(), norm()
         if self.after:
@@ -161,7 +167,7 @@ class Block(nnx.Module):
             x = self.norm_attention(x)
         tap("hook_attn_in", x)
         added = self.attention(x, shared, tap)
-        added = self.norm_attention_out(added) if self.after else added
+        added = times(self.norm_attention_out(added) if self.after else added, self.scale)
         tap("hook_attn_out", added)
         return added
 
@@ -173,7 +179,7 @@ class Block(nnx.Module):
             x = self.norm_mlp(x)
         tap("hook_mlp_in", x)
         added = self.run_mlp(x, residual, tap)
-        added = self.norm_mlp_out(added) if self.after else added
+        added = times(self.norm_mlp_out(added) if self.after else added, self.scale)
         tap("hook_mlp_out", added)
         return added
 

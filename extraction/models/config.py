@@ -13,9 +13,14 @@ from .hooks import EMBED_HOOK, FINAL_HOOK, HOOK_KINDS, kind_of, layer_of
 class Rope:
     """Rotary embedding. `fraction` of a head's width is rotated; `attention_factor` scales the result.
 
-    `kind` is `default`, `linear`, `llama3`, `yarn` or `proportional`, which has the frequencies of the whole width but
-    turns only `fraction` of them. All but `default` use `factor`; `llama3` uses the frequency factors, `yarn` the betas
-    and `truncate`, both `original_max_positions`.
+    `query_growth`: at position p, q is scaled by 1 + growth * log(1 + floor(p / original_max_positions)).
+    `interleaved`: each even column is rotated against the next one, not the first half against the second.
+
+    `kind` is `default`, `linear`, `llama3`, `yarn`, `dynamic`, `longrope` or `proportional`, which has the frequencies
+    of the whole width but turns only `fraction` of them. All but `default` and `longrope` use `factor`; `llama3` uses
+    the frequency factors, `yarn` the betas and `truncate`, both `original_max_positions`. A document longer than
+    `original_max_positions` has other frequencies with `dynamic`, which depend on its length, and with `longrope`,
+    which divides by the long factors in place of the short ones.
     """
 
     theta: float
@@ -29,6 +34,10 @@ class Rope:
     truncate: bool = True
     attention_factor: float = 1.0
     fraction: float = 1.0
+    interleaved: bool = False
+    query_growth: float = 0.0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,8 @@ class ModelConfig:
         logit_softcap: the bound of the logits, by a tanh.
         no_loss: the reason why `hook_loss` does not exist, None if it does.
         per_layer: the embeddings that each layer has of its own, None for none.
+        embedding_scale: the factor of a `MultipliedEmbedding`.
+        residual_scale: the factor of what attention and mlp add to the residual stream.
     """
 
     family: str
@@ -178,6 +189,8 @@ class ModelConfig:
     logit_softcap: float | None = None
     no_loss: str | None = None
     per_layer: PerLayer | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
 
     @property
     def num_layers(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.errors import DamagedData, InvalidRequest
 from ..core.logs import say
-from .config import ModelConfig
+from .config import ModelConfig, Rope
 from .config_reads import ModelView
 from .families import FAMILIES, Family, family_of
 
@@ -45,7 +45,7 @@ def read_model_config(folder: Path) -> ModelConfig:
             **_head(view),
         )
         _refuse_left(path, view)
-        if ignored := view.ignored(written[family.inside] if family.inside else written):
+        if ignored := view.ignored(_part_read(written, family)):
             say(f"{path}: ignored, since {view.model} of transformers does not read it: {', '.join(ignored)}")
         return _checked(found, path)
     except (
@@ -83,9 +83,18 @@ def _read(path: Path) -> dict[str, Any]:
     return written
 
 
+def _part_read(written: dict[str, Any], family: Family) -> dict[str, Any]:
+    """Return the part of the file that is read. Raises KeyError if it is missing."""
+    if family.inside is None or (family.flat and family.inside not in written):
+        return written
+    return written[family.inside]
+
+
 def _refuse_by_hand(path: Path, written: dict[str, Any], family: Family) -> None:
     """Raise InvalidRequest for keys that are read outside the model's code: quantization, layers that differ."""
     inner = written.get(family.inside) if family.inside else None
+    if family.inside is None and written.get("text_config"):
+        raise InvalidRequest(f"{path}: text_config is not handled for model type {written['model_type']!r}")
     for part in (written, inner or {}):
         if quantisation := part.get("quantization_config"):
             kind = quantisation.get("quant_method") or "of a kind that it does not name"
@@ -130,10 +139,19 @@ def _checked(config: ModelConfig, path: Path) -> ModelConfig:
         if size is not None and size < 1:
             raise DamagedData(f"{path}: {name} is {size}")
     for kind in dict.fromkeys(config.layers):
-        if kind.rope is not None and int(kind.head_width * kind.rope.fraction) % 2:
-            part = f"{kind.rope.fraction:g} of a head of {kind.head_width}"
-            raise DamagedData(f"{path}: {part} is not a number of pairs")
+        if kind.rope is not None:
+            _check_rope(kind.rope, kind.head_width, path)
         if kind.num_heads % kind.num_kv_heads:
             shared = f"{kind.num_heads} heads do not share {kind.num_kv_heads} key-value heads evenly"
             raise DamagedData(f"{path}: {shared}")
     return config
+
+
+def _check_rope(rope: Rope, head_width: int, path: Path) -> None:
+    """Raise DamagedData for a rotation that does not fit a head of this width."""
+    width = int(head_width * rope.fraction)
+    if width % 2:
+        raise DamagedData(f"{path}: {rope.fraction:g} of a head of {head_width} is not a number of pairs")
+    for factors in (rope.short_factors, rope.long_factors) if rope.kind == "longrope" else ():
+        if len(factors) != width // 2:
+            raise DamagedData(f"{path}: LongRoPE has {len(factors)} factors for {width // 2} pairs of columns")

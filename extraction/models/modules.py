@@ -33,6 +33,11 @@ ACTIVATIONS = {
 }
 
 
+def times(x: jax.Array, factor: float) -> jax.Array:
+    """Return x times a constant, computed in float32 and rounded once, as torch does."""
+    return x if factor == 1.0 else (x.astype(jnp.float32) * factor).astype(x.dtype)
+
+
 class Linear(nnx.Module):
     """x [..., I] -> [..., O]; kernel [I, O]."""
 
@@ -196,6 +201,18 @@ class ScaledEmbedding(Embedding):
         """Return x [B, T, D] of tokens and positions [B, T], scaled."""
         x = super().__call__(tokens, positions)
         return x * jnp.asarray(self.scale, x.dtype)
+
+
+class MultipliedEmbedding(Embedding):
+    """The embedding times a factor of the configuration, rounded once, as Granite does."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        super().__init__(config, dtype)
+        self.scale = config.embedding_scale
+
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Return x [B, T, D] of tokens and positions [B, T], scaled."""
+        return times(super().__call__(tokens, positions), self.scale)
 
 
 class PositionEmbedding(Embedding):

@@ -109,6 +109,35 @@ def attention(config: ModelConfig, kind: LayerKind) -> Entries:
     return table
 
 
+def part_of(
+    widths: tuple[int, ...], index: int, transform: Callable[["jax.Array"], "jax.Array"], tensor: "jax.Array"
+) -> "jax.Array":
+    """Return one of the kernels that are below each other in a tensor, transformed. `widths` are the rows of each."""
+    if tensor.shape[0] != sum(widths):
+        raise ValueError(f"{tensor.shape[0]} rows in place of {sum(widths)}")
+    start = sum(widths[:index])
+    return transform(tensor[start : start + widths[index]])
+
+
+def fused_attention(config: ModelConfig, kind: LayerKind) -> Entries:
+    """Return the entries of attention with q, k and v below each other in one tensor, without biases."""
+    table, heads = output(config, kind, "model.layers.{l}.self_attn.o_proj"), partial(to_heads, kind.head_width)
+    widths = (kind.heads_width, kind.kv_width, kind.kv_width)
+    for index, name in enumerate("qkv"):
+        part = partial(part_of, widths, index, heads)
+        table[f"attention.{name}.kernel"] = Entry("model.layers.{l}.self_attn.qkv_proj.weight", part)
+    return table
+
+
+def fused_mlp(kind: LayerKind) -> Entries:
+    """Return the entries of a mlp with gate and up below each other in one tensor, without biases."""
+    table = linear("mlp.down", "model.layers.{l}.mlp.down_proj", False)
+    for index, name in enumerate(("gate", "up")):
+        part = partial(part_of, (kind.mlp_width, kind.mlp_width), index, transposed)
+        table[f"mlp.{name}.kernel"] = Entry("model.layers.{l}.mlp.gate_up_proj.weight", part)
+    return table
+
+
 def gated_mlp(config: ModelConfig) -> Entries:
     """Return the entries of Llama's mlp."""
     table: Entries = {}
@@ -141,6 +170,7 @@ def llama_table(
     config: ModelConfig,
     norm_names: Mapping[str, str] = LLAMA_NORMS,
     mixture: Callable[[LayerKind], Entries] | None = None,
+    fused: Sequence[str] = (),
 ) -> Table:
     """Return the table of a model named as Llama.
 
@@ -148,11 +178,14 @@ def llama_table(
         config: the model.
         norm_names: our name of each norm of a block -> its name in the files.
         mixture: the entries of a mixture, for kinds of layers that have one.
+        fused: `attention`, `mlp` or both, where their first kernels are one tensor.
     """
 
     def block(kind: LayerKind) -> Entries:
-        mlp = mixture(kind) if mixture and kind.experts else gated_mlp(config)
-        return attention(config, kind) | mlp | norms(norm_names)
+        dense = fused_mlp(kind) if "mlp" in fused else gated_mlp(config)
+        mlp = mixture(kind) if mixture and kind.experts else dense
+        attend = fused_attention if "attention" in fused else attention
+        return attend(config, kind) | mlp | norms(norm_names)
 
     return Table(
         embedding={"table": Entry("model.embed_tokens.weight")},

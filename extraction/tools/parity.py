@@ -192,6 +192,15 @@ def documents_of(batch: PackedBatch, step: Step) -> Iterator[tuple[str, np.ndarr
             yield record_id, tokens[first:end], {name: values[first:end] for name, values in ours.items()}
 
 
+def reference_class(folder: Path) -> Any:
+    """Return the class of transformers that loads the model in a folder: of models that also see, with their head."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    model_type = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
+    return AutoModelForCausalLM if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else AutoModelForImageTextToText
+
+
 class TorchReference:
     """Transformers' torch model in float32; called with the ids of one document, it gives {hook point: [t, width]}."""
 
@@ -203,12 +212,11 @@ class TorchReference:
     def load(cls, folder: ModelFolder, hook_points: Iterable[str]) -> "TorchReference":
         """The model of a folder, with transformers' plain attention."""
         import torch
-        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         settings = {"dtype": torch.float32, "attn_implementation": "eager", "trust_remote_code": False}
-        return cls(AutoModelForCausalLM.from_pretrained(folder.path, **settings).eval(), hook_points)
+        return cls(reference_class(folder.path).from_pretrained(folder.path, **settings).eval(), hook_points)
 
     def __call__(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """Run one document of token ids [t] alone; return {hook point: [t, width]}."""
@@ -216,6 +224,7 @@ class TorchReference:
 
         found: dict[str, np.ndarray] = {}
         handles = [self._watch(name, found, len(tokens)) for name in self._wanted if name != LOSS_HOOK]
+        self._forget()
         try:
             with torch.no_grad():
                 ids = torch.tensor(np.asarray(tokens, np.int64))
@@ -227,6 +236,13 @@ class TorchReference:
             losses = torch.nn.functional.cross_entropy(logits[:-1].float(), ids[1:], reduction="none")
             found[LOSS_HOOK] = np.append(losses.numpy(), np.float32(np.nan))[:, None]
         return found
+
+    def _forget(self) -> None:
+        """Restore the frequencies of dynamic NTK, which the model keeps from a longer document before."""
+        for module in self._model.modules():
+            if getattr(module, "rope_type", None) == "dynamic":
+                module.register_buffer("inv_freq", module.original_inv_freq, persistent=False)
+                module.max_seq_len_cached = module.original_max_seq_len
 
     def _watch(self, name: str, found: dict[str, np.ndarray], length: int) -> Any:
         """Keep a hook point's values, which its place names, when the module runs."""

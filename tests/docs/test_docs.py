@@ -181,7 +181,7 @@ def test_the_table_of_families_says_what_is_absent(tmp_path):
         absent.setdefault(config.family, set()).update(*map(config.absent_hooks, range(config.num_layers)))
         absent[config.family] -= set(OF_A_MIXTURE)
     rows = rows_of_table((DOCS / "hook-points.md").read_text(), "model types")
-    assert {family: set(row[3]) for row in rows for family in row[0]} == absent
+    assert {family: set(row[3]) for row in rows for family in row[0] if family not in WITHOUT_A_FILE} == absent
     assert absent.keys() == FAMILIES.keys() - WITHOUT_A_FILE
 
 

@@ -10,7 +10,15 @@ FOLDER = Path(__file__).parents[1] / "model_configs"
 KNOWN = tomllib.loads((FOLDER / "index.toml").read_text())
 ACCEPTED = {name: entry for name, entry in KNOWN.items() if "refused" not in entry}
 # Model types of which no file is public, as of text models that are inside others there.
-WITHOUT_A_FILE = {"ministral", "gemma4_unified", "gemma4_unified_text", "qwen3_5_text", "qwen3_5_moe_text"}
+WITHOUT_A_FILE = {
+    "ministral",
+    "ministral3",
+    "qwen2_vl",
+    "gemma4_unified",
+    "gemma4_unified_text",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+}
 REFUSED = {name: entry["refused"] for name, entry in KNOWN.items() if "refused" in entry}
 
 

@@ -18,7 +18,7 @@ from extraction.models.config_file import read_model_config
 from extraction.models.location import ModelFolder
 from extraction.models.step import Step, load_step
 from extraction.models.step_options import StepOptions
-from extraction.tools.parity import TorchReference
+from extraction.tools.parity import TorchReference, reference_class
 from extraction.worker.loop import Layout, run_pipeline
 
 SIZES = {
@@ -40,6 +40,15 @@ LLAMA3 = {
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 3.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 64,
+    "short_factor": [1.0, 1.1, 1.2, 1.5],
+    "long_factor": [1.5, 2.0, 3.0, 5.0],
+}
+PHI3 = partial(transformers.Phi3Config, **SIZES, pad_token_id=0)
 GPT2 = partial(transformers.GPT2Config, n_embd=32, n_layer=3, n_head=4, n_positions=256, vocab_size=97)
 NEOX = partial(transformers.GPTNeoXConfig, **{k: v for k, v in SIZES.items() if k != "num_key_value_heads"})
 WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
@@ -61,6 +70,20 @@ HYBRID_EXPERTS = {
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 16,
 }
+TEXT = SIZES | {"head_dim": 16}
+GROWING = {"rope_type": "default", "rope_theta": 1e4, "original_max_position_embeddings": 32, "llama_4_scaling_beta": 1}
+MROPE = SIZES | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+PIXTRAL = {
+    "model_type": "pixtral",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "head_dim": 16,
+    "image_size": 28,
+    "patch_size": 14,
+}
+QWEN_VISION = {"intermediate_size": 48, "depth": 1, "num_heads": 2}
 CONFIGS = {
     "llama": partial(transformers.LlamaConfig, **SIZES),
     "llama-biases-tied-llama3": partial(
@@ -90,6 +113,30 @@ CONFIGS = {
     ),
     "mistral": partial(transformers.MistralConfig, **SIZES, sliding_window=16),
     "ministral": partial(transformers.MinistralConfig, **SIZES, **WINDOWS, head_dim=8),
+    "ministral3": partial(
+        transformers.Ministral3Config, **SIZES, head_dim=16, rope_parameters=YARN | {"llama_4_scaling_beta": 0.4}
+    ),
+    "mistral3": partial(
+        transformers.Mistral3Config, text_config=TEXT | {"model_type": "mistral"}, vision_config=PIXTRAL
+    ),
+    "mistral3-ministral3-tied": partial(
+        transformers.Mistral3Config,
+        text_config=TEXT | {"model_type": "ministral3", "sliding_window": 16, "rope_parameters": GROWING},
+        vision_config=PIXTRAL,
+        tie_word_embeddings=True,
+    ),
+    "qwen2_vl": partial(transformers.Qwen2VLConfig, text_config=MROPE, vision_config=QWEN_VISION | {"hidden_size": 32}),
+    "qwen2_5_vl-window": partial(
+        transformers.Qwen2_5_VLConfig,
+        text_config=MROPE | WINDOWS | {"use_sliding_window": True},
+        vision_config=QWEN_VISION | {"hidden_size": 32, "out_hidden_size": 32, "fullatt_block_indexes": [0]},
+    ),
+    "qwen3_vl": partial(
+        transformers.Qwen3VLConfig,
+        text_config=MROPE | {"head_dim": 8, "attention_bias": True},
+        vision_config=QWEN_VISION
+        | {"hidden_size": 32, "out_hidden_size": 32, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+    ),
     "qwen2": partial(transformers.Qwen2Config, **SIZES),
     "qwen2-window-above": partial(
         transformers.Qwen2Config, **SIZES, use_sliding_window=True, sliding_window=16, max_window_layers=1
@@ -104,6 +151,51 @@ CONFIGS = {
         rope_parameters=YARN | {"attention_factor": 1.5, "beta_fast": 16},
         use_sliding_window=True,
         **WINDOWS,
+    ),
+    "phi3": PHI3,
+    "phi3-longrope-partial-window": partial(
+        PHI3,
+        sliding_window=48,
+        original_max_position_embeddings=64,
+        rope_parameters=LONGROPE | {"partial_rotary_factor": 0.5, "short_factor": [1.0, 1.5], "long_factor": [2, 5]},
+    ),
+    "glm": partial(transformers.GlmConfig, **SIZES, head_dim=16, pad_token_id=0),
+    "glm-all-rotated": partial(
+        transformers.GlmConfig,
+        **SIZES,
+        head_dim=8,
+        pad_token_id=0,
+        attention_bias=True,
+        rope_parameters=LINEAR | {"partial_rotary_factor": 1.0},
+    ),
+    "glm4": partial(transformers.Glm4Config, **SIZES, head_dim=16, pad_token_id=0),
+    "glm4-no-biases-tied": partial(
+        transformers.Glm4Config, **SIZES, head_dim=8, pad_token_id=0, attention_bias=False, tie_word_embeddings=True
+    ),
+    "granite": partial(
+        transformers.GraniteConfig,
+        **SIZES,
+        attention_multiplier=0.2,
+        embedding_multiplier=3.0,
+        residual_multiplier=0.3,
+        logits_scaling=4.0,
+    ),
+    "granite-biases-dynamic": partial(
+        transformers.GraniteConfig,
+        **(SIZES | {"max_position_embeddings": 48}),
+        attention_bias=True,
+        mlp_bias=True,
+        residual_multiplier=1.7,
+        rope_parameters=DYNAMIC,
+    ),
+    "gemma": partial(transformers.GemmaConfig, **SIZES, head_dim=16),
+    "gemma-biases": partial(
+        transformers.GemmaConfig,
+        **SIZES,
+        head_dim=8,
+        attention_bias=True,
+        hidden_act="gelu",
+        tie_word_embeddings=False,
     ),
     "gemma2": partial(transformers.Gemma2Config, **GEMMA, attn_logit_softcapping=2.0),
     "gemma2-uncapped-untied": partial(
@@ -245,7 +337,9 @@ def make_model(
 ) -> torch.nn.Module:
     """A random model, saved to `folder`. Its weights are large enough for biases and norms to matter."""
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation="eager").eval()
+    config = CONFIGS[name]()
+    config.save_pretrained(folder)
+    model = reference_class(folder).from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         factors = (buffer for name, buffer in model.named_buffers() if name.endswith("layer_scalar"))
         for parameter in (*model.parameters(), *factors):
@@ -256,9 +350,8 @@ def make_model(
     if hasattr(code, "torch_chunk_gated_delta_rule"):
         code.torch_chunk_gated_delta_rule = code.torch_recurrent_gated_delta_rule
     # Read back, since converting the model would also have rounded its rotary frequencies.
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    loader = reference_class(folder)
+    return loader.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def documents(lengths: Iterable[int] = LENGTHS) -> list[np.ndarray]:

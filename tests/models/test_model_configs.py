@@ -56,7 +56,9 @@ def test_a_real_model_has_as_many_parameters_as_its_authors_say(config_of, name)
     shapes = parameters(config)
     written = json.loads((FOLDER / f"{name}.json").read_bytes())
     embedding = prod(shapes["embedding.table"])
-    tied = written.get("tie_word_embeddings", written["model_type"] in ("gpt2", "gemma2", "gemma3_text", "gemma3"))
+    tied = written.get(
+        "tie_word_embeddings", written["model_type"] in ("gpt2", "gemma", "gemma2", "gemma3_text", "gemma3", "mistral3")
+    )
     assert config.tied == tied
     count = sum(map(prod, shapes.values()))
     if whole := entry.get("parameters"):
@@ -74,9 +76,9 @@ def test_a_real_model_that_is_not_handled_is_refused_by_its_name(config_of, name
 
 @pytest.mark.slow
 def test_a_refused_model_ends_the_command_with_2(tmp_path):
-    shutil.copy(FOLDER / "phi-4.json", tmp_path / "config.json")
+    shutil.copy(FOLDER / "phi-2.json", tmp_path / "config.json")
     result = python("extract_activations.py", "plan", "--model", tmp_path, "--tpu", "v5e-8")
-    assert result.returncode == 2 and "config.json: model type 'phi3' is not supported" in result.stderr
+    assert result.returncode == 2 and "config.json: model type 'phi-msft' is not supported" in result.stderr
 
 
 @pytest.mark.parametrize(

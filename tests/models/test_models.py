@@ -23,14 +23,17 @@ from extraction.models.families import FAMILIES, Family, family_of
 from extraction.models.families.reading import rope as rope_of
 from extraction.models.location import ModelFolder, locate_model
 from extraction.models.mixture import dot_by_blocks, grouped_dot
-from extraction.models.rope import rope_frequencies
+from extraction.models.rope import rope_frequencies, rotation
 from extraction.models.tensor_names import TextModel, find_tensors
 from extraction.models.tensors import WeightFiles
+from extraction.tools.parity import TorchReference
 from tests.helpers.known_models import field_of
 from tests.helpers.tiny_models import (
     CONFIGS,
+    DYNAMIC,
     LINEAR,
     LLAMA3,
+    LONGROPE,
     SIZES,
     WINDOWS,
     YARN,
@@ -100,6 +103,17 @@ def test_every_hook_point_of_packed_documents_is_that_of_the_reference_alone(mod
         assert error(ours[hook], model.reference[hook]) < 1e-5, hook
 
 
+def test_a_document_after_a_longer_one_has_the_frequencies_of_its_own_length(models):
+    """Both are longer than the original positions of dynamic NTK."""
+    folder, hooks = models("granite-biases-dynamic").folder, ("blocks.0.hook_attn_out", "blocks.2.hook_resid_post")
+    reference = TorchReference.load(ModelFolder(folder, str(folder), None), hooks)
+    docs = documents((140, 90, 48, 49))
+    theirs = [reference(tokens) for tokens in docs]
+    ours, _ = run(load(folder, hooks), docs)
+    for hook in hooks:
+        assert error(ours[hook], np.concatenate([values[hook] for values in theirs])) < 1e-5, hook
+
+
 @pytest.mark.parametrize(
     "name, saving",
     [
@@ -148,6 +162,26 @@ def test_rotations_are_those_of_the_reference_at_far_positions(parameters, rope)
     assert rope_of(parameters, ModelView(config), Path()) == rope
     assert rope.attention_factor == pytest.approx(reference.attention_scaling, rel=1e-12)
     assert np.abs(1e5 * (rope_frequencies(64, rope).astype(np.float64) - theirs)).max() < 1e-3
+
+
+@pytest.mark.parametrize("length", [63, 64, 65, 100, 4000])
+@pytest.mark.parametrize("parameters", [DYNAMIC, LONGROPE])
+def test_frequencies_of_a_document_are_those_of_a_model_that_sees_it_first(parameters, length):
+    config = transformers.LlamaConfig(
+        **(SIZES | {"max_position_embeddings": 64}), rope_parameters=parameters | {"rope_theta": 1e4}
+    )
+    rope, reference = rope_of(config.rope_parameters, ModelView(config), Path()), LlamaRotaryEmbedding(config)
+    cos, _ = reference(torch.zeros(1), torch.arange(length)[None])
+    ours = rope_frequencies(8, rope, length).astype(np.float64)
+    assert np.abs(1e5 * (ours - reference.inv_freq.numpy())).max() < 2e-2  # a power in float32 differs by one place
+    lengths = [5, length, 0, 7]
+    positions = np.concatenate([np.arange(n) for n in lengths])[None].astype(np.int32)
+    segments = np.concatenate([np.full(n, i + 1) for i, n in enumerate(lengths)])[None].astype(np.int32)
+    packed, _ = rotation(jnp.asarray(positions), jnp.asarray(segments), 8, rope)
+    np.testing.assert_allclose(packed[0, 5 : 5 + length, 0], cos[0, :, :4], atol=2e-3)
+    alone, _ = rotation(jnp.asarray(positions[:, :5]), jnp.asarray(segments[:, :5]), 8, rope)
+    np.testing.assert_array_equal(packed[0, :5], alone[0])
+    np.testing.assert_array_equal(packed[0, -7:-2], alone[0])
 
 
 @pytest.mark.parametrize(
@@ -203,7 +237,7 @@ def test_configurations_as_they_are_found(configured, attributes, expected):
         ({"is_causal": False}, "is_causal = false is not handled for llama; LlamaModel of transformers reads it"),
         ({"hidden_act": "xielu"}, "xielu"),
         ({"rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}}, "RoPE parameters partial_rotary_factor"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE type 'dynamic'"),
+        ({"rope_scaling": {"type": "axial", "factor": 2.0}}, "RoPE type 'axial'"),
         ({"model_type": "qwen2", "layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "chunked"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0 is not handled"),
@@ -255,6 +289,9 @@ def test_keys_that_the_reference_does_not_know_are_named_once(configured, capsys
         LLAMA | {"model_type": "qwen3_moe", "decoder_sparse_step": 0},
         LLAMA | {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3},
         LLAMA | {"rope_scaling": {"rope_type": "linear"}},
+        LLAMA | {"rope_scaling": {"rope_type": "dynamic"}},
+        LLAMA | {"rope_scaling": LONGROPE | {"long_factor": [1.0]}},
+        {"model_type": "smollm3", "no_rope_layers": [1]},
         LLAMA | {"head_dim": 7},
         LLAMA | {"model_type": "gemma4_text", "vocab_size_per_layer_input": 50},
         LLAMA | {"model_type": "gemma4_text", "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2},

@@ -5,7 +5,7 @@ module is imported, they are named. Cost: none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,6 +60,10 @@ GEMMA_PLACES: Places = {
     "ln2.hook_normalized": ReferencePlace("model.layers.{l}.pre_feedforward_layernorm", "normalized"),
     "hook_mlp_out": ReferencePlace("model.layers.{l}.post_feedforward_layernorm", "out"),
 }
+# Of models whose gate and up are side by side in the output of one module.
+FUSED_MLP_PLACES: Places = {
+    "mlp.hook_pre": ReferencePlace("model.layers.{l}.mlp.gate_up_proj", "out", lambda _, y: y[..., : y.shape[-1] // 2]),
+}
 # Of models that normalize the heads of q and k, [1, t, H, Dh].
 QK_NORM_PLACES: Places = {
     "attn.hook_q": ReferencePlace("model.layers.{l}.self_attn.q_norm", "out"),
@@ -112,6 +116,7 @@ class Family:
             `expert_stacks.py`.
         inside: the part of the configuration to read, with a model type of its own; None for all of it.
         by_layer: the attributes that `per_layer_config` may set.
+        flat: whether older files have the attributes of `inside` beside all others.
     """
 
     read: Callable[[ModelView, Path], ModelConfig]
@@ -123,3 +128,9 @@ class Family:
     expert_stacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     inside: str | None = None
     by_layer: tuple[str, ...] = ()
+    flat: bool = False
+
+
+def text_model_of(family: Family) -> Family:
+    """Return the family of models that contain a text model of this family."""
+    return replace(family, places=inside_of("model.language_model.", family.places), inside="text_config")

@@ -15,7 +15,7 @@ from ...core.errors import DamagedData, InvalidRequest
 from ..config import Experts, LayerKind, ModelConfig, PerLayer
 from ..config_reads import ModelView
 from ..tables import GEMMA_NORMS, LM_HEAD, Entries, Entry, Table, attention, gated_mlp, linear, norms, transposed
-from .base import GEMMA_PLACES, LLAMA_PLACES, QK_NORM_PLACES, Family, Modules, ReferencePlace, inside_of
+from .base import GEMMA_PLACES, LLAMA_PLACES, QK_NORM_PLACES, Family, Modules, ReferencePlace, text_model_of
 from .reading import activation, by_layer_types, checked_experts, decoder, layer_kind, rope
 
 if TYPE_CHECKING:
@@ -180,4 +180,4 @@ GEMMA4 = Family(
     places=_PLACES,
     by_layer=("head_dim", "num_key_value_heads"),
 )
-GEMMA4_INSIDE = replace(GEMMA4, inside="text_config", places=inside_of("model.language_model.", _PLACES))
+GEMMA4_INSIDE = text_model_of(GEMMA4)

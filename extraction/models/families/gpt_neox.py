@@ -14,7 +14,7 @@ from ..config import LayerKind, ModelConfig
 from ..config_reads import ModelView
 from ..tables import Entries, Entry, Table, affine, linear, output
 from .base import Family, Modules, ReferencePlace
-from .reading import alike, decoder, layer_kind, rope
+from .reading import alike, decoder, layer_kind, partial_rope
 
 if TYPE_CHECKING:
     import jax
@@ -56,13 +56,11 @@ _PLACES = {
 
 def _read(config: ModelView, path: Path) -> ModelConfig:
     """Read a model that rotates a part of each head's width."""
-    parameters = config.rope_parameters
-    fraction = float(parameters.get("partial_rotary_factor", 1.0))
     kind = layer_kind(
         config,
         path,
         head_width=config.hidden_size // config.num_attention_heads,
-        rope=rope(parameters, config, path, fraction),
+        rope=partial_rope(config, path),
     )
     return decoder(
         config,

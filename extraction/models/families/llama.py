@@ -1,4 +1,4 @@
-"""Llama (SmolLM2), SmolLM3, Mistral, Qwen2, Qwen2.5 and Qwen3: RMS norms before attention and a gated mlp.
+"""Llama (SmolLM2), SmolLM3, Mistral 1 to 3, Qwen2, Qwen2.5 and Qwen3: RMS norms before attention and a gated mlp.
 
 Biases, q/k norms and windows follow the configuration. The weight names are those of `LlamaForCausalLM`.
 """
@@ -6,10 +6,11 @@ Biases, q/k norms and windows follow the configuration. The weight names are tho
 from dataclasses import replace
 from pathlib import Path
 
+from ...core.errors import InvalidRequest
 from ..config import ModelConfig
 from ..config_reads import ModelView
-from .base import LLAMA_PLACES, QK_NORM_PLACES, Family
-from .reading import alike, decoder, layer_kind, windowed
+from .base import LLAMA_PLACES, QK_NORM_PLACES, Family, text_model_of
+from .reading import alike, decoder, layer_kind, rope, windowed
 
 
 def _llama(config: ModelView, path: Path) -> ModelConfig:
@@ -21,6 +22,27 @@ def _smollm3(config: ModelView, path: Path) -> ModelConfig:
     layers = windowed(config, path, layer_kind(config, path))
     layers = [kind if config.no_rope_layers[at] else replace(kind, rope=None) for at, kind in enumerate(layers)]
     return decoder(config, path, layers, mlp_bias=bool(config.mlp_bias))
+
+
+def _ministral3(config: ModelView, path: Path) -> ModelConfig:
+    """Read a model whose queries grow with their position."""
+    found, growth = rope(config.rope_parameters, config, path), config.rope_parameters.get("llama_4_scaling_beta")
+    if growth:
+        if found.kind == "dynamic":
+            raise InvalidRequest(f"{path}: llama_4_scaling_beta is not handled with RoPE type 'dynamic'")
+        original = int(config.rope_parameters["original_max_position_embeddings"])
+        found = replace(found, query_growth=float(growth), original_max_positions=original)
+    return decoder(config, path, alike(config, layer_kind(config, path, rope=found)))
+
+
+def _mistral3(config: ModelView, path: Path) -> ModelConfig:
+    """Read the text model of Mistral 3, of either type.
+
+    transformers takes the head for the embedding where a file does not say otherwise, and loads published models with
+    the head that they have: the configuration does not tell which matrix makes the logits.
+    """
+    found = (_ministral3 if config.model_type == "ministral3" else _mistral)(config, path)
+    return replace(found, no_loss="config.json of a mistral3 model does not tell whether its head is the embedding")
 
 
 def _mistral(config: ModelView, path: Path) -> ModelConfig:
@@ -39,6 +61,15 @@ def _qwen3(config: ModelView, path: Path) -> ModelConfig:
     return decoder(config, path, windowed(config, path, layer_kind(config, path)), qk_norm="head")
 
 
+def _qwen3_vl(config: ModelView, path: Path) -> ModelConfig:
+    return decoder(config, path, alike(config, layer_kind(config, path)), qk_norm="head")
+
+
 LLAMA, SMOLLM3 = Family(_llama), Family(_smollm3)
 MISTRAL, QWEN2 = Family(_mistral), Family(_qwen2)
+MINISTRAL3 = Family(_ministral3)
 QWEN3 = Family(_qwen3, places=LLAMA_PLACES | QK_NORM_PLACES)
+# The text models of models that also see.
+MISTRAL3 = text_model_of(Family(_mistral3))
+QWEN2_VL = replace(text_model_of(QWEN2), flat=True)
+QWEN3_VL = text_model_of(replace(QWEN3, read=_qwen3_vl))

@@ -20,7 +20,12 @@ ACTIVATIONS = {name: name for name in ("silu", "gelu", "gelu_fast", "gelu_new", 
     "gelu_python": "gelu",
     "gelu_python_tanh": "gelu_pytorch_tanh",
 }
-ROPE_TYPES = ("default", "linear", "llama3", "yarn", "proportional")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic", "longrope", "proportional")
+_NEEDED = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
 
 
 def layer_kind(config: ModelView, path: Path, **more: Any) -> LayerKind:
@@ -109,17 +114,15 @@ def rope(parameters: dict[str, Any], config: ModelView, path: Path, fraction: fl
     found: dict[str, Any] = {"fraction": fraction}
     if left.get("partial_rotary_factor") == fraction:
         del left["partial_rotary_factor"]
-    if kind in ("llama3", "yarn"):
-        original = left.pop("original_max_position_embeddings", config.max_position_embeddings)
-        found["original_max_positions"] = int(original)
+    if kind in ("llama3", "yarn", "dynamic", "longrope"):
+        longest = config.max_position_embeddings
+        original = found["original_max_positions"] = int(left.pop("original_max_position_embeddings", longest))
+        found |= {"yarn": _yarn, "longrope": _longrope}.get(kind, lambda *_: {})(left, longest, original)
     if kind == "proportional":
         found |= {"fraction": float(left.pop("partial_rotary_factor", 1)), "factor": float(left.pop("factor", 1))}
     if kind == "yarn":
-        found |= _yarn(left, config.max_position_embeddings / found["original_max_positions"])
-        left.pop("truncate", None)
         found["truncate"] = bool(config.rope_parameters.get("truncate", True))  # one for all kinds of layers
-    needed = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}.get(kind, ())
-    for name in needed:
+    for name in _NEEDED.get(kind, ()):
         if name not in left:
             raise DamagedData(f"{path}: RoPE type {kind!r} without {name}")
         found[name] = float(left.pop(name))
@@ -128,9 +131,28 @@ def rope(parameters: dict[str, Any], config: ModelView, path: Path, fraction: fl
     return Rope(theta, kind, **found)
 
 
-def _yarn(left: dict[str, Any], growth: float) -> dict[str, Any]:
+def partial_rope(config: ModelView, path: Path, interleaved: bool = False) -> Rope:
+    """Return the rotary embedding of a model that rotates `partial_rotary_factor` of each head's width."""
+    parameters = config.rope_parameters
+    found = rope(parameters, config, path, float(parameters.get("partial_rotary_factor", 1.0)))
+    return replace(found, interleaved=interleaved)
+
+
+def _longrope(left: dict[str, Any], longest: int, original: int) -> dict[str, Any]:
+    """Move LongRoPE's parameters out of `left`; the default attention factor is that of arXiv 2402.13753."""
+    factor = float(left.pop("factor", longest / original))
+    inferred = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return {
+        "attention_factor": float(left.pop("attention_factor", inferred)),
+        "short_factors": tuple(map(float, left.pop("short_factor"))),
+        "long_factors": tuple(map(float, left.pop("long_factor"))),
+    }
+
+
+def _yarn(left: dict[str, Any], longest: int, original: int) -> dict[str, Any]:
     """Move YaRN's parameters out of `left`; the default attention factor is that of arXiv 2309.00071."""
-    factor = float(left.pop("factor", growth))
+    factor = float(left.pop("factor", longest / original))
+    left.pop("truncate", None)
     scales = [left.pop(name, None) for name in ("mscale", "mscale_all_dim")]
 
     def suggested(scale: float) -> float:

@@ -1,12 +1,14 @@
-"""Causal attention inside segments: `attention(q, k, v, segment_ids, rule, windowed)`.
+"""Causal attention inside segments: `attention(q, k, v, segment_ids, rule, sinks)`.
 
-In: q [B, T, H, Dh], k and v [B, T, K, Dh] with H a multiple of K, segment_ids [B, T] with 0 for padding. Out:
-[B, T, H, Dh]. Guarantee: a token attends to its own segment up to itself (with a window, to itself and the
-`window - 1` tokens before it) and to nothing else, so its result does not depend on the rest of the row; padding gives
-finite values. The softmax is in float32.
+In: q [B, T, H, Dh], k and v [B, T, K, Dh] with H a multiple of K (heads of v may have another width), segment_ids [B,
+T] with 0 for padding, sinks [H] or None. Out: [B, T, H, Dh]. Guarantee: a token attends to its own segment up to itself
+(with a window, to itself and the `window - 1` tokens before it) and to nothing else, so its result does not depend on
+the rest of the row; padding gives finite values. The softmax is in float32. A head's sink is one more term of its sum,
+without a value.
 
-A TPU uses jax's splash kernel (splash_attention.py). A GPU uses cuDNN's kernel if that covers the case. Otherwise, and
-on a CPU, queries are computed in blocks (`attend_blocks`). Tests compare all forms with the plain form, `attend`.
+A TPU uses jax's splash kernel (splash_attention.py), unless scores have slopes (ALiBi). A GPU uses cuDNN's kernel if
+that covers the case. Otherwise, and on a CPU, queries are computed in blocks (`attend_blocks`). Tests compare all forms
+with the plain form, `attend`.
 
 Cost: a block multiplies only the keys that it can see, about half of the T x T scores, and one block of scores is in
 memory; the kernels keep scores on the chip.
@@ -19,7 +21,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from .attention_rule import AttentionRule
+from .attention_rule import AttentionRule, alibi_slopes
 from .devices import current_platform
 
 _MASKED = -1e30  # finite, so that a row without any key stays a number
@@ -27,7 +29,14 @@ _CUDNN_MAX_HEAD_WIDTH = 128  # on every GPU that it supports
 _MIN_BLOCK, _MAX_BLOCKS = 128, 16  # more than 16 blocks save little arithmetic and take longer to compile
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule) -> jax.Array:
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    rule: AttentionRule,
+    sinks: jax.Array | None = None,
+) -> jax.Array:
     """Compute attention in the form for the platform that the step is compiled for.
 
     Args:
@@ -36,20 +45,22 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, 
         v: [B, T, K, Dh].
         segment_ids: [B, T], 0 for padding.
         rule: scale, window and softcap.
+        sinks: [H], the score of each head that no value belongs to; None for none.
 
     Returns:
         [B, T, H, Dh].
     """
-    return form_for(current_platform(), q, rule)(q, k, v, segment_ids, rule)
+    form = form_for(current_platform(), q, rule, sinks is not None)
+    return form(q, k, v, segment_ids, rule) if sinks is None else form(q, k, v, segment_ids, rule, sinks)
 
 
-def form_for(platform: str, q: jax.Array, rule: AttentionRule) -> Callable:
+def form_for(platform: str, q: jax.Array, rule: AttentionRule, with_sinks: bool = False) -> Callable:
     """Return the form of attention for a platform and a case."""
-    if platform == "tpu":
+    if platform == "tpu" and not rule.alibi:
         from .splash_attention import attend_splash
 
         return attend_splash
-    if platform == "gpu" and cudnn_has(q, rule):
+    if platform == "gpu" and cudnn_has(q, rule) and not with_sinks:
         return partial(attend_library, implementation="cudnn")
     return attend_blocks
 
@@ -57,7 +68,8 @@ def form_for(platform: str, q: jax.Array, rule: AttentionRule) -> Callable:
 def cudnn_has(q: jax.Array, rule: AttentionRule) -> bool:
     """Return whether cuDNN's kernel covers this case."""
     half = q.dtype in (jnp.float16, jnp.bfloat16)
-    return half and q.shape[-1] <= _CUDNN_MAX_HEAD_WIDTH and q.shape[-1] % 8 == 0 and rule.softcap is None
+    plain = rule.softcap is None and not rule.alibi
+    return half and q.shape[-1] <= _CUDNN_MAX_HEAD_WIDTH and q.shape[-1] % 8 == 0 and plain
 
 
 def attend_library(
@@ -68,7 +80,7 @@ def attend_library(
     rule: AttentionRule,
     implementation: Literal["cudnn", "xla"],
 ) -> jax.Array:
-    """Compute attention with jax's own function, which has no softcap."""
+    """Compute attention with jax's own function, which has no softcap and no sinks."""
     window = None if rule.window is None else (rule.window - 1, 0)
     return jax.nn.dot_product_attention(
         q,
@@ -82,7 +94,14 @@ def attend_library(
     )
 
 
-def attend_blocks(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule) -> jax.Array:
+def attend_blocks(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    rule: AttentionRule,
+    sinks: jax.Array | None = None,
+) -> jax.Array:
     """Compute `attend` block of queries by block, each over the keys that it can see."""
     length = q.shape[1]
     size = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
@@ -91,11 +110,18 @@ def attend_blocks(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Arr
         end = min(start + size, length)
         first = 0 if rule.window is None else max(0, start - rule.window + 1)
         keys, values, segments = (part[:, first:end] for part in (k, v, segment_ids))
-        blocks.append(attend(q[:, start:end], keys, values, segments, rule))
+        blocks.append(attend(q[:, start:end], keys, values, segments, rule, sinks))
     return jnp.concatenate(blocks, axis=1)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule) -> jax.Array:
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    rule: AttentionRule,
+    sinks: jax.Array | None = None,
+) -> jax.Array:
     """Compute plain attention of the last t of S positions, q [B, t, H, Dh], over k and v [B, S, K, Dh]."""
     batch, t, heads, head_width = q.shape
     kv_heads = k.shape[2]
@@ -104,16 +130,39 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rul
     scores = jnp.einsum("bskd,btkgd->bktgs", k, grouped, preferred_element_type=jnp.float32) * rule.scale
     if rule.softcap is not None:
         scores = rule.softcap * jnp.tanh(scores / rule.softcap)
+    if rule.alibi:
+        scores -= _alibi(heads, t, k.shape[1]).reshape(1, kv_heads, -1, t, k.shape[1]).swapaxes(2, 3)
     scores = jnp.where(_visible(segment_ids, t, rule.window)[:, None, :, None], scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    weights = _softmax(scores, sinks).astype(v.dtype)
     mixed = jnp.einsum("bskd,bktgs->bktgd", v, weights, preferred_element_type=jnp.float32)
-    return mixed.transpose(0, 2, 1, 3, 4).reshape(batch, t, heads, head_width).astype(v.dtype)
+    return mixed.transpose(0, 2, 1, 3, 4).reshape(batch, t, heads, -1).astype(v.dtype)
+
+
+def _alibi(heads: int, t: int, s: int) -> jax.Array:
+    """Return the slope of each head times the distance of the last t of S positions to each, float32 [H, t, S]."""
+    slopes = jnp.asarray(alibi_slopes(heads), jnp.float32)
+    return slopes[:, None, None] * _back(t, s).astype(jnp.float32)[None]
+
+
+def _back(t: int, s: int) -> jax.Array:
+    """Return int32 [t, S], how far each position is before each of the last t."""
+    return jnp.arange(s - t, s)[:, None] - jnp.arange(s)[None, :]
+
+
+def _softmax(scores: jax.Array, sinks: jax.Array | None) -> jax.Array:
+    """Return weights [B, K, t, G, S] of scores: their softmax, with the sink [H] of each head as one more term."""
+    if sinks is None:
+        return jax.nn.softmax(scores, axis=-1)
+    kv_heads, group = scores.shape[1], scores.shape[3]
+    sink = sinks.astype(jnp.float32).reshape(1, kv_heads, 1, group, 1)
+    top = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sink)
+    weights = jnp.exp(scores - top)
+    return weights / (jnp.sum(weights, axis=-1, keepdims=True) + jnp.exp(sink - top))
 
 
 def _visible(segment_ids: jax.Array, t: int, window: int | None) -> jax.Array:
     """Return bool [B, t, S], the keys that each of the last t positions sees."""
-    s = segment_ids.shape[1]
-    back = jnp.arange(s - t, s)[:, None] - jnp.arange(s)[None, :]
+    back = _back(t, segment_ids.shape[1])
     near = (back >= 0) if window is None else (back >= 0) & (back < window)
     return near[None] & _same_segment(segment_ids, t)
 

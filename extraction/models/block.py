@@ -16,10 +16,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from .attention import attention
-from .attention_rule import AttentionRule
+from .attention_rule import rule_of
 from .config import LayerKind, ModelConfig, Rope
 from .delta_net import GatedDeltaNet
 from .families.base import Modules
+from .latent_attention import LatentAttention
 from .mixture import Mixture
 from .modules import (
     MLP,
@@ -28,6 +29,7 @@ from .modules import (
     GatedMLP,
     LayerNorm,
     MultipliedEmbedding,
+    NormalizedEmbedding,
     OffsetRMSNorm,
     PositionEmbedding,
     RMSNorm,
@@ -49,7 +51,14 @@ MLPS: dict[str, Callable[[ModelConfig, LayerKind, jnp.dtype], nnx.Module]] = {
 }
 EMBEDDINGS: dict[str, Callable[[ModelConfig, jnp.dtype], nnx.Module]] = {
     embedding.__name__: embedding
-    for embedding in (Embedding, ScaledEmbedding, MultipliedEmbedding, PositionEmbedding, PerLayerEmbedding)
+    for embedding in (
+        Embedding,
+        NormalizedEmbedding,
+        ScaledEmbedding,
+        MultipliedEmbedding,
+        PositionEmbedding,
+        PerLayerEmbedding,
+    )
 }
 
 
@@ -59,7 +68,7 @@ class Shared:
 
     Attributes:
         segment_ids, positions: int32 [B, T].
-        rotations: cos and sin, float32 [B, T, 1, R/2], of each rotation and head width.
+        rotations: cos and sin, float32 [B, T, 1, R/2], of each rotation and width of what it turns.
         per_layer: [L, B, T, d], the embeddings that each layer has of its own, or None.
         layer: int32, the number of the layer that runs.
         kept: k and v, [B, T, K, Dh] and rotated, of the layers that have run and keep theirs, by their numbers.
@@ -75,9 +84,16 @@ class Shared:
     @classmethod
     def of(cls, layers: tuple[LayerKind, ...], segment_ids: jax.Array, positions: jax.Array) -> "Shared":
         """Return the values for these layers."""
-        wanted = dict.fromkeys((kind.rope, kind.head_width) for kind in layers if kind.rope is not None)
+        wanted = dict.fromkeys((kind.rope, kind.turned_width) for kind in layers if kind.rope is not None)
         rotations = {(rope, width): rotation(positions, segment_ids, width, rope) for rope, width in wanted}
         return cls(segment_ids, positions, rotations)
+
+    def turning(self, kind: LayerKind) -> Callable[[jax.Array], jax.Array]:
+        """Return the function that rotates heads [B, T, H, R] of a kind of layer, which has a rotation."""
+        if kind.rope is None:
+            raise ValueError("this kind of layer has no rotation")
+        cos, sin = self.rotations[kind.rope, kind.turned_width]
+        return partial(rotate, cos=cos, sin=sin, interleaved=kind.rope.interleaved)
 
 
 class Attention(nnx.Module):
@@ -95,6 +111,7 @@ class Attention(nnx.Module):
         if config.qk_norm:
             widths = (kind.heads_width, kind.kv_width) if config.qk_norm == "width" else (width, width)
             self.q_norm, self.k_norm = (norm(width, config.norm_epsilon, dtype) for width in widths)
+        self.sinks = nnx.Param(jnp.zeros((heads,), dtype)) if config.sinks else None
 
     def __call__(self, x: jax.Array, shared: Shared, tap: Tap) -> jax.Array:
         """Return what attention adds to the residual stream, [B, T, D], given x [B, T, D]."""
@@ -102,11 +119,14 @@ class Attention(nnx.Module):
         for name, heads in (("q", q), ("k", k), ("v", v)):
             tap(f"attn.hook_{name}", heads.reshape(*x.shape[:2], -1))
         if self.kind.rope is not None:
-            cos, sin = shared.rotations[self.kind.rope, self.kind.head_width]
-            q, k = (rotate(heads, cos, sin, self.kind.rope.interleaved) for heads in (q, k))
+            turn = shared.turning(self.kind)
+            q, k = turn(q), turn(k)
             if self.kind.rope.query_growth:
                 q *= query_scale(shared.positions, self.kind.rope).astype(q.dtype)
-        z = attention(q, k, v, shared.segment_ids, self._rule(x.shape[1]))  # [B, T, H, Dh]
+        if self.config.scaled_by_layer:
+            q = (q.astype(jnp.float32) / jnp.asarray(shared.layer + 1, jnp.float32)).astype(q.dtype)
+        sinks = None if self.sinks is None else self.sinks[...]
+        z = attention(q, k, v, shared.segment_ids, rule_of(self.config, self.kind, x.shape[1]), sinks)  # [B, T, H, Dh]
         if self.config.output_gate:
             z = z * jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).astype(z.dtype)
         tap("attn.hook_z", z.reshape(*x.shape[:2], -1))
@@ -121,11 +141,6 @@ class Attention(nnx.Module):
         elif self.config.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         return q, whole_if_shared(k), whole_if_shared(v)
-
-    def _rule(self, length: int) -> AttentionRule:
-        scale, window = self.config.attention_scale, self.kind.window
-        scale = self.kind.head_width**-0.5 if scale is None else scale
-        return AttentionRule(scale, window if window is not None and window < length else None, self.config.softcap)
 
 
 def whole_if_shared(heads: jax.Array) -> jax.Array:
@@ -146,8 +161,11 @@ class Block(nnx.Module):
         self.attention, self.mlp = attention, mlp
         self.before, self.after = "before" in config.norms, "after" in config.norms
         self.scale = config.residual_scale
+        self.shared_norm = config.shared_norm
         if self.before:
-            self.norm_attention, self.norm_mlp = norm(), norm()
+            self.norm_attention = norm()
+        if self.before and not self.shared_norm:
+            self.norm_mlp = norm()
         if self.after:
             self.norm_attention_out, self.norm_mlp_out = norm(), norm()
 
@@ -175,8 +193,9 @@ class Block(nnx.Module):
         """Return what the mlp adds to the residual stream, with its norms."""
         residual = x
         if self.before:
-            tap("ln2.hook_normalized", self.norm_mlp.normalized(x))
-            x = self.norm_mlp(x)
+            norm = self.norm_attention if self.shared_norm else self.norm_mlp
+            tap("ln2.hook_normalized", norm.normalized(x))
+            x = norm(x)
         tap("hook_mlp_in", x)
         added = self.run_mlp(x, residual, tap)
         added = times(self.norm_mlp_out(added) if self.after else added, self.scale)
@@ -189,7 +208,7 @@ class Block(nnx.Module):
 
 
 class ParallelBlock(Block):
-    """Attention and mlp of the same x, each with its own norm, added together: `hook_resid_mid` does not exist."""
+    """Attention and mlp of the same x, with one norm or two, added together: `hook_resid_mid` does not exist."""
 
     def __call__(self, x: jax.Array, shared: Shared, tap: Tap) -> jax.Array:
         """Return the residual stream after this block, [B, T, D]."""
@@ -199,13 +218,20 @@ class ParallelBlock(Block):
         return x
 
 
+def attention_of(config: ModelConfig, kind: LayerKind, dtype: jnp.dtype, norm: Callable) -> nnx.Module:
+    """Return the attention of this kind of layer, or what it has in place of it."""
+    if kind.delta_net:
+        return GatedDeltaNet(config, kind, dtype)
+    return (LatentAttention if kind.latent else Attention)(config, kind, dtype, norm)
+
+
 def make_block(config: ModelConfig, kind: LayerKind, dtype: jnp.dtype, modules: Modules) -> nnx.Module:
     """Return a block of this kind, made of the family's modules."""
     norm = NORMS[modules.norm]
     mlp = Mixture if kind.experts else MLPS[modules.mlp]
     return (ParallelBlock if config.parallel else Block)(
         config,
-        GatedDeltaNet(config, kind, dtype) if kind.delta_net else Attention(config, kind, dtype, norm),
+        attention_of(config, kind, dtype, norm),
         mlp(config, kind, dtype),
         partial(norm, config.width, config.norm_epsilon, dtype),
     )

@@ -41,18 +41,69 @@ class Rope:
 
 
 @dataclass(frozen=True)
-class Experts:
-    """A mixture: `per_token` of `count` experts see a token; `normalized` weights of the chosen sum to 1.
+class ClampedGate:
+    """The product (up + 1) * gate * sigmoid(alpha * gate), where `limit` bounds up on both sides and gate above."""
 
-    `width` is that of one expert where a dense mlp of `mlp_width` runs beside the mixture, else None.
-    `shared_width` is the width of a gated expert that sees every token, None for none.
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of experts: a token chooses among the experts of `chosen` of `count` groups.
+
+    A group's score is the sum of its `best` highest scores.
+    """
+
+    count: int
+    chosen: int
+    best: int
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture: `per_token` of `count` experts see a token.
+
+    Attributes:
+        normalized: whether the weights of the chosen sum to 1, before they are scaled.
+        width: that of one expert where a dense mlp of `mlp_width` runs beside the mixture, else None.
+        biases: whether the router and the linear maps of the experts have biases.
+        gate: the gated product of an expert; None for that of a dense mlp.
+        sigmoid: whether scores are sigmoids of the router's output, and a learned correction is added for the choice;
+            else they are its softmax.
+        groups: the groups that limit the choice, None for none.
+        scale: a factor of the weights.
+        shared_width: the width of an mlp that sees every token beside the chosen experts, None for none.
+        shared_gate: whether that mlp's output is multiplied by the sigmoid of a linear map of x.
     """
 
     count: int
     per_token: int
     normalized: bool
     width: int | None = None
+    biases: bool = False
+    gate: ClampedGate | None = None
+    sigmoid: bool = False
+    groups: Groups | None = None
+    scale: float = 1.0
     shared_width: int | None = None
+    shared_gate: bool = False
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Latent attention: k and v of all heads are made of one vector of a token, of width `kv_rank`.
+
+    Attributes:
+        q_rank: the width of the vector that q is made of, None for x itself.
+        turned_width: the last columns of a head of q and k, which are rotated; those of k are common to all heads.
+        value_width: the width of a head of v.
+    """
+
+    kv_rank: int
+    q_rank: int | None
+    turned_width: int
+    value_width: int
 
 
 @dataclass(frozen=True)
@@ -80,6 +131,7 @@ class LayerKind:
         kv_kept_as: the number of this layer, if later layers use its k and v.
         kv_of: the earlier layer whose k and v this layer uses, if it has none of its own.
         delta_net: the Gated DeltaNet in place of attention, None for attention.
+        latent: the latent attention, None for plain attention.
     """
 
     num_heads: int
@@ -92,6 +144,7 @@ class LayerKind:
     v_is_k: bool = False
     kv_kept_as: int | None = None
     kv_of: int | None = None
+    latent: Latent | None = None
     delta_net: DeltaNet | None = None
 
     @property
@@ -109,9 +162,29 @@ class LayerKind:
         return self.experts
 
     @property
+    def value_width(self) -> int:
+        """The width of a head of v."""
+        return self.latent.value_width if self.latent else self.head_width
+
+    @property
+    def turned_width(self) -> int:
+        """The width of the part of a head that a rotation is for."""
+        return self.latent.turned_width if self.latent else self.head_width
+
+    @property
     def heads_width(self) -> int:
         """The width of all heads side by side."""
         return self.num_heads * self.head_width
+
+    @property
+    def mixed_width(self) -> int:
+        """The width of the results of all heads side by side."""
+        return self.num_heads * self.value_width
+
+    @property
+    def values_width(self) -> int:
+        """The width of all heads of v side by side."""
+        return self.num_kv_heads * self.value_width
 
     @property
     def kv_width(self) -> int:
@@ -155,8 +228,10 @@ class ModelConfig:
         qk_norm: `head` or `width` if q and k are normalized over each head or over all heads.
         output_gate: whether attention's heads are multiplied by the sigmoid of a linear map of its input.
         attention_scale: None for 1 / sqrt(head_width).
+        scaled_by_layer: whether attention scores are divided by the number of the layer, counted from 1.
         norms: whether a block has norms `before` attention and mlp, `after` them, or both.
         parallel: whether attention and mlp read the same x.
+        shared_norm: whether the norm before attention is also that before the mlp.
         tied: whether the head is the embedding.
         head_bias: whether the head adds a bias to the logits.
         logit_scale: the factor of the logits.
@@ -165,6 +240,9 @@ class ModelConfig:
         per_layer: the embeddings that each layer has of its own, None for none.
         embedding_scale: the factor of a `MultipliedEmbedding`.
         residual_scale: the factor of what attention and mlp add to the residual stream.
+        alibi: whether attention scores fall linearly with the distance, by a slope of each head.
+        sinks: whether the softmax of a head has one more term, a learned score.
+        quantised: the quantisation of the weights in the files, None for none.
     """
 
     family: str
@@ -178,11 +256,13 @@ class ModelConfig:
     mlp_bias: bool
     max_positions: int | None = None
     attention_scale: float | None = None
+    scaled_by_layer: bool = False
     softcap: float | None = None
     qk_norm: str | None = None
     output_gate: bool = False
     norms: tuple[str, ...] = ("before",)
     parallel: bool = False
+    shared_norm: bool = False
     tied: bool = False
     head_bias: bool = False
     logit_scale: float = 1.0
@@ -191,6 +271,9 @@ class ModelConfig:
     per_layer: PerLayer | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
+    alibi: bool = False
+    sinks: bool = False
+    quantised: str | None = None
 
     @property
     def num_layers(self) -> int:
@@ -212,6 +295,10 @@ class ModelConfig:
         if kind.delta_net:
             reason = f"{here}layer {layer} is a Gated DeltaNet, whose q, k and v are mixed with earlier tokens'"
             absent |= dict.fromkeys(OF_ATTENTION, reason)
+        if kind.latent:
+            absent["attn.hook_k"] = f"{here}a part of the keys is common to all heads"
+        if self.shared_norm:
+            absent["ln2.hook_normalized"] = f"{here}attention and mlp read the output of one norm, ln1"
         if kind.experts and kind.experts.width is None:
             reason = f"{here}each token of layer {layer} has its own choice of experts"
             absent |= {"mlp.hook_pre": reason, "mlp.hook_post": reason}

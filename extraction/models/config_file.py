@@ -43,6 +43,7 @@ def read_model_config(folder: Path) -> ModelConfig:
             family=written["model_type"],
             tied=bool(getattr(config, "tie_word_embeddings", False)),
             **_head(view),
+            quantised=(written.get("quantization_config") or {}).get("quant_method"),
         )
         _refuse_left(path, view)
         if ignored := view.ignored(_part_read(written, family)):
@@ -98,6 +99,8 @@ def _refuse_by_hand(path: Path, written: dict[str, Any], family: Family) -> None
     for part in (written, inner or {}):
         if quantisation := part.get("quantization_config"):
             kind = quantisation.get("quant_method") or "of a kind that it does not name"
+            if kind in family.quantisations:
+                continue
             raise InvalidRequest(
                 f"{path}: quantization_config: the weights are quantised ({kind}), which is not handled; give the "
                 "model that is not quantised, or load it in transformers, call dequantize(), and save it elsewhere"
@@ -140,7 +143,7 @@ def _checked(config: ModelConfig, path: Path) -> ModelConfig:
             raise DamagedData(f"{path}: {name} is {size}")
     for kind in dict.fromkeys(config.layers):
         if kind.rope is not None:
-            _check_rope(kind.rope, kind.head_width, path)
+            _check_rope(kind.rope, kind.turned_width, path)
         if kind.num_heads % kind.num_kv_heads:
             shared = f"{kind.num_heads} heads do not share {kind.num_kv_heads} key-value heads evenly"
             raise DamagedData(f"{path}: {shared}")

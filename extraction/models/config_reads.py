@@ -23,7 +23,13 @@ _WITHOUT_EFFECT = {
     "resid_pdrop",
     "router_jitter_noise",  # training
     "embedding_dropout",
-    "residual_dropout",  # training
+    "residual_dropout",
+    "resid_dropout",
+    "embed_dropout",
+    "dropout",
+    "layerdrop",  # training
+    "dtype",  # of flash attention
+    "pretraining_tp",  # only with `slow_but_exact`, which is refused
     "_attn_implementation",
     "_experts_implementation",
     "reorder_and_upcast_attn",  # another way to the same values
@@ -67,7 +73,7 @@ class ModelView:
         """Return the attributes that the model reads, that were not read here, and that differ from their defaults."""
         default = type(self._config)()
         found = {}
-        for name in sorted(self._read.keys() - self._asked - _WITHOUT_EFFECT):
+        for name in sorted(self._read.keys() - self._asked - set(map(self._real, _WITHOUT_EFFECT))):
             otherwise = self._read[name]
             value = getattr(self._config, name, otherwise)
             if not callable(value) and (value or None) != (getattr(default, name, otherwise) or None):

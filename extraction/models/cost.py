@@ -171,7 +171,7 @@ def _needed(kind: LayerKind, length: int) -> float:
     """Return the operations of one row of one document that attention, or the state of a DeltaNet, needs."""
     if kind.delta_net:
         return 6.0 * length * kind.delta_net.key_width * kind.heads_width
-    return 4.0 * visible_pairs(length, kind.window) * kind.heads_width
+    return 2.0 * visible_pairs(length, kind.window) * (kind.heads_width + kind.mixed_width)
 
 
 def _uncounted(kind: LayerKind, length: int) -> float:
@@ -179,7 +179,7 @@ def _uncounted(kind: LayerKind, length: int) -> float:
     if kind.delta_net:
         return (-(-length // CHUNK) - 1) * chunk_flops(kind)
     window = kind.window if kind.window is not None and kind.window < length else None
-    return 4.0 * multiplied_pairs(length, window) * kind.heads_width
+    return 2.0 * multiplied_pairs(length, window) * (kind.heads_width + kind.mixed_width)
 
 
 def _mixing_flops(config: ModelConfig, options: StepOptions, of_row: Callable[[LayerKind, int], float]) -> float:
@@ -207,5 +207,5 @@ def _traffic(config: ModelConfig, options: StepOptions) -> float:
 def _mixer_elements(kind: LayerKind) -> float:
     """Return the elements of one token in the tensors of attention; of a DeltaNet with the state of each chunk."""
     if kind.delta_net is None:
-        return 2 * kind.heads_width + 2 * kind.kv_width
+        return kind.heads_width + kind.kv_width + kind.values_width + kind.mixed_width
     return _key_elements(kind) + 4 * kind.heads_width + 2 * kind.delta_net.key_width * kind.heads_width / CHUNK

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .attention import attention
+from .attention_rule import rule_of
 from .block import NORMS, Attention, Block, Shared, whole_if_shared
 from .config import LayerKind, ModelConfig
 from .families.base import Modules
 from .mixture import Mixture
 from .modules import GatedMLP, Linear, Tap, over_rms
 from .per_layer import PerLayerMLP
-from .rope import rotate
 
 
 class SharedAttention(Attention):
@@ -43,13 +43,14 @@ class SharedAttention(Attention):
             k, v = shared.kept[self.kind.kv_of]
         if self.kind.kv_kept_as is not None:
             shared.kept[self.kind.kv_kept_as] = k, v
-        z = attention(self._rotated(q, shared), k, v, shared.segment_ids, self._rule(x.shape[1]))  # [B, T, H, Dh]
+        rule = rule_of(self.config, self.kind, x.shape[1])
+        z = attention(self._rotated(q, shared), k, v, shared.segment_ids, rule)  # [B, T, H, Dh]
         tap("attn.hook_z", _flat(z))
         return self.o(z)
 
     def _rotated(self, heads: jax.Array, shared: Shared) -> jax.Array:
         """Return heads [B, T, H, Dh] with the rotation of this kind of layer, if it has one."""
-        return rotate(heads, *shared.rotations[self.kind.rope, self.kind.head_width]) if self.kind.rope else heads
+        return shared.turning(self.kind)(heads) if self.kind.rope else heads
 
     def _keys_and_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return k and v [B, T, K, Dh], normalized; v has no gain."""
@@ -85,9 +86,9 @@ class ScaledMixture(Mixture):
         super().__init__(config, kind, dtype)
         self.router = Router(config, kind.mixture.count, dtype)
 
-    def _choose(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _choose(self, logits: jax.Array, correction: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Return weights and experts of each token, the most likely first."""
-        weights, chosen = super()._choose(logits)
+        weights, chosen = super()._choose(logits, correction)
         return weights * self.router.expert_scale[...].astype(jnp.float32)[chosen], chosen
 
 

@@ -1,37 +1,43 @@
 """A mixture of experts in place of an mlp.
 
-In: x [B, T, D]. Out: [B, T, D]. A router assigns each token to a few experts. Rows are sorted by expert, and each
-expert multiplies its own rows. Guarantee: no token is dropped. Cost: a token is computed by its experts only.
+In: x [B, T, D]. Out: [B, T, D]. A router assigns each token to a few experts, and shared experts see all. Rows are
+sorted by expert, and each expert multiplies its own rows. Guarantee: no token is dropped. Cost: a token is computed by
+its experts only.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from .config import LayerKind, ModelConfig
+from .config import Experts as ExpertsConfig
+from .config import Groups, LayerKind, ModelConfig
 from .modules import ACTIVATIONS, GatedMLP, Linear, Tap
 
 _MIN_BLOCK = 64  # rows that are multiplied at once where the loop over blocks runs
 
 
 class Kernels(nnx.Module):
-    """The kernels of all experts, [E, I, O]."""
+    """One linear map of all experts: kernels [E, I, O], and biases [E, O] or none."""
 
-    def __init__(self, count: int, inputs: int, outputs: int, dtype: jnp.dtype):
-        self.kernel = nnx.Param(jnp.zeros((count, inputs, outputs), dtype))
+    def __init__(self, experts: ExpertsConfig, inputs: int, outputs: int, dtype: jnp.dtype):
+        self.kernel = nnx.Param(jnp.zeros((experts.count, inputs, outputs), dtype))
+        self.bias = nnx.Param(jnp.zeros((experts.count, outputs), dtype)) if experts.biases else None
 
 
 class Experts(nnx.Module):
     """The kernels of gated mlps."""
 
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype):
-        count, width = kind.mixture.count, kind.mixture.width or kind.mlp_width
-        self.gate = Kernels(count, config.width, width, dtype)
-        self.up = Kernels(count, config.width, width, dtype)
-        self.down = Kernels(count, width, config.width, dtype)
+        experts = kind.mixture
+        width = experts.width or kind.mlp_width
+        self.gate = Kernels(experts, config.width, width, dtype)
+        self.up = Kernels(experts, config.width, width, dtype)
+        self.down = Kernels(experts, width, config.width, dtype)
 
 
 class Mixture(nnx.Module):
@@ -39,74 +45,118 @@ class Mixture(nnx.Module):
 
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype):
         self.activation, self.mixture = ACTIVATIONS[config.activation], kind.mixture
-        self.router = Linear(config.width, kind.mixture.count, False, dtype)
+        self.router = Linear(config.width, kind.mixture.count, kind.mixture.biases, dtype)
         self.experts = Experts(config, kind, dtype)
+        # In float32 whatever the weights are: rounded, it would change which experts are chosen.
+        self.correction = nnx.Param(jnp.zeros((kind.mixture.count,), jnp.float32)) if kind.mixture.sigmoid else None
         if width := kind.mixture.shared_width:
             self.shared = GatedMLP(config, replace(kind, mlp_width=width), dtype)
-            self.shared_gate = Linear(config.width, 1, False, dtype)
+        self.shared_gate = Linear(config.width, 1, False, dtype) if kind.mixture.shared_gate else None
 
     def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
-        """Return the weighted sum of the chosen experts of each token, and the shared expert's part, [B, T, D]."""
-        mixed = self.routed(x, self.router(x), tap)
-        if self.mixture.shared_width:
-            gate = jax.nn.sigmoid(self.shared_gate(x).astype(jnp.float32)).astype(x.dtype)  # [B, T, 1]
-            mixed += gate * self.shared(x, lambda name, value: None)
-        return mixed
+        """Return the weighted sum of the chosen experts of each token, [B, T, D]."""
+        return self.routed(x, self.router.wide(x), tap)
 
     def routed(self, x: jax.Array, logits: jax.Array, tap: Tap) -> jax.Array:
         """Return the weighted sum of the experts that the router's output, [B, T, E], chooses."""
-        kernels = [part.kernel[...] for part in (self.experts.gate, self.experts.up, self.experts.down)]
+        gate, up, down = self.experts.gate, self.experts.up, self.experts.down
+        kernels = [part.kernel[...] for part in (gate, up, down)]
+        biases = [part.bias[...] for part in (gate, up) if part.bias is not None]
         run, mesh = self._route, jax.sharding.get_abstract_mesh()
         if mesh.size > 1:
             rows, inner = PartitionSpec("data"), PartitionSpec(None, None, "model")
-            axes = (rows, rows, inner, inner, PartitionSpec(None, "model", None))
+            experts = [inner, inner, PartitionSpec(None, "model", None)], PartitionSpec(None, "model")
+            axes = (rows, (rows, PartitionSpec()), *experts)
             run = jax.shard_map(self._route_part, in_specs=axes, out_specs=(rows, rows, rows), check_vma=False)
-        mixed, weights, chosen = run(x, logits, *kernels)
+        correction = None if self.correction is None else self.correction[...]
+        mixed, weights, chosen = run(x, (logits, correction), kernels, biases)
+        if down.bias is not None:
+            mixed += weighted_sum(weights, (down.bias[...][chosen[..., i]] for i in range(chosen.shape[-1])))
         tap("mlp.hook_router_logits", logits)
         tap("mlp.hook_expert_weights", weights)
         tap("mlp.hook_expert_indices", chosen)
-        return mixed.astype(x.dtype)
+        mixed = mixed.astype(x.dtype)
+        return mixed + self._of_shared(x) if self.mixture.shared_width else mixed
 
-    def _route_part(self, *own: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _of_shared(self, x: jax.Array) -> jax.Array:
+        """Return the output of the mlp that sees every token, [B, T, D]."""
+        shared = self.shared(x, lambda *tapped: None)
+        return shared if self.shared_gate is None else jax.nn.sigmoid(self.shared_gate(x)) * shared
+
+    def _route_part(self, *own: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         mixed, weights, chosen = self._route(*own)
         return jax.lax.psum(mixed, "model"), weights, chosen
 
-    def _route(self, x: jax.Array, logits: jax.Array, *kernels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _route(
+        self,
+        x: jax.Array,
+        routed: tuple[jax.Array, jax.Array | None],
+        kernels: list[jax.Array],
+        biases: list[jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return the weighted sum of the chosen experts, float32 [B, T, D], and weights and experts of each token."""
-        weights, chosen = self._choose(logits)
-        return self._mix(x, weights, chosen, *kernels), weights, chosen
+        weights, chosen = self._choose(*routed)
+        return self._mix(x, weights, chosen, kernels, biases), weights, chosen
 
-    def _mix(self, x: jax.Array, weights: jax.Array, chosen: jax.Array, *kernels: jax.Array) -> jax.Array:
-        """Return the weighted sum of the chosen experts.
+    def _mix(
+        self, x: jax.Array, weights: jax.Array, chosen: jax.Array, kernels: list[jax.Array], biases: list[jax.Array]
+    ) -> jax.Array:
+        """Return the weighted sum of the chosen experts, without the bias of their last linear map.
 
         Args:
             x: [B, T, D].
             weights: float32 [B, T, k].
             chosen: int32 [B, T, k], the experts, the best first.
             kernels: gate and up [E, D, F], down [E, F, D].
+            biases: of gate and up [E, F], or none.
 
         Returns:
             float32 [B, T, D].
         """
-        gate, up, down = kernels
         k, experts = chosen.shape[-1], chosen.reshape(-1)  # [M], M = B*T*k
         order = jnp.argsort(experts)  # stable, so that the rows of an expert stay in the order of tokens
-        sizes = (experts[:, None] == jnp.arange(len(gate))[None, :]).sum(axis=0)
+        sizes = (experts[:, None] == jnp.arange(self.mixture.count)[None, :]).sum(axis=0)
         rows = x.reshape(-1, x.shape[-1])[order // k]  # [M, D]
-        inner = self.activation(grouped_dot(rows, gate, sizes)) * grouped_dot(rows, up, sizes)  # [M, F]
-        rows = grouped_dot(inner, down, sizes)
+        gate, up = (grouped_dot(rows, kernel, sizes) for kernel in kernels[:2])  # [M, F]
+        if biases:
+            gate, up = (part + bias[experts[order]] for part, bias in zip((gate, up), biases, strict=True))
+        rows = grouped_dot(self._gated(gate, up), kernels[2], sizes)
         # Gathered, best expert first: additions in place have no fixed order on some devices.
         places = jnp.argsort(order).reshape(chosen.shape)
-        parts = (rows[places[..., i]].astype(jnp.float32) * weights[..., i, None] for i in range(k))
-        return jnp.asarray(sum(parts))
+        return weighted_sum(weights, (rows[places[..., i]] for i in range(k)))
 
-    def _choose(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return weights, float32 [B, T, k], and experts, int32 [B, T, k], of each token, the best first."""
-        chances = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-        weights, chosen = jax.lax.top_k(chances, self.mixture.per_token)
-        if self.mixture.normalized:
+    def _gated(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        """Return the product of an expert's gate, after the non-linearity, and its other linear map, [M, F]."""
+        clamp = self.mixture.gate
+        if clamp is None:
+            return self.activation(gate) * up
+        wide, upper = jnp.minimum(gate.astype(jnp.float32), clamp.limit), jnp.clip(up, -clamp.limit, clamp.limit)
+        return ((upper + 1) * wide * jax.nn.sigmoid(clamp.alpha * wide)).astype(gate.dtype)
+
+    def _choose(self, logits: jax.Array, correction: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Return weights, float32 [B, T, k], and experts, int32 [B, T, k], of each token, the largest weight first."""
+        mixture, k, logits = self.mixture, self.mixture.per_token, logits.astype(jnp.float32)
+        scores = jax.nn.sigmoid(logits) if mixture.sigmoid else jax.nn.softmax(logits, axis=-1)
+        ranked = scores if correction is None else scores + correction[None, None]
+        _, chosen = jax.lax.top_k(_limited(ranked, mixture.groups) if mixture.groups else ranked, k)
+        weights, order = jax.lax.top_k(jnp.take_along_axis(scores, chosen, axis=-1), k)
+        if mixture.normalized:
             weights /= weights.sum(axis=-1, keepdims=True)
-        return weights, chosen
+        return weights * mixture.scale, jnp.take_along_axis(chosen, order, axis=-1)
+
+
+def _limited(ranked: jax.Array, groups: Groups) -> jax.Array:
+    """Return the ranked scores [B, T, E], with -inf for those of experts outside the chosen groups."""
+    grouped = ranked.reshape(*ranked.shape[:2], groups.count, -1)
+    best = jax.lax.top_k(grouped, groups.best)[0].sum(axis=-1)  # [B, T, G]
+    _, chosen = jax.lax.top_k(best, groups.chosen)
+    kept = (chosen[..., None] == jnp.arange(groups.count)[None, None, None]).any(axis=-2)
+    return jnp.where(kept[..., None], grouped, -jnp.inf).reshape(ranked.shape)
+
+
+def weighted_sum(weights: jax.Array, parts: Iterable[jax.Array]) -> jax.Array:
+    """Return the sum of k parts [B, T, D] with weights [B, T, k], float32, the first part first."""
+    return jnp.asarray(sum(part.astype(jnp.float32) * weights[..., i, None] for i, part in enumerate(parts)))
 
 
 def grouped_dot(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:

@@ -47,10 +47,12 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the linear map of x [..., I], [..., O]."""
+        return self.wide(x).astype(x.dtype)
+
+    def wide(self, x: jax.Array) -> jax.Array:
+        """Return the linear map of x [..., I] in float32, [..., O]."""
         y = jnp.einsum("...i,io->...o", x, self.kernel[...], preferred_element_type=jnp.float32)
-        if self.bias is not None:
-            y += _last(self.bias, y.ndim)
-        return y.astype(x.dtype)
+        return y if self.bias is None else y + _last(self.bias, y.ndim)
 
 
 class ToHeads(nnx.Module):
@@ -213,6 +215,18 @@ class MultipliedEmbedding(Embedding):
     def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """Return x [B, T, D] of tokens and positions [B, T], scaled."""
         return times(super().__call__(tokens, positions), self.scale)
+
+
+class NormalizedEmbedding(Embedding):
+    """The embedding after a layer norm, as BLOOM does."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype):
+        super().__init__(config, dtype)
+        self.norm = LayerNorm(config.width, config.norm_epsilon, dtype)
+
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Return x [B, T, D] of tokens and positions [B, T], normalized."""
+        return self.norm(super().__call__(tokens, positions))
 
 
 class PositionEmbedding(Embedding):

@@ -30,11 +30,13 @@ _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(mlp|mixture|per_layer)\.(.*\.)?(gate|up)\.kernel", (None, "model")),
     (r"(mlp|mixture|per_layer)\.(.*\.)?down\.kernel", ("model", None)),
     (r"attention\.(q|k|v|gate)\.bias", ("model", None)),
+    (r"attention\.sinks", ("model",)),
     (r"mlp\.(.*\.)?(gate|up)\.bias", ("model",)),
     # Split by width and not by token: a lookup of a token is then local for any size of the vocabulary.
     (r"embedding\.(table|positions|per_layer\.(table|kernel))", (None, "model")),
     (r"head\.table", ("model", None)),
     (r"head\.bias", ("model",)),
+    (r"attention\.(q_down|kv_down|k_turned)\..*|mlp\.correction", ()),
     (r"(mlp|mixture)\.(router|shared_gate)\..*|.*norm.*\.(scale|bias)|.*(o|down)\.bias|factor", ()),
     (r"attention\.(queries|keys|values)\.filter|attention\.decay\.(log_rate|bias)", ()),
 )
@@ -80,11 +82,11 @@ class Placement:
         return jnp.zeros(shape, dtype, device=self.sharding(path, shape))
 
     def turn(
-        self, path: Sequence[str], source: jax.Array, transform: Callable, like: jax.ShapeDtypeStruct
+        self, path: Sequence[str], sources: Sequence[jax.Array], transform: Callable, like: jax.ShapeDtypeStruct
     ) -> jax.Array:
-        """Return one tensor transformed, cast and sharded: a parameter, or one part of a stacked one."""
+        """Return tensors transformed to one, cast and sharded: a parameter, or one part of a stacked one."""
         own = self.sharding(path, like.shape)
-        return _turner(transform, jnp.dtype(like.dtype), own)(source)
+        return _turner(transform, jnp.dtype(like.dtype), own)(*sources)
 
     def fill(self, path: Sequence[str], parameter: jax.Array, index: tuple[int, ...], part: jax.Array) -> jax.Array:
         """Return the parameter with `part` at `index` of its leading axes, in the same memory."""
@@ -136,10 +138,10 @@ class Layout:
 # A program of its own: as part of the write, a CPU is thirty times slower.
 @lru_cache(256)
 def _turner(transform: Callable, dtype: jnp.dtype, sharding: NamedSharding) -> Callable:
-    def turn(source: jax.Array) -> jax.Array:
+    def turn(*sources: jax.Array) -> jax.Array:
         # Whole on each device, exchanged between them, before each takes its part.
-        whole = jax.lax.with_sharding_constraint(source, NamedSharding(sharding.mesh, PartitionSpec()))
-        return transform(whole).astype(dtype)
+        whole = jax.lax.with_sharding_constraint(sources, NamedSharding(sharding.mesh, PartitionSpec()))
+        return transform(*whole).astype(dtype)
 
     return jax.jit(turn, out_shardings=sharding)
 

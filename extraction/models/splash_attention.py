@@ -16,28 +16,34 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 
 from .attention_rule import AttentionRule
+from .devices import current_platform
 from .tiling import block_of
 
 _ROWS_AND_HEADS = PartitionSpec("data", None, "model", None)
 
 
 def attend_splash(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule, interpret: bool = False
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    rule: AttentionRule,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """Compute attention with the kernel; `interpret` runs it in Python, on any machine."""
+    """Compute attention with the kernel; on another platform than a TPU it is run in Python."""
     mesh = jax.sharding.get_abstract_mesh()
-    local = partial(_attend_local, rule=rule, interpret=interpret)
+    local = partial(_attend_local, rule=rule)
     if mesh.size <= 1:
-        return local(q, k, v, segment_ids)
+        return local(q, k, v, segment_ids, sinks)
     copies = -(-mesh.shape["model"] // k.shape[2])  # with fewer key-value heads than devices, each device gets a copy
     k, v = (jnp.repeat(part, copies, axis=2) if copies > 1 else part for part in (k, v))
-    in_specs = (_ROWS_AND_HEADS, _ROWS_AND_HEADS, _ROWS_AND_HEADS, PartitionSpec("data", None))
+    in_specs = (_ROWS_AND_HEADS, _ROWS_AND_HEADS, _ROWS_AND_HEADS, PartitionSpec("data", None), PartitionSpec("model"))
     mapped = jax.shard_map(local, in_specs=in_specs, out_specs=_ROWS_AND_HEADS, check_vma=False)
-    return mapped(q, k, v, segment_ids)
+    return mapped(q, k, v, segment_ids, sinks)
 
 
 def _attend_local(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, rule: AttentionRule, interpret: bool
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, sinks: jax.Array | None, rule: AttentionRule
 ) -> jax.Array:
     """Compute attention on one device, [B, T, H, Dh]."""
     length, heads = q.shape[1:3]
@@ -55,7 +61,8 @@ def _attend_local(
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=rule.softcap,
-        interpret=interpret,
+        interpret=current_platform() != "tpu",
     )
-    mixed = cast(jax.Array, jax.vmap(attend)(q, k, v, kernel.SegmentIds(segment_ids, segment_ids)))
+    over_rows = jax.vmap(attend, in_axes=(0, 0, 0, 0, None))
+    mixed = cast(jax.Array, over_rows(q, k, v, kernel.SegmentIds(segment_ids, segment_ids), sinks))
     return mixed.transpose(0, 2, 1, 3)[:, :length]

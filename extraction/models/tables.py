@@ -49,12 +49,13 @@ class Entry:
 
     `{l}` in the name is replaced by the layer. `{e}` is replaced by the expert: such a parameter has a leading axis of
     `num_experts` and is filled from as many tensors. `transform` runs on the device, compiled. Two entries may use
-    parts of one tensor.
+    parts of one tensor. A `packed` tensor is of bytes, `transform` gets its scales as a second argument.
     """
 
     name: str
-    transform: Callable[["jax.Array"], "jax.Array"] = unchanged
+    transform: Callable[..., "jax.Array"] = unchanged
     num_experts: int = 1
+    packed: bool = False
 
     def names(self, layers: Sequence[int]) -> Iterator[tuple[tuple[int, ...], str]]:
         """Yield each tensor's index on the leading axes (place in `layers`, expert) that the name has, and its name."""
@@ -62,6 +63,15 @@ class Entry:
             for expert in range(self.num_experts if "{e}" in self.name else 1):
                 index = [n for mark, n in (("{l}", at), ("{e}", expert)) if mark in self.name]
                 yield tuple(index), self.name.replace("{l}", str(layer)).replace("{e}", str(expert))
+
+    def tensors(self, layers: Sequence[int]) -> Iterator[str]:
+        """Yield the names of all tensors that the parameter is made of, those of scales included."""
+        for _, name in self.names(layers):
+            yield from (name, *self.scales(name))
+
+    def scales(self, name: str) -> tuple[str, ...]:
+        """Return the name of the scales of a packed tensor; of another tensor none."""
+        return (f"{name.removesuffix('_blocks')}_scales",) if self.packed else ()
 
 
 Entries = dict[str, Entry]  # the path of a parameter -> its tensor
@@ -92,15 +102,17 @@ def affine(ours: str, theirs: str) -> Entries:
 
 def output(config: ModelConfig, kind: LayerKind, theirs: str) -> Entries:
     """Return the entries of attention's output projection, whose kernel torch stores as [D, H*Dh]."""
-    table = {"attention.o.kernel": Entry(f"{theirs}.weight", partial(from_heads, kind.head_width))}
+    table = {"attention.o.kernel": Entry(f"{theirs}.weight", partial(from_heads, kind.value_width))}
     return table | {"attention.o.bias": Entry(f"{theirs}.bias")} if config.output_bias else table
 
 
-def attention(config: ModelConfig, kind: LayerKind) -> Entries:
+def attention(
+    config: ModelConfig, kind: LayerKind, place: str = "model.layers.{l}.self_attn", out: str = "o_proj"
+) -> Entries:
     """Return the entries of Llama's attention: q, k, v, o, and the norms of q and k if the model has them."""
-    table, heads = output(config, kind, "model.layers.{l}.self_attn.o_proj"), partial(to_heads, kind.head_width)
+    table, heads = output(config, kind, f"{place}.{out}"), partial(to_heads, kind.head_width)
     for name in "qkv":
-        theirs = f"model.layers.{{l}}.self_attn.{name}_proj"
+        theirs = f"{place}.{name}_proj"
         table[f"attention.{name}.kernel"] = Entry(f"{theirs}.weight", heads)
         if config.qkv_bias:
             table[f"attention.{name}.bias"] = Entry(f"{theirs}.bias", heads)
@@ -159,6 +171,14 @@ def mixture_entries(place: str, names: Mapping[str, str], kind: LayerKind) -> En
 named_experts = partial(mixture_entries, "mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"})
 # How some files keep the kernels of all experts of a layer: two tensors in place of three for each expert.
 EXPERT_STACKS = {"gate_up_proj": ("gate_proj.weight", "up_proj.weight"), "down_proj": ("down_proj.weight",)}
+
+
+def shared_entries(config: ModelConfig, theirs: str) -> Entries:
+    """Return the entries of the mlp that sees every token beside a mixture."""
+    table: Entries = {}
+    for name in ("gate", "up", "down"):
+        table |= linear(f"mlp.shared.{name}", f"{theirs}.{name}_proj", config.mlp_bias)
+    return table
 
 
 def norms(names: Mapping[str, str]) -> Entries:

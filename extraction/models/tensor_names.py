@@ -36,10 +36,10 @@ class TextModel:
 
     def names(self, num_layers: int) -> list[str]:
         """Return the names of embedding, final norm and this many layers."""
-        named = [entry.names([]) for entry in (*self.table.embedding.values(), *self.table.final_norm.values())]
+        named = [entry.tensors([]) for entry in (*self.table.embedding.values(), *self.table.final_norm.values())]
         for layer, kind in enumerate(self.layers[:num_layers]):
-            named += [entry.names([layer]) for entry in self.table.block(kind).values()]
-        return list(dict.fromkeys(self.short(name) for names in named for _, name in names))
+            named += [entry.tensors([layer]) for entry in self.table.block(kind).values()]
+        return list(dict.fromkeys(self.short(name) for names in named for name in names))
 
     @property
     def embedding(self) -> str:

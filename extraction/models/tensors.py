@@ -32,6 +32,7 @@ NUM_READERS = 8
 MARGIN_BYTES = 2 * NUM_READERS * PART_BYTES  # parts on their way, and small tensors read ahead
 _ALIGNMENT = 64  # a CPU backend uses an aligned buffer without copying it
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+BYTES = {"U8": np.dtype(np.uint8)}  # of packed weights and their scales
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class WeightFiles:
         parts = [
             self._readers.submit(self._read_part, place, buffer[start : start + PART_BYTES], start) for start in starts
         ]
-        return buffer.view(DTYPES[place.dtype]).reshape(place.shape), parts
+        return buffer.view((DTYPES | BYTES)[place.dtype]).reshape(place.shape), parts
 
     def _finish(
         self, name: str, tensor: np.ndarray, parts: list[Future], use: Callable[[str, np.ndarray], None]
@@ -213,4 +214,5 @@ def _is_of_its_size(place: Place) -> bool:
     """Return whether a tensor's size fits its shape; a dtype that is not handled, as of a mask, is not checked."""
     if min(place.shape, default=0) < 0 or place.size < 0:
         return False
-    return place.dtype not in DTYPES or place.size == math.prod(place.shape) * DTYPES[place.dtype].itemsize
+    dtype = (DTYPES | BYTES).get(place.dtype)
+    return dtype is None or place.size == math.prod(place.shape) * dtype.itemsize

@@ -21,7 +21,7 @@ from ..core.errors import DamagedData
 from .parts import Part
 from .sharding import Placement
 from .tables import unchanged
-from .tensors import DTYPES, Place, WeightFiles
+from .tensors import BYTES, DTYPES, Place, WeightFiles
 
 
 class Parameter(NamedTuple):
@@ -33,11 +33,12 @@ class Parameter(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """One tensor's place in a parameter: `at` on its leading axes, () for all of it."""
+    """One tensor's place in a parameter: `at` on its leading axes, () for all of it; `scales` of a packed tensor."""
 
     parameter: Parameter
     at: tuple[int, ...]
-    transform: Callable[[jax.Array], jax.Array]
+    transform: Callable[..., jax.Array]
+    scales: tuple[str, ...] = ()
 
 
 def load_params(
@@ -45,13 +46,17 @@ def load_params(
 ) -> dict[str, Any]:
     """Read the tensors and return the parameters as a nested dict, with the sharding of `placement`."""
     params: dict[tuple[str, ...], jax.Array] = {}
+    scales: dict[str, jax.Array] = {}
 
     def use(name: str, tensor: np.ndarray) -> None:
-        source = placement.send(tensor)
-        for parameter, index, transform in fills[name]:
+        if name not in fills:  # scales, which are read right before their tensor
+            scales[name] = placement.send(tensor.copy())
+            return
+        sources = [placement.send(tensor), *(scales.pop(each) for each in fills[name][0].scales)]
+        for parameter, index, transform, _ in fills[name]:
             path, shape = parameter.path, parameter.shape
             like = jax.ShapeDtypeStruct(shape[len(index) :], parameter.dtype)
-            part = placement.turn(path, source, transform, like)
+            part = placement.turn(path, sources, transform, like)
             if index and path not in params:
                 params[path] = placement.empty(path, shape, parameter.dtype)
             params[path] = placement.fill(path, params[path], index, part) if index else part
@@ -59,7 +64,7 @@ def load_params(
         jax.block_until_ready([params[fill.parameter.path] for fill in fills[name]])
 
     in_order = sorted(fills, key=lambda name: (places[name].file, places[name].start))
-    files.feed({name: places[name] for name in in_order}, use)
+    files.feed({each: places[each] for name in in_order for each in (*fills[name][0].scales, name)}, use)
     return nested(params)
 
 
@@ -75,7 +80,8 @@ def plan_fills(parts: Iterable[Part], abstract: dict[str, Any]) -> dict[str, lis
             parameter = Parameter((*part.path, *path.split(".")), tuple(leaf.shape), np.dtype(leaf.dtype))
             entry = part.entries[path]
             for index, name in entry.names(part.layers or ()):
-                fills.setdefault(name, []).append(Fill(parameter, index, entry.transform))
+                fill = Fill(parameter, index, entry.transform, entry.scales(name))
+                fills.setdefault(name, []).append(fill)
     return fills
 
 
@@ -83,17 +89,20 @@ def check_shapes(files: WeightFiles, places: Mapping[str, Place], fills: dict[st
     """Raise DamagedData for a tensor of an unsupported dtype, or of a shape that does not fit its parameter."""
     for name, wanted in fills.items():
         for fill in wanted:
-            _check(files, places[name], fill)
+            _check(files, [places[each] for each in (name, *fill.scales)], fill)
 
 
-def _check(files: WeightFiles, place: Place, fill: Fill) -> None:
+def _check(files: WeightFiles, places: list[Place], fill: Fill) -> None:
+    handled, place = BYTES if fill.scales else DTYPES, places[0]
+    for each in places:
+        if each.dtype not in handled:
+            where = f"{files.where(each.file)}: tensor {each.name}"
+            raise DamagedData(f"{where} is {each.dtype}; handled are {', '.join(handled)}")
     where = f"{files.where(place.file)}: tensor {place.name}"
-    if place.dtype not in DTYPES:
-        raise DamagedData(f"{where} is {place.dtype}; handled are {', '.join(DTYPES)}")
     needed = fill.parameter.shape[len(fill.at) :]
-    stored = jax.ShapeDtypeStruct(place.shape, DTYPES[place.dtype])
+    stored = [jax.ShapeDtypeStruct(each.shape, handled[each.dtype]) for each in places]
     try:
-        shape = place.shape if fill.transform is unchanged else jax.eval_shape(fill.transform, stored).shape
+        shape = place.shape if fill.transform is unchanged else jax.eval_shape(fill.transform, *stored).shape
     except (TypeError, ValueError, IndexError) as error:
         raise DamagedData(
             f"{where} has shape {place.shape}, which does not fit; the configuration needs {needed}"

@@ -253,9 +253,9 @@ class TorchReference:
         def keep(module: Any, inputs: tuple, keywords: dict[str, Any], output: Any) -> None:
             of_input = place.value in ("in", "normalized")
             value = (inputs[0] if inputs else keywords["hidden_states"]) if of_input else output
-            if isinstance(value, tuple):
+            if isinstance(value, tuple) and place.value != "outs":
                 value = value[int(place.value.partition(".")[2] or 0)]
-            values = value.detach().numpy()
+            values = _arrays(value)
             values = _normalized(values, module) if place.value == "normalized" else values
             values = values if place.pick is None else place.pick(text_config, values)
             found[name] = values.reshape(length, -1)
@@ -266,6 +266,11 @@ class TorchReference:
         """Return the first module that the model has of these names with `|` between them."""
         modules = dict(self._model.named_modules())
         return next(modules[name] for name in names.split("|") if name in modules)
+
+
+def _arrays(value: Any) -> Any:
+    """Return a tensor, or each of a tuple of tensors, as an array."""
+    return tuple(map(_arrays, value)) if isinstance(value, tuple) else value.detach().numpy()
 
 
 def _normalized(x: np.ndarray, norm: Any) -> np.ndarray:

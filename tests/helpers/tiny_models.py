@@ -50,11 +50,44 @@ LONGROPE = {
 }
 PHI3 = partial(transformers.Phi3Config, **SIZES, pad_token_id=0)
 GPT2 = partial(transformers.GPT2Config, n_embd=32, n_layer=3, n_head=4, n_positions=256, vocab_size=97)
+GPT_NEO = partial(
+    transformers.GPTNeoConfig, hidden_size=32, num_layers=3, num_heads=4, max_position_embeddings=256, vocab_size=97
+)
+OPT = partial(
+    transformers.OPTConfig,
+    hidden_size=32,
+    ffn_dim=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=256,
+    vocab_size=97,
+)
 NEOX = partial(transformers.GPTNeoXConfig, **{k: v for k, v in SIZES.items() if k != "num_key_value_heads"})
 WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 GEMMA = SIZES | WINDOWS | {"head_dim": 16, "query_pre_attn_scalar": 10}
 EXPERTS = SIZES | {"num_local_experts": 5, "num_experts_per_tok": 2}
 QWEN3_MOE = partial(transformers.Qwen3MoeConfig, **EXPERTS, moe_intermediate_size=24, head_dim=16)
+QWEN2_MOE = partial(
+    transformers.Qwen2MoeConfig,
+    **SIZES,
+    num_experts=5,
+    num_experts_per_tok=2,
+    moe_intermediate_size=24,
+    shared_expert_intermediate_size=20,
+)
+LATENT = SIZES | {
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 12,
+}
 # Heads of keys that serve several heads of values; a convolution and heads of other widths than usual.
 DELTA_NET = SIZES | {
     "head_dim": 16,
@@ -254,6 +287,84 @@ CONFIGS = {
     "qwen3_moe": QWEN3_MOE,
     "qwen3_moe-normalized-window": partial(
         QWEN3_MOE, norm_topk_prob=True, use_sliding_window=True, sliding_window=16, rope_parameters=YARN
+    ),
+    "gptj": partial(transformers.GPTJConfig, n_embd=32, n_layer=3, n_head=2, rotary_dim=4, vocab_size=97),
+    "gptj-narrow-all-rotated": partial(
+        transformers.GPTJConfig,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        rotary_dim=8,
+        n_inner=24,
+        vocab_size=97,
+        activation_function="relu",
+        layer_norm_epsilon=1e-2,
+    ),
+    "gpt_neo": partial(GPT_NEO, attention_types=[[["global", "local"], 1], [["global"], 1]], window_size=16),
+    "gpt_neo-narrow-local": partial(
+        GPT_NEO,
+        attention_types=[[["local"], 3]],
+        window_size=1,
+        intermediate_size=24,
+        activation_function="gelu",
+        layer_norm_epsilon=1e-2,
+        tie_word_embeddings=False,
+    ),
+    "opt": OPT,
+    "opt-unbiased-untied": partial(OPT, enable_bias=False, activation_function="gelu", tie_word_embeddings=False),
+    "bloom": partial(transformers.BloomConfig, hidden_size=32, n_layer=3, n_head=4, vocab_size=97),
+    "bloom-six-heads-untied": partial(
+        transformers.BloomConfig,
+        hidden_size=48,
+        n_layer=2,
+        n_head=6,
+        vocab_size=97,
+        layer_norm_epsilon=1e-2,
+        tie_word_embeddings=False,
+    ),
+    "gpt2-unscaled": partial(GPT2, scale_attn_weights=False),
+    "gpt2-scaled-by-layer": partial(GPT2, scale_attn_by_inverse_layer_idx=True),
+    "gpt_oss": partial(transformers.GptOssConfig, **EXPERTS, **WINDOWS, head_dim=16),
+    "gpt_oss-unbiased-clamped": partial(
+        transformers.GptOssConfig,
+        **EXPERTS,
+        head_dim=8,
+        sliding_window=9,
+        attention_bias=False,
+        swiglu_limit=0.5,
+        swiglu_alpha=0.7,
+        rope_parameters=YARN,
+    ),
+    "olmoe": partial(transformers.OlmoeConfig, **EXPERTS),
+    "olmoe-biases-normalized": partial(
+        transformers.OlmoeConfig, **EXPERTS, norm_topk_prob=True, attention_bias=True, rope_parameters=LINEAR
+    ),
+    "deepseek_v2": partial(transformers.DeepseekV2Config, **LATENT, q_lora_rank=None, n_group=1),
+    "deepseek_v2-groups-biases": partial(
+        transformers.DeepseekV2Config,
+        **LATENT,
+        q_lora_rank=12,
+        topk_method="group_limited_greedy",
+        n_group=4,
+        topk_group=2,
+        attention_bias=True,
+        mlp_bias=True,
+        rope_parameters=YARN | {"mscale": 0.7, "mscale_all_dim": 0.5},
+    ),
+    "deepseek_v3": partial(transformers.DeepseekV3Config, **LATENT, q_lora_rank=12, n_group=4, topk_group=2),
+    "deepseek_v3-halves-not-normalized": partial(
+        transformers.DeepseekV3Config,
+        **LATENT,
+        q_lora_rank=None,
+        n_group=1,
+        topk_group=1,
+        norm_topk_prob=False,
+        rope_interleave=False,
+        rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    "qwen2_moe": partial(QWEN2_MOE, mlp_only_layers=[1]),
+    "qwen2_moe-unbiased-normalized-window": partial(
+        QWEN2_MOE, qkv_bias=False, norm_topk_prob=True, use_sliding_window=True, **WINDOWS, rope_parameters=LINEAR
     ),
     "qwen3_moe-dense-layer": partial(QWEN3_MOE, mlp_only_layers=[1]),
     "qwen3_next": partial(transformers.Qwen3NextConfig, **DELTA_NET, **HYBRID_EXPERTS),

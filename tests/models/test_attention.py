@@ -19,11 +19,10 @@ from tests.helpers.attention_reference import exact_attention, relative_error
 
 pytestmark = pytest.mark.slow
 
-SPLASH = partial(attend_splash, interpret=True)
 FORMS = {
     "plain": attend,
     "blocks": attend_blocks,
-    "splash": SPLASH,
+    "splash": attend_splash,
     "library": partial(attend_library, implementation="xla"),
 }
 RULES = {
@@ -44,11 +43,11 @@ def drawn(length, heads=4, kv_heads=2, head_width=16, dtype=jnp.float32):
     return q, k, v, segment_ids
 
 
-def check(form, inputs, rule, limit=1e-6):
-    ours = np.asarray(jax.jit(partial(form, rule=rule))(*inputs)).astype(np.float64)
+def check(form, inputs, rule, limit=1e-6, **sinks):
+    ours = np.asarray(jax.jit(partial(form, rule=rule))(*inputs, **sinks)).astype(np.float64)
     real = inputs[3] > 0
     assert np.isfinite(ours).all()
-    assert relative_error(ours[real], exact_attention(*inputs, rule)[real]) < limit
+    assert relative_error(ours[real], exact_attention(*inputs, rule, **sinks)[real]) < limit
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -68,7 +67,20 @@ def test_any_length(form, length):
 
 @pytest.mark.parametrize("heads, kv_heads, head_width", [(1, 1, 64), (3, 1, 128), (4, 4, 256)])
 def test_splash_groups_heads_of_any_width(heads, kv_heads, head_width):
-    check(SPLASH, drawn(200, heads, kv_heads, head_width), AttentionRule(head_width**-0.5))
+    check(attend_splash, drawn(200, heads, kv_heads, head_width), AttentionRule(head_width**-0.5))
+
+
+@pytest.mark.parametrize("rule", ["causal", "window"])
+@pytest.mark.parametrize("form", ["plain", "blocks", "splash"])
+def test_a_sink_is_a_term_of_the_sum_without_a_value(form, rule):
+    """Sinks below, among and above the scores."""
+    check(FORMS[form], drawn(150), RULES[rule], sinks=jnp.array([-30.0, 0.5, 3.0, 30.0]))
+
+
+@pytest.mark.parametrize("heads", [4, 6])
+@pytest.mark.parametrize("form", ["plain", "blocks"])
+def test_scores_fall_with_the_distance_by_the_slope_of_each_head(form, heads):
+    check(FORMS[form], drawn(300, heads), AttentionRule(0.3, alibi=True))
 
 
 @pytest.mark.parametrize("form", ["blocks", "splash"])
@@ -81,10 +93,13 @@ def test_splash_on_a_mesh():
     code = """
 import jax, numpy as np
 from jax.sharding import Mesh
-from tests.models.test_attention import RULES, SPLASH, check, drawn
+from extraction.models.splash_attention import attend_splash
+from tests.models.test_attention import RULES, check, drawn
+sinks = np.linspace(-2, 2, 8, dtype=np.float32)
 for kv_heads, mesh in ((4, (2, 2)), (2, (1, 4)), (1, (1, 4))):
     with jax.set_mesh(Mesh(np.array(jax.devices()).reshape(mesh), ("data", "model"))):
-        check(SPLASH, drawn(150, heads=8, kv_heads=kv_heads), RULES["causal"])
+        check(attend_splash, drawn(150, heads=8, kv_heads=kv_heads), RULES["causal"])
+        check(attend_splash, drawn(150, heads=8, kv_heads=kv_heads), RULES["window"], sinks=sinks)
 """
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
@@ -114,7 +129,10 @@ def test_the_platform_chooses():
     rule, half, whole = RULES["causal"], drawn(8, dtype=jnp.bfloat16)[0], drawn(8)[0]
     assert form_for("cpu", half, rule) is form_for("gpu", whole, rule) is attend_blocks
     assert form_for("gpu", half, rule).func is attend_library
+    assert form_for("gpu", half, rule, with_sinks=True) is attend_blocks
     assert form_for("tpu", half, rule) is form_for("tpu", whole, rule) is attend_splash
+    slopes = AttentionRule(0.3, alibi=True)
+    assert form_for("gpu", half, slopes) is form_for("tpu", half, slopes) is attend_blocks
     check(attention, drawn(150), rule)
 
 

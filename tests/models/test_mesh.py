@@ -40,6 +40,7 @@ OTHERS = (
     "gemma4_text",
     "gemma4-mixture",
     "qwen3_next",
+    "gpt_oss",
 )
 CASES = [("llama", mesh) for mesh in MESHES] + [(name, MESHES[3]) for name in OTHERS] + [("qwen3_5_text", MESHES[2])]
 CODE = """
@@ -178,13 +179,13 @@ def test_devices_exchange_what_they_must_and_no_more(on_meshes):
     """None between rows; in a block a sum after attention and one after the mlp; before it the embedding's columns.
 
     GPT-NeoX needs one sum for both; OLMo 2 one more, for its norm of q over all heads. The three layers of
-    Gemma 3 are of two kinds in turn, which makes three blocks of its program; its loss, of a tied head whose vocabulary
-    is not divisible, needs a sum of the logits. A block of Gemma 4 has one more sum after the layer's own embedding; two
+    Gemma 3 and gpt-oss are of two kinds in turn, which makes three blocks of their programs; the loss of Gemma 3, of a
+    tied head whose vocabulary is not divisible, needs a sum of the logits. A block of Gemma 4 has one more sum after the layer's own embedding; two
     layers that keep k and v and two kinds that use them make four blocks. Three DeltaNets and attention make two; a shared
     expert is part of the sum of its mixture.
     """
     sums = {"gpt_neox": 1, "olmo2": 3, "gemma3_text": 3 * 2 + 1, "gemma4_text": 4 * 3 + 1, "gemma4-mixture": 2 * 2 + 1}
-    sums |= {"qwen3_next": 2 * 2, "qwen3_5_text": 2 * 2}
+    sums |= {"qwen3_next": 2 * 2, "qwen3_5_text": 2 * 2, "gpt_oss": 3 * 2}
     for name, mesh in CASES:
         exchanges = sorted(on_meshes[name, mesh]["exchanges"].tolist())
         expected = ["all-gather", *["all-reduce"] * sums.get(name, 2)] if "model" in mesh else []
@@ -200,7 +201,8 @@ def test_every_parameter_of_every_family_has_its_place(tmp_path, name):
     placement = Placement(jax.sharding.AbstractMesh((2, 2), ("data", "model")))
     for path, leaf in leaves_of(params):
         spec = placement.spec(path, leaf.shape)
-        kernel = path[-1] in ("kernel", "table", "positions") and not {"router", "shared_gate"} & set(path)
+        whole = ("router", "shared_gate", "q_down", "kv_down", "k_turned")  # narrow ones
+        kernel = path[-1] in ("kernel", "table", "positions", "sinks") and path[-2] not in whole
         of_keys = path[-2] in ("k", "v", "queries", "keys")
         has_heads = not of_keys or leaf.shape[-3 if path[-1] == "kernel" else -2] % 2 == 0
         first = path[-2] in ("q", "k", "v", "gate", "up")

@@ -247,8 +247,11 @@ def test_configurations_as_they_are_found(configured, attributes, expected):
             "not handled for rms_norm_eps",
         ),
         ({"model_type": "gpt_neox", "head_dim": 16}, "head_dim = 16 is not handled for gpt_neox"),
-        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = true"),
-        ({"model_type": "gpt2", "scale_attn_weights": False}, "scale_attn_weights = false"),
+        ({"model_type": "opt", "do_layer_norm_before": False}, "do_layer_norm_before = false is not handled for opt"),
+        ({"model_type": "opt", "word_embed_proj_dim": 16}, "word_embed_proj_dim = 16"),
+        ({"model_type": "opt", "layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine = false"),
+        ({"model_type": "bloom", "apply_residual_connection_post_layernorm": True}, "residual_connection_post"),
+        ({"model_type": "bloom", "slow_but_exact": True}, "slow_but_exact = true"),
     ],
 )
 def test_what_is_not_handled_is_refused_by_name(configured, change, message):

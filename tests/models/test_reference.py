@@ -28,6 +28,21 @@ SIZES = {
     "eos_token_id": 2,
 }
 EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4, "moe_intermediate_size": 8}
+LATENT = {
+    "num_key_value_heads": 2,
+    "moe_intermediate_size": 8,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "q_lora_rank": 6,
+    "kv_lora_rank": 6,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 4,
+    "head_dim": 4,
+    "v_head_dim": 6,
+}
 WINDOWS = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 GEMMA4 = WINDOWS | {"global_head_dim": 16}
 HYBRID = {
@@ -52,12 +67,37 @@ OF_A_FAMILY = {
     "gemma3_text": WINDOWS,
     "gemma4_text": GEMMA4 | {"hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 31},
     "gemma4_unified_text": GEMMA4,
+    "olmoe": EXPERTS,
+    "qwen2_moe": WINDOWS
+    | {"use_sliding_window": True, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
+    "deepseek_v2": LATENT | {"topk_method": "group_limited_greedy"},
+    "deepseek_v3": LATENT,
     "mixtral": EXPERTS | {"sliding_window": 6},
     "qwen3_moe": EXPERTS | {"sliding_window": 6, "use_sliding_window": True},
     "qwen3_next": HYBRID | EXPERTS,
     "qwen3_5_text": HYBRID,
     "qwen3_5_moe_text": HYBRID | EXPERTS,
+    "gpt_oss": EXPERTS | WINDOWS,
     "gpt2": {"n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 64, "vocab_size": 31},
+    "gptj": {"n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 64, "vocab_size": 31, "rotary_dim": 4},
+    "gpt_neo": {
+        "hidden_size": 16,
+        "num_heads": 2,
+        "num_layers": 2,
+        "max_position_embeddings": 64,
+        "vocab_size": 31,
+        "window_size": 6,
+        "attention_types": [[["global", "local"], 1]],
+    },
+    "opt": {
+        "hidden_size": 16,
+        "ffn_dim": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "vocab_size": 31,
+    },
+    "bloom": {"hidden_size": 16, "n_head": 2, "n_layer": 2, "vocab_size": 31},
     "gpt_neox": {key: value for key, value in SIZES.items() if key not in ("head_dim", "num_key_value_heads")},
 }
 # Keys that tools and people write, beside those of the configurations' classes and of the stored files.
@@ -92,7 +132,15 @@ WRITTEN = {
     "problem_type": "regression",
     "model_max_length": 5,
 }
-WITHOUT_MODEL = {"model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "quantization_config"}
+WITHOUT_MODEL = {
+    "model_type",
+    "architectures",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "quantization_config",
+    "return_dict",
+}
 
 
 def others(key, value):
@@ -148,7 +196,8 @@ def tried(tmp_path):
 def test_what_changes_the_hidden_states_is_not_ignored(tried, model_type):
     hidden, ours = tried
     base = OF_A_FAMILY.get(model_type, {})
-    base = {"model_type": model_type} | (base if model_type in ("gpt2", "gpt_neox") else SIZES | base)
+    own_names = ("gpt2", "gpt_neox", "gptj", "gpt_neo", "opt", "bloom")
+    base = {"model_type": model_type} | (base if model_type in own_names else SIZES | base)
     full = transformers.CONFIG_MAPPING[model_type](**base).to_dict()
     for name in ACCEPTED:
         found = json.loads((FOLDER / f"{name}.json").read_bytes())

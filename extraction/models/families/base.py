@@ -4,7 +4,7 @@ In: a configuration as transformers read it. Out: our configuration, flax module
 module is imported, they are named. Cost: none.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,15 +22,15 @@ class ReferencePlace(NamedTuple):
 
     Attributes:
         module: the name of the module; where layers differ, several names with `|` between them, one for each layer.
-        value: `in` or `out` for its input or output, `out.1` for the second part of an output, `normalized` for the
-            output of a norm before its gain.
+        value: `in` or `out` for its input or output, `out.1` for the second part of an output, `outs` for all parts,
+            `normalized` for the output of a norm before its gain.
         pick: selects the hook point's part of the value, given the text model's configuration; the result has the
             elements of [t, width] in their order. None for the whole value.
     """
 
     module: str
     value: str
-    pick: "Callable[[Any, np.ndarray], np.ndarray] | None" = None
+    pick: "Callable[[Any, Any], np.ndarray] | None" = None
 
 
 Places = dict[str, ReferencePlace]
@@ -69,12 +69,6 @@ QK_NORM_PLACES: Places = {
     "attn.hook_q": ReferencePlace("model.layers.{l}.self_attn.q_norm", "out"),
     "attn.hook_k": ReferencePlace("model.layers.{l}.self_attn.k_norm", "out"),
 }
-# Of mixtures that are named as Qwen3-MoE's.
-ROUTER_PLACES: Places = {
-    "mlp.hook_router_logits": ReferencePlace("model.layers.{l}.mlp.gate", "out.0"),
-    "mlp.hook_expert_weights": ReferencePlace("model.layers.{l}.mlp.gate", "out.1"),
-    "mlp.hook_expert_indices": ReferencePlace("model.layers.{l}.mlp.gate", "out.2"),
-}
 
 
 def inside_of(prefix: str, places: Places) -> Places:
@@ -82,6 +76,22 @@ def inside_of(prefix: str, places: Places) -> Places:
     return {hook: place._replace(module=prefix + place.module.removeprefix("model.")) for hook, place in places.items()}
 
 
+def router_places(router: str) -> Places:
+    """Return the places of the router's hook points, all in the output of a module of this name."""
+    hooks = ("mlp.hook_router_logits", "mlp.hook_expert_weights", "mlp.hook_expert_indices")
+    return {hook: ReferencePlace(router, f"out.{part}") for part, hook in enumerate(hooks)}
+
+
+def renamed(names: Mapping[str, str], absent: Iterable[str] = ()) -> Places:
+    """Return Llama's places with parts of the modules' names replaced in turn, without `absent` hook points."""
+    places = {hook: place for hook, place in LLAMA_PLACES.items() if hook not in set(absent)}
+    for old, new in names.items():
+        places = {hook: place._replace(module=place.module.replace(old, new)) for hook, place in places.items()}
+    return places
+
+
+# Of mixtures that are named as Qwen3-MoE's.
+ROUTER_PLACES = router_places("model.layers.{l}.mlp.gate")
 # Rotary frequencies in the layers of older checkpoints.
 _BUFFERS = r"rotary_emb\.inv_freq$"
 
@@ -117,6 +127,7 @@ class Family:
         inside: the part of the configuration to read, with a model type of its own; None for all of it.
         by_layer: the attributes that `per_layer_config` may set.
         flat: whether older files have the attributes of `inside` beside all others.
+        quantisations: the methods of quantisation whose weights `weight_table` can read.
     """
 
     read: Callable[[ModelView, Path], ModelConfig]
@@ -129,6 +140,7 @@ class Family:
     inside: str | None = None
     by_layer: tuple[str, ...] = ()
     flat: bool = False
+    quantisations: tuple[str, ...] = ()
 
 
 def text_model_of(family: Family) -> Family:

@@ -65,6 +65,8 @@ def _read(config: ModelView, path: Path) -> ModelConfig:
         output_bias=True,
         mlp_bias=True,
         max_positions=config.n_positions,
+        attention_scale=None if config.scale_attn_weights else 1.0,
+        scaled_by_layer=bool(config.scale_attn_by_inverse_layer_idx),
     )
 
 

@@ -1,9 +1,11 @@
-"""GPT-NeoX and Pythia: layer norms, a plain mlp, a part of each head rotated, attention and mlp in parallel or in turn.
+"""GPT-NeoX (Pythia) and BLOOM: layer norms, a plain mlp, q, k and v of each head side by side in one matrix.
 
-In parallel there is no `hook_resid_mid`, as in TransformerLens. The weight names are those of `GPTNeoXForCausalLM`,
-which keeps q, k and v of each head side by side in one matrix.
+GPT-NeoX rotates a part of each head, and its attention and mlp run in parallel or in turn; in parallel there is no
+`hook_resid_mid`, as in TransformerLens. BLOOM has ALiBi in place of rotations, and a norm after the embedding. The
+weight names are those of `GPTNeoXForCausalLM` and `BloomForCausalLM`.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +14,8 @@ import numpy as np
 
 from ..config import LayerKind, ModelConfig
 from ..config_reads import ModelView
-from ..tables import Entries, Entry, Table, affine, linear, output
-from .base import Family, Modules, ReferencePlace
+from ..tables import LM_HEAD, Entries, Entry, Table, affine, linear, output
+from .base import Family, Modules, Places, ReferencePlace, renamed
 from .reading import alike, decoder, layer_kind, partial_rope
 
 if TYPE_CHECKING:
@@ -21,40 +23,24 @@ if TYPE_CHECKING:
 
 # Masks, which are named `bias` but are none, and the frequencies of older checkpoints.
 _BUFFERS = r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$"
-_BLOCK = "gpt_neox.layers.{l}"
+_NEOX_BLOCK, _BLOOM_BLOCK = "gpt_neox.layers.{l}", "transformer.h.{l}"
 
 
-def _part(index: int) -> ReferencePlace:
-    """Return the place of q, k or v, side by side for each head in the output of one module."""
+def _places(names: Mapping[str, str], block: str, attention: str) -> Places:
+    """Return the places of a model whose q, k and v are side by side for each head in the output of one module."""
 
-    def pick(config: Any, y: np.ndarray) -> np.ndarray:
-        return y.reshape(*y.shape[:2], config.num_attention_heads, 3, -1)[:, :, :, index]
+    def part(index: int) -> ReferencePlace:
+        def pick(config: Any, y: np.ndarray) -> np.ndarray:
+            return y.reshape(*y.shape[:2], config.num_attention_heads, 3, -1)[:, :, :, index]
 
-    return ReferencePlace(f"{_BLOCK}.attention.query_key_value", "out", pick)
+        return ReferencePlace(f"{block}.{attention}.query_key_value", "out", pick)
 
-
-_PLACES = {
-    "hook_embed": ReferencePlace("gpt_neox.layers.0", "in"),
-    "hook_resid_pre": ReferencePlace(_BLOCK, "in"),
-    "ln1.hook_normalized": ReferencePlace(f"{_BLOCK}.input_layernorm", "normalized"),
-    "hook_attn_in": ReferencePlace(f"{_BLOCK}.attention", "in"),
-    "attn.hook_q": _part(0),
-    "attn.hook_k": _part(1),
-    "attn.hook_v": _part(2),
-    "attn.hook_z": ReferencePlace(f"{_BLOCK}.attention.dense", "in"),
-    "hook_attn_out": ReferencePlace(f"{_BLOCK}.attention.dense", "out"),
-    "hook_resid_mid": ReferencePlace(f"{_BLOCK}.post_attention_layernorm", "in"),
-    "ln2.hook_normalized": ReferencePlace(f"{_BLOCK}.post_attention_layernorm", "normalized"),
-    "hook_mlp_in": ReferencePlace(f"{_BLOCK}.mlp", "in"),
-    "mlp.hook_pre": ReferencePlace(f"{_BLOCK}.mlp.dense_h_to_4h", "out"),
-    "mlp.hook_post": ReferencePlace(f"{_BLOCK}.mlp.dense_4h_to_h", "in"),
-    "hook_mlp_out": ReferencePlace(f"{_BLOCK}.mlp", "out"),
-    "hook_resid_post": ReferencePlace(_BLOCK, "out"),
-    "ln_final.hook_normalized": ReferencePlace("gpt_neox.final_layer_norm", "out"),
-}
+    linears = {"o_proj": "dense", "gate_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h"}
+    parts = {f"attn.hook_{name}": part(index) for index, name in enumerate("qkv")}
+    return renamed({"model.layers": block.removesuffix(".{l}"), "self_attn": attention} | linears | dict(names)) | parts
 
 
-def _read(config: ModelView, path: Path) -> ModelConfig:
+def _neox(config: ModelView, path: Path) -> ModelConfig:
     """Read a model that rotates a part of each head's width."""
     kind = layer_kind(
         config,
@@ -72,26 +58,52 @@ def _read(config: ModelView, path: Path) -> ModelConfig:
     )
 
 
-def _weight_table(config: ModelConfig) -> Table:
+def _bloom(config: ModelView, path: Path) -> ModelConfig:
+    width = config.hidden_size
+    kind = layer_kind(config, path, head_width=width // config.num_attention_heads, mlp_width=4 * width, rope=None)
+    return decoder(
+        config,
+        path,
+        alike(config, kind),
+        norm_epsilon=config.layer_norm_epsilon,
+        activation="gelu_new",
+        qkv_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+        alibi=True,
+    )
+
+
+def _neox_table(config: ModelConfig) -> Table:
     return Table(
         embedding={"table": Entry("gpt_neox.embed_in.weight")},
-        block=partial(_block, config),
+        block=partial(_block, _NEOX_BLOCK, "attention", config),
         final_norm=affine("", "gpt_neox.final_layer_norm"),
         head={"table": Entry("embed_out.weight")},
     )
 
 
-def _block(config: ModelConfig, kind: LayerKind) -> Entries:
-    table = output(config, kind, f"{_BLOCK}.attention.dense")
-    table |= linear("mlp.up", f"{_BLOCK}.mlp.dense_h_to_4h", True)
-    table |= linear("mlp.down", f"{_BLOCK}.mlp.dense_4h_to_h", True)
+def _bloom_table(config: ModelConfig) -> Table:
+    norm = affine("norm.", "transformer.word_embeddings_layernorm")
+    return Table(
+        embedding={"table": Entry("transformer.word_embeddings.weight")} | norm,
+        block=partial(_block, _BLOOM_BLOCK, "self_attention", config),
+        final_norm=affine("", "transformer.ln_f"),
+        head=LM_HEAD,
+    )
+
+
+def _block(block: str, attention: str, config: ModelConfig, kind: LayerKind) -> Entries:
+    table = output(config, kind, f"{block}.{attention}.dense")
+    table |= linear("mlp.up", f"{block}.mlp.dense_h_to_4h", True)
+    table |= linear("mlp.down", f"{block}.mlp.dense_4h_to_h", True)
     for third, ours in enumerate("qkv"):
-        theirs, part = f"{_BLOCK}.attention.query_key_value", partial(_third, third, kind.num_heads)
+        theirs, part = f"{block}.{attention}.query_key_value", partial(_third, third, kind.num_heads)
         table[f"attention.{ours}.kernel"] = Entry(f"{theirs}.weight", part)
         if config.qkv_bias:
             table[f"attention.{ours}.bias"] = Entry(f"{theirs}.bias", part)
-    table |= affine("norm_attention.", f"{_BLOCK}.input_layernorm")
-    return table | affine("norm_mlp.", f"{_BLOCK}.post_attention_layernorm")
+    table |= affine("norm_attention.", f"{block}.input_layernorm")
+    return table | affine("norm_mlp.", f"{block}.post_attention_layernorm")
 
 
 def _third(index: int, num_heads: int, tensor: "jax.Array") -> "jax.Array":
@@ -100,10 +112,19 @@ def _third(index: int, num_heads: int, tensor: "jax.Array") -> "jax.Array":
 
 
 GPT_NEOX = Family(
-    _read,
+    _neox,
     Modules("LayerNorm", "MLP"),
-    _weight_table,
+    _neox_table,
     prefix="gpt_neox.",
     buffers=_BUFFERS,
-    places=_PLACES,
+    places=_places({"model.norm": "gpt_neox.final_layer_norm"}, _NEOX_BLOCK, "attention"),
+)
+BLOOM = Family(
+    _bloom,
+    Modules("LayerNorm", "MLP", "NormalizedEmbedding"),
+    _bloom_table,
+    prefix="transformer.",
+    places=_places({"model.norm": "transformer.ln_f"}, _BLOOM_BLOCK, "self_attention")
+    # The output of transformers' mlp has the residual stream added.
+    | {"hook_mlp_out": ReferencePlace(f"{_BLOOM_BLOCK}.mlp.dense_4h_to_h", "out")},
 )

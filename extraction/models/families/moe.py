@@ -1,18 +1,28 @@
-"""Mixtral and Qwen3-MoE: the block of Llama with a mixture of experts as its mlp, see `mixture`.
+"""Mixtral, Qwen2-MoE, Qwen3-MoE and OLMoE: the block of Llama with a mixture of experts as its mlp, see `mixture`.
 
 `mlp.hook_post` does not exist in a layer with a mixture: each token has its own choice of experts. The weight names are
-those of `MixtralForCausalLM` and `Qwen3MoeForCausalLM`, one tensor for each expert.
+those of `MixtralForCausalLM`, `Qwen3MoeForCausalLM` and `OlmoeForCausalLM`, one tensor for each expert or for all.
 """
 
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from ..config import Experts, ModelConfig
+from ..config import Experts, LayerKind, ModelConfig
 from ..config_reads import ModelView
-from ..tables import llama_table, mixture_entries, named_experts
+from ..tables import (
+    EXPERT_STACKS,
+    Entry,
+    Table,
+    llama_table,
+    mixture_entries,
+    named_experts,
+    shared_entries,
+    transposed,
+)
 from .base import LLAMA_PLACES, QK_NORM_PLACES, ROUTER_PLACES, Family
-from .reading import alike, checked_experts, decoder, layer_kind
+from .reading import alike, checked_experts, decoder, layer_kind, windowed
 
 
 def _mixtral(config: ModelView, path: Path) -> ModelConfig:
@@ -21,17 +31,39 @@ def _mixtral(config: ModelView, path: Path) -> ModelConfig:
     return decoder(config, path, alike(config, kind))
 
 
-def _qwen3_moe(config: ModelView, path: Path) -> ModelConfig:
-    """Read a model with a mixture in each layer of its `decoder_sparse_step`, but for `mlp_only_layers`."""
+def _olmoe(config: ModelView, path: Path) -> ModelConfig:
     experts = Experts(config.num_experts, config.num_experts_per_tok, bool(config.norm_topk_prob))
-    dense = layer_kind(config, path)
-    mixture = replace(dense, mlp_width=config.moe_intermediate_size, experts=checked_experts(experts, path))
-    layers = [
-        dense if layer in config.mlp_only_layers or (layer + 1) % config.decoder_sparse_step else mixture
-        for layer in range(config.num_hidden_layers)
+    kind = layer_kind(config, path, experts=checked_experts(experts, path))
+    return decoder(config, path, alike(config, kind), qk_norm="width")
+
+
+def _qwen2_moe(config: ModelView, path: Path) -> ModelConfig:
+    shared = {"shared_width": config.shared_expert_intermediate_size, "shared_gate": True}
+    layers = _sparse(config, path, windowed(config, path, layer_kind(config, path)), **shared)
+    return decoder(config, path, layers, qkv_bias=bool(config.qkv_bias), output_bias=False)
+
+
+def _qwen3_moe(config: ModelView, path: Path) -> ModelConfig:
+    layers = [layer_kind(config, path, window=config.sliding_window)] * config.num_hidden_layers
+    return decoder(config, path, _sparse(config, path, layers), qk_norm="head")
+
+
+def _sparse(config: ModelView, path: Path, layers: list[LayerKind], **shared: Any) -> list[LayerKind]:
+    """Return the layers with a mixture in each of the `decoder_sparse_step`, but for `mlp_only_layers`."""
+    experts = Experts(config.num_experts, config.num_experts_per_tok, bool(config.norm_topk_prob), **shared)
+    checked_experts(experts, path)
+    return [
+        dense
+        if layer in config.mlp_only_layers or (layer + 1) % config.decoder_sparse_step
+        else replace(dense, mlp_width=config.moe_intermediate_size, experts=experts)
+        for layer, dense in enumerate(layers)
     ]
-    window = config.sliding_window
-    return decoder(config, path, [replace(kind, window=window) for kind in layers], qk_norm="head")
+
+
+def _qwen2_table(config: ModelConfig) -> Table:
+    gate = {"mlp.shared_gate.kernel": Entry("model.layers.{l}.mlp.shared_expert_gate.weight", transposed)}
+    shared = shared_entries(config, "model.layers.{l}.mlp.shared_expert") | gate
+    return llama_table(config, mixture=lambda kind: named_experts(kind) | shared)
 
 
 _numbered = partial(mixture_entries, "block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"})
@@ -44,4 +76,7 @@ QWEN3_MOE = Family(
     _qwen3_moe,
     weight_table=partial(llama_table, mixture=named_experts),
     places=LLAMA_PLACES | QK_NORM_PLACES | ROUTER_PLACES,
+    expert_stacks=EXPERT_STACKS,
 )
+OLMOE = replace(QWEN3_MOE, read=_olmoe)
+QWEN2_MOE = replace(MIXTRAL, read=_qwen2_moe, weight_table=_qwen2_table, expert_stacks=EXPERT_STACKS)

@@ -76,7 +76,7 @@ def _qwen3_5(config: ModelView, path: Path) -> ModelConfig:
 def _mixture(config: ModelView, path: Path, normalized: bool) -> ModelConfig:
     """Read a model with a mixture in each layer."""
     count, shared_width = config.num_experts, config.shared_expert_intermediate_size
-    experts = Experts(count, config.num_experts_per_tok, normalized, shared_width=shared_width)
+    experts = Experts(count, config.num_experts_per_tok, normalized, shared_width=shared_width, shared_gate=True)
     experts = checked_experts(experts, path)
     return _hybrid(config, path, replace(_attention(config, path, config.moe_intermediate_size), experts=experts))
 

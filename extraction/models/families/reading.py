@@ -131,6 +131,18 @@ def rope(parameters: dict[str, Any], config: ModelView, path: Path, fraction: fl
     return Rope(theta, kind, **found)
 
 
+def yarn_scale(parameters: Mapping[str, Any]) -> float:
+    """Return the factor of q and of k that DeepSeek's models have beside that of the rotation."""
+    scale = parameters.get("mscale_all_dim")
+    if not scale or parameters.get("rope_type", "default") == "default":
+        return 1.0
+    return _suggested(float(parameters["factor"]), scale)
+
+
+def _suggested(factor: float, scale: float = 1.0) -> float:
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+
 def partial_rope(config: ModelView, path: Path, interleaved: bool = False) -> Rope:
     """Return the rotary embedding of a model that rotates `partial_rotary_factor` of each head's width."""
     parameters = config.rope_parameters
@@ -155,10 +167,7 @@ def _yarn(left: dict[str, Any], longest: int, original: int) -> dict[str, Any]:
     left.pop("truncate", None)
     scales = [left.pop(name, None) for name in ("mscale", "mscale_all_dim")]
 
-    def suggested(scale: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
-
-    inferred = suggested(scales[0]) / suggested(scales[1]) if all(scales) else suggested(1.0)
+    inferred = _suggested(factor, scales[0]) / _suggested(factor, scales[1]) if all(scales) else _suggested(factor)
     return {
         "factor": factor,
         "attention_factor": float(left.pop("attention_factor", inferred)),

@@ -20,7 +20,7 @@ _BLOCK_ELEMENTS = 1 << 25  # logits of one block that are in memory on a device
 
 
 class Head(nnx.Module):
-    """The table [V, D] of an untied head, and its bias."""
+    """The table [V, D] of the head, and its bias. A tied head has a copy of the embedding, split by the vocabulary."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         self.table = nnx.Param(jnp.zeros((config.vocab_size, config.width), dtype))

@@ -87,6 +87,6 @@ def parts_of(config: ModelConfig, plan: CapturePlan, dtype: jnp.dtype) -> list[P
             parts.append(Part(path, make, table.block(kind), group.layers(place)))
     if plan.final_norm:
         parts.append(Part(("final_norm",), ends["final_norm"], table.final_norm))
-    if plan.loss and not config.tied:
+    if plan.loss:
         parts.append(Part(("head",), partial(Head, config, dtype), table.head))
     return parts

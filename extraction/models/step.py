@@ -286,7 +286,7 @@ def _forward(model: Model, params: dict[str, Any], inputs: Inputs, capturing: Ca
         x = layout.rows(model.module(("final_norm",), params["final_norm"])(layout.rows(x)))
         ends[FINAL_HOOK] = x.astype(dtype)
     if plan.loss:
-        head = params.get("head") or {"table": params["embedding"]["table"]}
+        head = params["head"]
         losses = token_losses(x, head["table"], head.get("bias"), inputs.targets, model.config)
         ends[LOSS_HOOK] = layout.rows(losses)
     return kept | {buffer: ends[suffix][None] for suffix, buffer in plan.ends.items()}

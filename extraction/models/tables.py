@@ -78,7 +78,7 @@ Entries = dict[str, Entry]  # the path of a parameter -> its tensor
 
 
 class Table(NamedTuple):
-    """The entries of each part of a model; `block` returns those of a kind of layer, `head` is of an untied head."""
+    """The entries of each part of a model; `block` returns those of a kind of layer. A head may be the embedding."""
 
     embedding: Entries
     block: Callable[[LayerKind], Entries]

@@ -78,8 +78,10 @@ def find_tensors(files: WeightFiles, model: TextModel) -> dict[str, Place]:
         if stored is None:
             raise DamagedData(f"{files}: {_missing(files, model, prefix, name)}")
         found[model.family.prefix + name] = files.places[stored]
-    for entry in model.table.head.values() if model.head and not model.tied else ():
+    for entry in model.table.head.values() if model.head else ():
         stored = _above(files, prefix, [entry.name])
+        if not stored and model.tied:
+            stored = [found[model.family.prefix + model.embedding].name]
         if not stored:
             missing = f"tensor {entry.name} is missing from the safetensors files"
             raise DamagedData(f"{files}: {missing}: without a head there is no hook_loss")

@@ -1,15 +1,20 @@
 """Hook points that are stored in one dtype alone: losses, NaN at the last token of a record, and experts as integers."""
 
+import shutil
+
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import checkpoint
 from extraction.audit.verify import audit_run
 from extraction.core.errors import InvalidRequest
 from extraction.format.commit import parse_commit
 from extraction.models.config_file import read_model_config
+from extraction.models.location import ModelFolder
 from extraction.read.reader import ActivationReader
 from extraction.storage import open_storage
+from extraction.tools.parity import TorchReference
 from tests.helpers.tiny_models import documents, error, load, run
 from tests.helpers.workers import extract_here, make_streams, text_of, write_corpus
 
@@ -79,3 +84,16 @@ def test_the_softcap_of_the_head_is_read(tmp_path):
 
     transformers.Gemma2Config(final_logit_softcapping=30.0).save_pretrained(tmp_path)
     assert read_model_config(tmp_path).logit_softcap == 30.0
+
+
+def test_a_head_that_is_stored_beside_the_embedding_of_a_tied_model_is_the_head(models, tmp_path):
+    """As transformers, which ties no matrices that the files tell apart."""
+    folder = shutil.copytree(models("llama-biases-tied-llama3").folder, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tied, _ = run(load(folder, (LOSS,)), documents())
+    other = np.random.default_rng(0).standard_normal((97, 32)).astype(np.float32)
+    save_file(tensors | {"lm_head.weight": other}, folder / "model.safetensors")
+    ours, _ = run(load(folder, (LOSS,)), documents())
+    reference = TorchReference.load(ModelFolder(folder, str(folder), None), (LOSS,))
+    theirs = np.concatenate([reference(tokens)[LOSS] for tokens in documents()])
+    assert error(ours[LOSS], theirs) < 1e-5 < error(tied[LOSS], theirs)

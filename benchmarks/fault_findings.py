@@ -18,13 +18,17 @@ NOTES = (["attempts"],)
 def snapshot(location: str) -> dict[str, str]:
     """Return a digest for each object of a run, of a commit without the fields that depend on the attempt.
 
-    Progress and the notes of attempts are left out. `verify` compares the digests of predecessors.
+    Progress, the notes of attempts, and the digest of the compiled program in `run.json` are left out. `verify` compares the digests of predecessors.
     """
     storage, seen = open_storage(location), {}
     for info in storage.list():
         if info.name.endswith("/progress.json") or info.name.split("/")[1:2] in NOTES:
             continue
         content = storage.read(info.name)
+        if info.name == "run.json":
+            description = json.loads(content)
+            del description["compiled"]
+            content = json.dumps(description, sort_keys=True).encode()
         if "/commits/" in info.name:
             commit = json.loads(content)
             for key in ("attempt", "host", "previous", "started", "seconds"):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """docs/parity.md: the distance from transformers at every hook point, of every family and of a real model.
 
-    python benchmarks/parity_table.py --output docs/parity.md --model PATH
+    python benchmarks/parity_table.py --page docs/parity.md --model PATH
 
 Of each family a tiny random model (those of the tests), whose documents are packed here and run alone there; with
 `--model` also a real model over the paragraphs of the README and the docs. The reference is transformers in float32
@@ -20,7 +20,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.outcome import note  # noqa: E402
+from benchmarks.outcome import about, give, gives_results, note  # noqa: E402
 from extraction.models.hooks import BY_SUFFIX, suffix_of  # noqa: E402
 
 Errors = dict[str, float]  # short name of a hook point -> the worst layer's relative error
@@ -75,7 +75,7 @@ def page_of(rows: list[tuple[str, str, Errors]], real: list[tuple[str, str, Erro
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax", "torch", "transformers"))
     lines = [
         "# Parity with transformers", "",
-        "Made by `python benchmarks/parity_table.py --output docs/parity.md --model PATH` on "
+        "Made by `python benchmarks/parity_table.py --page docs/parity.md --model PATH` on "
         f"{datetime.date.today().isoformat()}, on a CPU, with {versions}.", "",
         "Each number is the relative error over all tokens, ‖ours - theirs‖ / ‖theirs‖, of the worst layer. Ours are",
         "packed with other documents; theirs are transformers' model in float32 with plain attention, one document at",
@@ -99,13 +99,18 @@ def page_of(rows: list[tuple[str, str, Errors]], real: list[tuple[str, str, Erro
 @click.command()
 @click.option("--model", help="A model folder to compare on real text too.")
 @click.option("--records", default=24, show_default=True, help="Paragraphs for --model.")
-@click.option("--output", type=click.Path(path_type=Path), help="The page; stdout if not given.")
-def main(model: str | None, records: int, output: Path | None) -> None:
+@click.option("--page", type=click.Path(path_type=Path), help="Also write the tables there.")
+@gives_results
+def main(model: str | None, records: int, page: Path | None, as_json: bool, output: Path | None) -> None:
     """Measure every model and write the page."""
     real = list(of_real_model(model, records)) if model else []
     with tempfile.TemporaryDirectory() as folder:
-        page = page_of(list(of_tiny_models(Path(folder))), real)
-    output.write_text(page) if output else click.echo(page)
+        tiny = list(of_tiny_models(Path(folder)))
+    text = page_of(tiny, real)
+    if page:
+        page.write_text(text)
+    results = about("jax", "flax", "torch", "transformers") | {"errors": [*real, *tiny]}
+    give(results, text, as_json, output)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from extraction.format.dtypes import LARGEST_CODE, STORE_DTYPES
+from extraction.models.captures import Buffer, Capture
 from extraction.models.compaction import Compaction
 from extraction.models.mesh import MeshShape
 from extraction.models.results import StepOutput
@@ -34,7 +35,8 @@ def stored(rows: np.ndarray, dtype: str):
     compaction = Compaction(dtype, 2, Layout(mesh))
     with jax.set_mesh(mesh):
         found = jax.jit(compaction.store)(jnp.asarray(rows)[None], jnp.array([10], jnp.int32))
-    values, facts = StepOutput({"x": found}, [np.arange(10)]).get()
+    buffer, stacked = Buffer("x", WIDTH), jax.tree.map(lambda field: field[None], found)
+    values, facts = StepOutput({buffer: stacked}, {"x": Capture(buffer, 0)}, [np.arange(10)]).get()
     return values["x"], np.asarray(found.values)[0, :10], facts["x"]
 
 

@@ -18,8 +18,8 @@ NOTES = (["attempts"],)
 def snapshot(location: str) -> dict[str, str]:
     """Return a digest for each object of a run, of a commit without the fields that depend on the attempt.
 
-    Progress, the notes of attempts, and the digest of the compiled program in `run.json` are left out. `verify` compares
-    the digests of predecessors.
+    Progress, the notes of attempts, and the digest of the compiled program in `run.json` are left out. `verify`
+    compares the digests of predecessors.
     """
     storage, seen = open_storage(location), {}
     for info in storage.list():

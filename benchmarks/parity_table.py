@@ -38,7 +38,8 @@ def worst_by_kind(errors: Mapping[str, float]) -> Errors:
 
 def of_tiny_models(folder: Path) -> Iterator[tuple[str, str, Errors]]:
     """Yield name, compute dtype and errors of each tiny model of the tests."""
-    from tests.helpers.tiny_models import CONFIGS, TinyModel, documents, error, load, run
+    from tests.helpers.tiny_configs import CONFIGS
+    from tests.helpers.tiny_models import TinyModel, documents, error, load, run
 
     for name in CONFIGS:
         model = TinyModel(name, folder / name)

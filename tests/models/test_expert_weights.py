@@ -12,7 +12,8 @@ from extraction.core.errors import DamagedData
 from extraction.models.location import ModelFolder
 from extraction.models.mxfp4 import expand_mxfp4
 from extraction.tools.parity import TorchReference
-from tests.helpers.tiny_models import CONFIGS, TinyModel, documents, error, load, make_model, run
+from tests.helpers.tiny_configs import CONFIGS
+from tests.helpers.tiny_models import TinyModel, documents, error, load, make_model, run
 
 BLOCK = 32
 

@@ -22,7 +22,8 @@ from extraction.models.step import Model
 from extraction.models.step_options import StepOptions
 from extraction.models.weights import leaves_of
 from tests.helpers.shared import built_once
-from tests.helpers.tiny_models import CONFIGS, Zoo, documents, error, load, run, run_means
+from tests.helpers.tiny_configs import CONFIGS
+from tests.helpers.tiny_models import Zoo, documents, error, load, run, run_means
 
 pytestmark = pytest.mark.slow
 

@@ -28,21 +28,8 @@ from extraction.models.tensor_names import TextModel, find_tensors
 from extraction.models.tensors import WeightFiles
 from extraction.tools.parity import TorchReference
 from tests.helpers.known_models import field_of
-from tests.helpers.tiny_models import (
-    CONFIGS,
-    DYNAMIC,
-    LINEAR,
-    LLAMA3,
-    LONGROPE,
-    SIZES,
-    WINDOWS,
-    YARN,
-    TinyModel,
-    documents,
-    error,
-    load,
-    run,
-)
+from tests.helpers.tiny_configs import CONFIGS, DYNAMIC, LINEAR, LLAMA3, LONGROPE, SIZES, WINDOWS, YARN
+from tests.helpers.tiny_models import TinyModel, documents, error, load, run
 
 pytestmark = pytest.mark.slow
 

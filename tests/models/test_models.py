@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from extraction.models.config_reads import ModelView
 from extraction.models.families import FAMILIES, Family, family_of
 from extraction.models.families.reading import rope as rope_of
 from extraction.models.location import ModelFolder, locate_model
-from extraction.models.mixture import dot_by_blocks, grouped_dot
 from extraction.models.rope import rope_frequencies, rotation
 from extraction.models.tensor_names import TextModel, find_tensors
 from extraction.models.tensors import WeightFiles
@@ -373,24 +371,6 @@ def test_projections_that_no_layer_uses_are_known(models, tmp_path):
 
 def test_blocks_in_turn_have_the_middle_that_parallel_ones_lack(models):
     assert "blocks.1.hook_resid_mid" in models("gpt_neox-in-turn-linear").hook_points
-
-
-@pytest.mark.parametrize("sizes", [[700, 0, 1, 63, 64, 65, 107], [0, 0, 0, 0, 0, 0, 1000], [1000, 0, 0, 0, 0, 0, 0]])
-def test_each_row_is_multiplied_by_the_kernel_of_its_group(sizes):
-    rng = np.random.default_rng(0)
-    rows, kernels = rng.standard_normal((1000, 6), np.float32), rng.standard_normal((7, 6, 5), np.float32)
-    ours = jax.jit(dot_by_blocks)(rows, kernels, np.array(sizes, np.int32))
-    theirs = np.einsum("mi,mio->mo", rows.astype(np.float64), kernels[np.repeat(np.arange(7), sizes)])
-    assert error(np.asarray(ours), theirs) < 1e-6
-
-
-@pytest.mark.parametrize("platform, form, other", [("tpu", "ragged_dot", "while"), ("cpu", "while", "ragged_dot")])
-def test_only_a_tpu_is_left_to_multiply_groups_in_its_own_way(platform, form, other):
-    """Other compilers would multiply every row by the kernels of all groups."""
-    shapes = (((1000, 64), jnp.bfloat16), ((7, 64, 32), jnp.bfloat16), ((7,), jnp.int32))
-    traced = jax.jit(grouped_dot).trace(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
-    program = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert form in program and other not in program
 
 
 def test_the_embedding_of_gemma_is_scaled_as_the_reference_rounds_it(models):

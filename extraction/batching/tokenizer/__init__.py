@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +172,11 @@ class RecordTokenizer:
                     yield TokenizedRecord(record.index, record.id, self._checked(record), record.meta)
 
     def _of_text(self, record: Record, found: Any, offsets: bool) -> TokenizedRecord:
-        prefix = [] if found.ids[: len(self._prefix)] == self._prefix else self._prefix
-        ids = np.array(prefix + found.ids, np.int32)
+        ids = found.ids  # a new list at each access
+        prefix = [] if ids[: len(self._prefix)] == self._prefix else self._prefix
+        tokens = np.fromiter(chain(prefix, ids), np.int32, len(prefix) + len(ids))
         places = np.array([(0, 0)] * len(prefix) + found.offsets, np.int64).reshape(-1, 2) if offsets else None
-        return TokenizedRecord(record.index, record.id, ids, record.meta, places, len(record.text))
+        return TokenizedRecord(record.index, record.id, tokens, record.meta, places, len(record.text))
 
     def _checked(self, record: Record) -> np.ndarray:
         """Return the ids of a record without text. Raises DamagedData for one that the model has no embedding of."""

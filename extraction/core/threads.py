@@ -1,4 +1,4 @@
-"""Bounded look-ahead: `prefetch` on a pool of threads, `read_ahead` and `in_background` on one thread.
+"""Bounded look-ahead: `look_ahead` in order, `prefetch` on a pool of threads, `read_ahead` and `in_background` on one.
 
 In: items and a function to load them, an iterable, or a function that makes an iterator and asks
 `Budget.reserve(bytes)` before it makes each item. Out: the results in the order of the items. Guarantee: results that
@@ -10,12 +10,42 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import closing
 from queue import SimpleQueue
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 JOIN_SECONDS = 5.0  # how long closing waits for a read that is under way
+
+
+def look_ahead(
+    items: Iterable[Item], depth: int, discard: Callable[[Item], object] = lambda item: None
+) -> Generator[Item, None, None]:
+    """Yield the same items, each taken from its source while up to `depth` earlier ones wait for their use.
+
+    Raises what the source raises, after the items before the error. Closing passes the waiting items to `discard`.
+    """
+    waiting: deque[Item] = deque()
+    source = iter(items)
+    trouble: Exception | None = None
+    try:
+        while trouble is None:
+            try:
+                waiting.append(next(source))
+            except StopIteration:
+                break
+            except Exception as error:
+                trouble = error
+            if len(waiting) > depth:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+        if trouble is not None:
+            raise trouble
+    finally:
+        for item in waiting:
+            discard(item)
 
 
 def prefetch(
@@ -25,26 +55,8 @@ def prefetch(
 
     Raises what `load` or the iterable raises, after the results of the items before it.
     """
-    waiting: deque[Future[Loaded]] = deque()
-    source = iter(items)
-    trouble: Exception | None = None
-    try:
-        while trouble is None:
-            try:
-                waiting.append(pool.submit(load, next(source)))
-            except StopIteration:
-                break
-            except Exception as error:
-                trouble = error
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-        if trouble is not None:
-            raise trouble
-    finally:
-        for future in waiting:
-            future.cancel()
+    with closing(look_ahead((pool.submit(load, item) for item in items), depth, Future.cancel)) as futures:
+        yield from map(Future.result, futures)
 
 
 class Budget:

@@ -11,16 +11,16 @@ Cost: beside the model, one copy of each stored value, from the device's result 
 import json
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import ml_dtypes
 import numpy as np
 
 from ..batching.packing import PackedBatch
-from ..core.errors import ExtractionError, InvalidRequest
+from ..core.errors import InvalidRequest
 from ..core.logs import say
+from ..core.threads import look_ahead
 from ..format.batch_file import batch_arrays, ends_of_records
 from ..format.dtypes import LOSS_HOOK, has_scale, stored_dtype
 from ..format.not_finite import NotFinite, counted
@@ -254,7 +254,7 @@ def run_pipeline(
     Raises InvalidRequest if the first step of a stream has values that float16 does not hold, before it submits any.
     """
     times, watch = StageTimes(), _Watch(layout, first_batch == 0)
-    for flight, results in _ahead(_dispatch(batches, layout, forward, first_batch, times), STEPS_IN_FLIGHT):
+    for flight, results in look_ahead(_dispatch(batches, layout, forward, first_batch, times), STEPS_IN_FLIGHT):
         if results is not None:
             tokens, output = results
             parts, facts = output.parts(), output.facts()
@@ -322,24 +322,3 @@ def _dispatch(batches: Iterable[PackedBatch], layout: Layout, forward: Callable,
             yield flight, (tokens, output)
         yield flight, None
         number += 1
-
-
-def _ahead(items: Iterator, depth: int) -> Iterator:
-    """Yield the same items, taken from their source `depth` ahead of their use.
-
-    Raises a domain error of the source, such as damaged input, after the items that came before it.
-    """
-    waiting: deque = deque()
-    trouble = None
-    while trouble is None:
-        try:
-            waiting.append(next(items))
-        except StopIteration:
-            break
-        except ExtractionError as error:
-            trouble = error
-        if len(waiting) > depth:
-            yield waiting.popleft()
-    yield from waiting
-    if trouble is not None:
-        raise trouble

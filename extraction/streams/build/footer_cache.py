@@ -54,8 +54,10 @@ class FooterCache:
         return FileGroups(ParquetFacts(**entry["facts"]), **arrays)
 
     def keep(self, file: SourceFile, groups: FileGroups) -> None:
-        """Store the groups of a remote file."""
+        """Store the groups of a remote file, unless they are from the cache."""
         if self._path is None or file.info is None or groups.facts.etag is None:
+            return
+        if (groups.facts.name, groups.facts.etag) in self._known:
             return
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,9 @@ not decide.
 The footers of remote files are kept in a cache folder, so that an interrupted command continues.
 """
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import numpy as np
 
 from ...core.errors import InvalidRequest
 from ...core.progress_bar import track
+from ...core.threads import prefetch
 from ..columns import ROW_ID, Columns, is_bytes, is_id, is_string, is_text, is_token_ids
 from ..parquet import Files, OpenFile, damage_named, read_footer, row_group_sizes
 from ..row_filter import DUMP, SCORE, RowFilter
@@ -104,26 +105,18 @@ def _all_groups(files: Sequence[SourceFile], wanted: Wanted, cache: Path | None)
     """Yield the groups of all files in order, some ahead of their use, from the cache where it has them."""
     opener = Files()
     question = [wanted.columns.to_json(), wanted.filter.to_json(), wanted.max_tokens]
-    ahead = 1 if wanted.is_limited else AHEAD  # grows as it turns out how far the limit is
+    first, count = 0, 1 if wanted.is_limited else len(files)  # grows, since the limit may be near or far
     with ThreadPoolExecutor(THREADS) as pool, FooterCache(cache, question) as known:
-        waiting: deque[tuple[SourceFile, FileGroups | Future[FileGroups]]] = deque()
-        try:
-            for file in files:
-                waiting.append((file, known.get(file) or pool.submit(inspect, opener, file, wanted)))
-                if len(waiting) > ahead:
-                    yield _finished(known, *waiting.popleft())
-                    ahead = min(2 * ahead, AHEAD)
-            while waiting:
-                yield _finished(known, *waiting.popleft())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
+        def load(file: SourceFile) -> FileGroups:
+            return known.get(file) or inspect(opener, file, wanted)
 
-def _finished(known: FooterCache, file: SourceFile, groups: FileGroups | Future[FileGroups]) -> FileGroups:
-    if isinstance(groups, Future):
-        groups = groups.result()
-        known.keep(file, groups)
-    return groups
+        while some := files[first : first + count]:
+            with closing(prefetch(some, load, AHEAD, pool)) as found:
+                for file, groups in zip(some, found, strict=True):
+                    known.keep(file, groups)
+                    yield groups
+            first, count = first + count, 2 * count
 
 
 # ---------------------------------------------------------------------------------------------- one file

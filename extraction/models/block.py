@@ -36,6 +36,7 @@ from .modules import (
     ScaledEmbedding,
     Tap,
     ToHeads,
+    UnbiasedLayerNorm,
     WideRMSNorm,
     times,
 )
@@ -44,7 +45,7 @@ from .rope import query_scale, rotate, rotation
 
 # The modules that `Modules` of a family can name.
 NORMS: dict[str, Callable[[int, float, jnp.dtype], Any]] = {
-    norm.__name__: norm for norm in (RMSNorm, WideRMSNorm, OffsetRMSNorm, LayerNorm)
+    norm.__name__: norm for norm in (RMSNorm, WideRMSNorm, OffsetRMSNorm, LayerNorm, UnbiasedLayerNorm)
 }
 MLPS: dict[str, Callable[[ModelConfig, LayerKind, jnp.dtype], nnx.Module]] = {
     mlp.__name__: mlp for mlp in (MLP, GatedMLP)
@@ -109,8 +110,13 @@ class Attention(nnx.Module):
         if config.output_gate:
             self.gate = ToHeads(heads, width, config.width, config.qkv_bias, dtype)
         if config.qk_norm:
-            widths = (kind.heads_width, kind.kv_width) if config.qk_norm == "width" else (width, width)
-            self.q_norm, self.k_norm = (norm(width, config.norm_epsilon, dtype) for width in widths)
+            shapes = {
+                "head": (width, width),
+                "width": (kind.heads_width, kind.kv_width),
+                "each_head": ((heads, width), (kv_heads, width)),
+            }
+            norm = UnbiasedLayerNorm if config.qk_norm == "each_head" else norm
+            self.q_norm, self.k_norm = (norm(shape, config.norm_epsilon, dtype) for shape in shapes[config.qk_norm])
         self.sinks = nnx.Param(jnp.zeros((heads,), dtype)) if config.sinks else None
 
     def __call__(self, x: jax.Array, shared: Shared, tap: Tap) -> jax.Array:
@@ -138,7 +144,7 @@ class Attention(nnx.Module):
         if self.config.qk_norm == "width":
             normed = (norm(y.reshape(*x.shape[:2], -1)) for norm, y in ((self.q_norm, q), (self.k_norm, k)))
             q, k = (y.reshape(*x.shape[:2], -1, self.kind.head_width) for y in normed)
-        elif self.config.qk_norm == "head":
+        elif self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, whole_if_shared(k), whole_if_shared(v)
 

@@ -225,7 +225,8 @@ class ModelConfig:
     Attributes:
         layers: the kind of each layer.
         max_positions: rows of the embedding of positions, None if positions are not learned.
-        qk_norm: `head` or `width` if q and k are normalized over each head or over all heads.
+        qk_norm: `head` or `width` if q and k are normalized over each head or over all heads; `each_head` if each head
+            has a layer norm of its own.
         output_gate: whether attention's heads are multiplied by the sigmoid of a linear map of its input.
         attention_scale: None for 1 / sqrt(head_width).
         scaled_by_layer: whether attention scores are divided by the number of the layer, counted from 1.

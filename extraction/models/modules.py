@@ -127,23 +127,38 @@ class OffsetRMSNorm(WideRMSNorm):
     offset = 1.0
 
 
-class LayerNorm(nnx.Module):
-    """(x - mean) / std * scale + bias over the last axis."""
+class UnbiasedLayerNorm(nnx.Module):
+    """(x - mean) / std * scale over the last axis. The scale is [D], or [H, Dh] for heads of their own scales."""
 
-    def __init__(self, width: int, epsilon: float, dtype: jnp.dtype):
+    def __init__(self, shape: int | tuple[int, ...], epsilon: float, dtype: jnp.dtype):
         self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.zeros((width,), dtype))
-        self.bias = nnx.Param(jnp.zeros((width,), dtype))
+        self.scale = nnx.Param(jnp.zeros(shape, dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return x normalized, scaled and shifted, in its shape and dtype."""
-        return (self.normalized(x) * _last(self.scale, x.ndim) + _last(self.bias, x.ndim)).astype(x.dtype)
+        """Return x normalized and scaled, in its shape and dtype."""
+        return self.scaled(x).astype(x.dtype)
+
+    def scaled(self, x: jax.Array) -> jax.Array:
+        """Return x normalized and scaled in float32."""
+        return self.normalized(x) * _last(self.scale, x.ndim)
 
     def normalized(self, x: jax.Array) -> jax.Array:
         """Return (x - mean) / std in float32."""
         wide = x.astype(jnp.float32)
         wide -= jnp.mean(wide, axis=-1, keepdims=True)
         return wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
+
+
+class LayerNorm(UnbiasedLayerNorm):
+    """(x - mean) / std * scale + bias over the last axis."""
+
+    def __init__(self, width: int, epsilon: float, dtype: jnp.dtype):
+        super().__init__(width, epsilon, dtype)
+        self.bias = nnx.Param(jnp.zeros((width,), dtype))
+
+    def scaled(self, x: jax.Array) -> jax.Array:
+        """Return x normalized, scaled and shifted in float32."""
+        return super().scaled(x) + _last(self.bias, x.ndim)
 
 
 class MLP(nnx.Module):
@@ -243,4 +258,4 @@ class PositionEmbedding(Embedding):
 
 def _last(parameter: nnx.Param, ndim: int) -> jax.Array:
     """Return the parameter in float32, along the last of `ndim` axes."""
-    return jnp.expand_dims(parameter[...].astype(jnp.float32), tuple(range(ndim - 1)))
+    return jnp.expand_dims(parameter[...].astype(jnp.float32), tuple(range(ndim - parameter.ndim)))

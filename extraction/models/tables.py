@@ -47,9 +47,10 @@ def from_heads(head_width: int, tensor: "jax.Array") -> "jax.Array":
 class Entry:
     """The tensor that a parameter is made of, and the function that makes it.
 
-    `{l}` in the name is replaced by the layer. `{e}` is replaced by the expert: such a parameter has a leading axis of
-    `num_experts` and is filled from as many tensors. `transform` runs on the device, compiled. Two entries may use
-    parts of one tensor. A `packed` tensor is of bytes, `transform` gets its scales as a second argument.
+    `{l}` in the name is replaced by the layer. `{e}` is replaced by the expert, or by the head: such a parameter has a
+    leading axis of `num_experts` and is filled from as many tensors. `transform` runs on the device, compiled. Two
+    entries may use parts of one tensor. A `packed` tensor is of bytes, `transform` gets its scales as a second
+    argument.
     """
 
     name: str

@@ -276,7 +276,7 @@ def _arrays(value: Any) -> Any:
 def _normalized(x: np.ndarray, norm: Any) -> np.ndarray:
     """Return x [..., D], normalized as torch's module does before its gain, in float64."""
     wide = x.astype(np.float64)
-    if getattr(norm, "bias", None) is not None or type(norm).__name__ == "LayerNorm":
+    if getattr(norm, "bias", None) is not None or type(norm).__name__.endswith("LayerNorm"):
         wide -= wide.mean(axis=-1, keepdims=True)
     epsilon = next(getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name))
     return wide / np.sqrt(np.square(wide).mean(axis=-1, keepdims=True) + epsilon)

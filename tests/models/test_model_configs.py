@@ -20,7 +20,7 @@ from tests.helpers.known_models import ACCEPTED, FOLDER, KNOWN, REFUSED, WITHOUT
 from tests.helpers.workers import python
 
 # Unless a file says otherwise.
-TIED = ("gpt2", "gpt_neo", "opt", "bloom", "gemma", "gemma2", "gemma3_text", "gemma3", "mistral3")
+TIED = ("gpt2", "gpt_neo", "opt", "bloom", "gemma", "gemma2", "gemma3_text", "gemma3", "mistral3", "cohere", "cohere2")
 
 
 @pytest.fixture

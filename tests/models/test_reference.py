@@ -63,6 +63,7 @@ OF_A_FAMILY = {
     "qwen3": WINDOWS | {"use_sliding_window": True},
     "smollm3": WINDOWS | {"use_sliding_window": True},
     "olmo3": WINDOWS,
+    "cohere2": WINDOWS,
     "gemma2": WINDOWS,
     "gemma3_text": WINDOWS,
     "gemma4_text": GEMMA4 | {"hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 31},

@@ -1,10 +1,10 @@
-"""Tiny models with LayerNorm and biases: GPT-2, GPT-J, GPT-Neo, GPT-NeoX, OPT, BLOOM."""
+"""Tiny models with LayerNorm: GPT-2, GPT-J, GPT-Neo, GPT-NeoX, OPT, BLOOM, StableLM, Cohere."""
 
 from functools import partial
 
 import transformers
 
-from tests.helpers.tiny_configs.settings import LINEAR, SIZES
+from tests.helpers.tiny_configs.settings import LINEAR, LLAMA3, SIZES, WINDOWS, YARN
 
 GPT2 = partial(transformers.GPT2Config, n_embd=32, n_layer=3, n_head=4, n_positions=256, vocab_size=97)
 GPT_NEO = partial(
@@ -68,4 +68,35 @@ CONFIGS = {
     ),
     "gpt2-unscaled": partial(GPT2, scale_attn_weights=False),
     "gpt2-scaled-by-layer": partial(GPT2, scale_attn_by_inverse_layer_idx=True),
+    "stablelm": partial(transformers.StableLmConfig, **SIZES),
+    "stablelm-parallel-own-norms-biases": partial(
+        transformers.StableLmConfig,
+        **SIZES,
+        use_parallel_residual=True,
+        qk_layernorm=True,
+        use_qkv_bias=True,
+        layer_norm_eps=1e-2,
+        rope_parameters=LINEAR | {"partial_rotary_factor": 0.5},
+    ),
+    "cohere": partial(transformers.CohereConfig, **SIZES, eos_token_id=1),
+    "cohere-own-norms-biases-untied": partial(
+        transformers.CohereConfig,
+        **SIZES,
+        eos_token_id=1,
+        use_qk_norm=True,
+        attention_bias=True,
+        logit_scale=2.0,
+        layer_norm_eps=1e-2,
+        tie_word_embeddings=False,
+        rope_parameters=LLAMA3,
+    ),
+    "cohere2": partial(transformers.Cohere2Config, **SIZES, **WINDOWS, eos_token_id=1),
+    "cohere2-biases-yarn": partial(
+        transformers.Cohere2Config,
+        **(SIZES | {"num_hidden_layers": 5}),
+        eos_token_id=1,
+        sliding_window=9,
+        attention_bias=True,
+        rope_parameters=YARN,
+    ),
 }

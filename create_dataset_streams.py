@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from extraction.core.commands import SETTINGS, CommandGroup, version_option
+from extraction.core.command_group import SETTINGS, CommandGroup, version_option
 from extraction.core.flags import flag, option, options_of, with_flags
-from extraction.core.text import prepare_streams
+from extraction.core.printable import prepare_streams
 
 # The rest of `extraction` is imported where it is used, so that `--help` answers at once.
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def check(streams: str, flags: CheckFlags) -> None:
 def mix(parts: tuple[str, ...], num_streams: int, output: str, max_records: int | None) -> None:
     """Mix folders of streams in shares, such as streams/a=0.7 streams/b=0.3; each record knows its source."""
     from extraction.storage import open_storage
-    from extraction.streams.build.mixture import parse_parts, publish_mixture
+    from extraction.streams.build.mix_streams import parse_parts, publish_mixture
 
     _say_published(publish_mixture(open_storage(output), parse_parts(parts), num_streams, max_records), output)
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click_default_group import DefaultGroup
 
-from extraction.core.commands import SETTINGS, CommandGroup, version_option
+from extraction.core.command_group import SETTINGS, CommandGroup, version_option
 from extraction.core.errors import (
     BucketDenied,
     ConfigurationMismatch,
@@ -39,7 +39,7 @@ from extraction.core.errors import (
 )
 from extraction.core.flags import with_flags
 from extraction.core.logs import is_json, say, use_format
-from extraction.core.text import prepare_streams, printable
+from extraction.core.printable import prepare_streams, printable
 from extraction.worker.flags import NumberOr, ParityFlags, PlanFlags, RunFlags, SelectFlags
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Language model activations over millions of documents, extracted on machines that vanish, each token exactly once.
 
-This is what other programs import: `extract`, which makes a run in one call (`one_call.py`), the readers of a run's
-output, and the errors that the library raises. Modules are in folders by layer, and imports point one way:
+This is what other programs import: `extract`, which makes a run in one call (`extract_texts.py`), the readers of a
+run's output, and the errors that the library raises. Modules are in folders by layer, and imports point one way:
 
     `core` <- `storage` <- `format` <- `streams` <- `batching` <- `models` <- (`worker`, `read`, `audit`, `tools`)
 
@@ -37,7 +37,7 @@ from .core.errors import (
 )
 
 if TYPE_CHECKING:
-    from .one_call import extract
+    from .extract_texts import extract
     from .read.paired import PairedReader
     from .read.reader import ActivationReader
     from .read.shuffle import ShuffledReader, ShuffleOptions
@@ -68,7 +68,7 @@ _MODULES = {
     "PairedReader": "read.paired",
     "ShuffleOptions": "read.shuffle",
     "ShuffledReader": "read.shuffle",
-    "extract": "one_call",
+    "extract": "extract_texts",
 }
 
 

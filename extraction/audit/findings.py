@@ -1,7 +1,7 @@
 """What an audit found: plain values, for people as lines and for machines as JSON.
 
-In: what `chain` and `contents` found in each stream. Out: `RunAudit`, its verdict and exit code. Guarantee: equal
-findings give equal text and JSON, whatever threads found them. Cost: none to speak of.
+In: what `check_chain` and `check_batch_file` found in each stream. Out: `RunAudit`, its verdict and exit code.
+Guarantee: equal findings give equal text and JSON, whatever threads found them. Cost: none to speak of.
 
 The JSON of `verify --json`; keys stay, more may follow:
 
@@ -28,9 +28,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..core.errors import DamagedData, TryAgain
-from ..core.text import printable
+from ..core.printable import printable
 from ..format.digests import digest_of
-from .facts import AuditedRun
+from .audited_run import AuditedRun
 from .recompute import Recomputation
 
 SCHEMA = 1

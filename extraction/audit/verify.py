@@ -2,19 +2,19 @@
 
 In: where a run and its streams lie. Out: a `RunAudit`, with a `StreamAudit` for each stream (`findings`).
 
-What is proven without `deep`, from metadata and the id column of the streams (`chain`): each chain has no gap; each
-cursor begins where the one before ended, from (0, 0) on; each batch file is there with the committed size and crc32c;
-the ids of the records of each commit are those of the stream; counts and sums agree with each other, with the
+What is proven without `deep`, from metadata and the id column of the streams (`check_chain`): each chain has no gap;
+each cursor begins where the one before ended, from (0, 0) on; each batch file is there with the committed size and
+crc32c; the ids of the records of each commit are those of the stream; counts and sums agree with each other, with the
 configuration and with the manifest; no folder belongs to a stream that there is not. If every chain reaches the end of
 its stream, every token of every record was committed exactly once. With `deep` every batch file is read and held
-against its commit as well (`contents`).
+against its commit as well (`check_batch_file`).
 
 A run may be audited while it is made: what is there so far is proven, and the verdict is "in progress". Batch files
 that no commit names are listed and are no damage. A generation is not compared: an object that was restored, or a run
 that was copied, has the same bytes under others. Symbolic links in a local folder are followed, since who can place
 one can replace every object anyway; no name that is read from an object leads out of its worker's folder.
 
-Cost: as in `chain`, `WORKERS_AT_ONCE` workers and `THREADS` reads at a time.
+Cost: as in `check_chain`, `WORKERS_AT_ONCE` workers and `THREADS` reads at a time.
 """
 
 import os
@@ -29,11 +29,11 @@ from ..format.commit import worker_folder
 from ..format.run_config import RUN, RunDescription, no_run, read_run
 from ..storage import Storage, open_storage
 from ..streams.stream import Stream, load_manifest, open_stream
-from .chain import Expected, Reading, audit_stream
-from .facts import AuditedRun
+from .audited_run import AuditedRun
+from .check_against_streams import TokenCheck, tokenizer_of
+from .check_chain import Expected, Reading, audit_stream
 from .findings import RunAudit, StreamAudit
 from .recompute import Compute, Draw, recompute
-from .tokens import TokenCheck, tokenizer_of
 
 __all__ = ["Checks", "RunAudit", "StreamAudit", "audit_run", "read_description"]
 

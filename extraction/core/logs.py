@@ -11,7 +11,7 @@ import json
 import sys
 from datetime import UTC, datetime
 
-from .text import shown_lines
+from .printable import shown_lines
 
 FORMATS = ("text", "json")
 _chosen = "text"

@@ -24,7 +24,7 @@ from ..storage import Storage
 from ..streams.build.publish import Published
 from ..streams.build.row_files import Located, checked_text
 from .command import PLACES, Dataset
-from .rows import Content, Form, RowOptions, publish_form
+from .rows_to_records import Content, Form, RowOptions, publish_form
 
 COLUMNS = ("question", "choices", "answerKey")
 

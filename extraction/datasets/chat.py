@@ -22,7 +22,7 @@ from ..streams.build.publish import Published
 from ..streams.build.row_files import Located
 from ..streams.build.source_reading import MissingColumn
 from .command import PLACES, Dataset
-from .rows import ANY_FILES, Content, Form, RowOptions, publish_form
+from .rows_to_records import ANY_FILES, Content, Form, RowOptions, publish_form
 
 COLUMNS = ("messages", "conversations", "conversation")
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "developer": "developer",

@@ -16,7 +16,7 @@ from ..storage import Storage
 from ..streams.build.publish import Published
 from ..streams.build.sources import Choice
 from ..streams.row_filter import RowFilter, parse_part, parse_sample
-from ..streams.where import Condition
+from ..streams.where_conditions import Condition
 
 META_COLUMNS = "Columns, separated by commas, that are stored with the activations as the meta."
 PLACES = "a folder, file or glob, gs://BUCKET/... or hf://datasets/OWNER/NAME[@REVISION]/..."

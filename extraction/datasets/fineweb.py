@@ -29,7 +29,7 @@ from .command import META_COLUMNS, PLACES, Dataset, Names, SelectOptions
 from .token_counter import TokenCounter
 
 if TYPE_CHECKING:
-    from ..streams.build.references import FileGroups
+    from ..streams.build.assign_row_groups import FileGroups
     from ..streams.build.skipped_records import Skipped
 
 FIRST_RECORDS = 4096  # whose tokens are counted first
@@ -104,9 +104,9 @@ def create(storage: Storage, source: str, num_streams: int, options: FinewebOpti
     Raises InvalidRequest when there are no files or no such columns, DamagedData when a file is cut or not Parquet,
     or has an unreadable text or id without `--on-bad-record skip`.
     """
+    from ..streams.build.assign_row_groups import publish_references
     from ..streams.build.content_digests import read_contents
     from ..streams.build.footers import Wanted, read_groups
-    from ..streams.build.references import publish_references
 
     found = find_source(source, choice=options.choice).announced()
     columns, said, by_model = options.columns(found.files), options.to_json(), options.model is not None
@@ -136,7 +136,7 @@ def _records_within(
 
     Reads the texts up to there, and at most eight times as many. Raises InvalidRequest if the first has more.
     """
-    from ..streams.build.references import whole_stream
+    from ..streams.build.assign_row_groups import whole_stream
 
     most, number = FIRST_RECORDS, 0
     while True:

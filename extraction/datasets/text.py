@@ -1,7 +1,7 @@
 """Rows of any files, materialised: one column is the text.
 
 In: files of JSON lines, JSON, CSV, TSV, text, Arrow or Parquet, in a folder, a bucket or on the hub. Out: the published
-manifest and stream files. Guarantee and cost: those of `rows`.
+manifest and stream files. Guarantee and cost: those of `rows_to_records`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ..storage import Storage
 from ..streams.build.publish import Published
 from ..streams.build.row_files import Located
 from .command import PLACES, Dataset
-from .rows import ANY_FILES, Content, Form, RowOptions, publish_form
+from .rows_to_records import ANY_FILES, Content, Form, RowOptions, publish_form
 
 
 @dataclass(frozen=True, kw_only=True)

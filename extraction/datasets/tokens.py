@@ -23,7 +23,7 @@ from ..streams.build.row_files import Located
 from ..streams.build.source_reading import MissingColumn
 from ..streams.columns import TOKENS as OPTION
 from .command import PLACES, Dataset
-from .rows import Content, Form, RowOptions, publish_form
+from .rows_to_records import Content, Form, RowOptions, publish_form
 
 if TYPE_CHECKING:
     import numpy as np

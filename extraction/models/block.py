@@ -40,7 +40,7 @@ from .modules import (
     WideRMSNorm,
     times,
 )
-from .per_layer import PerLayerEmbedding
+from .per_layer_embeddings import PerLayerEmbedding
 from .rope import query_scale, rotate, rotation
 
 # The modules that `Modules` of a family can name.

@@ -13,8 +13,8 @@ from typing import Any
 from ..core.errors import DamagedData, InvalidRequest
 from ..core.logs import say
 from .config import ModelConfig, Rope
-from .config_reads import ModelView
 from .families import FAMILIES, Family, family_of
+from .used_config_keys import ModelView
 
 _MOST_BYTES = 16 << 20
 _MOST_LAYERS, _LAYERS = 10_000, ("num_hidden_layers", "n_layer", "num_layers")

@@ -16,7 +16,7 @@ from flax import nnx
 
 from ..core.errors import InvalidRequest
 from ..format.dtypes import STORE_DTYPES, dtype_named, has_scale, stored_dtype
-from .captures import CapturePlan
+from .capture_plan import CapturePlan
 from .config import LayerKind, ModelConfig
 from .mesh import Demand, choose_mesh
 from .step import Model, weight_shapes

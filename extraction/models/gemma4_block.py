@@ -17,7 +17,7 @@ from .config import LayerKind, ModelConfig
 from .families.base import Modules
 from .mixture import Mixture
 from .modules import GatedMLP, Linear, Tap, over_rms
-from .per_layer import PerLayerMLP
+from .per_layer_embeddings import PerLayerMLP
 
 
 class SharedAttention(Attention):

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..format.dtypes import stored_dtype
-from .captures import Buffer, CapturePlan
+from .capture_plan import Buffer, CapturePlan
 from .config import LayerKind
-from .parts import Group, place_name
+from .layer_groups import Group, place_name
+from .scan_parameters import of_layer, to_slice
 from .sharding import Layout
-from .stacks import of_layer, to_slice
 
 Buffers = dict[Buffer, jax.Array]
 RunBlock = Callable[[LayerKind, dict[str, Any], jax.Array, jax.Array, Callable[[str, jax.Array], None]], jax.Array]

@@ -26,7 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..format.dtypes import dtype_named, stored_dtype
 from .block import Shared
-from .captures import Buffer, Capture, CapturePlan
+from .capture_plan import Buffer, Capture, CapturePlan
 from .compaction import Compacted, Compaction, Slots
 from .config import LayerKind, ModelConfig
 from .devices import Device, device_errors
@@ -34,14 +34,14 @@ from .expert_stacks import split_stacks
 from .families import family_of
 from .head import token_losses
 from .hooks import EMBED_HOOK, FINAL_HOOK, LOSS_HOOK
+from .layer_groups import Group, Part, group_layers, parts_of
 from .layer_scan import Capturing, run_layers
 from .location import ModelFolder
-from .parts import Group, Part, group_layers, parts_of
-from .per_layer import PerLayerEmbedding
+from .per_layer_embeddings import PerLayerEmbedding
 from .pooling import window_means
-from .results import StepOutput, start_transfer
 from .sharding import Layout, Placement, mesh_of
 from .step_options import StepOptions, check_step
+from .step_output import StepOutput, start_transfer
 from .tensor_names import TextModel, find_tensors
 from .tensors import WeightFiles
 from .weights import check_shapes, leaves_of, load_params, nested, plan_fills

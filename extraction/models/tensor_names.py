@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from ..core.errors import DamagedData
 from .config import LayerKind
 from .families import Family
-from .tables import Table
 from .tensors import Place, WeightFiles
+from .weight_tables import Table
 
 _HEADS = ("lm_head.weight", "embed_out.weight")  # each holds the embedding where the two are tied
 

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from ..core.errors import DamagedData
-from .parts import Part
+from .layer_groups import Part
 from .sharding import Placement
-from .tables import unchanged
 from .tensors import BYTES, DTYPES, Place, WeightFiles
+from .weight_tables import unchanged
 
 
 class Parameter(NamedTuple):

@@ -19,7 +19,7 @@ import pyarrow as pa
 from ..core.errors import InvalidRequest
 from ..format.batch_file import BatchRef
 from .reader import ActivationReader
-from .rows import Batch
+from .row_types import Batch
 from .select import EVERYTHING, Select
 
 _ROWS = 4096  # tokens in an Arrow table

@@ -18,7 +18,7 @@ from ..core.errors import InvalidRequest
 from ..core.logs import say
 from ..format.safetensors import allocate
 from .reader import ActivationReader
-from .rows import RecordActivations
+from .row_types import RecordActivations
 from .select import EVERYTHING, Select
 
 _CHUNK = 1 << 16  # tokens in a file of rows

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.errors import InvalidRequest
 from .reader import ActivationReader
-from .rows import Rows
+from .row_types import Rows
 
 # Fields of the run config that decide which tokens have a row.
 _SAME = ("manifest_digest", "bos", "long_documents", "max_records", "positions", "drop_special")

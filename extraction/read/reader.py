@@ -31,9 +31,9 @@ from ..format.records import Cursor
 from ..format.run_config import read_existing_run
 from ..format.statistics import SCALE
 from ..storage import open_storage
-from .rows import Batch, RecordActivations, Rows, concatenate, part_of
+from .display import shown_run
+from .row_types import Batch, RecordActivations, Rows, concatenate, part_of
 from .select import EVERYTHING, Select
-from .shown import shown_run
 from .statistics import Statistics, names_of_statistics, statistics_of
 
 if TYPE_CHECKING:

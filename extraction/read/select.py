@@ -13,7 +13,7 @@ import numpy as np
 from ..batching.token_selection import Selection
 from ..core.errors import InvalidRequest
 from ..format.batch_file import StoredBatch
-from ..streams.where import Condition
+from ..streams.where_conditions import Condition
 
 
 class Kept(NamedTuple):

@@ -26,7 +26,7 @@ from ..core.errors import InvalidRequest
 from ..core.threads import prefetch
 from ..format.batch_file import BatchRef, StoredBatch
 from .reader import ActivationReader
-from .rows import Rows, Values
+from .row_types import Rows, Values
 from .select import EVERYTHING
 
 _READERS = 4  # objects that are read at once

@@ -17,7 +17,7 @@ from ..core.errors import DamagedData
 from ..format.batch_file import StoredBatch
 from ..format.dtypes import LOSS_HOOK
 from ..format.statistics import COUNTS, MAX, MAX_AT, NORM_BINS, SUMS, norm_sketch
-from .shown import shown_array
+from .display import shown_array
 
 if TYPE_CHECKING:
     from ddsketch import DDSketch

@@ -19,7 +19,7 @@ from ..streams.stream import Manifest, load_manifest, open_stream
 
 if TYPE_CHECKING:
     from ..batching.tokenizer import RecordTokenizer
-    from .rows import RecordActivations
+    from .row_types import RecordActivations
 
 
 class Texts:

@@ -15,7 +15,7 @@ from ..core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from .reader import ActivationReader
-    from .rows import Batch
+    from .row_types import Batch
 
 _VALUES = 1 << 17  # that are widened together
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DamagedData, InvalidRequest
 from .columns import ROW_ID, as_strings
-from .where import Bounds, Condition
+from .where_conditions import Bounds, Condition
 
 if TYPE_CHECKING:
     import pyarrow

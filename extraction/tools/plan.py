@@ -22,9 +22,9 @@ from ..models.config import ModelConfig
 from ..models.cost import Counts, counts_by_formula, counts_of, stored_bytes
 from ..models.devices import Hardware
 from ..models.mesh import USABLE
-from ..models.slices import Slice, can_describe, describe, slice_named
 from ..models.step import lower_step
 from ..models.step_options import StepOptions
+from ..models.tpu_slices import Slice, can_describe, describe, slice_named
 from ..streams.manifest import Manifest, load_manifest
 from ..worker.flags import PlanFlags
 from ..worker.resolve import resolve_model, resolve_step

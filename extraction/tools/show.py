@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.errors import InvalidRequest
 from ..read.reader import ActivationReader
-from ..read.rows import RecordActivations
+from ..read.row_types import RecordActivations
 from ..read.texts import Texts
 from ..read.top_rows import TopRow, project, top_rows
 

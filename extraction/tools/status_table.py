@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from itertools import compress
 from typing import TYPE_CHECKING
 
-from ..core.text import printable
+from ..core.printable import printable
 from ..format.stream_state import STATES
 from .status import RunStatus, StreamStatus, format_bytes, format_seconds, watch
 

@@ -14,7 +14,7 @@ import extract_activations
 from create_dataset_streams import cli
 from extraction.datasets import DATASETS
 from extraction.streams.manifest import load_manifest
-from extraction.streams.where import Condition
+from extraction.streams.where_conditions import Condition
 from tests.helpers.chat_templates import CHATML
 from tests.helpers.fake_hub import FakeHub
 from tests.helpers.workers import MODEL, ROOT

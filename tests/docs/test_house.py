@@ -28,7 +28,7 @@ BELOW = {layer: set(LAYERS[:place]) for place, layer in enumerate(LAYERS)} | {
     "read": {*LAYERS},
     "audit": {*LAYERS},
     "tools": {*LAYERS, "read", "audit", "worker"},
-    "one_call": {"core", "storage", "streams", "worker", "read"},
+    "extract_texts": {"core", "storage", "streams", "worker", "read"},
     "create_dataset_streams": {"core", "storage", "streams", "datasets"},
     "extract_activations": {"core", "worker", "read", "audit", "tools"},
 }

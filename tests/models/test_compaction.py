@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from extraction.format.dtypes import LARGEST_CODE, STORE_DTYPES
-from extraction.models.captures import Buffer, Capture
+from extraction.models.capture_plan import Buffer, Capture
 from extraction.models.compaction import Compaction
 from extraction.models.mesh import MeshShape
-from extraction.models.results import StepOutput
 from extraction.models.sharding import Layout, mesh_of
+from extraction.models.step_output import StepOutput
 
 pytestmark = pytest.mark.slow
 

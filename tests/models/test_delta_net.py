@@ -13,8 +13,8 @@ from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.models.config_file import read_model_config
 from extraction.models.delta_net import Rows, delta_rule
 from extraction.models.expert_stacks import split_stacks
-from extraction.models.tables import EXPERT_STACKS
 from extraction.models.tensors import Place
+from extraction.models.weight_tables import EXPERT_STACKS
 from tests.helpers.tiny_models import documents, error, load, run
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from extraction.core.errors import InvalidRequest
 from extraction.models import step as step_module
-from extraction.models.captures import CapturePlan
+from extraction.models.capture_plan import CapturePlan
 from extraction.models.compaction import Compaction
 from extraction.models.config_file import read_model_config
 from extraction.models.location import ModelFolder

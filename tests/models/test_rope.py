@@ -10,9 +10,9 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from extraction.models.config import Rope
-from extraction.models.config_reads import ModelView
 from extraction.models.families.reading import rope as rope_of
 from extraction.models.rope import rope_frequencies, rotation
+from extraction.models.used_config_keys import ModelView
 from tests.helpers.tiny_configs.settings import DYNAMIC, LINEAR, LLAMA3, LONGROPE, SIZES, YARN
 
 pytestmark = pytest.mark.slow

@@ -24,8 +24,8 @@ from extraction.format.run_config import SpecialTokenIds
 from extraction.format.statistics import Facts
 from extraction.models.devices import Hardware
 from extraction.models.location import ModelFolder
-from extraction.models.results import Part
 from extraction.models.step_options import StepOptions
+from extraction.models.step_output import Part
 from extraction.storage import Storage
 from extraction.streams.manifest import Manifest, StreamEntry, sha256
 from extraction.streams.stream import Stream, _Rows

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from checkpoint import CommitChain
-from extraction.audit.contents import _check_values
-from extraction.audit.facts import AuditedRun
+from extraction.audit.audited_run import AuditedRun
+from extraction.audit.check_batch_file import _check_values
 from extraction.audit.verify import audit_run
 from extraction.format.records import Cursor
 from extraction.format.safetensors import allocate, decode
@@ -193,7 +193,7 @@ def test_deep_wants_the_first_place_of_the_maximum_of_zeros_too(store, monkeypat
         fill_hook(arrays, HOOK, made)
         arrays[f"{HOOK}.max_at"][:] = place
 
-    monkeypatch.setattr("extraction.audit.contents._BLOCK", block)
+    monkeypatch.setattr("extraction.audit.check_batch_file._BLOCK", block)
     store.change_data(change)
     if message is None:
         assert [problem for problem in store.problems(deep=True) if "its commit says" not in problem] == []

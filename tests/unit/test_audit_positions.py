@@ -11,8 +11,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from extraction.audit.facts import AuditedRun
-from extraction.audit.records import check_cover, check_records
+from extraction.audit.audited_run import AuditedRun
+from extraction.audit.check_record_coverage import check_cover, check_records
 from extraction.audit.verify import audit_run
 from extraction.batching.packing import pack_batches
 from extraction.batching.token_selection import Selection, Selector

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 import create_dataset_streams
 import extract_activations
 import extraction
-from extraction.core.commands import CommandGroup
+from extraction.core.command_group import CommandGroup
 from tests.helpers.workers import ROOT
 
 BOTH = [extract_activations.cli, create_dataset_streams.cli]

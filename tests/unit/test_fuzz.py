@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from extraction.audit.contents import check_contents
-from extraction.audit.facts import AuditedRun
+from extraction.audit.audited_run import AuditedRun
+from extraction.audit.check_batch_file import check_contents
 from extraction.audit.verify import audit_run
 from extraction.batching.token_selection import Selection, Selector
 from extraction.core.errors import ExtractionError

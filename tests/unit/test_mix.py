@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from create_dataset_streams import cli
 from extraction.core.errors import InvalidRequest
 from extraction.datasets import Origin, Row, publish_rows
-from extraction.read.mixture import MixedReader
+from extraction.read.mixed_runs import MixedReader
 from extraction.read.reader import ActivationReader
 from extraction.read.shuffle import ShuffleOptions
 from extraction.storage import open_storage

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from extraction.core.errors import InvalidRequest
+from extraction.read.display import listed
 from extraction.read.reader import ActivationReader
 from extraction.read.select import Select
-from extraction.read.shown import listed
 from extraction.read.shuffle import ShuffledReader
 from extraction.storage import open_storage
 from tests.helpers.runs import WIDTHS, make_run

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.streams.row_filter import RowFilter, parse_part, parse_sample
-from extraction.streams.where import Condition
+from extraction.streams.where_conditions import Condition
 
 rows = st.lists(
     st.fixed_dictionaries(

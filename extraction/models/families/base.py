@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import ModelConfig
-from ..config_reads import ModelView
-from ..tables import Table, llama_table
+from ..used_config_keys import ModelView
+from ..weight_tables import Table, llama_table
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,8 +13,8 @@ import numpy as np
 
 from ...core.errors import DamagedData, InvalidRequest
 from ..config import Experts, Groups, Latent, LayerKind, ModelConfig
-from ..config_reads import ModelView
-from ..tables import (
+from ..used_config_keys import ModelView
+from ..weight_tables import (
     EXPERT_STACKS,
     LLAMA_NORMS,
     LM_HEAD,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import LayerKind, ModelConfig
-from ..config_reads import ModelView
-from ..tables import GEMMA_NORMS, llama_table
+from ..used_config_keys import ModelView
+from ..weight_tables import GEMMA_NORMS, llama_table
 from .base import GEMMA_PLACES, LLAMA_PLACES, QK_NORM_PLACES, Family, Modules, text_model_of
 from .reading import activation, alike, decoder, layer_kind, windowed, windowed_with_own_rope
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import DamagedData, InvalidRequest
 from ..config import Experts, LayerKind, ModelConfig, PerLayer
-from ..config_reads import ModelView
-from ..tables import GEMMA_NORMS, LM_HEAD, Entries, Entry, Table, attention, gated_mlp, linear, norms, transposed
+from ..used_config_keys import ModelView
+from ..weight_tables import GEMMA_NORMS, LM_HEAD, Entries, Entry, Table, attention, gated_mlp, linear, norms, transposed
 from .base import GEMMA_PLACES, LLAMA_PLACES, QK_NORM_PLACES, Family, Modules, ReferencePlace, text_model_of
 from .reading import activation, by_layer_types, checked_experts, decoder, layer_kind, rope
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from ..config import ModelConfig
-from ..config_reads import ModelView
-from ..tables import LLAMA_NORMS, llama_table
+from ..used_config_keys import ModelView
+from ..weight_tables import LLAMA_NORMS, llama_table
 from .base import FUSED_MLP_PLACES, LLAMA_PLACES, Family, ReferencePlace
 from .reading import alike, decoder, layer_kind, partial_rope
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..config import LayerKind, ModelConfig
-from ..config_reads import ModelView
-from ..tables import LM_HEAD, Entries, Entry, Table, affine, to_heads
+from ..used_config_keys import ModelView
+from ..weight_tables import LM_HEAD, Entries, Entry, Table, affine, to_heads
 from .base import Family, Modules, ReferencePlace
 from .reading import activation
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import LayerKind, ModelConfig
-from ..config_reads import ModelView
-from ..tables import LM_HEAD, Entries, Entry, Table, affine, linear, output
+from ..used_config_keys import ModelView
+from ..weight_tables import LM_HEAD, Entries, Entry, Table, affine, linear, output
 from .base import Family, Modules, Places, ReferencePlace, renamed
 from .reading import alike, decoder, layer_kind, partial_rope
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import ClampedGate, Experts, LayerKind, ModelConfig
-from ..config_reads import ModelView
-from ..tables import Entries, Entry, Table, linear, llama_table, unchanged
+from ..used_config_keys import ModelView
+from ..weight_tables import Entries, Entry, Table, linear, llama_table, unchanged
 from .base import LLAMA_PLACES, Family, Modules, ReferencePlace, router_places
 from .reading import checked_experts, decoder, layer_kind, windowed
 

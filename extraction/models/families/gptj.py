@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from ..config import LayerKind, ModelConfig, Rope
-from ..config_reads import ModelView
-from ..tables import LM_HEAD, Entries, Entry, Table, affine, attention, linear
+from ..used_config_keys import ModelView
+from ..weight_tables import LM_HEAD, Entries, Entry, Table, affine, attention, linear
 from .base import Family, Modules, renamed
 from .reading import activation, alike, decoder, layer_kind
 

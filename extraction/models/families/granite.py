@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..config import ModelConfig
-from ..config_reads import ModelView
+from ..used_config_keys import ModelView
 from .base import LLAMA_PLACES, Family, Modules
 from .reading import alike, decoder, layer_kind
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...core.errors import InvalidRequest
 from ..config import ModelConfig
-from ..config_reads import ModelView
+from ..used_config_keys import ModelView
 from .base import LLAMA_PLACES, QK_NORM_PLACES, Family, text_model_of
 from .reading import alike, decoder, layer_kind, rope, windowed
 

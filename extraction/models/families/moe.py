@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Experts, LayerKind, ModelConfig
-from ..config_reads import ModelView
-from ..tables import (
+from ..used_config_keys import ModelView
+from ..weight_tables import (
     EXPERT_STACKS,
     Entry,
     Table,

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from ..config import ModelConfig
-from ..config_reads import ModelView
-from ..tables import llama_table
+from ..used_config_keys import ModelView
+from ..weight_tables import llama_table
 from .base import LLAMA_PLACES, QK_NORM_PLACES, Family, Modules, ReferencePlace
 from .reading import alike, decoder, layer_kind, windowed_with_own_rope
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import InvalidRequest
 from ..config import LayerKind, ModelConfig
-from ..config_reads import ModelView
-from ..tables import LM_HEAD, Entries, Entry, Table, affine, attention, linear
+from ..used_config_keys import ModelView
+from ..weight_tables import LM_HEAD, Entries, Entry, Table, affine, attention, linear
 from .base import Family, Modules, ReferencePlace, renamed
 from .reading import activation, alike, decoder, layer_kind
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..config import ModelConfig
-from ..config_reads import ModelView
-from ..tables import llama_table
+from ..used_config_keys import ModelView
+from ..weight_tables import llama_table
 from .base import FUSED_MLP_PLACES, LLAMA_PLACES, Family, ReferencePlace
 from .reading import alike, decoder, layer_kind, partial_rope
 

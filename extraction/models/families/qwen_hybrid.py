@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..config import DeltaNet, Experts, LayerKind, ModelConfig
-from ..config_reads import ModelView
-from ..tables import (
+from ..used_config_keys import ModelView
+from ..weight_tables import (
     EXPERT_STACKS,
     LLAMA_NORMS,
     Entries,

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...core.errors import DamagedData, InvalidRequest
 from ..config import Experts, LayerKind, ModelConfig, Rope
-from ..config_reads import ModelView
+from ..used_config_keys import ModelView
 
 # The names of an activation in configurations -> its name here.
 ACTIVATIONS = {name: name for name in ("silu", "gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu")} | {

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..config import LayerKind, ModelConfig
-from ..config_reads import ModelView
-from ..tables import Entries, Entry, Table, affine, attention, gated_mlp, llama_table
+from ..used_config_keys import ModelView
+from ..weight_tables import Entries, Entry, Table, affine, attention, gated_mlp, llama_table
 from .base import LLAMA_PLACES, Family, Modules, ReferencePlace
 from .reading import alike, decoder, layer_kind, partial_rope
 

@@ -22,8 +22,8 @@ from ..column_chunks import ColumnChunks, open_chunks
 from ..columns import Columns, as_strings, token_arrays
 from ..manifest import ParquetFacts
 from ..parquet import Files
+from .assign_row_groups import FileGroups
 from .footers import Wanted
-from .references import FileGroups
 from .skipped_records import Skipped
 
 if TYPE_CHECKING:

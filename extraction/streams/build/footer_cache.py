@@ -15,7 +15,7 @@ import numpy as np
 
 from ..manifest import ParquetFacts
 from ..parquet import etag_of
-from .references import FileGroups
+from .assign_row_groups import FileGroups
 from .sources import SourceFile
 
 SCHEMA = 2

@@ -23,8 +23,8 @@ from ...core.threads import prefetch
 from ..columns import ROW_ID, Columns, is_bytes, is_id, is_string, is_text, is_token_ids
 from ..parquet import Files, OpenFile, damage_named, read_footer, row_group_sizes
 from ..row_filter import DUMP, SCORE, RowFilter
+from .assign_row_groups import FileGroups
 from .footer_cache import FooterCache
-from .references import FileGroups
 from .sources import SourceFile
 
 if TYPE_CHECKING:

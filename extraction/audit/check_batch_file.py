@@ -5,7 +5,7 @@ points are, and how many of its values are NaN or infinite. Shapes are those of 
 
 What is proven of an object without a problem: its bytes have the committed size and crc32c; header, arrays, shapes
 and dtypes are those of the format and of `run.json`; its records have the committed ids, and its rows are of them
-(`records`); and the sums are those of the values, to the rounding of float32 sums of at most T + B terms.
+(`check_record_coverage`); and the sums are those of the values, to the rounding of float32 sums of at most T + B terms.
 
 NaN and infinite values are no damage: a model may compute them, and then they are what was to be stored. Another number
 of them than the commit says is damage. Cost: each byte is read once; memory is the object and blocks of 2 MiB.
@@ -29,8 +29,8 @@ from ..format.run_config import FORMAT
 from ..format.safetensors import SafetensorsFile, decode
 from ..format.statistics import COUNTS, MAX, MAX_AT, SCALE, SUMS, norm_counts, unscaled
 from ..storage import ObjectInfo, crc32c_base64
-from .facts import AuditedRun
-from .records import check_records
+from .audited_run import AuditedRun
+from .check_record_coverage import check_records
 
 _BLOCK = 1 << 18  # values that are in float64 at once
 _FLOAT32_MAX = float(np.finfo(np.float32).max)

@@ -27,7 +27,7 @@ from ..format.run_config import RunDescription
 from ..models.location import locate_model
 from ..storage import ObjectInfo, Storage
 from ..streams.stream import Stream
-from .facts import AuditedRun
+from .audited_run import AuditedRun
 
 AHEAD = 8
 _ARRAYS = ("record_index", "record_offsets", "record_lengths", "tokens", "positions", "mean_over")

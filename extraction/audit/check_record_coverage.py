@@ -24,7 +24,7 @@ import numpy as np
 
 from ..batching.token_selection import Selection
 from ..format.commit import Commit
-from .facts import AuditedRun
+from .audited_run import AuditedRun
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .block import block_of, ends_of
-from .captures import CapturePlan
+from .capture_plan import CapturePlan
 from .config import LayerKind, ModelConfig
 from .families import family_of
 from .head import Head
-from .tables import Entries
+from .weight_tables import Entries
 
 MAX_UNIT = 8
 

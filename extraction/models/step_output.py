@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from ..format.statistics import Facts, unscaled
-from .captures import Buffer, Capture
+from .capture_plan import Buffer, Capture
 from .compaction import Compacted
 from .devices import device_errors
 

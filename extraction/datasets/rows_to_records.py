@@ -28,7 +28,7 @@ from ..streams.build.row_files import Located, Wanted, checked_text, read_rows
 from ..streams.build.source_reading import Reading, publish_read, sound
 from ..streams.build.sources import find_source
 from ..streams.row_filter import RowFilter
-from ..streams.where import Condition
+from ..streams.where_conditions import Condition
 from .command import META_COLUMNS, Names, SelectOptions
 from .token_counter import TokenCounter
 

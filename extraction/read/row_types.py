@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from ..format.batch_file import BatchRef
-from .shown import shown_activations, shown_range
+from .display import shown_activations, shown_range
 
 Values = TypeVar("Values", np.ndarray, dict[str, np.ndarray])
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.errors import InvalidRequest
 from .reader import ActivationReader
-from .rows import Rows
+from .row_types import Rows
 from .shuffle import ShuffledReader, ShuffleOptions, permutation
 
 

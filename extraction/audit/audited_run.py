@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from ..batching.token_selection import Selection
 from ..core.errors import DamagedData, InvalidRequest
 from ..format.run_config import RunConfig, RunDescription
+from ..format.run_extension import RunExtension
 
 
 @dataclass(frozen=True)
 class AuditedRun:
     """The run config, its fingerprint, which tokens are stored, and the ids of the special tokens.
 
-    `digest` is that of the bytes of `run.json`.
+    `digest` is that of the bytes of `run.json`. `extensions` name further streams that the run took up.
     """
 
     config: RunConfig
@@ -22,6 +23,7 @@ class AuditedRun:
     selection: Selection
     special_ids: tuple[int, ...] = ()
     digest: str = ""
+    extensions: tuple[RunExtension, ...] = ()
 
     @classmethod
     def of(cls, run: RunDescription, name: str) -> "AuditedRun":
@@ -30,4 +32,5 @@ class AuditedRun:
             selection = Selection.parse(run.config.positions, run.config.drop_special)
         except InvalidRequest as error:
             raise DamagedData(f"{name}: not a readable run description ({error})") from error
-        return cls(run.config, run.fingerprint, selection, tuple(run.special_tokens.ids.values()), run.digest)
+        ids = tuple(run.special_tokens.ids.values())
+        return cls(run.config, run.fingerprint, selection, ids, run.digest, run.extensions)

@@ -17,6 +17,9 @@ The JSON of `verify --json`; keys stay, more may follow:
     expected_records  how many records the streams have
     not_finite        {hook point: {"nan": n, "inf": n}} where there are any; null without --deep
     fingerprint, manifest_digest   of the run config and of the streams, as run.json has them
+    extensions        of an extended run: name, manifest_digest, first_stream, last_stream, num_records, and the run's
+                      digest up to there, of the streams that it began with and of each extension
+    num_ahead         how many streams were added since, and are no part of the run
     tokens            whether the streams were tokenized again and compared
     recomputed        seed, total, recomputed, equal, close, wrong, worst, worst_row, says; null without --recompute
     digest            of the whole run: a kept copy shows later that nothing was rewritten
@@ -26,10 +29,13 @@ The JSON of `verify --json`; keys stay, more may follow:
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise, zip_longest
 
+from ..core.counted import counted
 from ..core.errors import DamagedData, TryAgain
 from ..core.printable import printable
 from ..format.digests import digest_of
+from ..format.run_extension import extension_name
 from .audited_run import AuditedRun
 from .recompute import Recomputation
 
@@ -67,7 +73,11 @@ class StreamAudit:
 
 @dataclass(frozen=True)
 class RunAudit:
-    """What was found in a run: proven if every stream is finished and nothing is wrong."""
+    """What was found in a run: proven if every stream is finished and nothing is wrong.
+
+    `ends` are the numbers of streams that the run began with, and had after each extension; `num_ahead` counts streams
+    that were added since, and that the run has not taken up.
+    """
 
     output: str
     deep: bool
@@ -77,18 +87,32 @@ class RunAudit:
     expected: str | None = None
     checked_tokens: bool = False
     recomputed: Recomputation | None = None
+    ends: tuple[int, ...] = ()
+    num_ahead: int = 0
 
     @property
     def digest(self) -> str:
-        """The digest of the run: of the digests of `run.json` and of the last commit of each stream, in order."""
-        digests = [self.run.digest, *(stream.digest for stream in self.streams)]
-        return digest_of("".join(f"{digest}\n" for digest in digests).encode())
+        """The digest of the run: of the digests of `run.json` and of the last commit of each stream, in order.
+
+        The digest of an extension is between those of the streams before it and of its own.
+        """
+        return self.digests[-1]
+
+    @property
+    def digests(self) -> list[str]:
+        """The digests of the run without its extensions, and with one after the other of them."""
+        text, found, begin = f"{self.run.digest}\n", [], 0
+        for end, extension in zip_longest(self.ends or (len(self.streams),), self.run.extensions):
+            text += "".join(f"{stream.digest}\n" for stream in self.streams[begin:end])
+            found.append(digest_of(text.encode()))
+            text, begin = f"{text}{extension.digest}\n" if extension else text, end
+        return found
 
     @property
     def general(self) -> list[str]:
         """A sentence for each thing that is wrong and of no stream."""
         wrong = [*self.strays, *(self.recomputed.problems if self.recomputed else ())]
-        if self.expected in (None, self.digest, *(stream.digest for stream in self.streams)):
+        if self.expected in (None, *self.digests, *(stream.digest for stream in self.streams)):
             return wrong
         return [*wrong, f"{self.output}: its digest is {self.digest}, and {self.expected} was expected"]
 
@@ -131,6 +155,7 @@ class RunAudit:
         found = {"schema": SCHEMA, "output": self.output, "deep": self.deep, "verdict": self.verdict}
         found |= {"fingerprint": self.run.fingerprint, "manifest_digest": self.run.config.manifest_digest}
         found |= {"digest": self.digest, "problems": self.problems}
+        found |= {"extensions": self._extensions(), "num_ahead": self.num_ahead}
         found |= {"unfinished": self.unfinished, "uncommitted": self.uncommitted}
         found |= {"tokens": self.checked_tokens}
         found |= {"recomputed": self.recomputed.to_json() if self.recomputed else None}
@@ -155,8 +180,34 @@ class RunAudit:
         )
         lines += [self.recomputed.to_text()] if self.recomputed else []
         lines.append(f"fingerprint {self.run.fingerprint}, manifest {self.run.config.manifest_digest}")
+        lines += [
+            f"{found['name']}: streams {found['first_stream']} to {found['last_stream']}, "
+            f"{found['num_records']:,} records, digest of the run up to here: {found['digest']}"
+            for found in self._extensions()
+        ]
+        if self.num_ahead:
+            lines.append(
+                f"not of this run: {counted(self.num_ahead, 'stream')} that the streams were extended by since"
+            )
         lines.append(f"digest of the run: {self.digest}")
         return "\n".join(printable(line) for line in [*lines, self._summary()])
+
+    def _extensions(self) -> list[dict]:
+        """Return which streams the run began with, and which each extension added; of a run without any none."""
+        names = ["run.json", *map(extension_name, range(1, len(self.ends)))] if self.run.extensions else []
+        return [
+            {
+                "name": name, "manifest_digest": manifest, "first_stream": first, "last_stream": end - 1,
+                "num_records": sum(stream.num_records for stream in self.streams[first:end]), "digest": digest,
+            }
+            for name, manifest, (first, end), digest in zip(
+                names, self._manifests, pairwise((0, *self.ends)), self.digests, strict=False
+            )
+        ]  # fmt: skip
+
+    @property
+    def _manifests(self) -> list[str]:
+        return [self.run.config.manifest_digest, *(extension.manifest_digest for extension in self.run.extensions)]
 
     def _summary(self) -> str:
         totals = self.totals()

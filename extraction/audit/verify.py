@@ -28,6 +28,7 @@ from ..core.progress_bar import ProgressBar
 from ..format.commit import worker_folder
 from ..format.run_config import RUN, RunDescription, no_run, read_run
 from ..storage import Storage, open_storage
+from ..streams.extensions import up_to
 from ..streams.stream import Stream, load_manifest, open_stream
 from .audited_run import AuditedRun
 from .check_against_streams import TokenCheck, tokenizer_of
@@ -73,9 +74,12 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, check
     described = read_description(storage)
     run = AuditedRun.of(described, f"{output}/{RUN}")
     location = streams or described.streams
-    manifest = load_manifest(location)
-    if manifest.digest != run.config.manifest_digest:
+    every = load_manifest(location)
+    parts = [up_to(every, digest) for digest in described.manifest_digests]
+    if parts[0] is None:
         raise ConfigurationMismatch(f"{location}/manifest.json is not the manifest that {output} was made from")
+    if (manifest := parts[-1]) is None:
+        raise ConfigurationMismatch(f"{location} has not the streams by which {output} was extended")
     tokenizer = tokenizer_of(described, checks.model) if checks.tokens else None
 
     def audit(index: int) -> StreamAudit:
@@ -98,11 +102,13 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, check
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     _compare_widths(audits)
-    strays, recomputed = _strays(storage, manifest.num_streams), None
+    strays, recomputed = _strays(storage, described, manifest.num_streams, every.num_streams), None
     if checks.recompute is not None and checks.computer is not None:
         numbers = range(manifest.num_streams) if checks.recompute.stream is None else (checks.recompute.stream,)
         recomputed = recompute(storage, numbers, run.config, checks.recompute, checks.computer(described))
-    return RunAudit(output, deep, run, audits, strays, checks.expected, checks.tokens, recomputed)
+    ends = tuple(part.num_streams for part in parts if part is not None)
+    ahead = every.num_streams - manifest.num_streams
+    return RunAudit(output, deep, run, audits, strays, checks.expected, checks.tokens, recomputed, ends, ahead)
 
 
 def _token_problems(check: TokenCheck, source: Stream) -> list[str]:
@@ -125,14 +131,21 @@ def read_description(storage: Storage) -> RunDescription:
     raise no_run(storage)
 
 
-def _strays(storage: Storage, num_streams: int) -> tuple[str, ...]:
-    """A line for each worker's folder that belongs to no stream."""
+def _strays(storage: Storage, described: RunDescription, num_streams: int, planned: int) -> tuple[str, ...]:
+    """A line for each worker's folder that belongs to no stream of the run.
+
+    Of the `planned` streams those that the run has not taken up may have the note of an attempt, but no commit.
+    """
     own = {worker_folder(index) for index in range(num_streams)}
-    return tuple(
+    ahead = {worker_folder(index) for index in range(num_streams, planned)}
+    strays = tuple(
         f"{folder}: there is no such stream, the manifest has {num_streams}, numbered from 0"
         for folder in storage.folders()
         if _WORKER_FOLDER.fullmatch(folder) and folder not in own
+        if folder not in ahead or next(storage.list(f"{folder}/commits/"), None)
     )
+    # A run that was extended since it was described has streams that are not known here.
+    return strays if strays and read_description(storage).extensions == described.extensions else ()
 
 
 def _compare_widths(audits: Sequence[StreamAudit]) -> None:

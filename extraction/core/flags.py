@@ -33,7 +33,7 @@ def with_flags(kind: type[Flags]) -> Callable[[Callable[..., None]], Callable[..
     """Return a decorator that gives a click command the options of `kind`, and the command its instance as `flags`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        names = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+        names = [one.name for one in _flags_in(kind)]
 
         @functools.wraps(command)
         def call(**values: Any) -> None:
@@ -52,7 +52,7 @@ def flags_of(kind: type[Flags], given: Mapping[str, Any]) -> Flags:
     The environment is not read. Raises InvalidRequest for a name that is no flag, a flag that is missing, and a value
     that a flag does not take.
     """
-    options = {one.name: made for one, made in zip(fields(kind), options_of(kind), strict=True)}  # type: ignore[arg-type]
+    options = {one.name: made for one, made in zip(_flags_in(kind), options_of(kind), strict=True)}
     for name in given:
         if name not in options:
             close = difflib.get_close_matches(name, options, 1)
@@ -70,7 +70,12 @@ def flags_of(kind: type[Flags], given: Mapping[str, Any]) -> Flags:
 
 def options_of(kind: type) -> Sequence[click.Option]:
     """Return the options of a dataclass of flags, in the order of its fields."""
-    return [_option(one) for one in fields(kind)]
+    return [_option(one) for one in _flags_in(kind)]
+
+
+def _flags_in(kind: type) -> list[Field[Any]]:
+    """Return the fields that `flag` made; others are set in Python."""
+    return [one for one in fields(kind) if one.metadata]
 
 
 def option(name: str, **settings: Any) -> click.Option:

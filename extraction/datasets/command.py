@@ -14,7 +14,7 @@ import click
 from ..core.flags import flag
 from ..storage import Storage
 from ..streams.build.publish import Published
-from ..streams.build.sources import Choice
+from ..streams.build.sources import Choice, Known
 from ..streams.row_filter import RowFilter, parse_part, parse_sample
 from ..streams.where_conditions import Condition
 
@@ -51,7 +51,10 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """The flags of a dataset that reads files: which of them, and what happens to damaged records."""
+    """The flags of a dataset that reads files: which of them, and what happens to damaged records.
+
+    `known` is what the streams have that are extended.
+    """
 
     split: str | None = flag(
         None, help="Split of the source, such as train or test, as its files or folders are named; all: every split."
@@ -65,10 +68,12 @@ class SourceOptions:
         help="fail: a damaged record ends the command; skip: it is left out, and the manifest counts and names it.",
     )
 
+    known: Known = Known()
+
     @property
     def choice(self) -> Choice:
         """Which part of the source is read."""
-        return Choice(self.split, self.config)
+        return Choice(self.split, self.config, self.known)
 
     @property
     def skip_bad(self) -> bool:

@@ -95,7 +95,10 @@ class FinewebOptions(SelectOptions):
         if self.id_column:
             return Columns(self.text_column, self.id_column, self.meta_columns, tokens=self.tokens_column)
         folder = os.path.commonprefix([file.name.split("/")[:-1] for file in files])  # of the parts of the names
-        return Columns(self.text_column, ROW_ID, self.meta_columns, "/".join(folder), self.tokens_column)
+        under, before = "/".join(folder), self.known.ids_under
+        if before is not None:
+            under = before if f"{under}/".startswith(f"{before}/") else ""
+        return Columns(self.text_column, ROW_ID, self.meta_columns, under, self.tokens_column)
 
 
 def create(storage: Storage, source: str, num_streams: int, options: FinewebOptions = FinewebOptions()) -> Published:

@@ -61,6 +61,7 @@ class RowOptions(SelectOptions):
             "max_records": self.max_records,
             "meta_columns": list(self.meta_columns) or None,
             "rows": self.row_filter.to_json() or None,
+            "id_prefix": (self.known.prefix if self.id_column is None else "") or None,
         }
         said = {name: value for name, value in asked.items() if value is not None}
         return said | self.selected() | self.choice.to_json()
@@ -128,7 +129,7 @@ def _token_counter(options: RowOptions) -> TokenCounter | None:
 
 def _records(located: Located, options: RowOptions, kept: RowFilter, form: Form) -> Iterator[Row]:
     """Yield the records of a row, none if it is not kept. Raises DamagedData for a wrong text, id or meta."""
-    name = str(located.number)
+    name = f"{options.known.prefix}{located.number}"
     if options.id_column is not None:
         value = located.value(options.id_column)
         is_number = isinstance(value, int) and not isinstance(value, bool)

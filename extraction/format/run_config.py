@@ -7,7 +7,8 @@ the run config; anything else raises DamagedData. Cost: none to speak of.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, ObjectNotFound
@@ -15,6 +16,7 @@ from ..core.strict_json import loads
 from ..storage import Storage
 from .digests import digest_of
 from .dtypes import STORE_DTYPES
+from .run_extension import RunExtension, read_extensions
 
 RUN = "run.json"
 FORMAT = 4  # of run.json, commits and batch files; anything that changes how bytes are made or read raises it
@@ -87,6 +89,15 @@ class RunConfig:
         return num_records if self.max_records is None else min(self.max_records, num_records)
 
 
+def over_same_streams(stored: RunConfig, given: RunConfig, digests: Collection[str]) -> RunConfig:
+    """Return the given run config, over the stored one's streams if `digests`, those of the given ones, have theirs.
+
+    Streams that were extended have the digests of all their parts, so that a run goes on over them.
+    """
+    is_known = stored.manifest_digest in digests
+    return replace(given, manifest_digest=stored.manifest_digest) if is_known else given
+
+
 def differences(stored: RunConfig, given: RunConfig) -> list[str]:
     """Return a line for each field that differs: `seq_len: 1024 in the run, 2048 now`; hook points first.
 
@@ -123,6 +134,8 @@ class KnownAnswer:
 class RunDescription:
     """The content of `run.json`. `streams` is where the streams were, `records_per_stream` how many are extracted.
 
+    `extensions` name further streams, which `records_per_stream` then counts, too.
+
     `model_location` is where the model was: a hub id, a folder or a folder in a bucket. `digest` is that of the stored
     bytes, which only they tell. `compiled` has the digests of the compiled steps of the start that began the run, and
     `known_answer` what its step gives.
@@ -137,6 +150,12 @@ class RunDescription:
     compiled: dict[str, str] = field(default_factory=dict)
     known_answer: KnownAnswer = KnownAnswer()
     digest: str = field(default="", compare=False)
+    extensions: tuple[RunExtension, ...] = ()
+
+    @property
+    def manifest_digests(self) -> tuple[str, ...]:
+        """The digests of the run's streams: as it began, and after each extension."""
+        return (self.config.manifest_digest, *(extension.manifest_digest for extension in self.extensions))
 
     @property
     def fingerprint(self) -> str:
@@ -144,18 +163,21 @@ class RunDescription:
         return self.config.fingerprint
 
     def to_bytes(self) -> bytes:
-        """Return the bytes of `run.json`."""
+        """Return the bytes of the `run.json` of a run that was not extended."""
         value = asdict(self) | {"format": FORMAT, "config": self.config.to_json(), "fingerprint": self.fingerprint}
-        del value["digest"]
+        del value["digest"], value["extensions"]
         return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def read_run(storage: Storage) -> RunDescription:
-    """Return the content of `run.json`.
+    """Return the content of `run.json`, and of the extensions of the run.
 
     Raises ObjectNotFound, DamagedData, or ConfigurationMismatch for another format.
     """
-    return parse_run(storage.read_small(RUN, _MAX_RUN), f"{storage}/{RUN}")
+    run = parse_run(storage.read_small(RUN, _MAX_RUN), f"{storage}/{RUN}")
+    extensions = read_extensions(storage, FORMAT, run.digest)
+    sizes = [size for extension in extensions for size in extension.records_per_stream]
+    return replace(run, records_per_stream=(*run.records_per_stream, *sizes), extensions=extensions)
 
 
 def read_existing_run(storage: Storage) -> RunDescription:

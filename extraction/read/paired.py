@@ -7,6 +7,7 @@ be cut at other places in the two.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -35,7 +36,9 @@ class PairedReader:
 
     def __init__(self, first: ActivationReader, second: ActivationReader):
         self.first, self.second = first, second
-        ours, theirs = first.run.config, second.run.config
+        ours, theirs = (
+            replace(reader.run.config, manifest_digest=reader.run.manifest_digests[-1]) for reader in (first, second)
+        )
         differing = [name for name in _SAME if getattr(ours, name) != getattr(theirs, name)]
         if ours.long_documents == "truncate" and ours.seq_len != theirs.seq_len:
             differing.append("seq_len")

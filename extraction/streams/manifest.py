@@ -1,12 +1,12 @@
 """The manifest of a set of streams: their files and rows, pinned.
 
-In: a streams folder (local or gs://bucket/prefix) that holds `manifest.json`. Out: `Manifest`. A stream is always a
+In: the bytes of a `manifest.json`. Out: `Manifest`. A stream is always a
 list of pieces (runs of rows) of Parquet files: of materialised files next to the manifest, or of the source's own
 files. The manifest holds no text; its size follows the number of files, and of row groups where rows are left out or
 content is pinned by row group (about 11 bytes for each column of each).
 
 Guarantee: a manifest was checked field by field. Its streams hold no row twice and, unless it records that a part of
-the source was requested, every row of every file. Cost: one read, and one pass over its entries.
+the source was requested, every row of every file. Cost: one pass over its entries.
 """
 
 import hashlib
@@ -18,8 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from ..core import strict_json
-from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound
-from ..storage import Storage, open_storage
+from ..core.errors import DamagedData
 from .columns import columns_of
 from .row_filter import RowFilter, for_ids, parse_filter
 
@@ -85,7 +84,11 @@ class StreamEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A set of streams, pinned. `digest` is the sha256 of the manifest's own bytes."""
+    """A set of streams, pinned. `digest` is the sha256 of the manifest's own bytes.
+
+    Extended streams have several `parts`, whose files, streams and counts are joined here; `digest` is that of the last
+    part, and the options are those of the first. A piece names a file of its own part.
+    """
 
     dataset: str
     source: str
@@ -96,6 +99,12 @@ class Manifest:
     files: tuple[ParquetFacts, ...]
     streams: tuple[StreamEntry, ...]
     digest: str
+    parts: tuple["Part", ...] = ()
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The digests of the streams as they were at first and after each extension; the last one is `digest`."""
+        return tuple(part.digest for part in self.parts) or (self.digest,)
 
     @property
     def filter(self) -> RowFilter:
@@ -106,6 +115,17 @@ class Manifest:
     def is_part(self) -> bool:
         """Whether rows of the source were left out on purpose."""
         return any(name in self.options for name in PARTS) or any(file.skipped for file in self.files)
+
+
+class Part(NamedTuple):
+    """Streams that were added in one step: the manifest in `folder`, "" for the first ones.
+
+    `digest` covers these streams and all before them.
+    """
+
+    folder: str
+    manifest: Manifest
+    digest: str
 
 
 def sha256(data: bytes) -> str:
@@ -159,18 +179,6 @@ class _Fields:
     def objects(self, key: str) -> Iterator["_Fields"]:
         for number, value in enumerate(self.typed(key, list, "a list")):
             yield _Fields(self.where, f"{self.path}.{key}[{number}]".strip("."), value)
-
-
-def load_manifest(location: Storage | str) -> Manifest:
-    """Read and check `manifest.json` of a streams folder.
-
-    Raises InvalidRequest when the folder has none, DamagedData when it is not a manifest of this schema.
-    """
-    try:
-        data = (open_storage(location) if isinstance(location, str) else location).read(MANIFEST_NAME)
-    except ObjectNotFound:
-        raise InvalidRequest(f"{location} holds no {MANIFEST_NAME}: not a folder of finished streams") from None
-    return parse_manifest(data, f"{location}/{MANIFEST_NAME}")
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:

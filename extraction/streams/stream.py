@@ -26,7 +26,8 @@ from ..format.records import Record
 from ..storage import Storage, open_storage
 from .column_chunks import TABLE_BYTES, ColumnChunks, open_chunks
 from .columns import ROW_ID, TOKENS, Columns, as_strings, columns_of, python_values, token_arrays
-from .manifest import Manifest, Piece, is_outside, load_manifest
+from .extensions import home_of, load_manifest
+from .manifest import Manifest, Piece, is_outside
 from .parquet import Files, row_group_sizes
 
 __all__ = ["Manifest", "Stream", "load_manifest", "open_stream"]
@@ -49,8 +50,8 @@ class _Rows:
 class Stream:
     """One stream of a manifest. It keeps no state between calls: each opens its files and closes them."""
 
-    def __init__(self, manifest: Manifest, home: Storage | None, index: int) -> None:
-        self.index = index
+    def __init__(self, manifest: Manifest, home: Storage | None, index: int, streams_before: int = 0) -> None:
+        self.index = streams_before + index
         self._files, self._entry, self._home = manifest.files, manifest.streams[index], home
         self._filter = manifest.filter
         self._is_ours = bool(self._entry.pieces) and not is_outside(self._files[self._entry.pieces[0].file].name)
@@ -276,4 +277,9 @@ def open_stream(manifest: Manifest, location: Storage | str, index: int) -> Stre
     """Return stream number `index` of the manifest read from `location`. Raises InvalidRequest when there is none."""
     if not 0 <= index < manifest.num_streams:
         raise InvalidRequest(f"there is no stream {index}: {location} has {manifest.num_streams}, numbered from 0")
-    return Stream(manifest, open_storage(location) if isinstance(location, str) else location, index)
+    home, before = open_storage(location) if isinstance(location, str) else location, 0
+    for part in manifest.parts:
+        if index < before + part.manifest.num_streams:
+            return Stream(part.manifest, home_of(home, part), index - before, before)
+        before += part.manifest.num_streams
+    return Stream(manifest, home, index)

@@ -25,7 +25,7 @@ from ..models.mesh import USABLE
 from ..models.step import lower_step
 from ..models.step_options import StepOptions
 from ..models.tpu_slices import Slice, can_describe, describe, slice_named
-from ..streams.manifest import Manifest, load_manifest
+from ..streams.stream import Manifest, load_manifest
 from ..worker.flags import PlanFlags
 from ..worker.resolve import resolve_model, resolve_step
 

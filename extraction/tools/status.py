@@ -3,7 +3,7 @@
 In: OUTPUT. Out: a `RunStatus`, as JSON; `status_table` shows it. Ages and rates are by the store's clock. Numbers come
 from each stream's last commit, which sums up its chain; `verify` is the proof.
 
-Cost: three requests for the run, a few for each stream that was begun (see `format/stream_state.py`), 32
+Cost: four requests for the run, a few for each stream that was begun (see `format/stream_state.py`), 32
 at a time.
 """
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ..core.errors import ConfigurationMismatch, DamagedData
 from ..format.commit import Commit
 from ..format.dtypes import dtype_named
-from ..format.run_config import RunDescription, differences
+from ..format.run_config import RunDescription, differences, over_same_streams
 from ..models.step import Step, load_step
 from ..streams.stream import open_stream
 from .flags import ANY_STREAM, RunFlags
@@ -36,6 +36,7 @@ class Recomputer:
         plan = resolve_run(_flags_of(run, output, model, streams))
         step = load_step(plan.model.folder, plan.model.config, plan.step)
         own = replace(plan.run_config(step.weights_digest), model=run.config.model, revision=run.config.revision)
+        own = over_same_streams(run.config, own, plan.manifest.digests)
         if own != run.config:
             lines = "; ".join(differences(run.config, own))
             raise ConfigurationMismatch(f"{plan.model.location} makes another run than {output}/run.json: {lines}")

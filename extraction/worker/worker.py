@@ -23,7 +23,10 @@ from ..format.dtypes import dtype_named
 from ..format.not_finite import described
 from ..format.records import Cursor
 from ..format.run_config import RunConfig, RunDescription
+from ..format.run_extension import Extent
 from ..models.step import Step, load_step
+from ..streams.extensions import parts_of
+from ..streams.manifest import Manifest
 from ..streams.stream import Stream, open_stream
 from .attempts import no_rival_to_itself, note_begin, noted_ending
 from .claims import StreamChooser, work_all
@@ -88,7 +91,9 @@ def join(plan: RunPlan, begin: float) -> JoinedRun:
         config, plan.streams, plan.tokenizer.special_tokens(), sizes, plan.versions, plan.model.location,
         cache.entries, answer_of(step, vocab_size),
     )  # fmt: skip
-    run = checkpoint.join_run(plan.output, own)
+    run = checkpoint.join_run(plan.output, own, plan.manifest.digests)
+    if plan.stream is None or plan.stream >= len(run.records_per_stream):
+        checkpoint.extend_run(plan.output, run, _extents(plan.manifest, run.config))
     for line in version_differences(run.versions, own.versions):
         say(f"this worker differs from the one that began the run: {line}", "WARNING")
     origin, answer = "from the cache" if cache.held_step else "compiled", own.known_answer
@@ -98,7 +103,15 @@ def join(plan: RunPlan, begin: float) -> JoinedRun:
     check_answer(run.known_answer, answer, plan.step.compute_dtype)
     seconds = time.perf_counter() - begin
     say(f"ready on {plan.hardware.name} (mesh {plan.step.mesh}), step {origin}, after {seconds:.1f} s")
-    return JoinedRun(plan, config, run.digest, step, metrics)
+    return JoinedRun(plan, run.config, run.digest, step, metrics)
+
+
+def _extents(manifest: Manifest, config: RunConfig) -> list[Extent]:
+    """Return the digest of each part of the streams, and how many records of each of its streams are extracted."""
+    return [
+        Extent(part.digest, tuple(config.limit(stream.num_records) for stream in part.manifest.streams))
+        for part in parts_of(manifest)
+    ]
 
 
 def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import extract_activations
 from create_dataset_streams import cli
 from extraction.datasets import DATASETS
-from extraction.streams.manifest import load_manifest
+from extraction.streams.stream import load_manifest
 from extraction.streams.where_conditions import Condition
 from tests.helpers.chat_templates import CHATML
 from tests.helpers.fake_hub import FakeHub
@@ -38,10 +38,9 @@ def hub(folder):
     parquet("apollo-research/Skylion007-openwebtext-tokenizer-gpt2/data/train-00000-of-00001.parquet", packed)
     edu = [{"text": f"t{n}", "id": f"<urn:{n}>", "int_score": n % 5, "url": "a.org"} for n in range(20)]
     parquet("HuggingFaceFW/fineweb-edu/sample/10BT/000_00000.parquet", edu)
-    parquet(
-        "stanfordnlp/imdb/plain_text/train-00000-of-00001.parquet",
-        [{"text": f"t{n}", "label": n % 2} for n in range(100)],
-    )
+    for split in ("train", "test"):
+        rows = [{"text": f"t{n}", "label": n % 2} for n in range(100)]
+        parquet(f"stanfordnlp/imdb/plain_text/{split}-00000-of-00001.parquet", rows)
     return {f"{owner.name}/{name.name}": name for owner in folder.iterdir() for name in owner.iterdir()}
 
 

@@ -101,7 +101,7 @@ def test_prompts_are_asked_for_by_flags(tasks, tmp_path):
     flags = ["--grid-encoding", "fenced(minimal)", "--template", "instructed", "--predictions-per-task", 2, "--seed", 7,
              "--permute-background", "--model", MODEL, "--seq-len", 20]  # fmt: skip
     result = create("arc-agi", tasks, 1, tmp_path / "out", *flags)
-    assert result.exit_code == 0 and result.stdout.endswith("1 streams, 0 records, 1 Parquet files\n")
+    assert result.exit_code == 0 and result.stdout.endswith("1 stream, 0 records, 1 Parquet file\n")
     warnings = result.stderr.splitlines()[1:]
     assert warnings[0] == "warning: a/0/0: its test input alone takes more than 20 tokens: left out"
     assert warnings[-2] == "warning: 16 records were left out; a larger --seq-len takes more"

@@ -7,7 +7,8 @@ import pytest
 from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.datasets import fineweb
 from extraction.storage import open_storage
-from extraction.streams.manifest import canonical_json, load_manifest, parse_manifest, sha256
+from extraction.streams.extensions import load_manifest
+from extraction.streams.manifest import canonical_json, parse_manifest, sha256
 from extraction.streams.stream import open_stream
 from tests.helpers.corpora import (
     write_corpus,

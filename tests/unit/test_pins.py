@@ -13,8 +13,7 @@ from extraction.core.errors import DamagedData
 from extraction.datasets import Origin, Row, fineweb, publish_rows
 from extraction.storage import open_storage
 from extraction.streams import stream as reading
-from extraction.streams.manifest import load_manifest
-from extraction.streams.stream import open_stream
+from extraction.streams.stream import load_manifest, open_stream
 from tests.helpers.corpora import column_chunks
 from tests.helpers.workers import extract, make_streams, python, verify
 
@@ -74,7 +73,7 @@ def test_two_words_that_change_places_are_found_by_check_worker_and_create(sourc
     (source / "000.parquet").write_bytes(swapped(texts_of(0))[1])
     said = "000.parquet: row group 1: column 'text': the manifest pins other content: the file was changed"
     result = check(streams)
-    assert result.returncode == 65 and said in result.stdout and "1 problems found" in result.stderr
+    assert result.returncode == 65 and said in result.stdout and "1 problem found" in result.stderr
     result = extract(streams, tmp_path / "output")
     assert result.returncode == 65 and said in result.stderr and "Traceback" not in result.stderr
     proof = verify(tmp_path / "output")

@@ -17,9 +17,8 @@ from extraction.storage import open_storage
 from extraction.streams import stream as reading
 from extraction.streams.build.footers import Wanted, inspect
 from extraction.streams.build.sources import SourceFile
-from extraction.streams.manifest import load_manifest
 from extraction.streams.parquet import Files
-from extraction.streams.stream import open_stream
+from extraction.streams.stream import load_manifest, open_stream
 from tests.helpers.corpora import (
     column_chunks,
     contents,

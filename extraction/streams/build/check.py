@@ -10,7 +10,8 @@ those of the filter) of everything, and a temporary database of the ids on disk.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
@@ -19,13 +20,14 @@ from ...core.errors import DamagedData, InvalidRequest, ObjectNotFound
 from ...core.progress_bar import track
 from ...storage import Storage, open_storage
 from ..column_chunks import ColumnChunks
-from ..manifest import Manifest, ParquetFacts, Piece, is_outside, load_manifest
+from ..extensions import home_of, load_manifest, parts_of
+from ..manifest import Manifest, ParquetFacts, Piece, is_outside
 from ..parquet import Files, check_pinned, read_footer, row_group_sizes
 from ..stream import Stream, open_stream
 from .content_digests import each_row_group
 from .footers import THREADS
 from .materialize import PREFIX, UniqueIds
-from .sources import Choice, find_source
+from .sources import Choice, find_source, without_revision
 
 BLOCK = 1 << 22
 IDS_AT_A_TIME = 10_000
@@ -48,16 +50,24 @@ def check_streams(location: str, ids: bool = True, content: bool = True) -> Chec
     """
     home = open_storage(location)
     manifest = load_manifest(location)
+    known = [without_revision(file.name) for file in manifest.files if is_outside(file.name)]
+    twice = sorted(name for name, number in Counter(known).items() if number > 1)
+    problems = [f"{name}: its rows are in streams of two extensions" for name in twice]
+    for part in parts_of(manifest):
+        problems += _check_part(part.manifest, home_of(home, part), content)
+        problems += _check_source(part.manifest, set(known))
+    if ids and not problems:
+        problems += id_problems(open_stream(manifest, home, index) for index in range(manifest.num_streams))
+    return Checked(manifest, problems, ", ".join(["disjoint", "complete", *_unchanged(manifest, content, ids)]))
+
+
+def _check_part(manifest: Manifest, home: Storage, content: bool) -> list[str]:
+    """Return the problems of the files of streams that were added in one step."""
     sizes = _row_groups(manifest, home)
     problems = [str(found) for found in sizes if isinstance(found, DamagedData)]
     problems += _check_cover(manifest, sizes)
     problems += _check_own_files(manifest, home, problems)
-    problems += _check_source(manifest)
-    if content:
-        problems += _check_content(manifest, home, sizes)
-    if ids and not problems:
-        problems += _check_ids([open_stream(manifest, home, index) for index in range(manifest.num_streams)])
-    return Checked(manifest, problems, ", ".join(["disjoint", "complete", *_unchanged(manifest, content, ids)]))
+    return problems + (list(_check_content(manifest, home, sizes)) if content else [])
 
 
 def _unchanged(manifest: Manifest, content: bool, ids: bool) -> Iterator[str]:
@@ -174,10 +184,10 @@ def _pinned_groups(file: ParquetFacts) -> list[int]:
     return [group for group, values in enumerate(zip(*columns, strict=True)) if None not in values]
 
 
-def _check_source(manifest: Manifest) -> Iterator[str]:
-    """Yield a problem for each file that the source has and the manifest has not."""
-    known = {file.name for file in manifest.files}
-    if not any(map(is_outside, known)) or "max_records" in manifest.options or "max_tokens" in manifest.options:
+def _check_source(manifest: Manifest, known: Collection[str]) -> Iterator[str]:
+    """Yield a problem for each file that the source has and that is not `known`."""
+    is_cut = "max_records" in manifest.options or "max_tokens" in manifest.options
+    if is_cut or not any(is_outside(file.name) for file in manifest.files):
         return
     source = manifest.source
     if manifest.revision is not None:
@@ -190,11 +200,11 @@ def _check_source(manifest: Manifest) -> Iterator[str]:
         yield str(error)
         return
     for file in found:
-        if file.name not in known:
+        if without_revision(file.name) not in known:
             yield f"{file.name} is in the source, but in no stream"
 
 
-def _check_ids(streams: Sequence[Stream]) -> Iterator[str]:
+def id_problems(streams: Iterable[Stream]) -> Iterator[str]:
     """Yield a problem for each duplicate id, unreadable row, and count of rows that differs from the manifest."""
     with UniqueIds() as seen:
         for stream in streams:

@@ -19,7 +19,8 @@ from ...core.errors import InvalidRequest
 from ...format.records import Record
 from ...storage import Storage
 from ..columns import TOKENS as OPTION
-from ..manifest import Manifest, load_manifest
+from ..extensions import load_manifest
+from ..manifest import Manifest
 from ..stream import open_stream
 from .materialize import TEXT, TOKENS, Row, Spool, Stored, publish_spool
 from .publish import Origin, Published

@@ -11,8 +11,9 @@ out and reported; several splits, configurations or kinds of files are refused u
 and a README.md in the folder.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...core.errors import InvalidRequest
@@ -35,12 +36,44 @@ class SourceFile:
     size: int = 0
 
 
+class NothingNew(InvalidRequest):
+    """The streams that are extended have all files of the source."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the streams that are extended have: the sizes of their source files by name, without a revision.
+
+    Of the files in `cut` they have the first records only. Ids that are made of row numbers begin with `prefix`, those
+    that are made of file names leave out the folder `ids_under`.
+    """
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    cut: frozenset[str] = frozenset()
+    prefix: str = ""
+    ids_under: str | None = None
+
+    def has(self, file: SourceFile) -> bool:
+        """Return whether the streams have a file. Raises InvalidRequest if it changed, or they have only some of it."""
+        name = without_revision(file.name)
+        if name not in self.sizes:
+            return False
+        if file.size != self.sizes[name]:
+            had = f"it had {self.sizes[name]:,} bytes when the streams were made, now {file.size:,}"
+            raise InvalidRequest(f"{name}: {had}; put new documents into files of their own")
+        if name in self.cut:
+            why = "only the first records, by --max-records or --max-tokens, and an extension takes whole files"
+            raise InvalidRequest(f"{name}: the streams have {why}; name other files with --source")
+        return True
+
+
 @dataclass(frozen=True)
 class Choice:
-    """Which data set of a source with several is read."""
+    """Which data set of a source with several is read, without the files that are known."""
 
     split: str | None = None
     config: str | None = None
+    known: Known = Known()
 
     def to_json(self) -> dict[str, str]:
         """Return the options of a manifest: the requested split and configuration."""
@@ -52,13 +85,14 @@ class Choice:
 class Source:
     """`place` is the source without its revision; `revision` the commit, or None where there are none.
 
-    `left_out` names the files of the place that are not read.
+    `left_out` names the files of the place that are not read, `known` those of them that the extended streams have.
     """
 
     place: str
     revision: str | None
     files: tuple[SourceFile, ...]
     left_out: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
 
     @property
     def is_mixed(self) -> bool:
@@ -71,6 +105,8 @@ class Source:
         say(f"reading {len(self.files)} files, {size:,} bytes: {some_of([file.name for file in self.files])}")
         if self.left_out:
             say(f"not reading {len(self.left_out)} other files there: {some_of(self.left_out)}")
+        if self.known:
+            say(f"not reading {len(self.known)} files that the streams have: {some_of(self.known)}")
         return self
 
 
@@ -90,7 +126,16 @@ def find_source(source: str, kinds: Sequence[str] = ("Parquet",), choice: Choice
     splits = choose_split({name: chosen[name] or split_of(name) for name in kind_by_name}, source, choice.split)
     files = tuple(_file(place, name, kind_by_name[name], split) for name, split in splits.items())
     _check_kinds(source, files)
-    return Source(place.name, place.revision, files, tuple(name for name in place.names if name not in splits))
+    new = tuple(file for file in files if not choice.known.has(file))
+    if not new:
+        raise NothingNew(f"the streams have all {len(files)} files of {source}")
+    left_out = tuple(name for name in place.names if name not in splits)
+    return Source(place.name, place.revision, new, left_out, tuple(file.name for file in files if file not in new))
+
+
+def without_revision(name: str) -> str:
+    """Return a file's name without the commit of the hub."""
+    return re.sub(r"^(hf://(?:[^/@]+/)+[^/@]+)@[^/]+/", r"\1/", name)
 
 
 def _remote(source: str) -> Place:

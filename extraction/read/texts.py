@@ -44,16 +44,17 @@ class Texts:
         from ..batching.tokenizer import RecordTokenizer
         from ..models.location import locate_model
 
-        config = self._run.config
+        config, place = self._run.config, self._run.model_location
         if self._folder is not None:
             folder = Path(self._folder).expanduser()
-        elif "/" in config.model:
-            folder = locate_model(config.model, config.revision, weights=False).path
         else:
-            raise InvalidRequest(f"run.json names the model {config.model}, a folder: give its place as the tokenizer")
+            try:
+                folder = locate_model(place, config.revision, weights=False).path
+            except InvalidRequest as error:
+                raise InvalidRequest(f"{error}; run.json names it: give the model's folder as the tokenizer") from None
         tokenizer = RecordTokenizer(folder, config.bos)
         if tokenizer.digest != config.tokenizer_digest:
-            raise InvalidRequest(f"{folder}: not the tokenizer of this run; give its folder as tokenizer")
+            raise InvalidRequest(f"{folder}: not the tokenizer of this run; give its folder as the tokenizer")
         return tokenizer
 
     def record(self, stream: int, index: int) -> Record:

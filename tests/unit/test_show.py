@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from html import unescape
 
 import ml_dtypes
@@ -41,7 +42,7 @@ def direction(tmp_path_factory):
 
 
 def show(*arguments):
-    arguments = ["show", *map(str, arguments), "--tokenizer", str(MODEL)]
+    arguments = ["show", *map(str, arguments)]
     result = CliRunner().invoke(extract_activations.cli, arguments)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -134,5 +135,9 @@ def test_other_streams_and_another_tokenizer_are_refused(output, tmp_path):
     (changed / "tokenizer.json").write_text((MODEL / "tokenizer.json").read_text() + " ")
     with pytest.raises(InvalidRequest, match="not the tokenizer of this run"):
         Texts(reader.run, tokenizer=str(changed)).pieces([1])
-    with pytest.raises(InvalidRequest, match="names the model tiny-lm, a folder: give its place"):
-        Texts(reader.run).pieces([1])
+    assert Texts(reader.run).pieces([1]) == Texts(reader.run, tokenizer=str(MODEL)).pieces([1])
+    moved = replace(reader.run, model_location=str(tmp_path / "moved"))
+    with pytest.raises(InvalidRequest, match=r"moved: there is no such folder; run.json names it: give the model's"):
+        Texts(moved).pieces([1])
+    with pytest.raises(InvalidRequest, match="not the tokenizer of this run; give its folder as the tokenizer"):
+        Texts(replace(reader.run, model_location=str(changed))).pieces([1])

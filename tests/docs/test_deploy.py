@@ -40,8 +40,9 @@ def test_locks_are_exact_and_meet_what_the_project_asks_for(accelerator, package
     lines = (DEPLOY / f"locks/{accelerator}.txt").read_text().splitlines()
     versions = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert package in versions
-    wanted = re.search(r"\ndependencies = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)[1]
-    for text in re.findall(r'"([^"]+)"', wanted):
+    project = (ROOT / "pyproject.toml").read_text()
+    wanted = [re.search(rf"\n{which} = \[(.*?)\]", project, re.DOTALL)[1] for which in ("dependencies", "s3")]
+    for text in re.findall(r'"([^"]+)"', "".join(wanted)):
         requirement = Requirement(text)
         name = requirement.name.replace("_", "-")
         assert requirement.specifier.contains(versions.get(name) or versions[requirement.name]), text

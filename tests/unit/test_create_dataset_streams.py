@@ -239,6 +239,19 @@ def test_what_was_interrupted_is_completed(tasks, tmp_path, lost):
     assert {name: after[name] for name in kept} == kept
 
 
+def test_stream_files_in_a_bucket_are_neither_read_nor_sent_again(tasks, gcs):
+    assert create("arc-agi", tasks, 3, "gs://bucket/out").exit_code == 0
+    whole = {name: stored.data for name, stored in gcs.objects.items()}
+    for name in ("out/manifest.json", "out/stream-00002.parquet"):
+        del gcs.objects[name]
+    gcs.history.clear()
+    assert create("arc-agi", tasks, 3, "gs://bucket/out").exit_code == 0
+    assert {name: stored.data for name, stored in gcs.objects.items()} == whole
+    asked = [what for _, _, what, _ in gcs.history]
+    assert not any("stream-00000" in what or "stream-00001" in what for what in asked), asked
+    assert sum("stream-00002" in what for what in asked) >= 1
+
+
 @pytest.mark.parametrize("num_streams, name", [(2, "stream-00000.parquet"), (4, "stream-00001.parquet")])
 def test_what_others_left_unfinished_is_refused_and_not_touched(tasks, tmp_path, num_streams, name):
     create("arc-agi", tasks, 3, tmp_path / "out")

@@ -8,7 +8,9 @@ Guarantee: ids are unique over all streams. The same rows give the same bytes, s
 one. Existing files are compared before the first write; other streams are refused and left unchanged.
 
 Cost: a temporary file (in TMPDIR, compressed) keeps the rows until they are published; in memory is one file of a
-stream, at most about `PART_BYTES` of text.
+stream, at most about `PART_BYTES` of text. An interrupted call reads the source again, since where a stream begins
+follows from the number of all rows; files that it wrote are compared by checksum (in a bucket that of the listing) and
+not sent again.
 """
 
 import hashlib
@@ -23,9 +25,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...core.errors import DamagedData
 from ...core.progress_bar import track
-from ...storage import Storage
+from ...storage import Storage, crc32c_base64
 from ..column_chunks import pin_file
-from ..manifest import Manifest, ParquetFacts, Piece, StreamEntry, sha256
+from ..manifest import Manifest, ParquetFacts, Piece, StreamEntry
 from ..parquet import OpenFile, row_group_sizes
 from .publish import (
     Origin,
@@ -168,28 +170,36 @@ def publish_rows(storage: Storage, origin: Origin, rows: Iterable[Row], num_stre
 
 
 def publish_spool(storage: Storage, origin: Origin, spool: Spool, num_streams: int) -> Published:
-    """Publish the rows of a spool. Raises OtherStreams for other streams in the output."""
-    there = {info.name for info in storage.list(PREFIX)}
-    if there or manifest_there(storage):
-        names: set[str] = set()
+    """Publish the rows of a spool. Raises OtherStreams for other streams in the output.
 
-        def compare(name: str, data: bytes) -> None:
-            names.add(name)
-            if name in there and sha256(storage.read(name)) != sha256(data):
+    Files that are there are compared and kept. Nothing is written before the last of them was compared, so that the
+    files are made once, or twice if one is missing before that.
+    """
+    there = {info.name: info for info in storage.list(PREFIX)}
+    is_published, uncompared, missing = manifest_there(storage) is not None, set(there), set[str]()
+    differing: list[str] = []
+
+    def compare_or_write(name: str, data: bytes) -> None:
+        if name in there:
+            uncompared.discard(name)
+            info = there[name] if there[name].crc32c else storage.stat(name)
+            if not info.holds(len(data), crc32c_base64(data)):
                 differing.append(name)
-
-        differing: list[str] = []
-        manifest = _make(origin, spool, num_streams, compare)
-        if published := published_before(storage, manifest):
-            return published
-        for name in sorted([*differing, *(there - names)]):
-            raise OtherStreams(f"the output has {name} of other streams, which were never finished")
-
-    def write(name: str, data: bytes) -> None:
-        if name not in there:
+        elif is_published or differing or uncompared:
+            missing.add(name)
+        else:
             create_only(storage, name, data)
 
-    return publish_manifest(storage, _make(origin, spool, num_streams, write))
+    def write_missing(name: str, data: bytes) -> None:
+        if name in missing:
+            create_only(storage, name, data)
+
+    manifest = _make(origin, spool, num_streams, compare_or_write)
+    if published := published_before(storage, manifest):
+        return published
+    for name in sorted([*differing, *uncompared]):
+        raise OtherStreams(f"the output has {name} of other streams, which were never finished")
+    return publish_manifest(storage, _make(origin, spool, num_streams, write_missing) if missing else manifest)
 
 
 def _make(origin: Origin, spool: Spool, num_streams: int, take: Callable[[str, bytes], None]) -> Manifest:

@@ -5,11 +5,12 @@ from `worker.extract` down to the service's own client on a simulated bucket, ne
 tests/simulation. Every seed replays exactly.
 
     python benchmarks/simulation.py campaign --seeds 0:10000
-    python benchmarks/simulation.py campaign --minutes 25 --output benchmarks/results/simulation.json
+    python benchmarks/simulation.py campaign --minutes 25 --output benchmarks/results/simulation.json   adds a leg
     python benchmarks/simulation.py replay 4711
     python benchmarks/simulation.py planted --seeds 2000 --output benchmarks/results/planted_bugs.json
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -19,10 +20,12 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import click
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 
 from tests.simulation.planted_bugs import PLANTED, plant
 from tests.simulation.scenario import Outcome
@@ -42,44 +45,61 @@ def _range(text: str) -> range:
 
 
 @cli.command()
-@click.option("--seeds", default="0:1000000000", show_default=True, help="FIRST:LAST, the last one excluded.")
+@click.option("--seeds", help="FIRST:LAST, the last one excluded; by default from the last seed in --output on.")
 @click.option("--minutes", default=float("inf"), help="Stop after so many minutes.")
 @click.option("--first", is_flag=True, help="Stop at the first violation.")
-@click.option("--output", "out", type=click.Path(dir_okay=False, path_type=Path), help="JSON file of the results.")
-def campaign(seeds: str, minutes: float, first: bool, out: Path | None) -> None:
+@click.option("--output", "out", type=click.Path(dir_okay=False, path_type=Path), help="JSON file; a leg is added.")
+def campaign(seeds: str | None, minutes: float, first: bool, out: Path | None) -> None:
     """Run executions and count what happened. Exit 1 if any seed had a violation."""
-    counts, positions, found = Counter(), set(), {}
-    begin, cpu, last = time.monotonic(), time.process_time(), None
+    legs = json.loads(out.read_text())["legs"] if out and out.exists() else []
+    wanted = _range(seeds) if seeds else range(legs[-1]["seeds"][1] if legs else 0, 10**9)
+    leg = _run_leg(wanted, minutes, first)
+    click.echo(
+        f"seeds {leg['seeds'][0]} to {leg['seeds'][1]}: {leg['counts']['executions']:,} executions, "
+        f"{leg['counts']['crashes']:,} crashes at {leg['distinct_kill_positions']:,} distinct positions, "
+        f"{len(leg['violations'])} with violations, {leg['executions_per_core_minute']:,} executions a minute of a core"
+    )
+    if out:
+        legs.append(leg)
+        counts = sum((Counter(each["counts"]) for each in legs), Counter())
+        totals = {name: counts[name] for name in ("executions", "crashes")}
+        violations = sum(len(each["violations"]) for each in legs)
+        out.write_text(json.dumps({"totals": totals | {"violations": violations}, "legs": legs}, indent=1) + "\n")
+    sys.exit(bool(leg["violations"]))
+
+
+def _run_leg(seeds: range, minutes: float, first: bool) -> dict[str, Any]:
+    """Return the seeds that were run, the last one excluded, and what happened."""
+    counts, positions, violations = Counter(), set(), {}
+    begin, cpu, after = time.monotonic(), time.process_time(), seeds.start
     with Simulator() as simulator:
-        for seed in _range(seeds):
-            if time.monotonic() - begin > 60 * minutes or (first and found):
+        for seed in seeds:
+            if time.monotonic() - begin > 60 * minutes or (first and violations):
                 break
-            outcome, last = simulator.run(seed), seed
+            outcome, after = simulator.run(seed), seed + 1
             counts += _counts(outcome)
             positions |= outcome.positions
             if outcome.violations:
-                found[seed] = outcome.violations[0]
+                violations[seed] = outcome.violations[0]
                 click.echo(f"{FOUND}{seed}: {outcome.violations[0].strip().splitlines()[-1]}")
     seconds, cpu = time.monotonic() - begin, time.process_time() - cpu
-    rate = 60 * counts["executions"] / cpu
-    click.echo(
-        f"seeds {seeds.partition(':')[0]} to {last}: {counts['executions']:,} executions, {counts['crashes']:,} "
-        f"crashes at {len(positions):,} distinct positions, {len(found)} with violations, "
-        f"{rate:,.0f} executions a minute of a core"
-    )
-    if out:
-        results = {
-            "seeds": [int(seeds.partition(":")[0]), last],
-            "seconds": round(seconds, 1),
-            "core_seconds": round(cpu, 1),
-            "executions_per_core_minute": round(rate),
-            "distinct_kill_positions": len(positions),
-            "violations": found,
-            "counts": dict(sorted(counts.items())),
-            "python": platform.python_version(),
-        }
-        out.write_text(json.dumps(results, indent=1) + "\n")
-    sys.exit(bool(found))
+    return {
+        "seeds": [seeds.start, after],
+        "source": _source_digest(),
+        "seconds": round(seconds, 1),
+        "core_seconds": round(cpu, 1),
+        "executions_per_core_minute": round(60 * counts["executions"] / cpu),
+        "distinct_kill_positions": len(positions),
+        "violations": violations,
+        "counts": dict(sorted(counts.items())),
+        "python": platform.python_version(),
+    }
+
+
+def _source_digest() -> str:
+    """Return a digest of the source that a leg ran."""
+    files = [*sorted((ROOT / "extraction").rglob("*.py")), ROOT / "checkpoint.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _counts(outcome: Outcome) -> Counter[str]:

@@ -1,5 +1,6 @@
 """Hook points that are stored in one dtype alone: losses, NaN at the last token of a record, and experts as integers."""
 
+import json
 import shutil
 
 import numpy as np
@@ -10,11 +11,13 @@ import checkpoint
 from extraction.audit.verify import audit_run
 from extraction.core.errors import InvalidRequest
 from extraction.format.commit import parse_commit
+from extraction.format.safetensors import decode
 from extraction.models.config_file import read_model_config
 from extraction.models.location import ModelFolder
 from extraction.read.reader import ActivationReader
-from extraction.storage import open_storage
+from extraction.storage import crc32c_base64, open_storage
 from extraction.tools.parity import TorchReference
+from tests.helpers.stream_runs import edited
 from tests.helpers.tiny_models import documents, error, load, run
 from tests.helpers.workers import extract_here, make_streams, text_of, write_corpus
 
@@ -54,6 +57,22 @@ def test_its_statistics_are_of_the_tokens_with_a_loss_and_nothing_is_counted_as_
     assert len(commits) > 3 and all(commit.not_finite == {} for commit in commits)
     audit = audit_run(output, deep=True)
     assert audit.problems == [] and audit.exit_code == 0
+
+
+def test_verify_finds_a_loss_at_the_last_token_of_a_record(output, tmp_path):
+    """Its file and its commit are changed alike: size and checksum fit."""
+    folder = tmp_path / "run"
+    shutil.copytree(output, folder)
+    storage = open_storage(str(folder))
+    name = checkpoint.list_commits(storage, 0)[-1]  # so that no commit follows that has its digest
+    file = folder / "worker-00000" / parse_commit(storage.read(name), name).data.name
+    data = bytearray(file.read_bytes())
+    decode(data).arrays[LOSS][np.isnan(decode(data).arrays[LOSS])] = 1.0
+    file.write_bytes(data)
+    value = json.loads(storage.read(name))["data"] | {"crc32c": crc32c_base64(bytes(data))}
+    (folder / name).write_bytes(edited(storage.read(name), data=value))
+    problems = audit_run(str(folder), deep=True).problems
+    assert any("hook_loss is not NaN at the last token of each record" in str(each) for each in problems), problems
 
 
 def test_a_loss_over_windows_is_of_the_next_token_of_the_record(models):

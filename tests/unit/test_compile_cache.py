@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from extraction.format.run_config import KnownAnswer
 from extraction.storage import open_storage
 from extraction.worker.compile_cache import CompileCache
 from extraction.worker.known_answer import check_answer
-from tests.helpers.workers import extract
+from tests.helpers.workers import MODEL, extract
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +120,30 @@ def test_a_wrong_step_under_an_agreed_name_is_not_used_for_a_batch(undisturbed, 
     said = start(undisturbed, tmp_path / "run")
     assert "step compiled, as that of the cache gives other values than the run's" in said
     assert "rounds otherwise than that of the run" in said
+
+
+def test_a_step_of_a_model_with_another_epsilon_is_compiled_anew(undisturbed, tmp_path):
+    """It has the same shapes, so that it would run; its entry is whole and has the right name."""
+    other = tmp_path / "other"
+    shutil.copytree(MODEL, other)
+    config = json.loads((MODEL / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-1}))
+    for name, *model in (("right",), ("wrong", "--model", other)):
+        flags = ("--compile-cache", tmp_path / f"{name}-cache", "--max-records", 4, *model)
+        assert extract(undisturbed[0], tmp_path / name, 0, *flags).returncode == 0
+    steps = {name: next((tmp_path / f"{name}-cache").glob("jit_step-*")) for name in ("right", "wrong")}
+    names = {name: step.name.rpartition(".")[0] for name, step in steps.items()}
+    assert names["right"] != names["wrong"]
+    data = steps["wrong"].read_bytes()
+    steps["right"].with_name(stored_name(names["right"], data)).write_bytes(data)
+    steps["right"].unlink()
+
+    stored = {file: file.read_bytes() for file in (tmp_path / "right").rglob("*.safetensors")}
+    shutil.rmtree(tmp_path / "right/worker-00000")
+    flags = ("--compile-cache", tmp_path / "right-cache", "--max-records", 4)
+    said = extract(undisturbed[0], tmp_path / "right", 0, *flags).stderr
+    assert "step compiled, as that of the cache gives other values than the run's" in said
+    assert stored and {file: file.read_bytes() for file in stored} == stored
 
 
 def test_an_answer_that_rounding_does_not_explain_ends_the_start(capsys):

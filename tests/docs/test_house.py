@@ -71,6 +71,23 @@ def test_every_source_has_its_layer():
     assert {folder_of(name_of(path)) for path in SOURCES} == BELOW.keys() | {"extraction"}
 
 
+def test_the_picture_of_the_folders_has_the_imports_of_the_code():
+    """An import that follows from others is not drawn."""
+    used: dict[str, set[str]] = {folder: set() for folder in BELOW}
+    for path in SOURCES:
+        own = folder_of(name_of(path))
+        if own in BELOW:
+            ours = {dotted for dotted in imports_of(path) if dotted.split(".")[0] in {"extraction", *SCRIPTS}}
+            used[own] |= {folder_of(dotted) for dotted in ours} & BELOW.keys() - {own}
+
+    def below(folder: str) -> set[str]:
+        return used[folder].union(*map(below, used[folder]))
+
+    arrows = {(own, to) for own in used for to in used[own] if not any(to in below(via) for via in used[own] - {to})}
+    page = (ROOT / "docs/architecture.md").read_text()
+    assert set(re.findall(r"^    (\w+) --> (\w+)$", page, re.MULTILINE)) == arrows
+
+
 def test_of_the_worker_tools_use_the_flags_and_the_resolver():
     for path in (ROOT / "extraction/tools").rglob("*.py"):
         used = {dotted for dotted in imports_of(path) if folder_of(dotted) == "worker"}

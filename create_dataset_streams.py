@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from extraction.core.command_group import SETTINGS, CommandGroup, version_option
-from extraction.core.counted import counted
+from extraction.core.count_of import count_of
 from extraction.core.flags import flag, option, options_of, with_flags
 from extraction.core.printable import prepare_streams
 
@@ -116,8 +116,8 @@ def check(streams: str, flags: CheckFlags) -> None:
         for sentence in (*told_skipped(part.manifest.options), *changed_sources(part.manifest)):
             click.echo(sentence, err=True)
     if problems:
-        raise DamagedData(f"{streams}: {counted(len(problems), 'problem')} found")
-    extended = f" with {counted(len(manifest.parts) - 1, 'extension')}" if manifest.parts else ""
+        raise DamagedData(f"{streams}: {count_of(len(problems), 'problem')} found")
+    extended = f" with {count_of(len(manifest.parts) - 1, 'extension')}" if manifest.parts else ""
     click.echo(f"{streams}: {_size_of(manifest)}{extended}: {proven}")
 
 
@@ -219,7 +219,7 @@ def _warn(dataset: "Dataset", manifest: "Manifest") -> None:
 
 def _say_published(published: "Published", output: str) -> None:
     manifest = published.manifest
-    facts = f"{_size_of(manifest)}, {counted(len(manifest.files), 'Parquet file')}"
+    facts = f"{_size_of(manifest)}, {count_of(len(manifest.files), 'Parquet file')}"
     if published.already_there:
         click.echo(f"{output}/manifest.json exists already and is the same ({facts}): nothing to do")
     else:
@@ -227,7 +227,7 @@ def _say_published(published: "Published", output: str) -> None:
 
 
 def _size_of(manifest: "Manifest") -> str:
-    return f"{counted(manifest.num_streams, 'stream')}, {counted(manifest.num_records, 'record')}"
+    return f"{count_of(manifest.num_streams, 'stream')}, {count_of(manifest.num_records, 'record')}"
 
 
 def main() -> None:

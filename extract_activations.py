@@ -27,6 +27,7 @@ import click
 from click_default_group import DefaultGroup
 
 from extraction.core.command_group import SETTINGS, CommandGroup, version_option
+from extraction.core.count_of import count_of
 from extraction.core.errors import (
     BucketDenied,
     ConfigurationMismatch,
@@ -234,7 +235,7 @@ def report(output: str, html: str, streams: str | None, tokenizer: str | None) -
     from extraction.tools.report import write_report
 
     facts = write_report(output, html, streams, tokenizer)
-    click.echo(f"{html}: {facts.num_tokens:,} tokens of {output}, {facts.verdict}")
+    click.echo(f"{html}: {count_of(facts.num_tokens, 'token')} of {output}, {facts.verdict}")
 
 
 @cli.command()
@@ -258,7 +259,7 @@ def export(
 
     select = Select(flags.only_stream or None, flags.where, flags.positions)
     tokens = write(output, layout, folder, ExportOptions(hook_point or None, context_size, select))
-    click.echo(f"{folder}: {tokens:,} tokens of {output}")
+    click.echo(f"{folder}: {count_of(tokens, 'token')} of {output}")
 
 
 @cli.command()
@@ -291,7 +292,7 @@ def show(output: str, record: str | None, top_k: str | None, direction: str | No
     for one in shown:
         click.echo(library.to_text(one))
     if html is not None:
-        what = f"record {record}" if record is not None else f"the {len(shown)} rows of {hook} for {top_k}"
+        what = f"record {record}" if record is not None else f"the {count_of(len(shown), 'row')} of {hook} for {top_k}"
         Path(html).write_text(library.to_html(f"{what}, {output}", shown), "utf-8")
         click.echo(f"{html}: {len(shown)} shown", err=True)
 
@@ -312,7 +313,7 @@ def publish(output: str, target: str, form: str, licence: str) -> None:  # fmt: 
     """Publish a finished run with a card to TARGET: a folder, a bucket, or hf://datasets/ORG/NAME."""
     from extraction.tools.publish import publish as put
 
-    click.echo(f"{target}: {put(output, target, form, licence)} files of {output}")
+    click.echo(f"{target}: {count_of(put(output, target, form, licence), 'file')} of {output}")
 
 
 @cli.command()

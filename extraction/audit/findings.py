@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 
-from ..core.counted import counted
+from ..core.count_of import count_of
 from ..core.errors import DamagedData, TryAgain
 from ..core.printable import printable
 from ..format.digests import digest_of
@@ -182,13 +182,11 @@ class RunAudit:
         lines.append(f"fingerprint {self.run.fingerprint}, manifest {self.run.config.manifest_digest}")
         lines += [
             f"{found['name']}: streams {found['first_stream']} to {found['last_stream']}, "
-            f"{found['num_records']:,} records, digest of the run up to here: {found['digest']}"
+            f"{count_of(found['num_records'], 'record')}, digest of the run up to here: {found['digest']}"
             for found in self._extensions()
         ]
         if self.num_ahead:
-            lines.append(
-                f"not of this run: {counted(self.num_ahead, 'stream')} that the streams were extended by since"
-            )
+            lines.append(f"not of this run: {count_of(self.num_ahead, 'stream')} added to the streams since")
         lines.append(f"digest of the run: {self.digest}")
         return "\n".join(printable(line) for line in [*lines, self._summary()])
 
@@ -212,12 +210,14 @@ class RunAudit:
     def _summary(self) -> str:
         totals = self.totals()
         stored, read = totals["num_rows"], totals["num_tokens"]
-        tokens = f"{read:,}" if stored == read else f"{stored:,} rows of {read:,}"
+        read_tokens = count_of(read, "token")
+        tokens = read_tokens if stored == read else f"{count_of(stored, 'row')} of {read_tokens}"
+        batches = count_of(totals["num_batches"], "batch", "batches")
         once = ", each record exactly once"
         end = {"proven": once, "in progress": f"{once} so far", "damaged": ""}
         return (
-            f"{self.output}: {self.verdict}. {len(self.streams)} streams, {totals['num_batches']:,} batches, "
-            f"{totals['num_records']:,} records, {tokens} tokens, {totals['num_bytes']:,} bytes"
+            f"{self.output}: {self.verdict}. {count_of(len(self.streams), 'stream')}, {batches}, "
+            f"{count_of(totals['num_records'], 'record')}, {tokens}, {totals['num_bytes']:,} bytes"
             f"{', all of them read' if self.deep else ''}"
             f"{', tokens compared with the streams' if self.checked_tokens else ''}{end[self.verdict]}"
         )

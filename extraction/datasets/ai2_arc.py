@@ -18,6 +18,7 @@ import string
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.count_of import count_of
 from ..core.errors import DamagedData
 from ..core.flags import flag
 from ..storage import Storage
@@ -57,7 +58,7 @@ def question(located: Located, with_answer: bool) -> Content:
         checked_text(value, f"{where}: its {what}")
     key = located.text("answerKey")
     if not 1 <= len(labels) <= len(string.ascii_uppercase) or len(labels) != len(texts):
-        raise DamagedData(f"{where}: {len(labels)} labels and {len(texts)} texts of choices")
+        raise DamagedData(f"{where}: {count_of(len(labels), 'label')} and {count_of(len(texts), 'text')} of choices")
     if labels.count(key) != 1:
         raise DamagedData(f"{where}: the answer key {key!r} is not one of the choices {', '.join(labels)}")
     answer = string.ascii_uppercase[labels.index(key)]

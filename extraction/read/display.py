@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from ..core.count_of import count_of
 from ..format.run_config import RunDescription
 
 _MOST_NAMES = 4
@@ -45,7 +46,7 @@ def shown_run(run: RunDescription, num_streams: int, num_rows: int | None) -> st
         "model": config.model + (f" at {config.revision}" if config.revision else ""),
         "hook points": listed(config.hook_points),
         "streams": f"{num_streams:,} begun"
-        + (f" of {len(planned):,}, with {sum(planned):,} records in all" if planned else ""),
+        + (f" of {len(planned):,}, with {count_of(sum(planned), 'record')} in all" if planned else ""),
         "rows": counted,
         "stored": f"{config.store_dtype}, positions {config.positions}",
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.count_of import count_of
 from ..core.errors import InvalidRequest
 from ..core.logs import say
 from ..format.safetensors import allocate
@@ -150,7 +151,7 @@ def _to_saelens(reader: ActivationReader, names: Sequence[str], folder: Path, op
         raise InvalidRequest(f"SAELens reads one hook point, not {len(names)}: name it with --hook-point")
     (name,), size = names, options.context_size or 128
     if reader.num_rows() < size:
-        raise InvalidRequest(f"--context-size {size}: the run has {reader.num_rows()} tokens")
+        raise InvalidRequest(f"--context-size {size}: the run has {count_of(reader.num_rows(), 'token')}")
     width = next(reader.rows(name)).activations.shape[1]
     features = Features({name: Array2D((size, width), "float32"), "token_ids": Sequence(Value("int32"), length=size)})
     cache = folder.with_name(f"{folder.name}-cache")
@@ -159,7 +160,7 @@ def _to_saelens(reader: ActivationReader, names: Sequence[str], folder: Path, op
         dataset = Dataset.from_generator(_saelens_rows, features=features, cache_dir=str(cache), gen_kwargs=arguments)
         dataset.save_to_disk(str(folder))
         if left := reader.num_rows() % size:
-            say(f"the last {left} tokens were left out: they do not fill a row of {size}")
+            say(f"the last {count_of(left, 'token was', 'tokens were')} left out: they do not fill a row of {size}")
         return len(dataset) * size
     finally:
         shutil.rmtree(cache, ignore_errors=True)

@@ -20,6 +20,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.count_of import count_of
 from ..core.errors import DamagedData, InvalidRequest
 from ..core.threads import Budget, read_ahead
 from ..format.records import Record
@@ -96,7 +97,9 @@ class Stream:
 
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.num_records:
-            raise InvalidRequest(f"stream {self.index} has {self.num_records} records: no range {start} to {stop}")
+            raise InvalidRequest(
+                f"stream {self.index} has {count_of(self.num_records, 'record')}: no range {start} to {stop}"
+            )
 
     # ------------------------------------------------------------------------------------------ in the background
 
@@ -152,7 +155,7 @@ class Stream:
         if piece.first_row + piece.rows > sum(sizes) or piece.first_row > sizes[0]:
             asked = f"the manifest asks for {piece.rows} from row {piece.first_row} on"
             place = f"{self._files[piece.file].name}: row group {piece.row_group}"
-            raise DamagedData(f"{place} and those behind it have {sum(sizes)} rows, {asked}")
+            raise DamagedData(f"{place} and those behind it have {count_of(sum(sizes), 'row')}, {asked}")
         first, left = piece.first_row, piece.rows
         for group, size in enumerate(sizes, piece.row_group):
             if rows := min(left, size - first):
@@ -192,7 +195,7 @@ class Stream:
             del table, kept
         if at != end:
             found = at - records[0]
-            raise DamagedData(f"{place} has {found} such records, the manifest says {piece.records}")
+            raise DamagedData(f"{place} has {count_of(found, 'such record')}, the manifest says {piece.records}")
 
     def _kept(self, table: Any, columns: tuple[str, ...], piece: Piece, place: tuple[int, int]) -> tuple[Any, Any]:
         """Return the rows that are records, with ids, and their numbers in the row group, int64.

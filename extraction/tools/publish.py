@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from ..core.count_of import count_of
 from ..core.errors import InvalidRequest
 from ..core.progress_bar import track
 from ..format.batch_file import BatchRef
@@ -52,7 +53,9 @@ def _require_finished(reader: ActivationReader) -> None:
     lasts = map(reader.last_commit, range(total))
     finished = sum(last is not None and last.end_of_stream for last in lasts)
     if finished < max(total, 1):
-        raise InvalidRequest(f"{reader.storage}: {finished} of {total} streams are finished: publish it when all are")
+        raise InvalidRequest(
+            f"{reader.storage}: {finished} of {count_of(total, 'stream')} finished: publish it when all are"
+        )
 
 
 def _as_they_are(reader: ActivationReader) -> Iterator[File]:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from statistics import median
 
+from ..core.count_of import count_of
 from ..core.errors import TryAgain
 from ..format.commit import worker_number
 from ..format.not_finite import NotFinite, described
@@ -191,7 +192,7 @@ def _late_after(found: StreamState, stuck_after: float) -> float:
 
 def _message(found: StreamState, state: str, now: float) -> str:
     if state == "crashing":
-        return f"{found.died} attempts died without a commit; see the logs of the last one"
+        return f"{count_of(found.died, 'attempt died', 'attempts died')} without a commit; see the logs of the last one"
     if state == "stuck":
         return f"nothing for {format_seconds(now - found.active)}"
     return found.damage or (found.ending.message if found.ending and not found.finished else "")

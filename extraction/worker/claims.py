@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from ..core.count_of import count_of
 from ..core.errors import DamagedData, ExtractionError, Fenced, TryAgain
 from ..core.logs import say
 from ..format.commit import Attempt
@@ -85,7 +86,7 @@ class StreamChooser:
             if not waiting:
                 waiting = True
                 say(
-                    f"waits for one of {len(self._free_at):,} streams to become free: others work on them, or "
+                    f"waits until a stream is free: others work on {count_of(len(self._free_at), 'stream')}, or "
                     f"did within --idle-after {self._idle_after:g} s"
                 )
             stop.wait(min(self._idle_after / 4, _LONGEST_WAIT) * self._random.uniform(0.5, 1.0))

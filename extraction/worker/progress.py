@@ -11,6 +11,7 @@ import os
 import time
 from pathlib import Path
 
+from ..core.count_of import count_of
 from ..core.errors import ExtractionError, PermissionDenied
 from ..core.logs import say
 from ..core.progress_bar import SECONDS_BETWEEN_LINES, ProgressBar
@@ -63,7 +64,7 @@ class Progress:
         self._bar.close()
 
     def _records(self, commit: Commit) -> str:
-        return f"{commit.cursor_after.record:,} of {self._total:,} records"
+        return f"{commit.cursor_after.record:,} of {count_of(self._total, 'record')}"
 
     def _write_file(self, commit: Commit, rate: float) -> None:
         name = f"{worker_folder(self._stream)}/progress.json"

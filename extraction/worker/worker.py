@@ -15,6 +15,7 @@ import checkpoint
 from checkpoint import Attempt
 
 from ..batching.packing import BatchShape, Cut, PackedBatch, pack_batches
+from ..core.count_of import count_of
 from ..core.errors import Stopped
 from ..core.logs import say
 from ..core.threads import in_background
@@ -145,8 +146,10 @@ def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) ->
     if chain.totals.not_finite:
         say(f"not finite in this stream: {described(chain.totals.not_finite)}", "WARNING", number)
     if not chain.end_of_stream:
-        raise Stopped(f"worker {number} was asked to stop; {chain.cursor.record:,} records are committed")
-    say(f"stream complete, {total:,} records", worker=number)
+        raise Stopped(
+            f"worker {number} was asked to stop; {count_of(chain.cursor.record, 'record is', 'records are')} committed"
+        )
+    say(f"stream complete, {count_of(total, 'record')}", worker=number)
 
 
 def batches_from(plan: RunPlan, config: RunConfig, stream: Stream, cursor: Cursor) -> Iterator[PackedBatch]:

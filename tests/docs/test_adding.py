@@ -150,7 +150,7 @@ def test_a_storage_that_holds_model_source_streams_and_output(command, grown, st
     assert made == "sqlite://store/streams/manifest.json: 1 stream, 6 records, 1 Parquet file\n"
     run = ("--streams", "sqlite://store/streams", "--output", "sqlite://store/run", "--worker-id", 0, *SMALL)
     command("extract_activations.py", "--model", "sqlite://store/model", *run)
-    assert "proven. 1 streams, " in command("extract_activations.py", "verify", "sqlite://store/run", "--deep")
+    assert "proven. 1 stream, " in command("extract_activations.py", "verify", "sqlite://store/run", "--deep")
 
 
 CONTRACT = """

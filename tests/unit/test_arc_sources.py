@@ -124,7 +124,7 @@ def test_a_bad_grid_ends_the_command_or_is_skipped_and_named(tmp_path, source):
     assert ids_of(result, tmp_path / "out") == ["a/0/0", "c/0/0"]
     (named,) = load_manifest(str(tmp_path / "out")).options["skipped"]["first"]
     assert named.startswith(said) and f"warning: {said}" in result.stderr
-    assert "1 records were skipped when the streams were made:" in check(tmp_path / "out").stderr
+    assert "1 record was skipped when the streams were made:" in check(tmp_path / "out").stderr
 
 
 def test_a_task_file_that_is_no_json_may_be_skipped(tmp_path):
@@ -197,9 +197,9 @@ def test_questions_of_one_split_of_one_configuration_or_of_all(tmp_path):
 
         root = "hf://datasets/allenai/ai2_arc"
         assert_refused(made(root, "x"), 2, "has the configurations ARC-Challenge, ARC-Easy")
-        splits = "has the splits test ({0} files), train ({0} files), validation ({0} files)"
-        assert_refused(made(root, "x", "--config", "ARC-Easy"), 2, splits.format(1))
-        assert_refused(made(f"{root}/ARC-*", "x"), 2, splits.format(2))
+        splits = "has the splits test ({0}), train ({0}), validation ({0})"
+        assert_refused(made(root, "x", "--config", "ARC-Easy"), 2, splits.format("1 file"))
+        assert_refused(made(f"{root}/ARC-*", "x"), 2, splits.format("2 files"))
         assert ids_of(made(root, "a", "--config", "ARC-Easy", "--split", "dev"), tmp_path / "a") == [
             "ARC-Easy-validation"
         ]

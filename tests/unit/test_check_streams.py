@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from create_dataset_streams import cli
-from extraction.core.counted import counted
+from extraction.core.count_of import count_of
 from extraction.datasets import Origin, Row, fineweb, publish_rows
 from extraction.datasets.fineweb import FinewebOptions
 from extraction.storage import open_storage
@@ -43,7 +43,7 @@ def assert_wrong(result, *said):
     """Exit code 65, a line for each thing, and one on stderr that counts them."""
     assert result.exit_code == 65, result.output
     lines = result.stdout.splitlines()
-    assert len(lines) == len(said) and f"{counted(len(said), 'problem')} found" in result.stderr
+    assert len(lines) == len(said) and f"{count_of(len(said), 'problem')} found" in result.stderr
     for words, line in zip(said, lines, strict=True):
         assert words in line
 

@@ -12,6 +12,7 @@ import pytest
 import checkpoint
 from extraction.batching.token_selection import Selection, Selector
 from extraction.core import logs
+from extraction.core.count_of import count_of
 from extraction.core.errors import InvalidRequest
 from extraction.format.commit import parse_commit
 from extraction.storage import open_storage
@@ -92,3 +93,12 @@ def test_metrics_count_what_is_committed(tmp_path):
     assert float(values['stream_finished{stream="0"}']) == 1
     assert float(values['stored_bytes_total{stream="0"}']) == commits[-1].totals.bytes
     assert float(values['stage_seconds_total{stage="step",stream="0"}']) == pytest.approx(0.5 * len(commits))
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "said"),
+    [(0, ["file"], "0 files"), (1, ["file"], "1 file"), (1234, ["batch", "batches"], "1,234 batches"),
+     (1, ["record was", "records were"], "1 record was")],
+)  # fmt: skip
+def test_counts_are_singular_for_one(number, words, said):
+    assert count_of(number, *words) == said

@@ -148,7 +148,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_found_by_its_generation(
     result = check(tmp_path / "streams")
     assert result.returncode == 65 and "the file was replaced" in result.stdout
     bucket.replace("x.parquet", encode(texts_of(0)))
-    assert "complete, unchanged by the store's checksums (1 files), every id once" in check(tmp_path / "streams").stdout
+    assert "complete, unchanged by the store's checksums (1 file), every id once" in check(tmp_path / "streams").stdout
 
 
 def test_what_pins_content_is_the_crc32c_of_the_columns_that_are_read(source, tmp_path):

@@ -94,7 +94,7 @@ def test_a_run_that_is_not_finished_and_a_place_that_is_none_are_refused(tmp_pat
     extract(storage, run_streams, 0, 1, max_records=None)
     run = json.loads(storage.read("run.json"))
     (tmp_path / "half/run.json").write_text(json.dumps(run | {"records_per_stream": [10] * NUM_WORKERS}))
-    with pytest.raises(InvalidRequest, match="0 of 2 streams are finished"):
+    with pytest.raises(InvalidRequest, match="0 of 2 streams finished"):
         publish(str(tmp_path / "half"), str(tmp_path / "x"), "safetensors", "other")
     for target in ("hf://org/acts", "hf://datasets/org/acts@main"):
         with pytest.raises(InvalidRequest, match="give hf://datasets/OWNER/NAME"):

@@ -21,12 +21,12 @@ def test_several_splits_are_named_and_one_is_chosen(tmp_path, names):
     for name, text in zip(names, ("learn", "ask"), strict=True):
         write(tmp_path / "in" / name, lines(text, key=7))
     refused = create("text", tmp_path / "in", 1, tmp_path / "out")
-    assert_refused(refused, 2, "has the splits test (1 files), train (1 files)", "--split all")
+    assert_refused(refused, 2, "has the splits test (1 file), train (1 file)", "--split all")
     assert_refused(
-        create("text", tmp_path / "in", 1, tmp_path / "out", "--split", "dev"), 2, "--split dev", "train (1 files)"
+        create("text", tmp_path / "in", 1, tmp_path / "out", "--split", "dev"), 2, "--split dev", "train (1 file)"
     )
     one = create("text", tmp_path / "in", 1, tmp_path / "one", "--split", "train")
-    assert texts_of(one, tmp_path / "one") == ["learn"] and f"not reading 1 other files there: {names[1]}" in one.stderr
+    assert texts_of(one, tmp_path / "one") == ["learn"] and f"not reading 1 other file there: {names[1]}" in one.stderr
     assert load_manifest(str(tmp_path / "one")).options["split"] == "train"
     everything = create("text", tmp_path / "in", 1, tmp_path / "all", "--split", "all", "--id-column", "key")
     assert sorted(texts_of(everything, tmp_path / "all")) == ["ask", "learn"]
@@ -39,7 +39,7 @@ def test_several_splits_are_named_and_one_is_chosen(tmp_path, names):
 def test_names_that_the_hub_gives_its_splits_are_splits(tmp_path):
     for split in ("train_sft", "train_gen"):
         parquet(tmp_path / f"in/data/{split}-00000-of-00001.parquet", [split])
-    assert_refused(create("text", tmp_path / "in", 1, tmp_path / "x"), 2, "train_gen (1 files), train_sft (1 files)")
+    assert_refused(create("text", tmp_path / "in", 1, tmp_path / "x"), 2, "train_gen (1 file), train_sft (1 file)")
     assert texts_of(create("text", tmp_path / "in", 1, tmp_path / "x", "--split", "train_gen"), tmp_path / "x") == [
         "train_gen"
     ]
@@ -48,7 +48,7 @@ def test_names_that_the_hub_gives_its_splits_are_splits(tmp_path):
 def test_fineweb_takes_one_split_and_check_knows_which(tmp_path):
     parquet(tmp_path / "in/train/0.parquet", ["learn"])
     parquet(tmp_path / "in/test/0.parquet", ["ask"])
-    assert_refused(create("fineweb", tmp_path / "in", 1, tmp_path / "out"), 2, "has the splits test (1 files), train")
+    assert_refused(create("fineweb", tmp_path / "in", 1, tmp_path / "out"), 2, "has the splits test (1 file), train")
     one = create("fineweb", tmp_path / "in", 1, tmp_path / "out", "--split", "test")
     assert texts_of(one, tmp_path / "out") == ["ask"]
     assert check(tmp_path / "out").exit_code == 0
@@ -103,6 +103,6 @@ def test_configurations_are_those_of_the_readme(tmp_path):
             assert_refused(made()[0], 2, "has the configurations default, small: choose one with --config")
             assert_refused(made("--config", "x")[0], 2, "no such configuration; it has default, small")
             assert texts_of(*made("--config", "default")) == ["whole"]
-            assert_refused(made("--config", "small")[0], 2, "has the splits test (1 files), train (1 files)")
+            assert_refused(made("--config", "small")[0], 2, "has the splits test (1 file), train (1 file)")
             assert texts_of(*made("--config", "small", "--split", "test")) == ["held"]
     assert load_manifest(str(tmp_path / "out2/--config-default")).revision == COMMIT

@@ -239,7 +239,7 @@ def test_a_damaged_record_ends_the_command_or_is_skipped_and_named(tmp_path, lin
     assert [name for name, _ in read_all(str(tmp_path / "out"))[0]] == ["0", "2"]
     skipped = load_manifest(str(tmp_path / "out")).options["skipped"]
     assert skipped["count"] == 1 and len(skipped["first"]) == 1 and said in skipped["first"][0]
-    head = "1 records were skipped when the streams were made:"
+    head = "1 record was skipped when the streams were made:"
     assert f"warning: {head}\nwarning: {path}" in result.stderr
     proof = check(tmp_path / "out")
     assert proof.exit_code == 0 and proof.stderr.startswith(f"{head}\n{path}") and said in proof.stderr

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ...core.count_of import count_of
 from ...core.logs import say
 from ...storage import Storage
 from ...streams.build.materialize import META_BYTES, Row, Spool, publish_spool
@@ -37,7 +38,8 @@ def create(storage: Storage, source: str, num_streams: int, options: ArcOptions 
         if not len(spool) and not renderer.left_out:
             raise found.reading.nothing("tasks")
         if renderer.left_out:
-            say(f"{renderer.left_out} records were left out; a larger --seq-len takes more", "WARNING")
+            left_out = count_of(renderer.left_out, "record was", "records were")
+            say(f"{left_out} left out; a larger --seq-len takes more", "WARNING")
         used = prompter.to_json() | renderer.to_json() | options.choice.to_json() | found.to_json()
         read = found.reading.source
         return publish_spool(storage, Origin("arc-agi", read.place, read.revision, used), spool, num_streams)
@@ -83,7 +85,7 @@ class Renderer:
         prompt = self._prompter.fitted(pairs, how.apply(test["input"]), answer)
         if prompt is None:
             what = "its test input and answer alone take" if has_answer else "its test input alone takes"
-            return self._leave_out(f"{record}: {what} more than {options.seq_len} tokens")
+            return self._leave_out(f"{record}: {what} more than {count_of(options.seq_len, 'token')}")
         meta = _meta(named, (test_index, number), how, prompt)
         if len(meta) > META_BYTES:
             return self._leave_out(f"{record}: its grids take {len(meta):,} bytes, over {META_BYTES:,}")

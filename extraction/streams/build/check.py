@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
+from ...core.count_of import count_of
 from ...core.errors import DamagedData, InvalidRequest, ObjectNotFound
 from ...core.progress_bar import track
 from ...storage import Storage, open_storage
@@ -75,9 +76,9 @@ def _unchanged(manifest: Manifest, content: bool, ids: bool) -> Iterator[str]:
     by_store = sum(file.etag is not None for file in manifest.files)
     by_content = len(manifest.files) - by_store
     if by_store:
-        yield f"unchanged by the store's checksums ({by_store:,} files)"
+        yield f"unchanged by the store's checksums ({count_of(by_store, 'file')})"
     if by_content or not by_store:
-        yield f"unchanged by {'content' if content else 'size and footer'} ({by_content:,} files)"
+        yield f"unchanged by {'content' if content else 'size and footer'} ({count_of(by_content, 'file')})"
     if ids:
         yield "every id once"
 

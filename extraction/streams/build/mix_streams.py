@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ...core.count_of import count_of
 from ...core.errors import InvalidRequest
 from ...format.records import Record
 from ...storage import Storage
@@ -90,7 +91,7 @@ def counts_of(parts: Sequence[Part], max_records: int | None) -> list[int]:
     counts = [min(int(total * part.weight + 1e-9), part.manifest.num_records) for part in parts]
     for part, count in zip(parts, counts, strict=True):
         if not count:
-            few = f"it has {part.manifest.num_records} records"
+            few = f"it has {count_of(part.manifest.num_records, 'record')}"
             raise InvalidRequest(f"{part.location}: a share of {part.weight:g} is less than one record; {few}")
     return counts
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...core.count_of import count_of
+
 SKIPPED = "skipped"
 NAMED = 100
 
@@ -35,4 +37,5 @@ def told_skipped(options: Mapping[str, Any]) -> list[str]:
     skipped = options.get(SKIPPED)
     if not skipped:
         return []
-    return [f"{skipped['count']} records were skipped when the streams were made:", *skipped["first"]]
+    skipped_records = count_of(skipped["count"], "record was", "records were")
+    return [f"{skipped_records} skipped when the streams were made:", *skipped["first"]]

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...core.count_of import count_of
 from ...core.errors import InvalidRequest
 from ...core.logs import say
 from ...storage import ObjectInfo, backend_of, open_storage
@@ -102,11 +103,12 @@ class Source:
     def announced(self) -> "Source":
         """Return the source, after a line on stderr about its files."""
         size = sum(file.size for file in self.files)
-        say(f"reading {len(self.files)} files, {size:,} bytes: {some_of([file.name for file in self.files])}")
+        names = some_of([file.name for file in self.files])
+        say(f"reading {count_of(len(self.files), 'file')}, {size:,} bytes: {names}")
         if self.left_out:
-            say(f"not reading {len(self.left_out)} other files there: {some_of(self.left_out)}")
+            say(f"not reading {count_of(len(self.left_out), 'other file')} there: {some_of(self.left_out)}")
         if self.known:
-            say(f"not reading {len(self.known)} files that the streams have: {some_of(self.known)}")
+            say(f"not reading {count_of(len(self.known), 'file')} that the streams have: {some_of(self.known)}")
         return self
 
 
@@ -128,7 +130,7 @@ def find_source(source: str, kinds: Sequence[str] = ("Parquet",), choice: Choice
     _check_kinds(source, files)
     new = tuple(file for file in files if not choice.known.has(file))
     if not new:
-        raise NothingNew(f"the streams have all {len(files)} files of {source}")
+        raise NothingNew(f"the streams have every file of {source} ({count_of(len(files), 'file')})")
     left_out = tuple(name for name in place.names if name not in splits)
     return Source(place.name, place.revision, new, left_out, tuple(file.name for file in files if file not in new))
 

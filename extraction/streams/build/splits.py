@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
+from ...core.count_of import count_of
 from ...core.errors import InvalidRequest
 from .file_kinds import stem_of
 
@@ -60,4 +61,4 @@ def choose_split(splits: Mapping[str, str | None], source: str, asked: str | Non
 
 
 def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{split} ({counts[split]} files)" for split in sorted(counts))
+    return ", ".join(f"{split} ({count_of(counts[split], 'file')})" for split in sorted(counts))

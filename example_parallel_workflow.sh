@@ -15,7 +15,11 @@ num_workers=${NUM_WORKERS:-3}
 python=.venv/bin/python
 
 say "1. environment: .venv"
-if [ ! -x "$python" ]; then "${BASE_PYTHON:-python3.11}" -m venv .venv; fi
+if [ ! -x "$python" ]; then
+    source deploy/find_python.sh
+    base=${BASE_PYTHON:-$(find_python)} || { echo "$no_python" >&2; exit 2; }
+    "$base" -m venv .venv
+fi
 if ! cmp -s pyproject.toml .venv/installed-from; then
     "$python" -m pip install --quiet --editable '.[worker,arc]'
     cp pyproject.toml .venv/installed-from

@@ -10,6 +10,7 @@
 # STREAM=any               no worker id: extract free streams, one after the other, until all are finished
 # TPU_HOST_CHIPS           1, 4 or 8: use this host's chips alone, though it is part of a slice of several hosts
 # PYTHON                   interpreter; by default .venv/bin/python in this script's folder, else python3
+#                          or python3.13 to python3.11, whichever is 3.11 or later
 #
 # The exit code of the worker decides about a restart, after a growing, jittered pause; a new commit resets all counts
 # and pauses:
@@ -67,11 +68,14 @@ done
 python=${PYTHON:-}
 if [ -z "$python" ]; then
     python=$here/.venv/bin/python
-    [ -x "$python" ] || python=python3
+    if [ ! -x "$python" ]; then
+        source "$here/deploy/find_python.sh"
+        python=$(find_python) || stop_with 2 "$no_python (in $here)"
+    fi
 fi
-command -v "$python" > /dev/null || stop_with 2 "no interpreter '$python'; make one: uv venv --python 3.11 $here/.venv"
+command -v "$python" > /dev/null || stop_with 2 "no interpreter '$python'; make one: uv venv --python 3.12 $here/.venv"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    stop_with 2 "$python is older than Python 3.11; make one: uv venv --python 3.11 $here/.venv"
+    stop_with 2 "$python is older than Python 3.11; make one: uv venv --python 3.12 $here/.venv"
 missing=$("$python" -c '
 import importlib.util
 names = ["jax", "flax", "transformers", "pyarrow", "click", "click_default_group", "google.cloud.storage"]

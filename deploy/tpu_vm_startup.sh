@@ -57,7 +57,7 @@ if [ -n "$revision" ]; then
     git fetch --quiet --tags origin
     git checkout --quiet --detach "$revision"
 fi
-uv venv --quiet --allow-existing --python 3.11 .venv
+uv venv --quiet --allow-existing --python 3.12 .venv
 uv pip install --quiet --python .venv --requirement deploy/locks/tpu.txt
 uv pip install --quiet --python .venv --no-deps --editable .
 

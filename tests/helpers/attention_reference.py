@@ -1,8 +1,6 @@
 """Attention written out in NumPy and float64: what every form of it is compared with."""
 
 import numpy as np
-import torch
-from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 
 def exact_attention(q, k, v, segment_ids, rule, causal=True, sinks=None):
@@ -12,6 +10,9 @@ def exact_attention(q, k, v, segment_ids, rule, causal=True, sinks=None):
     k, v = (np.repeat(x, group, axis=2) for x in (k, v))
     scores = np.einsum("bthd,bshd->bhts", q, k) * rule.scale
     if rule.alibi:
+        import torch
+        from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
         slopes = build_alibi_tensor(torch.ones(1, 2), q.shape[2], torch.float64).numpy()[:, 0, 1]
         scores = scores + slopes[None, :, None, None] * np.arange(k.shape[1])[None, None, None, :]
     if rule.softcap is not None:

@@ -5,9 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
-from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
 from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.models.config_file import read_model_config
@@ -34,6 +32,9 @@ def random_rows(length, decays=(0.01, 1.0), equal_keys=False):
 
 def recurrent(parts, start, end):
     """What the reference reads from the state of a document, token by token."""
+    torch = pytest.importorskip("torch")
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
+
     q, k, v, decay, rate = (torch.from_numpy(part[:, start:end].copy()) for part in parts)
     return torch_recurrent_gated_delta_rule(q, k, v, g=decay, beta=rate, use_qk_l2norm_in_kernel=True)[0].numpy()
 

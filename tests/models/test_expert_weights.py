@@ -4,9 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
-from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from extraction.core.errors import DamagedData
 from extraction.models.location import ModelFolder
@@ -27,6 +25,9 @@ def packed(rng, *shape):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_values_are_those_of_transformers(dtype):
     """Each byte, and scales from 2^-120 to 2^120."""
+    torch = pytest.importorskip("torch")
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
     blocks = np.arange(7 * 3 * 2 * 16, dtype=np.uint32).astype(np.uint8).reshape(7, 3, 2, 16)
     scales = np.linspace(7, 247, 7 * 3 * 2).astype(np.uint8).reshape(7, 3, 2)
     theirs = convert_moe_packed_tensors(torch.tensor(blocks), torch.tensor(scales), dtype=getattr(torch, dtype))

@@ -113,6 +113,7 @@ def test_a_head_that_is_stored_beside_the_embedding_of_a_tied_model_is_the_head(
     other = np.random.default_rng(0).standard_normal((97, 32)).astype(np.float32)
     save_file(tensors | {"lm_head.weight": other}, folder / "model.safetensors")
     ours, _ = run(load(folder, (LOSS,)), documents())
+    pytest.importorskip("torch")
     reference = TorchReference.load(ModelFolder(folder, str(folder), None), (LOSS,))
     theirs = np.concatenate([reference(tokens)[LOSS] for tokens in documents()])
     assert error(ours[LOSS], theirs) < 1e-5 < error(tied[LOSS], theirs)

@@ -9,8 +9,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from extraction.core.errors import InvalidRequest
 from extraction.models import location
@@ -19,6 +17,9 @@ from extraction.storage import open_storage
 from tests.helpers.fake_hub import FakeHub
 from tests.helpers.tiny_models import documents, error, load, run
 from tests.helpers.workers import ROOT
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,6 @@ import json
 import logging
 
 import pytest
-import torch
 import transformers
 
 from extraction.core.errors import ExtractionError
@@ -13,6 +12,7 @@ from extraction.models.families import FAMILIES, family_of
 from tests.helpers.known_models import ACCEPTED, FOLDER
 
 pytestmark = pytest.mark.slow
+torch = pytest.importorskip("torch")
 
 SIZES = {
     "hidden_size": 16,

@@ -5,15 +5,16 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import transformers
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from extraction.models.config import Rope
 from extraction.models.families.reading import rope as rope_of
 from extraction.models.rope import rope_frequencies, rotation
 from extraction.models.used_config_keys import ModelView
 from tests.helpers.tiny_configs.settings import DYNAMIC, LINEAR, LLAMA3, LONGROPE, SIZES, YARN
+
+torch = pytest.importorskip("torch")
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

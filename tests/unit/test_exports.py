@@ -7,8 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from extraction.core.errors import InvalidRequest
 from extraction.read import exports
@@ -52,10 +50,13 @@ def test_rows_with_a_scale_are_exported_as_values(tmp_path, monkeypatch):
 
 
 def chunks_of(folder, name):
+    """Whole files, as torch reads them."""
+    load_file = pytest.importorskip("safetensors.torch").load_file
     return [load_file(path) for path in sorted((folder / name).glob("chunk-*.safetensors"))]
 
 
 def test_openmoss_chunks_have_its_names_and_keys(output, tmp_path):
+    torch = pytest.importorskip("torch")
     assert export(output, "openmoss", str(tmp_path / "out"), ExportOptions()) == len(ALL_TOKENS)
     for name in WIDTHS:
         chunks = chunks_of(tmp_path / "out", name)
@@ -68,6 +69,7 @@ def test_openmoss_chunks_have_its_names_and_keys(output, tmp_path):
 
 def test_openmoss_rows_are_records_padded_and_masked(tmp_path, monkeypatch):
     """The run says that token 100 begins records, which OpenMOSS does not train on; a file holds 4 rows."""
+    load_file = pytest.importorskip("safetensors.torch").load_file
     run, size = tmp_path / "run", 12
     monkeypatch.setattr(exports, "_CHUNK", 4 * size)
     make_run(open_storage(str(run)), STREAMS)

@@ -13,7 +13,6 @@ from extraction.format.run_config import FORMAT
 from extraction.read import datasets as hf
 from extraction.read.reader import ActivationReader
 from extraction.read.shuffle import ShuffledReader, ShuffleOptions
-from extraction.read.torch import TorchActivations
 from tests.helpers.workers import MODEL, extract, make_streams, python, text_of, verify, write_corpus
 
 pytestmark = pytest.mark.slow
@@ -72,10 +71,11 @@ def test_shuffled_rows_torch_and_datasets_have_it_too(output, places):
         triples(rows.record, rows.positions) for rows in ShuffledReader(ActivationReader(output), HOOK, options)
     ]
     assert sorted(chain.from_iterable(shuffled)) == places
-    loaded = [triples(batch["record"], batch["positions"]) for batch in TorchActivations(output, HOOK, options)]
-    assert sorted(chain.from_iterable(loaded)) == places
     rows = hf.iterable_dataset(output, [HOOK])
     assert [(row["stream"], row["record"], row["position"]) for row in rows] == places
+    torch_activations = pytest.importorskip("extraction.read.torch").TorchActivations
+    loaded = [triples(batch["record"], batch["positions"]) for batch in torch_activations(output, HOOK, options)]
+    assert sorted(chain.from_iterable(loaded)) == places
 
 
 def test_exports_have_it_too(output, places, tmp_path):

@@ -12,7 +12,6 @@ from extraction.read import datasets as hf
 from extraction.read.reader import ActivationReader
 from extraction.read.select import Select
 from extraction.read.shuffle import ShuffledReader, ShuffleOptions
-from extraction.read.torch import TorchActivations
 from extraction.storage import open_storage
 from tests.helpers.runs import STREAMS, WIDTHS, expected, make_run, meta_of, tokens_of
 
@@ -56,6 +55,13 @@ def quads(record, position, tokens):
     return [(*map(int, r), int(p), int(t)) for r, p, t in zip(record, position, tokens, strict=True)]
 
 
+def shuffled_ways(output, select):
+    """The test is skipped at the second one if there is no torch."""
+    options = ShuffleOptions(batch_size=5, buffer=20)
+    yield ShuffledReader(ActivationReader(output, select), HOOK, options)
+    yield pytest.importorskip("extraction.read.torch").TorchActivations(output, HOOK, options, select)
+
+
 @pytest.mark.parametrize("select", SELECTIONS, ids=str)
 def test_every_way_of_reading_has_the_rows_of_the_selection(output, select):
     rows, reader = wanted(select), ActivationReader(output, select)
@@ -66,8 +72,9 @@ def test_every_way_of_reading_has_the_rows_of_the_selection(output, select):
         assert np.array_equal(part.activations.astype(np.float32), expected(part.tokens, HOOK))
     joined = [quads([(r.stream, r.index)] * len(r.tokens), r.positions, r.tokens) for r in reader.records([HOOK])]
     assert [row for part in joined for row in part] == rows
-    options = ShuffleOptions(batch_size=5, buffer=20)
-    for batches in (ShuffledReader(reader, HOOK, options), TorchActivations(output, HOOK, options, select)):
+    streamed = hf.iterable_dataset(output, [HOOK], select)
+    assert [(r["stream"], r["record"], r["position"], r["token"]) for r in streamed] == rows
+    for batches in shuffled_ways(output, select):
         found = []
         for batch in batches:
             record, position, tokens, values = (
@@ -78,8 +85,6 @@ def test_every_way_of_reading_has_the_rows_of_the_selection(output, select):
             found += quads(record, position, tokens)
             assert np.array_equal(values, expected(np.asarray(tokens), HOOK))
         assert found != rows and sorted(found) == sorted(rows)
-    streamed = hf.iterable_dataset(output, [HOOK], select)
-    assert [(r["stream"], r["record"], r["position"], r["token"]) for r in streamed] == rows
 
 
 def test_ranks_share_a_selection(output):

@@ -34,6 +34,7 @@ from .flags import ANY_STREAM, RunFlags, StepFlags
 
 _LEAST_SHARE = 1 / 32  # of the tokens that are stored; batches stay within 32 times their size if a sample misleads
 _BATCH_BYTES, _BATCH_SECONDS = 128 << 20, 30
+_PACKED_SLOTS, _STRETCH = 1 << 16, 4  # a batch of fewer slots may be that much larger, for less padding
 _SLOW_FLOPS = {"float32": 5e10, "bfloat16": 5e13}  # per second: half of two CPU cores, a quarter of a v5e chip
 
 
@@ -216,9 +217,11 @@ def default_steps_per_batch(config: ModelConfig, step: StepOptions, share: float
     """Return how many steps make a batch where `share` of the tokens are stored.
 
     They hold about 128 MiB of activations and take at most 30 s on slow hardware, since a killed worker loses what it
-    has not committed. The number follows from the run config alone, so that every attempt agrees.
+    has not committed. Where that is less than 65,536 slots, into which sequences pack badly, up to four times as many
+    steps do. The number follows from the run config alone, so that every attempt agrees.
     """
     one_device = replace(step, mesh=MeshShape(1, 1))
-    by_bytes = int(_BATCH_BYTES / (share * step.num_slots * stored_bytes(config, step)))
-    by_time = int(_BATCH_SECONDS * _SLOW_FLOPS[step.compute_dtype] / max(ideal_flops(config, one_device), 1.0))
-    return max(1, min(by_bytes, by_time))
+    by_bytes = _BATCH_BYTES / (share * step.num_slots * stored_bytes(config, step))
+    by_time = _BATCH_SECONDS * _SLOW_FLOPS[step.compute_dtype] / max(ideal_flops(config, one_device), 1.0)
+    limit = min(by_bytes, by_time)
+    return max(1, int(limit), min(_PACKED_SLOTS // step.num_slots, int(_STRETCH * limit)))

@@ -166,10 +166,18 @@ def test_a_batch_holds_64_to_128_mib_where_steps_allow_it(tmp_path, mib, share, 
 
 @pytest.mark.parametrize(
     "num_layers, rows, dtype, steps",
-    [(1, 14899, "float32", 3), (1000, 14899, "bfloat16", 3), (1, 22350, "float32", 1), (1000, 22350, "float32", 1)],
+    [
+        (1, 14899, "float32", 4),
+        (1000, 14899, "bfloat16", 4),
+        (1000, 14, "float32", 12),
+        (1000, 45, "float32", 3),
+        (1000, 200, "float32", 1),
+    ],
 )
 @pytest.mark.parametrize("mesh", [MeshShape(1, 1), MeshShape(1, 8)], ids=str)
-def test_a_batch_takes_at_most_30_s_on_slow_hardware(tmp_path, num_layers, rows, dtype, steps, mesh):
-    """A row of one token takes 2 * 2**24 + 4 * 1024 operations a layer: 44698 rows take 30 s, on any mesh."""
+def test_a_batch_takes_at_most_30_s_on_slow_hardware_or_four_times_that_where_it_has_few_slots(
+    tmp_path, num_layers, rows, dtype, steps, mesh
+):
+    """A row of one token takes 2 * 2**24 + 4 * 1024 operations a layer: 44698 rows take 30 s, on any mesh; few are 65,536."""
     step = StepOptions((f"blocks.{num_layers - 1}.hook_resid_post",), rows, 1, dtype, "int8", mesh=mesh)
     assert default_steps_per_batch(sized(tmp_path, num_layers), step, 1.0) == steps

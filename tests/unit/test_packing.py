@@ -126,9 +126,11 @@ def test_an_empty_stream_is_one_empty_batch():
     assert (batch.num_records, batch.num_rows, batch.end_of_stream) == (0, 0, True)
 
 
+@pytest.mark.parametrize("shape", [BatchShape(1, 32, 2048), BatchShape(11, 8, 512), BatchShape(22, 2, 1024)], ids=str)
 @pytest.mark.parametrize("seed", range(3))
-def test_padding_is_at_most_five_percent_on_document_lengths(seed):
-    """Log-normal lengths with FineWeb's mean of about 650 tokens; the last, short batch is left out."""
+def test_padding_is_at_most_two_and_a_half_percent_on_document_lengths(seed, shape):
+    """Log-normal lengths with FineWeb's mean of about 650 tokens; the last, short batch is left out. The two small
+    batches are what `--steps-per-batch` leaves open for SmolLM2-135M in float32."""
     lengths = np.random.default_rng(seed).lognormal(6.0, 1.0, 1500).astype(int) + 1
-    batches = batches_of(lengths.tolist(), BatchShape(1, 32, 2048))[:-1]
-    assert sum(batch.num_rows for batch in batches) >= 0.95 * len(batches) * 32 * 2048
+    batches = batches_of(lengths.tolist(), shape)[:-1]
+    assert sum(batch.num_rows for batch in batches) >= 0.975 * len(batches) * shape.num_slots

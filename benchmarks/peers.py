@@ -1,7 +1,8 @@
 """What others do with the same documents and model: one peer, in a process of its own, by any interpreter.
 
-In: Parquet files with a `text` column and a model folder. Out: one line of JSON: real tokens, and the seconds of the
-loop from the first document to the last stored activation, without start-up and without a first batch to warm up.
+In: Parquet files with a `text` column and a model folder. Out: one line of JSON: real tokens, the slots that the model
+computed, and the seconds of the loop from the first document to the last stored activation, without start-up and
+without a first batch to warm up.
 
 - `hf-padded`: the common loop over transformers: batches padded to their longest document, `output_hidden_states`.
 - `hf-packed`: documents end to end in full rows, attention across documents, whole model.
@@ -65,19 +66,19 @@ def run_transformers(batches: Iterator[dict], model: Any, layer: int, output: Pa
     import torch
     from safetensors.torch import save_file
 
-    tokens, begin = 0, None
+    tokens, slots, begin = 0, 0, None
     with torch.no_grad():
         for number, batch in enumerate(batches):
             if number == 1:  # the first one warms up
-                tokens, begin = 0, time.perf_counter()
+                tokens, slots, begin = 0, 0, time.perf_counter()
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
             hidden = model(**inputs, output_hidden_states=True, use_cache=False).hidden_states[layer + 1]
             kept = hidden[inputs["attention_mask"].bool()].to(torch.bfloat16)
             save_file({"activations": kept.contiguous()}, output / f"{number:08d}.safetensors")
-            tokens += len(kept)
+            tokens, slots = tokens + len(kept), slots + inputs["input_ids"].numel()
     if not tokens:
         raise SystemExit("give more --documents: nothing is left after the first batch, which warms up")
-    return {"tokens": tokens, "seconds": time.perf_counter() - begin}
+    return {"tokens": tokens, "slots": slots, "seconds": time.perf_counter() - begin}
 
 
 def run_saelens(model: Path, texts: list[str], shape: tuple[int, int, int], dtype: str, output: Path) -> dict:
@@ -112,7 +113,8 @@ def run_saelens(model: Path, texts: list[str], shape: tuple[int, int, int], dtyp
     runner = CacheActivationsRunner(config, override_dataset=Dataset.from_dict({"text": texts}))
     begin = time.perf_counter()
     stored = runner.run()
-    return {"tokens": len(stored) * seq_len, "seconds": time.perf_counter() - begin}
+    seconds = time.perf_counter() - begin
+    return {"tokens": len(stored) * seq_len, "slots": len(stored) * seq_len, "seconds": seconds}
 
 
 @click.command()

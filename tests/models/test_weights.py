@@ -7,6 +7,7 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
+import transformers
 from safetensors.numpy import load_file, save_file
 
 from extraction.core.errors import DamagedData, InvalidRequest, PermissionDenied
@@ -229,13 +230,10 @@ def test_a_layer_that_does_not_run_is_not_looked_at(model, change):
 @pytest.mark.parametrize("name", ["llama-biases-tied-llama3", "gpt2", "gpt_neox-in-turn-linear", "gemma2"])
 def test_a_tied_model_that_was_saved_with_its_head_alone_is_whole(models, tmp_path, name):
     """`save_model` of safetensors keeps one name of a tensor that has two; which one is up to the alphabet."""
-    torch = pytest.importorskip("torch")
-    import transformers
-    from safetensors.torch import save_model
-
+    save_model = pytest.importorskip("safetensors.torch").save_model
     folder = shutil.copytree(models(name).folder, tmp_path / "model")
     stored = load_file(folder / "model.safetensors")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     save_model(model, str(folder / "model.safetensors"))
     kept = load_file(folder / "model.safetensors")
     if name == "gpt_neox-in-turn-linear":  # as transformers 4 called it

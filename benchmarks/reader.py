@@ -9,7 +9,6 @@ What stands next to each other was measured in turns, in the same run; figures a
 
 import contextlib
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import checkpoint  # noqa: E402
-from benchmarks.outcome import give, gives_results  # noqa: E402
+from benchmarks.outcome import about, give, gives_results  # noqa: E402
 from extraction.batching.packing import BatchShape, pack_batches  # noqa: E402
 from extraction.format.records import TokenizedRecord  # noqa: E402
 from extraction.format.run_config import RunConfig, RunDescription  # noqa: E402
@@ -77,6 +76,12 @@ def measure(work: Callable[[], int], times: int = 3) -> float:
     return max(rates)
 
 
+def by_cpu(work: Callable[[], int]) -> float:
+    """GiB for each second on the processor, of all threads."""
+    begin = time.process_time()
+    return round(work() / (time.process_time() - begin) / 2**30, 2)
+
+
 def in_turns(works: dict[str, Callable[[], int]], prepare: Callable[[], None]) -> dict[str, float]:
     """The median rate of each in GiB/s; they take turns, each after `prepare`."""
     rates: dict[str, list[float]] = {name: [] for name in works}
@@ -89,6 +94,13 @@ def in_turns(works: dict[str, Callable[[], int]], prepare: Callable[[], None]) -
 
 def read_in_order(location: str) -> int:
     return sum(touch(rows.activations) for rows in ActivationReader(location).rows(HOOK))
+
+
+def read_top_rows(location: str) -> int:
+    """The pass of `show --top-k`; the bytes that it looked at."""
+    reader = ActivationReader(location)
+    reader.top_rows(np.ones(WIDTH, np.float32), 20, HOOK)
+    return reader.num_rows() * WIDTH * 2
 
 
 def read_shuffled(location: str) -> int:
@@ -163,8 +175,7 @@ def main(gib: float, as_json: bool, output: Path | None) -> None:
     """Measure."""
     num_bytes = int(gib * 2**30)
     results = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "command": "python benchmarks/reader.py",
+        **about("numpy"),
         "gib": gib,
         "width": WIDTH,
         "dtype": "bfloat16",
@@ -175,6 +186,13 @@ def main(gib: float, as_json: bool, output: Path | None) -> None:
             "page_cache_gib_per_s": {
                 "in_order": round(measure(lambda: read_in_order(name)) / 2**30, 2),
                 "shuffled": round(measure(lambda: read_shuffled(name)) / 2**30, 2),
+            },
+            "beside_each_other_gib_per_s": in_turns(
+                {"in_order": lambda: read_in_order(name), "top_rows": lambda: read_top_rows(name)}, lambda: None
+            ),
+            "gib_per_cpu_second": {
+                "in_order": by_cpu(lambda: read_in_order(name)),
+                "top_rows": by_cpu(lambda: read_top_rows(name)),
             },
             "disk_gib_per_s": from_disk(Path(name)),
             "statistics_objects_per_s": round(

@@ -85,7 +85,7 @@ class Renderer:
         prompt = self._prompter.fitted(pairs, how.apply(test["input"]), answer)
         if prompt is None:
             what = "its test input and answer alone take" if has_answer else "its test input alone takes"
-            return self._leave_out(f"{record}: {what} more than {count_of(options.seq_len, 'token')}")
+            return self._leave_out(f"{record}: {what} more than {options.seq_len} tokens")
         meta = _meta(named, (test_index, number), how, prompt)
         if len(meta) > META_BYTES:
             return self._leave_out(f"{record}: its grids take {len(meta):,} bytes, over {META_BYTES:,}")

@@ -21,11 +21,11 @@ _MOST_LAYERS, _LAYERS = 10_000, ("num_hidden_layers", "n_layer", "num_layers")
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    """Return the configuration of the model in `folder`; log the keys that transformers' model does not read.
+    """Return the configuration of the model in `folder`, which may be its file; log the keys that are not read.
 
     Raises InvalidRequest (no `config.json`, an architecture or attribute that is not handled) and DamagedData.
     """
-    path = folder / "config.json"
+    path = folder if folder.is_file() else folder / "config.json"
     written = _read(path)
     if written["model_type"] not in FAMILIES:
         known = ", ".join(FAMILIES)

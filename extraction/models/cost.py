@@ -25,6 +25,7 @@ from .tiling import CHUNK, chunk_flops, multiplied_pairs
 from .weights import leaves_of
 
 _TOKENS_ON_A_DEVICE, _TOKENS_ON_A_CPU = 32768, 4096  # more in one step gain little, and take memory
+_ENOUGH_TOKENS = 2048  # of devices that hold the weights once: from here on the weights' traffic is a small part
 
 
 @dataclass(frozen=True)
@@ -89,24 +90,26 @@ def _state_bytes(kind: LayerKind) -> int:
 def choose_rows(config: ModelConfig, options: StepOptions, num_devices: int, device_bytes: int | None) -> int:
     """Return the rows of a step for `--batch-size auto`: for each device a power of two that fits its memory.
 
-    A step has at most 32,768 tokens for each device, or 4,096 if the device's memory is unknown, as on a CPU.
+    A step has at most 32,768 tokens for each device, or 4,096 if the device's memory is unknown, as on a CPU. Fewer
+    rows are chosen if the weights are then shared by fewer devices, as long as these have 2,048 tokens: devices that
+    share weights exchange sums in each layer, which costs more than smaller steps do.
     """
     tokens = _TOKENS_ON_A_CPU if device_bytes is None else _TOKENS_ON_A_DEVICE
-    rows = num_devices * 2 ** max(0, int(math.log2(tokens / options.seq_len)))
-    while rows > num_devices:
+    most, demand = max(0, int(math.log2(tokens / options.seq_len))), demand_of(config, options)
+    fitting: list[tuple[int, int]] = []  # devices that share the weights, and rows
+    for rows in (num_devices * 2**power for power in range(most, -1, -1)):
         try:
-            demand = demand_of(config, replace(options, batch_size=rows))
-            choose_mesh(config, demand, num_devices, device_bytes)
-            return rows
+            mesh = choose_mesh(config, replace(demand, rows=rows), num_devices, device_bytes)
         except InvalidRequest:
-            rows //= 2
-    return rows
+            continue
+        if not fitting or rows // mesh.data * options.seq_len >= _ENOUGH_TOKENS:
+            fitting.append((mesh.model, rows))
+    return min(fitting, key=lambda found: (found[0], -found[1]))[1] if fitting else num_devices
 
 
-def counts_by_formula(config: ModelConfig, options: StepOptions) -> Counts:
-    """Return the counts of a step by formula, for hosts without the compiler for TPUs."""
+def counts_by_formula(config: ModelConfig, options: StepOptions, source: str = "by formula") -> Counts:
+    """Return the counts of a step by formula, for accelerators whose compiler is not at hand."""
     memory_bytes = demand_of(config, options).bytes_on(options.mesh)
-    source = "by formula, libtpu is missing"
     return Counts(ideal_flops(config, options), _traffic(config, options), memory_bytes, source)
 
 
@@ -202,6 +205,18 @@ def _traffic(config: ModelConfig, options: StepOptions) -> float:
     return (
         weights / options.mesh.model + tokens * (2 * element * elements + 6 * stored_bytes(config, options)) / devices
     )
+
+
+def exchanged_bytes(config: ModelConfig, options: StepOptions) -> float:
+    """Return the bytes that a device sends in a step to those with which it shares the weights.
+
+    Each block adds up x of all of them after attention and after the mlp, or once if these read the same x. Such a sum
+    sends each element twice, but for the device's own part; the gathering of the embedding's columns sends it once.
+    """
+    data, model = options.mesh.data, options.mesh.model
+    sums = (1 if config.parallel else 2) * len(running_layers(config, options))
+    x = options.batch_size // data * options.seq_len * config.width * jnp.dtype(options.compute_dtype).itemsize
+    return (2 * sums + 1) * x * (model - 1) / model
 
 
 def _mixer_elements(kind: LayerKind) -> float:

@@ -89,5 +89,6 @@ def choose_mesh(config: ModelConfig, demand: Demand, num_devices: int, device_by
     least = min(demand.bytes_on(mesh) for mesh in possible)
     raise InvalidRequest(
         f"the step needs about {least / 2**30:.1f} GiB on each of {num_devices} devices, which have "
-        f"{device_bytes / 2**30:.1f}; take a smaller --batch-size, lower layers or a larger machine, or set --mesh"
+        f"{device_bytes / 2**30:.1f}, of which {USABLE * device_bytes / 2**30:.1f} ({USABLE:.0%}) may be used; take a "
+        "smaller --batch-size, lower layers or a larger machine, or set --mesh"
     )

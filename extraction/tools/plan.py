@@ -1,14 +1,15 @@
 """What a run will take, before anything is rented: does it fit, how fast, how long, at what price, limited by what.
 
-In: the flags of a run and the name of a TPU slice. Out: a `Plan`. Guarantee: nothing is computed on a device; the step
-is the one that a worker would compile, for these chips, from the configuration alone. With libtpu installed its memory
-and arithmetic are the compiler's counts, with the attention kernel's own; without, they come from formulas, and the
-plan says which.
+In: the flags of a run and the name of an accelerator. Out: a `Plan`. Guarantee: no accelerator is opened; the step is
+the one that a worker would compile, for these chips, from the configuration alone. For a TPU slice, with libtpu
+installed, its memory and arithmetic are the compiler's counts, with the attention kernel's own; else they come from
+formulas, and the plan says which.
 
-What is an estimate: the time of a step is its arithmetic over `efficiency` times the chip's published peak, or its
-memory traffic (by formula) over the published bandwidth, whichever is longer. Tokens of the whole manifest, and how
-many of them `--positions` stores, are those of its first records, scaled; without a manifest all are taken for stored,
-or one in K. Cost: one compilation, 5 to 20 seconds.
+What is an estimate: the time of a step on its device is its arithmetic over `efficiency` times the chip's published
+peak, or its memory traffic (by formula) over the published bandwidth, whichever is longer, and the exchange between
+chips that share the weights, which is taken to overlap with nothing. Copies to the host and uploads overlap with steps.
+Tokens of the whole manifest, and how many of them `--positions` stores, are those of its first records, scaled; without
+a manifest all are taken for stored, or one in K. Cost: one compilation, 5 to 20 seconds.
 """
 
 import math
@@ -18,43 +19,96 @@ from ..batching.packing import Cut
 from ..batching.size_estimate import Sample, check_spans, take_sample
 from ..batching.token_selection import Selection, Selector
 from ..batching.tokenizer import RecordTokenizer
+from ..core.errors import InvalidRequest
+from ..models.accelerators import (
+    CPU,
+    PRICES_OF,
+    STORAGE_PRICE,
+    STORAGE_PRICE_OF,
+    Accelerator,
+    accelerator_named,
+    can_describe,
+    describe,
+)
 from ..models.config import ModelConfig
-from ..models.cost import Counts, counts_by_formula, counts_of, stored_bytes
+from ..models.cost import Counts, counts_by_formula, counts_of, exchanged_bytes, stored_bytes
 from ..models.devices import Hardware
 from ..models.mesh import USABLE
 from ..models.step import lower_step
 from ..models.step_options import StepOptions
-from ..models.tpu_slices import Slice, can_describe, describe, slice_named
 from ..streams.stream import Manifest, load_manifest
 from ..worker.flags import PlanFlags
-from ..worker.resolve import resolve_model, resolve_step
+from ..worker.resolve import ModelPlan, resolve_model, resolve_step
+from .status import format_seconds
 
 FILL = 0.96  # share of slots that hold real tokens, as packing reaches it on web documents
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Prices in `currency`: of a chip for an hour, None if unknown, and of a GiB for a month; and their sources."""
+
+    currency: str
+    chip_hour: float | None
+    chip_hour_from: str
+    gib_month: float
+    gib_month_from: str
+
+    @classmethod
+    def of(cls, flags: PlanFlags, wanted: Accelerator) -> "Prices":
+        """Return the prices that flags give, or those that are known. Raises InvalidRequest if currencies are mixed."""
+        kind, known = ("spot", wanted.chip.spot) if flags.spot else ("on-demand", wanted.chip.on_demand)
+        takes_known = flags.storage_price is None or (flags.price is None and known is not None)
+        if flags.currency != "USD" and takes_known:
+            raise InvalidRequest(
+                f"--currency {flags.currency}: known prices are in USD; give --price and --storage-price"
+            )
+        chip_from = f"{kind}, {PRICES_OF}" if flags.price is None else f"{kind}, --price"
+        gib_from = STORAGE_PRICE_OF if flags.storage_price is None else "--storage-price"
+        gib = STORAGE_PRICE if flags.storage_price is None else flags.storage_price
+        return cls(flags.currency, known if flags.price is None else flags.price, chip_from, gib, gib_from)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a whole manifest takes: `price` of the chips, `storage_price` for a month, `workers_for_deadline`."""
+
+    tokens: int
+    stored_bytes: int
+    workers: int
+    hours: float
+    price: float | None
+    storage_price: float
+    workers_for_deadline: int | None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes, times in seconds unless the name says otherwise; `seconds` are a step's, by what takes them."""
+    """Sizes in bytes, times in seconds unless the name says otherwise; `seconds` are a step's, by what takes them.
 
-    tpu: str
+    `chip_memory_bytes` is None where a worker does not know it. Of the memory of a chip, `usable_share` may be used.
+    """
+
+    accelerator: str
     chips: int
     mesh: str
     batch_size: int
     hook_points: int
     fits: bool
     memory_bytes: int
-    chip_memory_bytes: int
+    chip_memory_bytes: int | None
+    usable_share: float
     counts: str
     seconds: dict[str, float]
     limited_by: str
     tokens_per_second: float
-    bytes_per_million_tokens: int
-    tokens: int | None = None
-    stored_bytes: int | None = None
-    workers: int | None = None
-    hours: float | None = None
-    price: float | None = None
-    workers_for_deadline: int | None = None
+    rate_from: str
+    bytes_per_token: float
+    prices: Prices
+    price_per_billion_tokens: float | None
+    storage_price_per_million_tokens: float
+    manifest: Whole | None = None
 
     def to_json(self) -> dict:
         """Return the plan as a JSON object."""
@@ -62,79 +116,143 @@ class Plan:
 
     def to_text(self) -> str:
         """One fact in a line."""
-        gib, times = 1 << 30, ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in self.seconds.items())
-        lines = [
-            f"{self.tpu}: {_count(self.chips, 'chip')}, mesh {self.mesh}, batch size {self.batch_size}",
-            f"memory: {self.memory_bytes / gib:.2f} of {self.chip_memory_bytes / gib:.0f} GiB on each chip: "
-            + ("fits" if self.fits else "does not fit")
-            + f" ({self.counts})",
-            f"a step, estimated: {times}; limited by {self.limited_by}",
-            f"rate, estimated: {self.tokens_per_second:,.0f} real tokens/s for each worker",
-            f"stored: {self.bytes_per_million_tokens / 1e9:.2f} GB for a million tokens",
-        ]
-        if self.tokens is not None and self.stored_bytes is not None and self.workers is not None:
-            lines.append(
-                f"manifest, estimated: {self.tokens:,} tokens, {self.stored_bytes / 1e9:,.1f} GB, "
-                f"{self.hours:.2f} hours with {_count(self.workers, 'worker')}"
+        times = ", ".join(f"{name} {value * 1e3:,.1f} ms" for name, value in self.seconds.items() if value)
+        return "\n".join(
+            [
+                f"{self.accelerator}: {_count(self.chips, 'chip')}, mesh {self.mesh}, batch size {self.batch_size}",
+                f"memory: {self._memory()} ({self.counts})",
+                f"a step, estimated: {times}; limited by {self.limited_by}",
+                f"rate, estimated: {self.tokens_per_second:,.0f} real tokens/s for each worker, {self.rate_from}",
+                *self._bills(),
+                *(self._of_manifest(self.manifest) if self.manifest else ()),
+            ]
+        )
+
+    def _memory(self) -> str:
+        needed = f"{self.memory_bytes / _GIB:.2f}"
+        if self.chip_memory_bytes is None:
+            return f"{needed} GiB"
+        usable = self.usable_share * self.chip_memory_bytes / _GIB
+        return (
+            f"{needed} of {usable:.2f} GiB that may be used on each chip ({self.usable_share:.0%} of "
+            f"{self.chip_memory_bytes / _GIB:.0f}): {'fits' if self.fits else 'does not fit'}"
+        )
+
+    def _bills(self) -> list[str]:
+        prices, stored = self.prices, self.bytes_per_token
+        money = f"unknown for {self.accelerator}: give --price"
+        if prices.chip_hour is not None and self.price_per_billion_tokens is not None:
+            of_billion = self.price_per_billion_tokens
+            money = (
+                f"{_money(of_billion / 1000)} {prices.currency} for a million tokens, {_money(of_billion)} for a "
+                f"billion, at {prices.chip_hour:g} for a chip and hour ({prices.chip_hour_from})"
             )
-        if self.price is not None:
-            lines.append(f"price, estimated: {self.price:,.2f}")
-        if self.workers_for_deadline is not None:
-            lines.append(f"for the deadline: {_count(self.workers_for_deadline, 'worker')}")
-        return "\n".join(lines)
+        return [
+            f"stored: {stored:,.0f} bytes a token, {stored / 1000:,.2f} GB for a million tokens, which costs "
+            f"{_money(self.storage_price_per_million_tokens)} {prices.currency} a month at {prices.gib_month:g} for a "
+            f"GiB ({prices.gib_month_from})",
+            f"price, estimated: {money}",
+        ]
+
+    def _of_manifest(self, whole: Whole) -> list[str]:
+        price = "" if whole.price is None else f", {_money(whole.price)} {self.prices.currency}"
+        lines = [
+            f"manifest, estimated: {whole.tokens:,} tokens, {whole.stored_bytes / 1e9:,.1f} GB, "
+            f"{format_seconds(max(1.0, 3600 * whole.hours))} with {_count(whole.workers, 'worker')}{price}, "
+            f"and {_money(whole.storage_price)} {self.prices.currency} a month for storage"
+        ]
+        if whole.workers_for_deadline is not None:
+            lines.append(f"for the deadline: {_count(whole.workers_for_deadline, 'worker')}")
+        return lines
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def _money(amount: float) -> str:
+    """Return two decimals, or three digits of an amount below one."""
+    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.3g}"
+
+
 def make_plan(flags: PlanFlags) -> Plan:
-    """Return what a run with these flags takes. Raises InvalidRequest for a slice, model or flag that is wrong."""
+    """Return what a run with these flags takes. Raises InvalidRequest for a wrong flag, model or accelerator."""
     selection = Selection.parse(flags.positions, flags.drop_special)
-    model, wanted = resolve_model(flags, weights=False), slice_named(flags.tpu)
-    hardware = Hardware(flags.tpu, wanted.chips, wanted.chip.memory_bytes, "bfloat16")
+    model, wanted = resolve_model(flags, weights=False), accelerator_named(flags.accelerator)
+    prices, chip = Prices.of(flags, wanted), wanted.chip
+    dtype = "float32" if flags.accelerator == CPU else "bfloat16"
+    hardware = Hardware(flags.accelerator, wanted.chips, chip.memory_bytes, dtype)
     manifest = load_manifest(flags.streams) if flags.streams else None
-    sample = _sample(flags, selection, manifest, RecordTokenizer(model.folder.path)) if manifest else None
+    sample = _sample(flags, selection, manifest, model) if manifest else None
     step = resolve_step(flags, model, selection, hardware)
     counts = count(model.config, step, wanted)
     share = sample.share if sample else selection.known_share
-    tokens, stored = FILL * step.num_slots, share * stored_bytes(model.config, step)
+    stored = share * stored_bytes(model.config, step)
+    seconds, tokens_per_second = _times(flags, wanted, counts, model.config, step, stored)
+    usable = math.inf if chip.memory_bytes is None else USABLE * chip.memory_bytes
+    if prices.chip_hour is None:
+        price = None
+    else:
+        price = prices.chip_hour * wanted.chips * 1e9 / tokens_per_second / 3600
+    peak = "its published peak" if flags.peak is None else f"{flags.peak:g} TFLOP/s"
+    if flags.accelerator == CPU and flags.peak is None:
+        peak = f"{chip.flops / 1e9:,.0f} GFLOP/s, measured on this machine now"
+    plan = Plan(
+        accelerator=flags.accelerator, chips=wanted.chips, mesh=str(step.mesh), batch_size=step.batch_size,
+        hook_points=len(step.hook_points), fits=counts.memory_bytes <= usable, memory_bytes=counts.memory_bytes,
+        chip_memory_bytes=chip.memory_bytes, usable_share=USABLE, counts=counts.source, seconds=seconds,
+        limited_by=max(seconds, key=seconds.__getitem__), tokens_per_second=tokens_per_second,
+        rate_from=f"if a chip reaches {flags.efficiency:.0%} of {peak}", bytes_per_token=stored, prices=prices,
+        price_per_billion_tokens=price, storage_price_per_million_tokens=prices.gib_month * stored * 1e6 / _GIB,
+    )  # fmt: skip
+    return replace(plan, manifest=_whole(plan, flags, manifest, sample)) if manifest and sample else plan
+
+
+def _times(
+    flags: PlanFlags, wanted: Accelerator, counts: Counts, config: ModelConfig, step: StepOptions, stored: float
+) -> tuple[dict[str, float], float]:
+    """Return the seconds of a step by what takes them, and real tokens per second; a token stores `stored` bytes."""
+    tokens, chip = FILL * step.num_slots, wanted.chip
+    peak = chip.flops if flags.peak is None else flags.peak * 1e12
+    exchanged = exchanged_bytes(config, step)
     seconds = {
-        "arithmetic": counts.flops / (flags.efficiency * wanted.chip.flops),
-        "memory": counts.traffic_bytes / wanted.chip.bandwidth,
+        "arithmetic": counts.flops / (flags.efficiency * peak),
+        "memory": counts.traffic_bytes / chip.bandwidth,
+        "exchange": exchanged / chip.exchange_rate(step.mesh.model) if exchanged else 0.0,
         "device to host": tokens * stored / (flags.to_host * 1e9),
         "upload": tokens * stored / (flags.upload * 1e9),
     }
-    slowest = max(seconds, key=seconds.__getitem__)
-    plan = Plan(
-        tpu=flags.tpu, chips=wanted.chips, mesh=str(step.mesh), batch_size=step.batch_size,
-        hook_points=len(step.hook_points), fits=counts.memory_bytes <= USABLE * wanted.chip.memory_bytes,
-        memory_bytes=counts.memory_bytes, chip_memory_bytes=wanted.chip.memory_bytes, counts=counts.source,
-        seconds=seconds, limited_by=slowest, tokens_per_second=tokens / seconds[slowest],
-        bytes_per_million_tokens=round(stored * 1_000_000),
-    )  # fmt: skip
-    return _with_manifest(plan, flags, manifest, sample) if manifest and sample else plan
+    on_device = max(seconds["arithmetic"], seconds["memory"]) + seconds["exchange"]
+    return seconds, tokens / max(on_device, seconds["device to host"], seconds["upload"])
 
 
-def _sample(flags: PlanFlags, selection: Selection, manifest: Manifest, tokenizer: RecordTokenizer) -> Sample:
+def _sample(flags: PlanFlags, selection: Selection, manifest: Manifest, model: ModelPlan) -> Sample:
+    if model.folder.path.is_file():
+        raise InvalidRequest(f"--model {flags.model}: with --streams give the folder, which has the tokenizer too")
     check_spans(selection, manifest, str(flags.streams))
+    tokenizer = RecordTokenizer(model.folder.path)
     cut = Cut(flags.seq_len, "split", Selector(selection, tokenizer.special_ids))
     return take_sample(manifest, str(flags.streams), tokenizer, cut)
 
 
-def _with_manifest(plan: Plan, flags: PlanFlags, manifest: Manifest, sample: Sample) -> Plan:
-    tokens, workers = round(sample.tokens_per_record * manifest.num_records), manifest.num_streams
+def _whole(plan: Plan, flags: PlanFlags, manifest: Manifest, sample: Sample) -> Whole:
+    tokens = round(sample.tokens_per_record * manifest.num_records)
+    stored, workers = round(tokens * plan.bytes_per_token), manifest.num_streams
+    workers = workers if flags.workers is None else min(workers, flags.workers)
     worker_hours = tokens / plan.tokens_per_second / 3600
-    return replace(
-        plan, tokens=tokens, stored_bytes=tokens * plan.bytes_per_million_tokens // 1_000_000, workers=workers,
-        hours=worker_hours / workers,
-        price=None if flags.price is None else flags.price * plan.chips * worker_hours,
+    billion = plan.price_per_billion_tokens
+    return Whole(
+        tokens=tokens, stored_bytes=stored, workers=workers, hours=worker_hours / workers,
+        price=None if billion is None else billion * tokens / 1e9,
+        storage_price=plan.prices.gib_month * stored / _GIB,
         workers_for_deadline=None if flags.deadline is None else max(1, math.ceil(worker_hours / flags.deadline)),
     )  # fmt: skip
 
 
-def count(config: ModelConfig, step: StepOptions, wanted: Slice) -> Counts:
+def count(config: ModelConfig, step: StepOptions, wanted: Accelerator) -> Counts:
     """Return the cost of a step on one device."""
+    if wanted.topology is None:
+        return counts_by_formula(config, step)
     if can_describe():
         return counts_of(lower_step(config, step, describe(wanted)).compile(), config, step)
-    return counts_by_formula(config, step)
+    return counts_by_formula(config, step, "by formula, libtpu is missing")

@@ -99,20 +99,28 @@ class RunFlags(StepFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanFlags(StepFlags):
-    """The flags of `plan`. Rates in GB/s of one host, the price per chip and hour, the deadline in hours."""
+    """The flags of `plan`. Rates in GB/s of one host, prices in `currency`, the deadline in hours."""
 
-    tpu: str = flag(help="Slice of one host, such as v5litepod-8.")
+    accelerator: str = flag(help="v5litepod-8, v6e-4, ...; h100, h200, a100, l4, of which h100:8 is eight; or cpu.")
     streams: str | None = flag(None, help="For the time, size and price of a whole manifest.")
     positions: str = flag("all", help="As for run.")
     drop_special: bool = flag(False, is_flag=True, help="As for run.")
     batch_size: int | str = flag("auto", type=NumberOr("auto", 1), help="B, rows in a step; auto: by chips and memory.")
-    compute_dtype: str = flag("bfloat16", type=click.Choice(["float32", "bfloat16"]), help="On the chips.")
     efficiency: float = flag(
-        0.5, type=click.FloatRange(0, 1, min_open=True), help="Share of the chip's published peak that is reached."
+        0.5, type=click.FloatRange(0, 1, min_open=True), help="Share of a chip's peak that is reached, assumed."
     )
+    peak: float | None = flag(None, type=POSITIVE, help="TFLOP/s of a chip, as measured; by default as published.")
     to_host: float = flag(8.0, type=POSITIVE, help="GB/s from devices to host, assumed.")
     upload: float = flag(1.0, type=POSITIVE, help="GB/s from host to bucket, assumed.")
-    price: float | None = flag(None, type=click.FloatRange(0), help="Of one chip for one hour.")
+    spot: bool = flag(True, name="--spot/--on-demand", is_flag=True, help="Which of the known prices is taken.")
+    price: float | None = flag(None, type=click.FloatRange(0), help="Of one chip for one hour; TPUs have a known one.")
+    storage_price: float | None = flag(
+        None, type=click.FloatRange(0), help="Of one GiB for one month; by default that of Cloud Storage."
+    )
+    currency: str = flag("USD", help="Of --price and --storage-price; known prices are in USD.")
+    workers: int | None = flag(
+        None, type=AT_LEAST_1, help="Machines that can be had at once; by default one for each stream."
+    )
     deadline: float | None = flag(None, type=POSITIVE, help="Hours that the whole manifest may take.")
 
 

@@ -154,11 +154,13 @@ def resolve_run(flags: RunFlags) -> RunPlan:
 def resolve_model(flags: StepFlags, default_hooks: str | None = None, weights: bool = True) -> ModelPlan:
     """Return the model and its hook points; `default_hooks` are those where the flags name none.
 
-    Without `weights`, those of a hub model are not downloaded.
+    Without `weights`, those of a hub model are not downloaded, and `--model` may be the file of a configuration.
     """
     if flags.mesh:
         MeshShape.parse(flags.mesh)
-    folder = locate_model(flags.model, flags.revision, weights)
+    file = Path(flags.model).expanduser()
+    is_file = not weights and flags.revision is None and file.is_file()
+    folder = ModelFolder(file, flags.model, None) if is_file else locate_model(flags.model, flags.revision, weights)
     config = read_model_config(folder.path)
     patterns = flags.hook_points or (None if flags.layers else default_hooks)
     hook_points = resolve_hook_points(flags.layers, flags.hooks, patterns, config)

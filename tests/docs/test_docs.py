@@ -15,6 +15,7 @@ import checkpoint
 from extraction.batching.token_selection import Selection, Selector
 from extraction.datasets.ai2_arc import question
 from extraction.format.safetensors import decode
+from extraction.models.accelerators import GPUS, SLICES
 from extraction.models.config import OF_A_MIXTURE
 from extraction.models.config_file import read_model_config
 from extraction.models.families import FAMILIES
@@ -165,6 +166,19 @@ def test_the_settings_of_saelens_are_counted_right():
 @pytest.mark.slow
 def test_the_examples_in_one_call_run(tmp_path):
     assert "'first': (1, 128)" in run_examples("python.md", MODEL=str(MODEL), OUTPUT=str(tmp_path / "run"))
+
+
+def test_the_table_of_accelerators_has_the_figures_that_plan_uses():
+    rows = rows_of_cells((DOCS / "performance.md").read_text(), "accelerator")
+    chips = {name.partition("-")[0]: found.chip for name, found in SLICES.items()} | GPUS
+    assert {row[0] for row in rows} == set(chips)
+    for name, flops, memory, bandwidth, link, *prices in rows:
+        chip = chips[name]
+        size, unit = re.fullmatch(r"(?:75% of )?(\d+) (GiB|GB)", memory).groups()
+        assert chip.memory_bytes == (int(size) << 30 if unit == "GiB" else int(0.75 * int(size) * 1e9))
+        rates = (float(flops) * 1e12, float(bandwidth.replace(",", "")) * 1e9, float(link.split(",")[0]) * 1e9)
+        assert rates == (chip.flops, chip.bandwidth, chip.link)
+        assert [None if price == "unknown" else float(price) for price in prices] == [chip.on_demand, chip.spot]
 
 
 def test_the_table_of_hook_points_has_all_by_their_short_names():

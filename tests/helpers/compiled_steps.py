@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import jax
 
+from extraction.models.accelerators import SLICES, Accelerator, describe
 from extraction.models.config import ModelConfig
 from extraction.models.config_file import read_model_config
 from extraction.models.cost import counts_of, ideal_flops, loop_repeats
 from extraction.models.mesh import MeshShape
 from extraction.models.step import lower_step, weight_shapes
 from extraction.models.step_options import StepOptions
-from extraction.models.tpu_slices import SLICES, Slice, describe
 
 CONFIGS = Path(__file__).parents[1] / "model_configs"
 LANES = 128  # the last axis of a tensor takes whole lanes
@@ -56,7 +56,7 @@ class CompiledStep:
 
     config: ModelConfig
     options: StepOptions
-    slice: Slice
+    slice: Accelerator
     program: jax.stages.Compiled
 
     @classmethod

@@ -79,7 +79,7 @@ def test_a_real_model_that_is_not_handled_is_refused_by_its_name(config_of, name
 @pytest.mark.slow
 def test_a_refused_model_ends_the_command_with_2(tmp_path):
     shutil.copy(FOLDER / "phi-2.json", tmp_path / "config.json")
-    result = python("extract_activations.py", "plan", "--model", tmp_path, "--tpu", "v5e-8")
+    result = python("extract_activations.py", "plan", "--model", tmp_path, "--accelerator", "v5e-8")
     assert result.returncode == 2 and "config.json: model type 'phi-msft' is not supported" in result.stderr
 
 

@@ -9,9 +9,9 @@ import re
 
 import pytest
 
+from extraction.models.accelerators import SLICES, can_describe
 from extraction.models.cost import running_layers
 from extraction.models.layer_groups import group_layers
-from extraction.models.tpu_slices import SLICES, can_describe
 from extraction.tools.plan import counts_of
 from tests.helpers.compiled_steps import Case, CompiledStep
 

@@ -3,21 +3,23 @@ test_tpu_compile.py."""
 
 import importlib.util
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from extraction.core.errors import InvalidRequest
 from extraction.format.run_config import RunDescription
 from extraction.storage import open_storage
-from extraction.tools.plan import FILL, make_plan
+from extraction.tools.plan import FILL, Whole, make_plan
 from extraction.worker.flags import PlanFlags, RunFlags
 from extraction.worker.resolve import resolve_run
 from tests.helpers.runs import CONFIG
 from tests.helpers.workers import MODEL, make_streams, python, text_of, write_corpus
 
 # Of examples/tiny-lm: 4 layers of width 128.
-FLAGS = PlanFlags(model=str(MODEL), layers="1,3", seq_len=512, batch_size=8, tpu="v5litepod-4")
+FLAGS = PlanFlags(model=str(MODEL), layers="1,3", seq_len=512, batch_size=8, accelerator="v5litepod-4")
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +42,7 @@ def test_a_plan_adds_up():
     plan = make_plan(FLAGS)
     assert (plan.chips, plan.mesh, plan.batch_size, plan.hook_points) == (4, "data=4,model=1", 8, 2)
     assert plan.fits and "by formula" in plan.counts
-    assert plan.bytes_per_million_tokens == 2 * 128 * 2 * 1_000_000
+    assert plan.bytes_per_token == 2 * 128 * 2  # two hook points of 128 values of 2 bytes
     assert plan.seconds["upload"] == pytest.approx(FILL * 8 * 512 * 2 * 128 * 2 / 1e9)
     assert plan.seconds["upload"] == 8 * plan.seconds["device to host"]
     assert plan.seconds[plan.limited_by] == max(plan.seconds.values())
@@ -49,7 +51,7 @@ def test_a_plan_adds_up():
 
 @pytest.mark.parametrize("dtype, stored", [("float32", 512), ("int8", 132), ("float8_e4m3fn", 132)])
 def test_a_plan_counts_what_a_token_takes_with_its_scale(dtype, stored):
-    assert make_plan(replace(FLAGS, store_dtype=dtype)).bytes_per_million_tokens == 2 * stored * 1_000_000
+    assert make_plan(replace(FLAGS, store_dtype=dtype)).bytes_per_token == 2 * stored
 
 
 def test_what_takes_longer_limits():
@@ -59,21 +61,26 @@ def test_what_takes_longer_limits():
 
 
 @pytest.mark.slow
-def test_time_and_price_of_a_manifest(streams):
-    plan = make_plan(replace(FLAGS, streams=str(streams), price=3.0, deadline=1e-9))
-    assert plan.workers == 2 and 12 * 30 < plan.tokens < 12 * 30 * 4
-    assert plan.stored_bytes == plan.tokens * 2 * 128 * 2
-    assert plan.hours == pytest.approx(plan.tokens / plan.tokens_per_second / 2 / 3600)
-    assert plan.price == pytest.approx(3.0 * 4 * 2 * plan.hours)
-    assert plan.workers_for_deadline >= plan.hours * 2 / 1e-9 > plan.workers_for_deadline - 1
+@pytest.mark.parametrize("given, workers", [(None, 2), (1, 1), (5, 2)])
+def test_time_and_price_of_a_manifest(streams, given, workers):
+    """Of 12 records of 30 words in two streams. A worker beyond the streams would have nothing to do."""
+    plan = make_plan(replace(FLAGS, streams=str(streams), price=3.0, deadline=1e-9, workers=given, storage_price=1.0))
+    whole = plan.manifest
+    assert whole.workers == workers and 12 * 30 < whole.tokens < 12 * 30 * 4
+    assert whole.stored_bytes == whole.tokens * 2 * 128 * 2
+    seconds = whole.tokens / plan.tokens_per_second
+    assert whole.hours == pytest.approx(seconds / workers / 3600)
+    assert whole.price == pytest.approx(3.0 * 4 * seconds / 3600)  # of four chips
+    assert whole.storage_price == pytest.approx(whole.stored_bytes / 1024**3)
+    assert whole.workers_for_deadline >= seconds / 3600 / 1e-9 > whole.workers_for_deadline - 1
+    assert " GB, 1 s with" in plan.to_text()
 
 
 @pytest.mark.parametrize("number, chips, workers", [(1, "1 chip", "1 worker"), (2, "2 chips", "2 workers")])
 def test_one_is_not_written_as_many(number, chips, workers):
-    plan = replace(make_plan(FLAGS), chips=number, tokens=1, stored_bytes=1, hours=1.0, workers=number,
-                   workers_for_deadline=number)  # fmt: skip
-    text = plan.to_text()
-    assert f": {chips}, mesh" in text and f"hours with {workers}\n" in text
+    whole = Whole(1, 1, number, 1.0, None, 1.0, number)
+    text = replace(make_plan(FLAGS), chips=number, manifest=whole).to_text()
+    assert f": {chips}, mesh" in text and f"1 h 0 min with {workers}, and 1.00 USD a month" in text
     assert text.endswith(f"for the deadline: {workers}")
 
 
@@ -81,25 +88,25 @@ def test_one_is_not_written_as_many(number, chips, workers):
 def test_what_is_stored_is_what_positions_store(streams):
     """By the rule alone where it tells, else by the first records of a manifest."""
     whole, quarter = make_plan(FLAGS), make_plan(replace(FLAGS, positions="every:4"))
-    assert quarter.bytes_per_million_tokens == whole.bytes_per_million_tokens / 4
+    assert quarter.bytes_per_token == whole.bytes_per_token / 4
     assert quarter.seconds["upload"] == pytest.approx(whole.seconds["upload"] / 4)
-    assert make_plan(replace(FLAGS, positions="last")).bytes_per_million_tokens == whole.bytes_per_million_tokens
+    assert make_plan(replace(FLAGS, positions="last")).bytes_per_token == whole.bytes_per_token
     plan = make_plan(replace(FLAGS, positions="last", streams=str(streams)))
-    assert plan.stored_bytes == pytest.approx(12 * 2 * 128 * 2, rel=0.01)  # a row for each record
+    assert plan.manifest.stored_bytes == pytest.approx(12 * 2 * 128 * 2, rel=0.01)  # a row for each record
     with pytest.raises(InvalidRequest, match="--positions answer: .* the records of"):
         make_plan(replace(FLAGS, positions="answer", streams=str(streams)))
 
 
 @pytest.mark.parametrize(
-    "tpu, seq_len, rows",
+    "name, seq_len, rows",
     [
         ("v5litepod-1", 2048, 16),
         ("v5litepod-8", 2048, 128),
         ("v6e-4", 65536, 4),
     ],
 )
-def test_the_batch_size_is_chosen_by_chips(tpu, seq_len, rows):
-    plan = make_plan(replace(FLAGS, tpu=tpu, seq_len=seq_len, batch_size="auto"))
+def test_the_batch_size_is_chosen_by_chips(name, seq_len, rows):
+    plan = make_plan(replace(FLAGS, accelerator=name, seq_len=seq_len, batch_size="auto"))
     assert plan.batch_size == rows
 
 
@@ -111,7 +118,10 @@ def test_what_does_not_fit_is_said():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"tpu": "v5"}, "known are v4-8"),
+        ({"accelerator": "v5litepod-16"}, "v5litepod-16: not known; known are .* v4-8, .* h100, .* several hosts"),
+        ({"accelerator": "h100:3"}, "h100:3: not known"),
+        ({"currency": "EUR", "price": 1.0}, "known prices are in USD; give --price and --storage-price"),
+        ({"currency": "EUR", "storage_price": 1.0}, "known prices are in USD"),
         ({"mesh": "data=3"}, "--batch-size 8"),
         ({"layers": "9"}, "--layers 9"),
         ({"batch_size": 1 << 20}, "smaller --batch-size"),
@@ -122,14 +132,97 @@ def test_what_cannot_be(change, message):
         make_plan(replace(FLAGS, **change))
 
 
+CONFIGS = Path(__file__).parents[1] / "model_configs"
+QWEN = replace(FLAGS, model=str(CONFIGS / "Qwen2.5-7B.json"), layers="0", seq_len=2048)  # the file alone
+LLAMA = replace(FLAGS, model=str(CONFIGS / "Llama-3.1-8B.json"), layers="all", seq_len=2048, batch_size="auto")
+
+
+def test_a_gpu_is_planned_by_its_data_sheet():
+    """The first of Qwen2.5-7B's blocks on an L4: D=3584, 28 heads and 4 key-value heads of 128, F=18,944."""
+    plan = make_plan(replace(QWEN, accelerator="l4"))
+    weights = 3584 * 3584 + 2 * 3584 * 4 * 128 + 3584 * 3584 + 3 * 3584 * 18944  # q; k and v; o; gate, up, down
+    tokens, pairs = 8 * 2048, 8 * 2048 * 2049 / 2  # of a query and a key that it sees
+    operations = 2 * weights * tokens + 2 * 2 * 28 * 128 * pairs  # scores, and sums of values
+    assert plan.seconds["arithmetic"] == pytest.approx(operations / (0.5 * 121e12), rel=1e-3)  # half of 121 TFLOP/s
+    assert plan.limited_by == "arithmetic"
+    assert plan.tokens_per_second == pytest.approx(0.96 * tokens / plan.seconds["arithmetic"])
+    assert plan.chip_memory_bytes == 0.75 * 24e9 and plan.counts == "by formula"
+    assert (plan.price_per_billion_tokens, "unknown for l4: give --price" in plan.to_text()) == (None, True)
+    measured = make_plan(replace(QWEN, accelerator="l4", peak=60.5, efficiency=1.0))
+    assert measured.seconds["arithmetic"] == pytest.approx(plan.seconds["arithmetic"])
+
+
+def test_a_batch_for_which_each_chip_holds_the_weights_is_chosen():
+    """Qwen2.5-7B on 8 chips of 16 GiB: 128 rows would need groups of chips, which exchange sums in each layer."""
+    flags = replace(QWEN, layers="14", accelerator="v5litepod-8", upload=1e3, to_host=1e3)
+    plan = make_plan(replace(flags, batch_size="auto"))
+    assert (plan.mesh, plan.batch_size, plan.seconds["exchange"]) == ("data=8,model=1", 64, 0)
+    assert plan.fits
+    wide = make_plan(replace(flags, batch_size=128))
+    assert wide.mesh == "data=2,model=4"
+    x = 64 * 2048 * 3584 * 2  # bytes of x of a group of four chips: 64 rows, bfloat16
+    sums, gathered = 2 * 15 * 2 * x * 3 / 4, x * 3 / 4  # two in each of 15 layers, each sent twice; the embedding
+    assert wide.seconds["exchange"] == pytest.approx((sums + gathered) / (2 * 50e9))  # a ring: two links of 50 GB/s
+    on_device = wide.seconds["arithmetic"] + wide.seconds["exchange"]
+    assert wide.tokens_per_second == pytest.approx(0.96 * 128 * 2048 / on_device)
+    assert plan.tokens_per_second > 1.1 * wide.tokens_per_second
+
+
+@pytest.mark.parametrize("change, hour", [({}, 8 * 0.245), ({"spot": False}, 8 * 1.2), ({"price": 2.0}, 8 * 2.0)])
+def test_the_bills_of_a_model_are_known_without_a_manifest(change, hour):
+    """All 32 layers of Llama-3.1-8B: 4,096 values of 2 bytes each. The upload of 1 GB/s limits the rate."""
+    plan = make_plan(replace(LLAMA, accelerator="v5litepod-8", **change))
+    token = 32 * 4096 * 2
+    assert plan.bytes_per_token == token == 262_144 and "262.14 GB for a million tokens" in plan.to_text()
+    assert plan.storage_price_per_million_tokens == pytest.approx(1e6 * token / 2**30 * 0.02)  # 244 GiB, 4.88 USD
+    assert plan.limited_by == "upload"
+    seconds = 1e9 * token / 1e9  # of a billion tokens
+    assert plan.price_per_billion_tokens == pytest.approx(seconds / 3600 * hour)
+    kind = "on-demand" if "spot" in change else "spot"
+    assert f"({kind}, {'--price' if 'price' in change else 'Google Cloud'}" in plan.to_text()
+
+
+def test_a_currency_is_that_of_all_prices():
+    text = make_plan(replace(FLAGS, currency="EUR", price=1.0, storage_price=0.03)).to_text()
+    assert "EUR a month at 0.03 for a GiB (--storage-price)" in text and "EUR for a million" in text
+    assert "USD" not in text
+
+
+def test_a_plan_for_this_machine_measures_it():
+    plan = make_plan(replace(FLAGS, accelerator="cpu", batch_size="auto"))
+    assert (plan.chips, plan.batch_size, plan.chip_memory_bytes, plan.fits) == (1, 8, None, True)
+    rate = re.search(r"50% of ([\d,]+) GFLOP/s, measured on this machine now", plan.to_text())
+    assert rate and int(rate[1].replace(",", "")) > 0
+
+
+@pytest.mark.slow
+def test_the_file_of_a_configuration_has_no_tokenizer(streams):
+    with pytest.raises(InvalidRequest, match="with --streams give the folder, which has the tokenizer"):
+        make_plan(replace(FLAGS, model=f"{MODEL}/config.json", streams=str(streams)))
+
+
 @pytest.mark.slow
 def test_the_command(streams):
-    given = ("plan", "--tpu", "v5litepod-1", "--model", MODEL, "--layers", "1", "--seq-len", 256, "--batch-size", 4)
+    given = (
+        "plan",
+        "--accelerator",
+        "v5litepod-1",
+        "--model",
+        MODEL,
+        "--layers",
+        "1",
+        "--seq-len",
+        256,
+        "--batch-size",
+        4,
+    )
     told = python("extract_activations.py", *given, "--streams", streams, "--price", 1.5, "--json")
     assert told.returncode == 0, told.stderr
     plan = json.loads(told.stdout)
-    assert plan["fits"] and plan["batch_size"] == 4 and plan["price"] > 0
-    assert python("extract_activations.py", "plan", "--tpu", "v9", "--model", MODEL, "--layers", 1).returncode == 2
+    assert plan["fits"] and plan["batch_size"] == 4 and plan["manifest"]["price"] > 0
+    assert (
+        python("extract_activations.py", "plan", "--accelerator", "v9", "--model", MODEL, "--layers", 1).returncode == 2
+    )
 
 
 @pytest.mark.slow

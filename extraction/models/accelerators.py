@@ -1,0 +1,147 @@
+"""The accelerators of one host, by name, with their published figures and prices; described without opening one.
+
+In: a name such as `v5litepod-8`, `h100`, `h100:8` or `cpu`. Out: its chips, and for a TPU slice with `libtpu` installed
+devices to compile programs for, on any machine. Guarantee: no accelerator is opened. Cost: 0.3 s to load libtpu; for
+`cpu`, half a second in which this machine's rates are measured.
+"""
+
+import importlib.util
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import InvalidRequest
+from .devices import Device
+
+# Values that libtpu would otherwise request from the metadata server of a TPU VM.
+_NOT_ON_A_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}  # where no TPU is opened, several processes may compile at once
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip.
+
+    Attributes:
+        flops: operations in a second, in bfloat16 and without sparsity; on a CPU in float32.
+        memory_bytes: for arrays; None where the worker does not know it, as on a CPU.
+        bandwidth: of its memory, in bytes a second.
+        link: bytes a second that it sends over one link to another chip; 0 without a link.
+        links: those that an exchange among more than two chips uses at once.
+        on_demand, spot: prices in USD for an hour; None if they were not found.
+    """
+
+    flops: float
+    memory_bytes: int | None
+    bandwidth: float
+    link: float = 0.0
+    links: int = 1
+    on_demand: float | None = None
+    spot: float | None = None
+
+    def exchange_rate(self, chips: int) -> float:
+        """Return the bytes a second that each of some chips sends in an exchange among them."""
+        return self.link * min(self.links, chips - 1)
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """Some chips of one host; each is one device. `topology` and `settings` are libtpu's names for a TPU slice."""
+
+    chips: int
+    chip: Chip
+    topology: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+# Figures as published, looked up on 2026-11-27.
+# - TPU: the pages v4, v5e, v5p and v6e of docs.cloud.google.com/tpu/docs. A link has, in one direction, half of the
+#   "bidirectional ICI bandwidth" of the chip, over its ports (v5e and v6e 4, v5p 6). The page on v4 has no such
+#   figure: that of v5e is assumed.
+# - GPU: NVIDIA's data sheets of H100 SXM, H200 SXM, A100 80GB SXM and L4, as quoted by pages on them. jax reserves 75%
+#   of a GPU's memory (XLA_PYTHON_CLIENT_MEM_FRACTION). NVLink is a switch: one direction of it is one link here.
+FIGURES_OF = "2026-11-27"
+_GPU_SHARE = 0.75
+# Prices of Google Cloud in us-central1, an hour of one chip: catalogs/v8/gcp/vms.csv of github.com/skypilot-org/
+# skypilot-catalog, commit 006059e, read on 2026-11-27. It has none for v4 there, and contradictory ones for GPUs.
+PRICES_OF = "Google Cloud us-central1, skypilot-catalog 006059e, read 2026-11-27"
+# Standard storage in us-central1: $0.000027397 for a GiB and hour, 730 hours.
+STORAGE_PRICE, STORAGE_PRICE_OF = 0.02, "Cloud Storage us-central1, cloud.google.com/storage/pricing, 2026-09-20"
+_V4 = Chip(275e12, 32 << 30, 1200e9, 50e9, 2)
+_V5E = Chip(197e12, 16 << 30, 819e9, 50e9, 2, 1.20, 0.245)
+_V5P = Chip(459e12, 95 << 30, 2765e9, 100e9, 2, 4.20, 0.836)
+_V6E = Chip(918e12, 32 << 30, 1638e9, 100e9, 2, 2.70, 0.544)
+GPUS = {
+    "h100": Chip(989e12, int(_GPU_SHARE * 80e9), 3350e9, 450e9),
+    "h200": Chip(989e12, int(_GPU_SHARE * 141e9), 4800e9, 450e9),
+    "a100": Chip(312e12, int(_GPU_SHARE * 80e9), 2039e9, 300e9),
+    "l4": Chip(121e12, int(_GPU_SHARE * 24e9), 300e9, 32e9),
+}
+_ALONE = {"chips_per_host_bounds": (1, 1, 1)}
+_BOTH_CORES = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}  # as one device, as on a TPU VM
+SLICES = {
+    "v4-8": Accelerator(4, _V4, "v4:2x2x1", _BOTH_CORES),
+    "v5litepod-1": Accelerator(1, _V5E, "v5e:1x1", _ALONE),
+    "v5litepod-4": Accelerator(4, _V5E, "v5e:2x2"),
+    "v5litepod-8": Accelerator(8, _V5E, "v5e:2x4"),
+    "v5p-8": Accelerator(4, _V5P, "v5p:2x2x1", _BOTH_CORES),
+    "v6e-1": Accelerator(1, _V6E, "v6e:1x1", _ALONE),
+    "v6e-4": Accelerator(4, _V6E, "v6e:2x2"),
+    "v6e-8": Accelerator(8, _V6E, "v6e:2x4"),
+}
+CPU = "cpu"
+
+
+def accelerator_named(name: str) -> Accelerator:
+    """Return the accelerator of this name. Raises InvalidRequest that lists the known names."""
+    if name in SLICES:
+        return SLICES[name]
+    if name == CPU:
+        return Accelerator(1, _this_machine())
+    gpu = re.fullmatch(r"([a-z0-9]+)(?::([1248]))?", name)
+    if gpu and gpu[1] in GPUS:
+        return Accelerator(int(gpu[2] or 1), GPUS[gpu[1]])
+    raise InvalidRequest(
+        f"--accelerator {name}: not known; known are the TPU slices of one host {', '.join(SLICES)}, the GPUs "
+        f"{', '.join(GPUS)} (h100:8 is eight of them) and cpu, this machine. Of a slice of several hosts each host "
+        "runs a worker of its own: name the slice of one host"
+    )
+
+
+def _this_machine() -> Chip:
+    """Measure the rate of matrix products in float32 and of copies on this machine, the best of five each."""
+    matrix, block = np.ones((1024, 1024), np.float32), np.ones(64 << 20, np.uint8)
+    flops = 2 * 1024**3 / _fastest(lambda: matrix @ matrix)
+    return Chip(flops, None, 2 * block.nbytes / _fastest(block.copy))
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    def seconds() -> float:
+        begin = time.perf_counter()
+        call()
+        return time.perf_counter() - begin
+
+    return min(seconds() for _ in range(5))
+
+
+def can_describe() -> bool:
+    """Return whether the compiler for TPUs is installed."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def describe(wanted: Accelerator) -> Sequence[Device]:
+    """Return devices of the slice to compile for. Raises RuntimeError if libtpu cannot describe them."""
+    from jax.experimental import topologies
+
+    for name, value in _NOT_ON_A_TPU.items():
+        os.environ.setdefault(name, value)
+    return topologies.get_topology_desc(platform="tpu", topology_name=wanted.topology, **wanted.settings).devices

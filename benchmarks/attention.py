@@ -1,11 +1,12 @@
 """The fused attention kernel on a GPU: next to torch SDPA and jax's cuDNN and XLA, and right for every length.
 
 In: nothing. Out: a table in microseconds per sequence, non-causal, float16, H=8, Dh=64, S in {128, 256, 512}, B in
-{8, 16, 32}; with `--sweep` the largest error over S from 1 to 1024; with `--output` all of it raw. *Device* is the
+{8, 16, 32}; with `--sweep` the largest error over S from 1 to 1024, or over each n-th of them, which compiles a kernel
+for each length; with `--output` all of it raw. `packed_attention.py` measures packed documents. *Device* is the
 time of `CALLS` dependent calls in one program (a jit, for torch a CUDA graph) over their number, *call* that of
 `CALLS` calls from Python. Each number is a median over `--repeats` rounds in which the implementations take turns.
 
-    python benchmarks/attention.py --sweep --output benchmarks/results/attention.json
+    python benchmarks/attention.py --sweep 1 --output benchmarks/results/attention.json
 
 Without a GPU it says so and exits with 2. torch is compared if it is installed with CUDA.
 """
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from extraction.models.attention_rule import AttentionRule  # noqa: E402
-from extraction.models.fused_attention import KernelForm, Tiles, default_tiles, fused_attention  # noqa: E402
+from extraction.models.fused_attention import TILES, FusedAttention, Tiles  # noqa: E402
 from tests.helpers.attention_reference import exact_attention, relative_error  # noqa: E402
 
 CASES = list(product((128, 256, 512), (8, 16, 32)))
@@ -96,7 +97,7 @@ def with_torch(arrays: list[np.ndarray]) -> dict[str, Timed]:
 
 def implementations(tiles: Tiles | None) -> dict[str, Callable]:
     """For each name, a function of the arrays that returns what is timed."""
-    ours = partial(fused_attention, segment_ids=None, rule=RULE, form=KernelForm(causal=False, tiles=tiles))
+    ours = partial(FusedAttention(causal=False, tiles=tiles), segment_ids=None, rule=RULE)
     theirs = {name: partial(jax.nn.dot_product_attention, implementation=name) for name in ("cudnn", "xla")}
     return {
         "fused": partial(with_jax, ours),
@@ -126,14 +127,14 @@ def measure(batch: int, length: int, tiles: Tiles | None, repeats: int) -> dict[
     return found
 
 
-def sweep() -> dict[str, float]:
-    """The largest relative error over every S from 1 to 1024, causal and not, float16 against float64."""
+def sweep(step: int) -> dict[str, float]:
+    """The largest relative error over every `step`-th S from 1 to 1024, causal and not, float16 against float64."""
     worst = {}
     for causal in (False, True):
-        errors = []
-        for length in range(1, 1025):
+        attend, errors = jax.jit(partial(FusedAttention(causal), segment_ids=None, rule=RULE)), []
+        for length in range(1, 1025, step):
             arrays = draw(1, length, heads=2)
-            ours = fused_attention(*map(jnp.asarray, arrays), None, RULE, KernelForm(causal))
+            ours = attend(*map(jnp.asarray, arrays))
             errors.append(relative_error(ours, exact_attention(*arrays, None, RULE, causal)))
         worst["causal" if causal else "full"] = float(max(errors))
     return worst
@@ -182,28 +183,24 @@ def table(cases: list[dict]) -> str:
 
 @click.command()
 @click.option("--repeats", default=20, show_default=True, help="Rounds in which each implementation is timed once.")
-@click.option("--tiles", default=None, help="Tiles of the kernel, as q,k,warps,stages, instead of its own choice.")
-@click.option("--sweep", "with_sweep", is_flag=True, help="Also check every length from 1 to 1024.")
+@click.option("--tiles", default=None, help="Tiles of the kernel, as keys,stages, instead of its own choice.")
+@click.option("--sweep", "sweep_step", type=int, help="Also check every n-th length from 1 to 1024.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the raw results there.")
-def main(repeats: int, tiles: str | None, with_sweep: bool, as_json: bool, output: Path | None) -> None:
+def main(repeats: int, tiles: str | None, sweep_step: int | None, as_json: bool, output: Path | None) -> None:
     """Measure."""
     if jax.default_backend() != "gpu":
         print(f"no GPU here, jax computes on {jax.default_backend()}: nothing was measured", file=sys.stderr)
         sys.exit(2)
     chosen = Tiles(*map(int, tiles.split(","))) if tiles else None
-    cases = []
-    for length, batch in CASES:
-        used = chosen or default_tiles(batch, length, HEADS, HEAD_WIDTH)
-        cases.append(
-            {
-                "length": length,
-                "batch": batch,
-                "tiles": str(used),
-                "microseconds": measure(batch, length, chosen, repeats),
-            }
-        )
-    results = {"machine": machine(), "calls": CALLS, "cases": cases} | ({"worst_error": sweep()} if with_sweep else {})
+    cases = [
+        {"length": length, "batch": batch, "microseconds": measure(batch, length, chosen, repeats)}
+        for length, batch in CASES
+    ]
+    used = str(chosen or TILES[HEAD_WIDTH])
+    results = {"machine": machine(), "tiles": used, "calls": CALLS, "cases": cases} | (
+        {"worst_error": sweep(sweep_step)} if sweep_step else {}
+    )
     if output:
         output.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results) if as_json else f"{table(cases)}\n{results.get('worst_error', '')}")

@@ -1,18 +1,18 @@
-"""What the fused attention kernel becomes on a GPU, without one: registers, spills, shared memory, matrix instructions.
+"""What the fused attention kernel becomes on an H100, without one: registers, spills, shared memory, occupancy.
 
 In: nothing; jax's CUDA plugin is needed (extra `cuda`), which compiles without a GPU and brings the assembler. Out: a
-line for each case and chip, from the PTX that XLA makes of the kernel and from what the assembler says of that. No
+line for each case, from the PTX of the kernel and from the assembler's report, both of which jax's compiler writes. No
 time is measured: benchmarks/attention.py does that on a GPU.
 
     python benchmarks/attention_compile.py --output benchmarks/results/attention_compile.json
 """
 
 import json
+import os
 import re
-import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from extraction.models.attention_rule import AttentionRule  # noqa: E402
-from extraction.models.fused_attention import KernelForm, default_tiles, fused_attention  # noqa: E402
+from extraction.models.fused_attention import TILES, FusedAttention  # noqa: E402
 from tests.helpers.gpu_topology import CHIPS, COMPILER_OPTIONS, can_describe, describe  # noqa: E402
 
 
@@ -40,78 +40,89 @@ class Case:
     head_width: int
     causal: bool
     dtype: str
+    rule: AttentionRule = field(default_factory=lambda: AttentionRule(0.1))
+    sinks: bool = False
 
     def __str__(self) -> str:
-        how = "causal, segments" if self.causal else "full"
-        return (
-            f"B={self.batch} S={self.length} H={self.heads} K={self.kv_heads} Dh={self.head_width} {how}, {self.dtype}"
+        words = ["causal, segments" if self.causal else "full", self.dtype]
+        words += [f"window {self.rule.window}"] * bool(self.rule.window) + ["softcap"] * bool(self.rule.softcap)
+        shape = f"B={self.batch} S={self.length} H={self.heads} K={self.kv_heads} Dh={self.head_width}"
+        return f"{shape} {', '.join(words + ['sinks'] * self.sinks)}"
+
+
+CASES = [
+    Case(32, 512, 8, 8, 64, False, "float16"),
+    Case(8, 2048, 14, 2, 64, True, "bfloat16"),
+    Case(8, 2048, 28, 4, 128, True, "bfloat16"),
+    Case(8, 2048, 16, 8, 256, True, "bfloat16"),
+    Case(1, 1000, 2, 1, 128, False, "float16"),
+    Case(8, 2048, 64, 8, 64, True, "bfloat16", AttentionRule(0.1, window=128), sinks=True),
+    Case(8, 2048, 32, 16, 128, True, "bfloat16", AttentionRule(0.1, window=1024, softcap=50.0)),
+    Case(8, 2048, 16, 8, 256, True, "bfloat16", AttentionRule(0.1, window=1024, softcap=50.0)),
+]
+
+
+def compile_case(case: Case) -> dict:
+    """What becomes of the kernel on an H100. Raises what jax raises when it cannot be compiled."""
+    here = SingleDeviceSharding(describe("H100"))
+    shapes = [(case.batch, case.length, heads, case.head_width) for heads in (case.heads, case.kv_heads, case.kv_heads)]
+    arrays = [jax.ShapeDtypeStruct(shape, case.dtype, sharding=here) for shape in shapes]
+    ids = jax.ShapeDtypeStruct((case.batch, case.length), jnp.int32, sharding=here) if case.causal else None
+    sinks = jax.ShapeDtypeStruct((case.heads,), case.dtype, sharding=here) if case.sinks else None
+    call = jax.jit(lambda q, k, v, ids, sinks: FusedAttention(case.causal)(q, k, v, ids, case.rule, sinks))
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = {f"MOSAIC_GPU_DUMP_{what}": "1" for what in ("PTX", "PTXAS")} | {"MOSAIC_GPU_DUMP_TO": folder}
+        os.environ.update(wanted)
+        try:
+            call.lower(*arrays, ids, sinks).compile(COMPILER_OPTIONS)
+        finally:
+            for name in wanted:
+                del os.environ[name]
+        (ptx,), (report,) = Path(folder).glob("*.ptx"), Path(folder).glob("*.ptxas")
+        return {"case": str(case), "tiles": asdict(TILES[case.head_width])} | read(
+            ptx.read_text(), report.read_text(errors="replace"), TILES[case.head_width].shared_bytes(case.head_width)
         )
 
 
-CASES = [Case(batch, length, 8, 8, 64, False, "float16") for length in (128, 256, 512) for batch in (8, 16, 32)]
-CASES += [Case(8, 2048, 14, 2, 64, True, "bfloat16"), Case(8, 2048, 28, 4, 128, True, "bfloat16"),
-          Case(8, 2048, 16, 8, 256, True, "bfloat16"), Case(1, 1000, 2, 1, 128, False, "float16")]  # fmt: skip
-
-
-def compile_case(case: Case, chip: str) -> dict:
-    """What XLA makes of the kernel for one chip. Raises what jax raises when it cannot be compiled."""
-    rule, here = AttentionRule(case.head_width**-0.5), SingleDeviceSharding(describe(chip))
-    shapes = [(case.batch, case.length, heads, case.head_width) for heads in (case.heads, case.kv_heads, case.kv_heads)]
-    arrays = [jax.ShapeDtypeStruct(shape, case.dtype, sharding=here) for shape in shapes]
-    if case.causal:
-        arrays.append(jax.ShapeDtypeStruct((case.batch, case.length), jnp.int32, sharding=here))
-    call = jax.jit(lambda q, k, v, segments=None: fused_attention(q, k, v, segments, rule, KernelForm(case.causal)))
-    with tempfile.TemporaryDirectory() as folder:
-        call.lower(*arrays).compile(COMPILER_OPTIONS | {"xla_dump_to": folder})
-        (ptx,) = (path for path in Path(folder).glob("*.ptx") if ".entry fused_attention" in path.read_text())
-        return {"case": str(case), "chip": chip, "tiles": asdict(default_tiles(*shapes[0]))} | assemble(ptx)
-
-
-def assemble(ptx: Path) -> dict:
-    """What the assembler says of a kernel."""
-    text = ptx.read_text()
-    target = re.search(r"\.target (\w+)", text)[1]
-    command = [assembler(), "-v", f"-arch={target}", str(ptx), "-o", str(ptx.with_suffix(".cubin"))]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+def read(ptx: str, report: str, shared: int) -> dict:
+    """What the assembler says of a kernel, and how many programs a processor of an H100 runs at a time."""
+    registers = int(re.search(r"Used (\d+) registers", report)[1])
+    threads, chip = 128 * 3, CHIPS["H100"]  # three warpgroups
+    fits = (chip["shared"] // (shared + 1024), 65536 // (registers * threads), 2048 // threads)
     return {
-        "registers": int(re.search(r"Used (\d+) registers", said)[1]),
-        "spill_bytes": int(re.search(r"(\d+) bytes spill stores", said)[1]),
-        "warpgroup_products": text.count("wgmma.mma_async"),
-        "warp_products": text.count("mma.sync"),
-        "asynchronous_copies": len(re.findall(r"cp\.async\.c[ag]\.", text)),
-        "target": target,
+        "registers": registers,
+        "spill_bytes": int(re.search(r"(\d+) bytes spill stores", report)[1]),
+        "shared_bytes": shared,
+        "programs_of_a_processor": min(fits),
+        "warpgroup_products": ptx.count("wgmma.mma_async"),
+        "bulk_copies": ptx.count("cp.async.bulk.tensor"),
+        "redistributes_registers": "setmaxnreg" in ptx and "'setmaxnreg' ignored" not in report,
+        "target": re.search(r"\.target (\w+)", ptx)[1],
     }
-
-
-def assembler() -> Path:
-    """`ptxas`, where NVIDIA's package has it."""
-    import nvidia.cu13
-
-    return Path(next(iter(nvidia.cu13.__path__))) / "bin" / "ptxas"
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
 def main(as_json: bool, output: Path | None) -> None:
-    """Compile the kernel for every case and chip."""
+    """Compile the kernel for every case."""
     if not can_describe():
         print("jax's CUDA plugin is missing: pip install -e '.[cuda]'", file=sys.stderr)
         sys.exit(2)
-    rows = [compile_case(case, chip) for case in CASES for chip in CHIPS]
+    rows: list[dict] = []
     versions = {name: version(name) for name in ("jax", "jax-cuda13-plugin", "nvidia-cuda-nvcc")}
     results = {"command": "python benchmarks/attention_compile.py --output FILE", "versions": versions, "cases": rows}
-    if output:
-        output.write_text(json.dumps(results, indent=1) + "\n")
+    for case in CASES:
+        rows.append(compile_case(case))
+        if output:
+            output.write_text(json.dumps(results, indent=1) + "\n")
     if as_json:
         print(json.dumps(results))
         return
     for row in rows:
-        tiles = row["tiles"]
         print(
-            f"{row['case']}, {row['chip']}: tiles {tiles['q']}x{tiles['k']}, {tiles['warps']} warps, "
-            f"{row['registers']} registers, {row['spill_bytes']} bytes spilled, products {row['warpgroup_products']} "
-            f"of warpgroups, {row['warp_products']} of warps"
+            f"{row['case']}: {row['registers']} registers, {row['spill_bytes']} bytes spilled, {row['shared_bytes']} "
+            f"of shared memory, {row['warpgroup_products']} products of warpgroups, {row['bulk_copies']} bulk copies"
         )
 
 

@@ -6,25 +6,31 @@ T] with 0 for padding, sinks [H] or None. Out: [B, T, H, Dh]. Guarantee: a token
 the rest of the row; padding gives finite values. The softmax is in float32. A head's sink is one more term of its sum,
 without a value.
 
-A TPU uses jax's splash kernel (splash_attention.py), unless scores have slopes (ALiBi). A GPU uses cuDNN's kernel if
-that covers the case. Otherwise, and on a CPU, queries are computed in blocks (`attend_blocks`). Tests compare all forms
-with the plain form, `attend`.
+A TPU uses jax's splash kernel (splash_attention.py), unless scores have slopes (ALiBi). A Hopper GPU uses our kernel
+(fused_attention.py) if that covers the case, another GPU cuDNN's. Otherwise, and on a CPU, queries are computed in
+blocks (`attend_blocks`). On a mesh each device runs its kernel on its own rows and heads. Tests compare all forms with
+one written out in NumPy.
 
 Cost: a block multiplies only the keys that it can see, about half of the T x T scores, and one block of scores is in
 memory; the kernels keep scores on the chip.
 """
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from .attention_rule import AttentionRule, alibi_slopes
-from .devices import current_platform
+from .devices import DeviceKind, current_device
 
 _MASKED = -1e30  # finite, so that a row without any key stays a number
+_ROWS_AND_HEADS = PartitionSpec("data", None, "model", None)
+_HOPPER = re.compile(r"\b(H100|H200|H800|H20|GH200)\b")
 _CUDNN_MAX_HEAD_WIDTH = 128  # on every GPU that it supports
 _MIN_BLOCK, _MAX_BLOCKS = 128, 16  # more than 16 blocks save little arithmetic and take longer to compile
 
@@ -50,19 +56,54 @@ def attention(
     Returns:
         [B, T, H, Dh].
     """
-    form = form_for(current_platform(), q, rule, sinks is not None)
+    form = form_for(current_device(), q, rule, sinks is not None)
     return form(q, k, v, segment_ids, rule) if sinks is None else form(q, k, v, segment_ids, rule, sinks)
 
 
-def form_for(platform: str, q: jax.Array, rule: AttentionRule, with_sinks: bool = False) -> Callable:
-    """Return the form of attention for a platform and a case."""
-    if platform == "tpu" and not rule.alibi:
+def form_for(device: DeviceKind, q: jax.Array, rule: AttentionRule, with_sinks: bool = False) -> Callable:
+    """Return the form of attention for a kind of device and a case."""
+    if device.platform == "tpu" and not rule.alibi:
         from .splash_attention import attend_splash
 
-        return attend_splash
-    if platform == "gpu" and cudnn_has(q, rule) and not with_sinks:
+        return OnEachDevice(attend_splash)
+    if device.platform == "gpu" and _HOPPER.search(device.name):
+        from .fused_attention import FusedAttention, fused_has
+
+        if fused_has(q, rule):
+            return OnEachDevice(FusedAttention())
+    if device.platform == "gpu" and cudnn_has(q, rule) and not with_sinks:
         return partial(attend_library, implementation="cudnn")
     return attend_blocks
+
+
+@dataclass(frozen=True)
+class OnEachDevice:
+    """The form of a kernel, which XLA cannot divide: on a mesh each device takes its own rows and heads."""
+
+    kernel: Callable
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        segment_ids: jax.Array,
+        rule: AttentionRule,
+        sinks: jax.Array | None = None,
+    ) -> jax.Array:
+        """Compute attention, [B, T, H, Dh]."""
+        mesh = jax.sharding.get_abstract_mesh()
+
+        def local(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, sinks: jax.Array | None) -> jax.Array:
+            return self.kernel(q, k, v, ids, rule, sinks)
+
+        if mesh.size <= 1:
+            return local(q, k, v, segment_ids, sinks)
+        copies = -(-mesh.shape["model"] // k.shape[2])  # with fewer key-value heads than devices, each gets a copy
+        k, v = (jnp.repeat(part, copies, axis=2) if copies > 1 else part for part in (k, v))
+        in_specs = (*[_ROWS_AND_HEADS] * 3, PartitionSpec("data", None), PartitionSpec("model"))
+        mapped = jax.shard_map(local, in_specs=in_specs, out_specs=_ROWS_AND_HEADS, check_vma=False)
+        return mapped(q, k, v, segment_ids, sinks)
 
 
 def cudnn_has(q: jax.Array, rule: AttentionRule) -> bool:

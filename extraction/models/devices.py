@@ -10,7 +10,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
@@ -52,10 +52,19 @@ def open_devices() -> Hardware:
     return Hardware(f"{len(devices)} x {devices[0].device_kind}", len(devices), memory, dtype)
 
 
-def current_platform() -> str:
-    """Return the platform of the mesh that is set, which may be another machine's, else of this machine."""
+class DeviceKind(NamedTuple):
+    """What a program is compiled for: `cpu`, `gpu` or `tpu`, and the name of the chip."""
+
+    platform: str
+    name: str
+
+
+def current_device() -> DeviceKind:
+    """Return the devices of the mesh that is set, which may be another machine's, else of this machine."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    if device is None:
+        return DeviceKind(jax.default_backend(), jax.devices()[0].device_kind)
+    return DeviceKind(device.platform, device.device_kind)
 
 
 @contextlib.contextmanager

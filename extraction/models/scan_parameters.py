@@ -8,7 +8,7 @@ stack in each step; there bfloat16 is passed as 16-bit integers. Cost: on a CPU,
 import jax
 import jax.numpy as jnp
 
-from .devices import current_platform
+from .devices import current_device
 
 
 def to_slice(stacked: dict) -> dict:
@@ -22,4 +22,4 @@ def of_layer(sliced: dict, like: dict) -> dict:
 
 
 def _as_integers(leaf: jax.Array) -> bool:
-    return current_platform() == "cpu" and leaf.dtype == jnp.bfloat16
+    return current_device().platform == "cpu" and leaf.dtype == jnp.bfloat16

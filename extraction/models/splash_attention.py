@@ -1,25 +1,20 @@
 """Attention on a TPU: jax's splash kernel, which keeps the scores on the chip and skips blocks without visible pairs.
 
-In, out and guarantee are those of `attention.attention`, for any T: rows are padded to the kernel's blocks. On a mesh
-each device computes its own rows and heads. Cost: about half of the T x T scores, or those of the window, in whole
-blocks (`tiling.multiplied_pairs`), so for T=2048 a quarter more. The kernel reads heads before tokens, the layout of
-the products before it: no copy.
+In, out and guarantee are those of `attention.attention`, on one device and for any T: rows are padded to the kernel's
+blocks. Cost: about half of the T x T scores, or those of the window, in whole blocks (`tiling.multiplied_pairs`), so
+for T=2048 a quarter more. The kernel reads heads before tokens, the layout of the products before it: no copy.
 """
 
-from functools import partial
 from typing import cast
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import PartitionSpec
 
 from .attention_rule import AttentionRule
-from .devices import current_platform
+from .devices import current_device
 from .tiling import block_of
-
-_ROWS_AND_HEADS = PartitionSpec("data", None, "model", None)
 
 
 def attend_splash(
@@ -30,22 +25,7 @@ def attend_splash(
     rule: AttentionRule,
     sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """Compute attention with the kernel; on another platform than a TPU it is run in Python."""
-    mesh = jax.sharding.get_abstract_mesh()
-    local = partial(_attend_local, rule=rule)
-    if mesh.size <= 1:
-        return local(q, k, v, segment_ids, sinks)
-    copies = -(-mesh.shape["model"] // k.shape[2])  # with fewer key-value heads than devices, each device gets a copy
-    k, v = (jnp.repeat(part, copies, axis=2) if copies > 1 else part for part in (k, v))
-    in_specs = (_ROWS_AND_HEADS, _ROWS_AND_HEADS, _ROWS_AND_HEADS, PartitionSpec("data", None), PartitionSpec("model"))
-    mapped = jax.shard_map(local, in_specs=in_specs, out_specs=_ROWS_AND_HEADS, check_vma=False)
-    return mapped(q, k, v, segment_ids, sinks)
-
-
-def _attend_local(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, sinks: jax.Array | None, rule: AttentionRule
-) -> jax.Array:
-    """Compute attention on one device, [B, T, H, Dh]."""
+    """Compute attention on one device; on another platform than a TPU the kernel is run in Python."""
     length, heads = q.shape[1:3]
     block = block_of(length)
     added = -length % block
@@ -61,7 +41,7 @@ def _attend_local(
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=rule.softcap,
-        interpret=current_platform() != "tpu",
+        interpret=current_device().platform != "tpu",
     )
     over_rows = jax.vmap(attend, in_axes=(0, 0, 0, 0, None))
     mixed = cast(jax.Array, over_rows(q, k, v, kernel.SegmentIds(segment_ids, segment_ids), sinks))

@@ -11,8 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from extraction.models.attention import attend, attend_blocks, attend_library, attention, cudnn_has, form_for
+from extraction.models.attention import (
+    OnEachDevice,
+    attend,
+    attend_blocks,
+    attend_library,
+    attention,
+    cudnn_has,
+    form_for,
+)
 from extraction.models.attention_rule import AttentionRule
+from extraction.models.devices import DeviceKind
+from extraction.models.fused_attention import FusedAttention
 from extraction.models.splash_attention import attend_splash
 from extraction.models.tiling import block_of, multiplied_pairs
 from tests.helpers.attention_reference import exact_attention, relative_error
@@ -94,13 +104,14 @@ def test_splash_on_a_mesh():
     code = """
 import jax, numpy as np
 from jax.sharding import Mesh
+from extraction.models.attention import OnEachDevice
 from extraction.models.splash_attention import attend_splash
 from tests.models.test_attention import RULES, check, drawn
 sinks = np.linspace(-2, 2, 8, dtype=np.float32)
 for kv_heads, mesh in ((4, (2, 2)), (2, (1, 4)), (1, (1, 4))):
     with jax.set_mesh(Mesh(np.array(jax.devices()).reshape(mesh), ("data", "model"))):
-        check(attend_splash, drawn(150, heads=8, kv_heads=kv_heads), RULES["causal"])
-        check(attend_splash, drawn(150, heads=8, kv_heads=kv_heads), RULES["window"], sinks=sinks)
+        check(OnEachDevice(attend_splash), drawn(150, heads=8, kv_heads=kv_heads), RULES["causal"])
+        check(OnEachDevice(attend_splash), drawn(150, heads=8, kv_heads=kv_heads), RULES["window"], sinks=sinks)
 """
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
@@ -126,14 +137,18 @@ def test_splash_multiplies_whole_blocks(length, window):
     assert multiplied_pairs(length, window) == visited.sum() * block**2
 
 
-def test_the_platform_chooses():
-    rule, half, whole = RULES["causal"], drawn(8, dtype=jnp.bfloat16)[0], drawn(8)[0]
-    assert form_for("cpu", half, rule) is form_for("gpu", whole, rule) is attend_blocks
-    assert form_for("gpu", half, rule).func is attend_library
-    assert form_for("gpu", half, rule, with_sinks=True) is attend_blocks
-    assert form_for("tpu", half, rule) is form_for("tpu", whole, rule) is attend_splash
+def test_the_device_chooses():
+    rule, half, whole = RULES["causal"], drawn(8, dtype=jnp.bfloat16, head_width=64)[0], drawn(8)[0]
+    cpu, tpu = DeviceKind("cpu", "cpu"), DeviceKind("tpu", "TPU v5 lite")
+    h100, a100 = DeviceKind("gpu", "NVIDIA H100 80GB HBM3"), DeviceKind("gpu", "NVIDIA A100-SXM4-80GB")
+    assert form_for(cpu, half, rule) is form_for(h100, whole, rule) is form_for(a100, whole, rule) is attend_blocks
+    assert form_for(h100, half, rule) == form_for(h100, half, rule, True) == OnEachDevice(FusedAttention())
+    assert form_for(DeviceKind("gpu", "NVIDIA GH200 480GB"), half, RULES["both"]) == OnEachDevice(FusedAttention())
+    assert form_for(a100, half, rule).func is form_for(h100, half[..., :40], rule).func is attend_library
+    assert form_for(a100, half, rule, with_sinks=True) is attend_blocks
+    assert form_for(tpu, half, rule) == form_for(tpu, whole, rule) == OnEachDevice(attend_splash)
     slopes = AttentionRule(0.3, alibi=True)
-    assert form_for("gpu", half, slopes) is form_for("tpu", half, slopes) is attend_blocks
+    assert form_for(h100, half, slopes) is form_for(tpu, half, slopes) is attend_blocks
     check(attention, drawn(150), rule)
 
 

@@ -1,9 +1,8 @@
-"""The fused kernel, interpreted on the CPU: against float64 for ragged lengths and every option; lowered for a GPU."""
+"""The fused kernel, interpreted on the CPU, against float64; the ranges of keys that it is given, for many lengths."""
 
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,91 +10,105 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from extraction.models.attention import attend
 from extraction.models.attention_rule import AttentionRule
-from extraction.models.fused_attention import KernelForm, Tiles, default_tiles, fused_attention
+from extraction.models.fused_attention import BLOCK, TILES, FusedAttention, Tiles, key_ranges, tile_ranges
 from tests.helpers.attention_reference import exact_attention, relative_error
 
-pytestmark = pytest.mark.slow
+try:
+    from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams
+except ImportError:  # jax 0.10 has it without a public name
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
-LIMIT = {jnp.float16: 2e-3, jnp.bfloat16: 1e-2}
+FINDS_RACES = "detect_races" in InterpretGPUParams.__dataclass_fields__ and jax.__version_info__ >= (0, 12)
+INTERPRETER = InterpretGPUParams(detect_races=True) if FINDS_RACES else InterpretGPUParams()
+LIMIT = {jnp.float16: 2e-3, jnp.bfloat16: 4e-3}  # bfloat16 has 8 bits: rounding the result alone gives 1.6e-3
 
 
-def drawn(length, heads=2, kv_heads=2, head_width=64, dtype=jnp.float16, batch=2):
+def drawn(length, heads=1, kv_heads=1, head_width=64, dtype=jnp.float16, batch=1):
     """Independent q, k and v."""
     rng = np.random.default_rng(length)
     shapes = [(batch, length, n, head_width) for n in (heads, kv_heads, kv_heads)]
     return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
 
 
-def segments_of(length, batch=2):
+def segments_of(length, batch=1):
     """Three segments in each row, the first row ending in padding."""
     segment_ids = np.sort(np.random.default_rng(length).integers(1, 4, (batch, length)), axis=1).astype(np.int32)
     segment_ids[0, length - length // 5 :] = 0
     return segment_ids
 
 
-def check(qkv, segment_ids, rule, form):
-    ours = np.asarray(fused_attention(*qkv, segment_ids, rule, form), np.float64)
-    theirs = exact_attention(*qkv, segment_ids, rule, form.causal)
+def visible(segment_ids, length, window, causal):
+    """The mask, bool [B, S, S], written out."""
+    back = np.arange(length)[:, None] - np.arange(length)[None, :]
+    seen = back >= 0 if causal else np.ones_like(back, bool)
+    seen = seen & (np.abs(back) < (window or length))
+    return seen[None] if segment_ids is None else seen & (segment_ids[:, :, None] == segment_ids[:, None, :])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 1, 100, 300])
+@pytest.mark.parametrize("length", [1, 2, 127, 128, 129, 640])
+@pytest.mark.parametrize("segmented", [False, True])
+def test_ranges_of_keys_are_the_mask(length, window, causal, segmented):
+    """No tile outside is seen, and each tile of the middle is seen whole, by the queries of a block."""
+    segment_ids = segments_of(length, batch=2) if segmented else None
+    mask = np.broadcast_to(visible(segment_ids, length, window, causal), (2, length, length))
+    ids = None if segment_ids is None else jnp.asarray(segment_ids)
+    ranges = np.asarray(key_ranges(ids, (2, length), window, causal))
+    keys = np.arange(length)[None, None, :]
+    assert ((keys >= ranges[:, 0, :, None]) & (keys < ranges[:, 1, :, None]) == mask).all()
+
+    whole = -(-length // BLOCK) * BLOCK
+    padded = np.pad(mask, ((0, 0), (0, whole - length), (0, 0)), mode="edge")
+    padded = np.pad(padded, ((0, 0), (0, 0), (0, whole - length)))
+    tiles = padded.reshape(2, whole // BLOCK, BLOCK, whole // 64, 64)
+    edges = jnp.pad(jnp.asarray(ranges), ((0, 0), (0, 0), (0, whole - length)), mode="edge")
+    begin, first, end, stop = np.moveaxis(np.asarray(tile_ranges(edges, Tiles(64, 2)))[..., None], 2, 0)
+    number = np.arange(whole // 64)[None, None]
+    assert ((number >= begin) & (number < stop) == tiles.any(axis=(2, 4))).all()
+    assert ((number >= first) & (number < end) == tiles.all(axis=(2, 4))).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "shape, options, rule, causal",
+    [
+        ({"length": 1}, "", AttentionRule(0.125), True),
+        ({"length": 130, "heads": 2, "batch": 2}, "segments sinks", AttentionRule(0.125), True),
+        ({"length": 257, "head_width": 128}, "", AttentionRule(0.1), False),
+        ({"length": 300}, "segments", AttentionRule(0.2, window=40, softcap=1.5), True),
+        ({"length": 150}, "segments", AttentionRule(0.2, window=40), False),
+        ({"length": 140, "head_width": 256, "dtype": jnp.bfloat16}, "", AttentionRule(0.06), True),
+        ({"length": 1024}, "segments", AttentionRule(0.125), True),
+    ],
+)
+def test_the_kernel_interpreted(shape, options, rule, causal, request):
+    """Copies, barriers and warpgroups included; the interpreter of jax 0.12 also finds races."""
+    if jax.__version_info__ < (0, 11) and shape["length"] != 150:
+        pytest.skip("the interpreter of jax 0.10 takes half a minute for a case: one is enough")
+    qkv = drawn(**shape)
+    length, heads = qkv[0].shape[1:3]
+    segment_ids = segments_of(length, len(qkv[0])) if "segments" in options else None
+    sinks = jnp.linspace(-2, 3, heads) if "sinks" in options else None
+    ids = None if segment_ids is None else jnp.asarray(segment_ids)
+    ours = np.asarray(FusedAttention(causal, interpret=INTERPRETER)(*qkv, ids, rule, sinks), np.float64)
+    theirs = exact_attention(*qkv, segment_ids, rule, causal, sinks)
     real = np.ones(ours.shape[:2], bool) if segment_ids is None else segment_ids > 0
     assert ours.shape == qkv[0].shape and np.isfinite(ours).all()
     assert relative_error(ours[real], theirs[real]) < LIMIT[qkv[0].dtype.type]
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 65, 128, 200, 257])
-def test_any_length(length, causal):
-    check(drawn(length), None, AttentionRule(0.125), KernelForm(causal, interpret=True))
+@pytest.mark.parametrize("head_width", TILES)
+def test_the_tiles_fit_the_hardware(head_width):
+    """The 227 KiB of shared memory of an H100."""
+    assert TILES[head_width].shared_bytes(head_width) < 226 << 10
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-@pytest.mark.parametrize("head_width, heads, kv_heads", [(64, 4, 1), (128, 4, 2), (256, 1, 1)])
-def test_head_widths_grouped_heads_and_dtypes(head_width, heads, kv_heads, dtype):
-    qkv = drawn(70, heads, kv_heads, head_width, dtype)
-    check(qkv, segments_of(70), AttentionRule(head_width**-0.5), KernelForm(interpret=True))
-
-
-@pytest.mark.parametrize("rule", [AttentionRule(0.2, 1), AttentionRule(0.2, 40), AttentionRule(0.2, softcap=1.5)])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("segmented", [False, True])
-def test_segments_windows_and_softcaps(rule, causal, segmented):
-    """With tiles much shorter than the row, so that whole tiles are left out and some queries see nothing of others."""
-    form = KernelForm(causal, Tiles(q=32, k=16, warps=4, stages=2), interpret=True)
-    check(drawn(150), segments_of(150) if segmented else None, rule, form)
-
-
-def test_it_is_the_attention_of_the_other_forms():
-    qkv, segment_ids, rule = drawn(90, 4, 2), segments_of(90), AttentionRule(0.125, window=20, softcap=5.0)
-    ours = fused_attention(*qkv, segment_ids, rule, KernelForm(interpret=True))
-    theirs = attend(*qkv, segment_ids, rule)
-    real = segment_ids > 0
-    assert relative_error(np.asarray(ours)[real], np.asarray(theirs)[real]) < LIMIT[jnp.float16]
-
-
-@pytest.mark.parametrize("length, head_width, segmented", [(512, 64, False), (2047, 128, True), (1, 256, True)])
-def test_it_lowers_for_a_gpu_without_one(length, head_width, segmented):
-    """To Triton's language; what an actual GPU makes of it is measured by benchmarks/attention.py."""
-    shapes = [jax.ShapeDtypeStruct((4, length, heads, head_width), jnp.bfloat16) for heads in (8, 2, 2)]
-    segment_ids = jax.ShapeDtypeStruct((4, length), jnp.int32) if segmented else None
-    step = jax.jit(partial(fused_attention, rule=AttentionRule(0.1), form=KernelForm(causal=segmented)))
-    lowered = step.trace(*shapes, segment_ids).lower(lowering_platforms=("cuda",))
-    assert "xla.gpu.triton" in lowered.as_text()
-
-
-def test_default_tiles_fit_the_hardware():
-    """Powers of two from 16 on, k and v of all stages and q within the 227 KiB of shared memory of an H100."""
-    for head_width in (64, 128, 256):
-        for batch, length in ((1, 1), (1, 100), (8, 128), (64, 4096)):
-            tiles = default_tiles(batch, length, 8, head_width)
-            assert all(n >= 16 and n & (n - 1) == 0 for n in (tiles.q, tiles.k))
-            assert 2 * head_width * (tiles.q + 2 * tiles.stages * tiles.k) < 227 << 10
-
-
-@pytest.mark.parametrize("change", [{"dtype": jnp.float32}, {"head_width": 96}, {"heads": 3}])
+@pytest.mark.parametrize("change", [{"dtype": jnp.float32}, {"head_width": 96}, {"heads": 3, "kv_heads": 2}])
 def test_what_it_does_not_have_is_refused(change):
     with pytest.raises(ValueError, match="no fused attention"):
-        fused_attention(*drawn(8, **change), None, AttentionRule(1.0), KernelForm(interpret=True))
+        FusedAttention()(*drawn(8, **change), None, AttentionRule(1.0))
 
 
 def test_the_benchmark_says_that_there_is_no_gpu():

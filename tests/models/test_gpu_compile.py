@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.attention_compile import CASES, Case, compile_case
+from benchmarks.attention_compile import CASES, compile_case
 from extraction.models.config_file import read_model_config
 from extraction.models.step import lower_step, weight_shapes
 from extraction.models.step_options import StepOptions
@@ -24,16 +24,12 @@ pytestmark = [
 CONFIGS = Path(__file__).parents[1] / "model_configs"
 
 
-@pytest.mark.parametrize("case", [CASES[0], *CASES[8:]], ids=str)
-def test_the_fused_kernel_spills_nothing_on_hopper_and_uses_its_products(case):
-    found = compile_case(case, "H100")
-    assert found["spill_bytes"] == 0
-    assert found["warpgroup_products"] > 0 and found["asynchronous_copies"] > 0
-
-
-def test_the_fused_kernel_compiles_for_an_a100_too():
-    found = compile_case(Case(4, 333, 4, 2, 64, True, "bfloat16"), "A100")
-    assert found["spill_bytes"] == 0 and found["warp_products"] > 0
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_fused_kernel_uses_the_products_and_copies_of_hopper(case):
+    """Some releases of jax ignore how the kernel divides registers among warpgroups; with those, some cases spill."""
+    found = compile_case(case)
+    assert found["warpgroup_products"] > 0 and found["bulk_copies"] > 0 and found["programs_of_a_processor"] > 0
+    assert not (found["redistributes_registers"] and found["spill_bytes"])
 
 
 @pytest.fixture(scope="module", params=["Qwen2.5-7B", "gemma-2-9b"])
@@ -68,7 +64,12 @@ def test_no_weight_is_widened_on_a_gpu(compiled):
     assert not matrices & {tuple(sorted(shape)) for shape in shapes}
 
 
-def test_attention_is_cudnns_where_it_has_the_case(compiled):
-    """It has no softcap and no head as wide as Gemma's."""
-    config, _, step = compiled
-    assert ("__cudnn$fmha" in step.as_text()) == (config.family == "qwen2")
+def test_attention_is_the_fused_kernel_on_hopper(compiled):
+    assert "mosaic_gpu" in compiled[2].as_text() and "__cudnn$fmha" not in compiled[2].as_text()
+
+
+def test_attention_is_cudnns_on_another_gpu(tmp_path):
+    shutil.copy(CONFIGS / "Qwen2.5-0.5B.json", tmp_path / "config.json")
+    options = StepOptions(("blocks.1.hook_resid_post",), 2, 512, "bfloat16")
+    step = lower_step(read_model_config(tmp_path), options, [describe("A100")]).compile(COMPILER_OPTIONS)
+    assert "__cudnn$fmha" in step.as_text()

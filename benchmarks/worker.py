@@ -96,7 +96,8 @@ def run_worker(model: Path, streams: Path, output: Path, flags: dict[str, object
         *(f"--{name}={value}" for name, value in flags.items()),
     ]
     begin, first_commit = time.perf_counter(), None
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    environment = {"JAX_PLATFORMS": "cpu"} | os.environ
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     while first_commit is None and process.poll() is None:
         time.sleep(0.02)
         if (output / "worker-00000/commits/00000000.json").exists():

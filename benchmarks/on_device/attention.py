@@ -1,0 +1,69 @@
+"""Attention on the device: right, the nine short cases, and packed documents.
+
+In: a setting. Out: the largest relative errors against float64; the tables of benchmarks/attention.py and
+benchmarks/packed_attention.py. Cost: a compilation for each case and implementation.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from benchmarks.device import Setting
+
+WIDTHS, LENGTHS = (64, 128, 256), (1, 17, 64, 127, 128, 129, 300, 512, 777, 1000, 1024)
+
+
+def correctness(setting: Setting) -> dict:
+    """Errors of the form that the device chooses, for each head width with each option, and for many lengths."""
+    import jax
+    import jax.numpy as jnp
+
+    from extraction.models.attention import attention
+    from extraction.models.attention_rule import AttentionRule
+    from tests.helpers.attention_reference import exact_attention, relative_error
+
+    rng = np.random.default_rng(0)
+    rules = {"causal": (None, None), "window": (200, None), "softcap": (None, 20.0), "both": (100, 20.0)}
+
+    def error(length: int, width: int, rule: AttentionRule, dtype: str) -> float:
+        q, k, v = (jnp.asarray(rng.standard_normal((2, length, heads, width)), dtype) for heads in (4, 2, 2))
+        ids = np.sort(rng.integers(1, 5, (2, length)), axis=1).astype(np.int32)
+        sinks = jnp.linspace(-2, 3, 4) if width == 64 else None
+        ours = jax.jit(partial(attention, rule=rule))(q, k, v, ids, sinks=sinks)
+        return float(relative_error(ours, exact_attention(q, k, v, ids, rule, sinks=sinks)))
+
+    widths, lengths = (WIDTHS[:1], LENGTHS[:2]) if setting.tiny else (WIDTHS, LENGTHS)
+    for width in widths:
+        for name, (window, cap) in rules.items():
+            for dtype in ("float16", "bfloat16"):
+                rule = AttentionRule(width**-0.5, window, cap)
+                setting.save({f"{width} {name} {dtype}": error(100 if setting.tiny else 600, width, rule, dtype)})
+    lengths_found = {}
+    for length in lengths:
+        lengths_found[length] = error(length, 64, AttentionRule(0.125), "float16")
+        setting.save({"lengths": lengths_found})
+    return {}
+
+
+def nine_cases(setting: Setting) -> dict:
+    """Microseconds per sequence of short rows."""
+    from benchmarks import attention
+
+    cases, repeats = (attention.CASES[:1], 1) if setting.tiny else (attention.CASES, 10)
+    found = []
+    for length, batch in cases:
+        size = (1, 16) if setting.tiny else (batch, length)
+        found.append({"length": length, "batch": batch, "microseconds": attention.measure(*size, None, repeats)})
+        setting.save({"table": attention.table(found).splitlines(), "cases": found})
+    return {"machine": attention.machine()}
+
+
+def packed(setting: Setting) -> dict:
+    """Microseconds and TFLOP/s of packed documents."""
+    from benchmarks.packed_attention import CASES, TINY, measure
+
+    found = []
+    for case in TINY if setting.tiny else CASES:
+        found.append(measure(case, 1 if setting.tiny else 10))
+        setting.save({"cases": found})
+    return {}

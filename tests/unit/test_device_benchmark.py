@@ -1,0 +1,43 @@
+"""The one call for a machine with a GPU: all its parts in their small form, on this machine's CPU."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import device
+from tests.helpers.workers import ROOT
+
+NAMES = [part.name for part in device.PARTS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_each_part_runs(name, tmp_path):
+    command = [sys.executable, ROOT / "benchmarks/device.py", "--tiny", "--part", name, "--output", tmp_path]
+    subprocess.run(command, check=True, timeout=250)
+    found = json.loads((tmp_path / f"{name}.json").read_text())
+    assert "error" not in found and len(found) > 1, found
+
+
+def test_a_part_that_fails_leaves_its_traceback_and_what_it_knew(tmp_path, monkeypatch):
+    def ceilings(setting):
+        setting.save({"known": 1})
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr("benchmarks.on_device.ceilings.ceilings", ceilings)
+    device.run_part(device.PARTS[0], True, tmp_path)
+    found = json.loads((tmp_path / "ceilings.json").read_text())
+    assert found["known"] == 1 and "no more" in found["error"]
+
+
+def test_a_part_that_takes_too_long_is_stopped(tmp_path):
+    found = device.start_part(device.PARTS[0], ["--tiny"], tmp_path, 0.01)
+    assert found["reason"] == "stopped after 0 s"
+    assert not (tmp_path / "ceilings.json").exists()
+
+
+def test_parts_together_take_at_most_eight_minutes(tmp_path):
+    """The last ones get what the first ones leave."""
+    assert sum(part.seconds for part in device.PARTS[:6]) < 470 == device.main.params[2].default

@@ -17,6 +17,7 @@ import secrets
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 BEGIN = time.perf_counter()
@@ -124,7 +125,10 @@ def without_torch() -> None:
     show_default=True,
     help="Seconds without a commit after which a stream is stuck; one that commits batches, after five batch times.",
 )
-def status(output: str, as_json: bool, watch: bool, every: float, rows: int, stuck_after: float) -> None:
+@click.option("--price", type=click.FloatRange(0), help="Of one chip for one hour, for the cost so far and to come.")
+def status(
+    output: str, as_json: bool, watch: bool, every: float, rows: int, stuck_after: float, price: float | None
+) -> None:
     """Show the state, the rate and the problems of each stream.
 
     Exit 0: every stream is finished. 75: not yet. 3: a stream needs a person: it failed, crashes again and again, is
@@ -136,12 +140,13 @@ def status(output: str, as_json: bool, watch: bool, every: float, rows: int, stu
     from extraction.tools.status_table import WIDTH, table, watch_table
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    read = partial(library.read_status, output, stuck_after, price)
     if watch and as_json:
-        found = library.watch(output, stuck_after, every, lambda found: click.echo(json.dumps(found.to_json())))
+        found = library.watch(read, every, lambda found: click.echo(json.dumps(found.to_json())))
     elif watch:
-        found = watch_table(output, stuck_after, every, rows, console)
+        found = watch_table(read, every, rows, console)
     else:
-        found = library.read_status(output, stuck_after)
+        found = read()
         if as_json:
             click.echo(json.dumps(found.to_json()))
         else:

@@ -49,13 +49,15 @@ class StreamState:
 
     `commit_times` are those of the last commits, in order; `begun` is the time of batch 0. `attempt_begun` is when an
     attempt last began; `ending` is how one ended after the last commit, and `ended` when. `damage` says why the last
-    commit is not readable. `died`: how many attempts began since the last commit and were followed by another.
+    commit is not readable. `mfu`: the share of the chips' peak that its worker reached, as `progress.json` says.
+    `died`: how many attempts began since the last commit and were followed by another.
     """
 
     stream: int
     last: Commit | None = None
     begun: float | None = None
     commit_times: tuple[float, ...] = ()
+    mfu: float | None = None
     attempt_begun: float | None = None
     ending: Ending | None = None
     ended: float | None = None
@@ -111,8 +113,9 @@ def list_notes(storage: Storage, stream: int, kind: str) -> list[ObjectInfo]:
 
 def read_stream_state(storage: Storage, stream: int) -> StreamState:
     """Return the state of a stream. Storage errors pass through."""
-    commits, begun = _list_end(storage, stream)
-    last, damage = None, None
+    hint = _read_progress(storage, stream)
+    commits, begun = _list_end(storage, stream, hint)
+    last, damage, mfu = None, None, hint and hint.mfu
     if commits:
         try:
             last = read_commit(storage, commits[-1].name).commit
@@ -120,16 +123,16 @@ def read_stream_state(storage: Storage, stream: int) -> StreamState:
             damage = str(error)
     times = tuple(map(_time, commits))
     if last is not None and last.end_of_stream:
-        return StreamState(stream, last, begun, times)
+        return StreamState(stream, last, begun, times, mfu)
     notes = list(storage.list(_notes_folder(stream)))
     begins = sorted(_time(info) for info in notes if info.name.endswith(f".{BEGIN}.json"))
     attempt_begun = begins[-1] if begins else None
     died = _died([time for time in begins if time > max(times[-1:], default=0.0)])
     end = max((info for info in notes if info.name.endswith(f".{END}.json")), key=_time, default=None)
     if end is None or _time(end) < max(times[-1:] + (attempt_begun or 0.0,)):
-        return StreamState(stream, last, begun, times, attempt_begun, damage=damage, died=died)
+        return StreamState(stream, last, begun, times, mfu, attempt_begun, damage=damage, died=died)
     ending = _read_ending(storage, end.name)
-    return StreamState(stream, last, begun, times, attempt_begun, ending, _time(end), damage, died)
+    return StreamState(stream, last, begun, times, mfu, attempt_begun, ending, _time(end), damage, died)
 
 
 def _died(begins: list[float]) -> int:
@@ -164,12 +167,15 @@ def _time(info: ObjectInfo) -> float:
     return info.updated or 0.0
 
 
-def _list_end(storage: Storage, stream: int) -> tuple[list[ObjectInfo], float | None]:
-    """Return the objects of the last commits, and when batch 0 was committed."""
+def _read_progress(storage: Storage, stream: int) -> "Hint | None":
     try:
-        hint = parse_progress(storage.read_small(f"{worker_folder(stream)}/progress.json", _MAX_NOTE))
+        return parse_progress(storage.read_small(f"{worker_folder(stream)}/progress.json", _MAX_NOTE))
     except (ObjectNotFound, DamagedData):
-        hint = None
+        return None
+
+
+def _list_end(storage: Storage, stream: int, hint: "Hint | None") -> tuple[list[ObjectInfo], float | None]:
+    """Return the objects of the last commits, and when batch 0 was committed."""
     if hint is not None:
         known = _find_end(storage, stream, hint.batch)
         first = max(known - _TAIL, -1)
@@ -214,17 +220,23 @@ def _is_committed(storage: Storage, stream: int, batch: int) -> bool:
 
 @dataclass(frozen=True)
 class Hint:
-    """What `progress.json` says: a batch that was committed, and when batch 0 was, by the store's clock."""
+    """What `progress.json` says: a batch that was committed, and when batch 0 was, by the store's clock.
+
+    `mfu`: the share of the chips' peak that the worker reached, None if it is unknown.
+    """
 
     batch: int
     begun: float
+    mfu: float | None = None
 
 
 def parse_progress(data: bytes) -> Hint | None:
     """Return what `progress.json` says, None if it is not readable."""
     try:
         value: Any = loads(data)
-        hint = Hint(value["batch"], float(value["begun"]))
-    except (ValueError, KeyError, TypeError, OverflowError):
+        mfu = value.get("mfu")
+        hint = Hint(value["batch"], float(value["begun"]), None if mfu is None else float(mfu))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
-    return hint if type(hint.batch) is int and 0 <= hint.batch < 10**8 and math.isfinite(hint.begun) else None
+    numbers = (hint.begun, hint.mfu or 0.0)
+    return hint if type(hint.batch) is int and 0 <= hint.batch < 10**8 and all(map(math.isfinite, numbers)) else None

@@ -99,6 +99,20 @@ SLICES = {
     "v6e-8": Accelerator(8, _V6E, "v6e:2x4"),
 }
 CPU = "cpu"
+# What jax calls the chips; the GPUs in their SXM form.
+KINDS = {
+    "TPU v4": _V4,
+    "TPU v5 lite": _V5E,
+    "TPU v5e": _V5E,
+    "TPU v5": _V5P,
+    "TPU v5p": _V5P,
+    "TPU v6 lite": _V6E,
+    "TPU v6e": _V6E,
+    "NVIDIA H100 80GB HBM3": GPUS["h100"],
+    "NVIDIA H200": GPUS["h200"],
+    "NVIDIA A100-SXM4-80GB": GPUS["a100"],
+    "NVIDIA L4": GPUS["l4"],
+}
 
 
 def accelerator_named(name: str) -> Accelerator:

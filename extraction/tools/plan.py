@@ -19,6 +19,7 @@ from ..batching.packing import Cut
 from ..batching.size_estimate import Sample, check_spans, take_sample
 from ..batching.token_selection import Selection, Selector
 from ..batching.tokenizer import RecordTokenizer
+from ..core.amounts import format_seconds
 from ..core.errors import InvalidRequest
 from ..models.accelerators import (
     CPU,
@@ -39,7 +40,6 @@ from ..models.step_options import StepOptions
 from ..streams.stream import Manifest, load_manifest
 from ..worker.flags import PlanFlags
 from ..worker.resolve import ModelPlan, resolve_model, resolve_step
-from .status import format_seconds
 
 FILL = 0.96  # share of slots that hold real tokens, as packing reaches it on web documents
 _GIB = 1 << 30

@@ -7,6 +7,7 @@ Cost: four requests for the run, a few for each stream that was begun (see `form
 at a time.
 """
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,8 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from statistics import median
 
+from ..core.amounts import format_seconds
 from ..core.count_of import count_of
 from ..core.errors import TryAgain
+from ..core.versions import DEVICE
 from ..format.commit import worker_number
 from ..format.not_finite import NotFinite, described
 from ..format.run_config import read_existing_run
@@ -29,7 +32,6 @@ STUCK_AFTER = 900.0
 BATCHES_LATE, LEAST_LATE = 5, 60.0  # a commit that is late by so many batch times, and seconds, means a stuck stream
 SLOW = 1 / 3  # of the median rate
 NEEDS_A_PERSON = 3  # an exit code that no worker has
-_MILLENNIUM = 1000 * 365.25 * 86400
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class StreamStatus:
     `needs_person`: whether it goes on only if somebody does something.
 
     `stages`: the share of the worker's loop that each stage took, and `upload` in proportion to the same time.
+
+    `device` and `chips` are those of the last commit; `mfu` is the share of their peak that the worker reached.
+    `work_seconds`: the time of the loop in committed batches, without starts and without what a kill lost.
     """
 
     stream: int
@@ -60,18 +65,28 @@ class StreamStatus:
     preemptions: int
     stages: dict[str, float]
     host: str
+    device: str
+    chips: int | None
+    mfu: float | None
+    work_seconds: float
     not_finite: NotFinite
     needs_person: bool
+
+    @property
+    def chip_hours(self) -> float:
+        """The hours of chips in committed batches; a host of unknown chips counts as one."""
+        return self.work_seconds * (self.chips or 1) / 3600
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run at the moment `time` of the store's clock."""
+    """A run at the moment `time` of the store's clock. `price` is that of a chip for an hour, if given."""
 
     output: str
     time: float
     streams: tuple[StreamStatus, ...]
     is_size_known: bool
+    price: float | None = None
 
     @property
     def finished(self) -> bool:
@@ -103,17 +118,59 @@ class RunStatus:
         together = (self.total("num_records") - records) * tokens / records / rate
         return max([together, *(stream.seconds_left or 0.0 for stream in self.streams if stream.state == "running")])
 
+    @property
+    def share(self) -> float | None:
+        """The share of the records of all streams that are committed, None if their number is unknown."""
+        size = self.total("num_records")
+        return (self.total("records") / size if size else 1.0) if self.is_size_known else None
+
+    @property
+    def rate_per_chip(self) -> float | None:
+        """Tokens per second of now for each chip that works."""
+        at_work = [stream for stream in self.streams if stream.rate_now and stream.chips]
+        chips = sum(stream.chips or 0 for stream in at_work)
+        return sum(stream.rate_now or 0.0 for stream in at_work) / chips if chips else None
+
+    @property
+    def preemptions_per_hour(self) -> float | None:
+        """Preemptions in an hour of one worker's work."""
+        hours = self.total("work_seconds") / 3600
+        return self.total("preemptions") / hours if hours else None
+
+    @property
+    def chip_hours_left(self) -> float | None:
+        """The hours of chips that the rest takes, if it goes as what is committed; None if nothing is known."""
+        done = self.share
+        return self.total("chip_hours") * (1 - done) / done if done else None
+
+    @property
+    def causes(self) -> dict[str, tuple[int, ...]]:
+        """{message: the streams with that message}, those of most streams first; of similar ones, the first message.
+
+        Messages that differ in numbers alone are similar.
+        """
+        found: dict[str, tuple[str, list[int]]] = {}
+        for stream in self.streams:
+            if stream.message:
+                found.setdefault(re.sub(r"\d[\d,.]*", "0", stream.message), (stream.message, []))[1].append(
+                    stream.stream
+                )
+        return {text: tuple(numbers) for text, numbers in sorted(found.values(), key=lambda cause: -len(cause[1]))}
+
     def to_json(self) -> dict:
         """Return what `status --json` prints."""
         names = ("num_records", "records", "batches", "tokens", "rows", "bytes", "rate_now", "preemptions")
         found = {"output": self.output, "time": self.time, "finished": self.finished, "states": self.states}
         found |= {"need_person": [stream.stream for stream in self.streams if stream.needs_person]}
         found |= {"seconds_left": self.seconds_left} | {name: self.total(name) for name in names}
+        names = ("share", "rate_per_chip", "preemptions_per_hour", "chip_hours_left", "price")
+        found |= {name: getattr(self, name) for name in names} | {"chip_hours": self.total("chip_hours")}
+        found |= {"causes": [{"message": text, "streams": numbers} for text, numbers in self.causes.items()]}
         return found | {"streams": [asdict(stream) for stream in self.streams]}
 
 
-def read_status(output: str, stuck_after: float = STUCK_AFTER) -> RunStatus:
-    """Return the status of every stream.
+def read_status(output: str, stuck_after: float = STUCK_AFTER, price: float | None = None) -> RunStatus:
+    """Return the status of every stream; `price` is that of a chip for an hour.
 
     Raises InvalidRequest where there is no run, DamagedData for `run.json`, and what storage raises.
     """
@@ -128,7 +185,7 @@ def read_status(output: str, stuck_after: float = STUCK_AFTER) -> RunStatus:
         _status(found.get(number, StreamState(number)), sizes.get(number), now, stuck_after)
         for number in sorted(sizes.keys() | found.keys())
     ]
-    return RunStatus(output, now, tuple(_with_slow(streams)), bool(sizes))
+    return RunStatus(output, now, tuple(_with_slow(streams)), bool(sizes), price)
 
 
 def _with_slow(streams: list[StreamStatus]) -> Iterator[StreamStatus]:
@@ -155,6 +212,9 @@ def _status(found: StreamState, num_records: int | None, now: float, stuck_after
     mean = _mean_rate(found)
     rate_now = _rate_now(found, now) if state == "running" else None
     rate, left = rate_now or mean, None
+    device, _, mesh = (last.versions.get(DEVICE, "") if last else "").partition(", mesh ")
+    chips = re.match(r"data=(\d{1,6}),model=(\d{1,6})", mesh)
+    seconds = last.totals.seconds if last else {}
     if state == "running" and num_records is not None and records and tokens and rate:
         left = (num_records - records) * (tokens / records) / rate
     return StreamStatus(
@@ -172,8 +232,12 @@ def _status(found: StreamState, num_records: int | None, now: float, stuck_after
         seconds_left=left,
         age=age,
         preemptions=max(last.totals.attempts - 1, 0) if last else 0,
-        stages=_stages(last.totals.seconds) if last else {},
+        stages=_stages(seconds),
         host=last.host if last else "",
+        device=device,
+        chips=int(chips[1]) * int(chips[2]) if chips else None,
+        mfu=found.mfu,
+        work_seconds=_loop_seconds(seconds),
         not_finite=not_finite,
         needs_person=state in ("failed", "crashing", "fenced") or is_long_stuck,
     )
@@ -217,41 +281,24 @@ def _rate_now(found: StreamState, now: float) -> float | None:
     return found.last.totals.tokens / found.num_batches * count / (until - since)
 
 
+def _loop_seconds(seconds: dict[str, float]) -> float:
+    """Return the seconds of a worker's loop: of all stages but the upload, which runs beside them."""
+    return sum(value for name, value in seconds.items() if name != "upload")
+
+
 def _stages(seconds: dict[str, float]) -> dict[str, float]:
-    loop = sum(value for name, value in seconds.items() if name != "upload")
+    loop = _loop_seconds(seconds)
     return {name: round(value / loop, 4) for name, value in seconds.items()} if loop else {}
 
 
-def format_seconds(seconds: float | None) -> str:
-    """Return text such as `3 h 20 min` or `45 s`, none for None, `over 1,000 years` for what nobody waits for."""
-    if seconds is None:
-        return ""
-    if not seconds < _MILLENNIUM:
-        return "over 1,000 years"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def format_bytes(count: float) -> str:
-    """Return text such as `1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def watch(output: str, stuck_after: float, every: float, show: Callable[[RunStatus], None]) -> RunStatus:
+def watch(read: Callable[[], RunStatus], every: float, show: Callable[[RunStatus], None]) -> RunStatus:
     """Read the status every some seconds until the run is finished or the user interrupts; `show` gets each one."""
-    status = read_status(output, stuck_after)
+    status = read()
     try:
         show(status)
         while not status.finished:
             time.sleep(every)
-            status = read_status(output, stuck_after)
+            status = read()
             show(status)
     except KeyboardInterrupt:
         pass

@@ -3,13 +3,15 @@
 In: a `RunStatus`. Out: a rich table, once or again and again. Cost: none beside reading the status.
 """
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import compress
 from typing import TYPE_CHECKING
 
+from ..core.amounts import format_bytes, format_seconds
 from ..core.printable import printable
 from ..format.stream_state import STATES
-from .status import RunStatus, StreamStatus, format_bytes, format_seconds, watch
+from .status import RunStatus, StreamStatus, watch
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-WIDTH = 200  # of a table that goes elsewhere than to a terminal
+WIDTH = 280  # of a table that goes elsewhere than to a terminal
 _COLUMNS = (
     "stream",
     "state",
@@ -30,17 +32,37 @@ _COLUMNS = (
     "left",
     "last commit",
     "preempted",
+    "host",
+    "chips",
+    "tok/s chip",
+    "MFU",
     "time goes to",
+    "message",
 )
-_LEAST_NEEDED = ("time goes to", "preempted", "stored", "mean", "last commit", "records", "left", "tokens")
-_ROOM_FOR_TEXT = 24  # characters, in which "time goes to" still reads well
+_TEXTS = ("state", "host", "chips", "time goes to", "message")
+_LEAST_NEEDED = (
+    "message",
+    "time goes to",
+    "host",
+    "chips",
+    "MFU",
+    "tok/s chip",
+    "preempted",
+    "stored",
+    "mean",
+    "last commit",
+    "records",
+    "left",
+    "tokens",
+)
+_ROOM_FOR_TEXT = 24  # characters, in which a message still reads well
 
 
 def table(status: RunStatus, most_rows: int, width: int = WIDTH) -> "Table":
     """Return the status as a rich table, streams with problems first, at most `most_rows` streams.
 
-    Where `width` is too small for all columns, the least needed are left out, so that no number is cut; messages then
-    follow below.
+    Where `width` is too small for all columns, the least needed are left out, so that no number is cut. Messages that
+    several streams share follow below, all of them where their column is left out.
     """
     from rich.console import Console
 
@@ -70,8 +92,7 @@ def _table(status: RunStatus, most_rows: int, left_out: tuple[str, ...]) -> "Tab
     )
     kept = [name not in left_out for name in _COLUMNS]
     for name in compress(_COLUMNS, kept):
-        is_text = name in ("state", "time goes to")
-        shown.add_column(name, justify="left" if is_text else "right", no_wrap=name != "time goes to")
+        shown.add_column(name, justify="left" if name in _TEXTS else "right", no_wrap=name != "message")
     ordered = sorted(status.streams, key=lambda stream: (STATES.index(stream.state), stream.stream))
     for stream in ordered[:most_rows]:
         shown.add_row(*compress(_row(stream), kept))
@@ -92,18 +113,55 @@ def _table(status: RunStatus, most_rows: int, left_out: tuple[str, ...]) -> "Tab
         "",
         f"{status.total('preemptions'):,}",
         "",
+        "",
+        _number(status.rate_per_chip),
+        "",
+        "",
+        "",
     )
     shown.add_row(*compress(total, kept), style="bold")
-    if left_out:
-        shown.caption_justify = "left"
-        notes = [f"{stream.stream}: {printable(stream.message)}" for stream in ordered[:most_rows] if stream.message]
-        shown.caption = Text("\n".join(notes)) if notes else None
+    shared = [
+        f"{_ranges(numbers)}: {printable(text)}" + (" (and similar)" if len(numbers) > 1 else "")
+        for text, numbers in status.causes.items()
+        if left_out or len(numbers) > 1
+    ]
+    shown.caption_justify = "left"
+    shown.caption = Text("\n".join([*shared[:most_rows], *_of_run(status)]))
     return shown
+
+
+def _of_run(status: RunStatus) -> list[str]:
+    """Return what is known of the whole run: preemptions, hours of chips, and what they cost."""
+    used, left = status.total("chip_hours"), status.chip_hours_left
+    if not used:
+        return []
+    hours = f"{used:,.2f} chip-hours so far" + ("" if left is None else f", {left:,.2f} to come")
+    if status.price is not None:
+        hours += f"; cost {used * status.price:,.2f} so far"
+        hours += "" if left is None else f", {left * status.price:,.2f} to come"
+    often = f"{status.preemptions_per_hour or 0:.2f} preemptions in an hour of work"
+    return [f"{often}; {hours} (of committed work, without starts)"]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return text such as `2, 5-9` of ascending numbers."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ", ".join("-".join(map(str, part)) for part in parts)
+
+
+def _number(value: float | None) -> str:
+    return f"{value:,.0f}" if value else ""
 
 
 _BAR = 8  # characters
 _STYLES = {
     "failed": "red",
+    "crashing": "red",
     "fenced": "red",
     "stuck": "yellow",
     "stopped": "yellow",
@@ -118,7 +176,7 @@ def _row(stream: StreamStatus) -> tuple["str | Text", ...]:
     style = _STYLES.get(stream.state, "")
     in_the_loop = [(name, share) for name, share in stream.stages.items() if name != "upload"]
     largest = sorted(in_the_loop, key=lambda item: -item[1])[:2]
-    why = stream.message or ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.005)
+    chips = f"{stream.chips or '?'} x {stream.device}" if stream.device else ""
     return (
         str(stream.stream),
         f"[{style}]{stream.state}[/{style}]" if style else stream.state,
@@ -126,12 +184,17 @@ def _row(stream: StreamStatus) -> tuple["str | Text", ...]:
         _share(stream.records, stream.num_records),
         f"{stream.tokens:,}",
         format_bytes(stream.bytes),
-        f"{stream.rate_now:,.0f}" if stream.rate_now else "",
-        f"{stream.rate_mean:,.0f}" if stream.rate_mean else "",
+        _number(stream.rate_now),
+        _number(stream.rate_mean),
         format_seconds(stream.seconds_left),
         f"{format_seconds(stream.age)} ago" if stream.age is not None else "",
         str(stream.preemptions),
-        Text(printable(why)),
+        Text(printable(stream.host)),
+        Text(printable(chips)),
+        _number(stream.rate_now / stream.chips if stream.rate_now and stream.chips else None),
+        "" if stream.mfu is None else f"{stream.mfu:.1%}",
+        ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.005),
+        Text(printable(stream.message)),
     )
 
 
@@ -144,16 +207,15 @@ def _share(part: float, whole: float | None) -> str:
     return f"[green]{'█' * full}[/green][dim]{'░' * (_BAR - full)}[/dim] {share:6.1%}"
 
 
-def watch_table(output: str, stuck_after: float, every: float, most_rows: int, console: "Console") -> RunStatus:
+def watch_table(read: Callable[[], RunStatus], every: float, most_rows: int, console: "Console") -> RunStatus:
     """Show the status as a table: on a terminal one that changes, elsewhere one after the other."""
     from rich.live import Live
 
     if not console.is_terminal:
-        return watch(output, stuck_after, every, lambda status: console.print(table(status, most_rows, console.width)))
+        return watch(read, every, lambda status: console.print(table(status, most_rows, console.width)))
     with Live(console=console, auto_refresh=False) as live:
         return watch(
-            output,
-            stuck_after,
+            read,
             every,
             lambda status: live.update(table(status, most_rows, console.width), refresh=True),
         )

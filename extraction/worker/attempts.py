@@ -9,9 +9,10 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from ..core.errors import ExtractionError, Fenced, Stopped, TryAgain
+from ..core.google_machine import zone
 from ..core.logs import say
 from ..format.commit import Attempt
 from ..format.run_config import FORMAT
@@ -19,6 +20,12 @@ from ..format.stream_state import BEGIN, END, Ending, note_name
 from ..storage import Storage
 
 _MOST_CHARACTERS = 2000  # of the message in a note
+
+
+def new_attempt() -> Attempt:
+    """Return an attempt of this process; its host has its zone too on a machine of Google's."""
+    attempt = Attempt()
+    return replace(attempt, host=f"{attempt.host} in {zone()}") if zone() else attempt
 
 
 def note_begin(storage: Storage, stream: int, attempt: Attempt) -> None:

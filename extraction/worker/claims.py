@@ -21,7 +21,7 @@ from ..core.logs import say
 from ..format.commit import Attempt
 from ..format.stream_state import BEGIN, StreamState, list_notes, read_stream_state
 from ..storage import Storage
-from .attempts import note_begin
+from .attempts import new_attempt, note_begin
 
 _AT_ONCE = 16
 _LONGEST_WAIT = 30.0
@@ -69,7 +69,7 @@ class StreamChooser:
 
     def take(self, stream: int) -> Attempt | None:
         """Begin an attempt on a free stream; return None if another worker began one since the stream was free."""
-        attempt = Attempt()
+        attempt = new_attempt()
         note_begin(self._storage, stream, attempt)
         since = max(self._storage.now() - self._idle_after, self._stopped.get(stream, 0.0))
         recent = [(info.updated or 0.0, info.name) for info in list_notes(self._storage, stream, BEGIN)]

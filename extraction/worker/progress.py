@@ -22,7 +22,10 @@ FILE_EVERY = 10.0
 
 
 class Progress:
-    """Follows one worker through a stream of `total` records, of which `done` are committed."""
+    """Follows one worker through a stream of `total` records, of which `done` are committed.
+
+    `peak_rate`: the tokens per second at the peak of the chips, if known.
+    """
 
     def __init__(self, storage: Storage, stream: int, total: int, done: int, visible: bool):
         self._storage, self._stream, self._total = storage, stream, total
@@ -32,6 +35,7 @@ class Progress:
         self._writes_file = True
         self._begun: float | None = None
         self._told_launcher = False
+        self.peak_rate: float | None = None
         self._bar = ProgressBar(f"worker {stream}", total, done, visible)
         self._lines = visible and not self._bar
 
@@ -77,6 +81,7 @@ class Progress:
                 "records": commit.cursor_after.record,
                 "num_records": self._total,
                 "tokens_per_second": round(rate, 1),
+                "mfu": self.peak_rate and round(rate / self.peak_rate, 4),
                 "host": commit.host,
                 "finished": commit.end_of_stream,
             }

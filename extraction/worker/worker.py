@@ -25,11 +25,13 @@ from ..format.not_finite import described
 from ..format.records import Cursor
 from ..format.run_config import RunConfig, RunDescription
 from ..format.run_extension import Extent
+from ..models.accelerators import KINDS
+from ..models.cost import ideal_flops
 from ..models.step import Step, load_step
 from ..streams.extensions import parts_of
 from ..streams.manifest import Manifest
 from ..streams.stream import Stream, open_stream
-from .attempts import no_rival_to_itself, note_begin, noted_ending
+from .attempts import new_attempt, no_rival_to_itself, note_begin, noted_ending
 from .claims import StreamChooser, work_all
 from .compile_cache import CompileCache
 from .known_answer import answer_of, check_answer
@@ -63,7 +65,7 @@ def extract(plan: RunPlan, stop: Stop, begin: float) -> None:
     if plan.stream is None:
         _extract_any(join(plan, begin), stop)
         return
-    attempt = Attempt()
+    attempt = new_attempt()
     with noted_ending(plan.output, plan.stream, attempt), no_rival_to_itself(attempt):
         note_begin(plan.output, plan.stream, attempt)
         extract_stream(join(plan, begin), plan.stream, attempt, stop)
@@ -127,6 +129,7 @@ def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) ->
         return
     batches = until(in_background(batches_from(run.plan, run.config, stream, chain.cursor), BATCHES_AHEAD), stop)
     progress = Progress(chain.storage, number, total, chain.cursor.record, run.plan.progress)
+    progress.peak_rate = peak_rate(run.plan)
     layout = Layout(number, run.step.widths, dtype_named(run.config.store_dtype))
 
     def on_commit(commit: checkpoint.Commit) -> None:
@@ -150,6 +153,12 @@ def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) ->
             f"worker {number} was asked to stop; {count_of(chain.cursor.record, 'record is', 'records are')} committed"
         )
     say(f"stream complete, {count_of(total, 'record')}", worker=number)
+
+
+def peak_rate(plan: RunPlan) -> float | None:
+    """Return the tokens per second at the published peak of the chips, None for chips without one."""
+    chip = KINDS.get(plan.hardware.name.partition(" x ")[2])
+    return chip and plan.step.num_slots * chip.flops / ideal_flops(plan.model.config, plan.step)
 
 
 def batches_from(plan: RunPlan, config: RunConfig, stream: Stream, cursor: Cursor) -> Iterator[PackedBatch]:

@@ -1,4 +1,5 @@
-"""Parts of Google's metadata server, over real HTTP: `instance/preempted`, which tells of a preemption, and attributes.
+"""Parts of Google's metadata server, over real HTTP: `instance/preempted`, which tells of a preemption,
+the zone, and attributes.
 
 As documented for Compute Engine ("wait for change"): requests need `Metadata-Flavor: Google`; with `wait_for_change`
 and `last_etag` an answer comes as soon as the value has another mark than that one, or after `timeout_sec`.
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 PATH = "/computeMetadata/v1/instance/preempted"
+ZONE = "/computeMetadata/v1/instance/zone"
 ATTRIBUTES = "/computeMetadata/v1/instance/attributes/"
 
 
@@ -57,6 +59,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._answer(403, "")
         if url.path == "/":
             return self._answer(200, "")
+        if url.path == ZONE:
+            return self._answer(200, "projects/123/zones/us-central1-a")
         attribute = self.server.attributes.get(url.path.removeprefix(ATTRIBUTES))
         if attribute is not None:
             return self._answer(200, attribute)

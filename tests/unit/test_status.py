@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import platform
 import re
 import time
 from dataclasses import replace
 from email.utils import formatdate
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,14 +19,17 @@ from rich.console import Console
 import checkpoint
 from extract_activations import cli
 from extraction.batching.token_selection import Selection, Selector
+from extraction.core.amounts import format_bytes, format_seconds
 from extraction.core.errors import DamagedData, Fenced
+from extraction.core.google_machine import zone
 from extraction.format.commit import parse_commit
 from extraction.format.stream_state import BEGIN, StreamState, note_name
 from extraction.storage import open_storage
-from extraction.tools.status import _mean_rate, _rate_now, format_bytes, format_seconds, read_status, watch
+from extraction.tools.status import _mean_rate, _rate_now, read_status, watch
 from extraction.tools.status_table import table
-from extraction.worker.attempts import note_begin, noted_ending
+from extraction.worker.attempts import new_attempt, note_begin, noted_ending
 from tests.helpers import fake_gcs
+from tests.helpers.fake_metadata import FakeMetadata
 from tests.helpers.runs import FINGERPRINT, extract, make_run
 from tests.helpers.workers import python
 
@@ -160,6 +165,80 @@ def test_a_stream_that_is_slower_than_a_third_of_the_median_says_so(tmp_path):
     assert re.fullmatch(r"slow on .+: 1 tokens/s, the median is 3", notes[2])
 
 
+DEVICE = "TPU v5 lite, mesh data=2,model=4"
+HOUR = 3600.0
+
+
+def put_last_commit(storage, stream, **changes):
+    """Let the last commit of a stream say something else."""
+    name = max(info.name for info in storage.list(f"worker-{stream:05d}/commits/"))
+    storage.replace(name, replace(parse_commit(storage.read(name), name), **changes).to_bytes())
+
+
+def test_cost_preemptions_and_rates_are_those_of_the_chips(tmp_path):
+    """Two streams of 30 records, 8 tokens each. One has done 10 in 2 hours on 8 chips, the other 20 in 1 hour on one."""
+    storage = open_storage(str(tmp_path))
+    make_run(storage, [[8] * 30] * 2, stop_after=5)
+    extract(checkpoint.CommitChain.load(storage, 1, FINGERPRINT), [8] * 30, stop_after=5)
+    describe_streams(storage, 30, 30)
+    for stream, device, hours, attempts in ((0, DEVICE, 2, 4), (1, "cpu 1234", 1, 1)):
+        totals = checkpoint.CommitChain.load(storage, stream, FINGERPRINT).totals
+        seconds = {"step": 0.9 * hours * HOUR, "pack": 0.1 * hours * HOUR, "upload": 7 * HOUR}  # it runs beside them
+        put_last_commit(
+            storage, stream, versions={"device": device}, totals=replace(totals, seconds=seconds, attempts=attempts)
+        )
+    batch = storage.list("worker-00000/commits/")
+    hint = {"batch": len(list(batch)) - 1, "begun": time.time() - 100, "mfu": 0.4321}
+    storage.replace("worker-00000/progress.json", json.dumps(hint).encode())
+    found = read_status(str(tmp_path), price=1.5)
+    first, second = found.streams
+    assert (first.device, first.chips, first.mfu) == ("TPU v5 lite", 8, 0.4321)
+    assert (second.device, second.chips, second.mfu) == ("cpu 1234", None, None)
+    assert found.share == (10 + 20) / 60
+    assert found.total("chip_hours") == pytest.approx(8 * 2 + 1 * 1)
+    assert found.chip_hours_left == pytest.approx(17)  # half of the records are left
+    assert found.preemptions_per_hour == pytest.approx(3 / 3)  # in three hours of work
+    assert found.rate_per_chip == pytest.approx(first.rate_now / 8)
+    shown = found.to_json()
+    assert (shown["chip_hours"], shown["price"]) == (pytest.approx(17), 1.5)
+    console = Console(width=280, file=io.StringIO())
+    console.print(table(found, 40, 280))
+    text = console.file.getvalue()
+    assert "8 x TPU v5 lite" in text and "43.2%" in text
+    assert (
+        "1.00 preemptions in an hour of work; 17.00 chip-hours so far, 17.00 to come; cost 25.50 so far, 25.50" in text
+    )
+
+
+def test_the_host_of_a_google_machine_has_its_zone(monkeypatch):
+    with FakeMetadata() as server:
+        monkeypatch.setenv("GCE_METADATA_HOST", server.host)
+        for failures, expected in ([], f"{platform.node()} in us-central1-a"), ([503], platform.node()):
+            server.failures = failures
+            zone.cache_clear()
+            assert new_attempt().host == expected
+    zone.cache_clear()
+
+
+def test_causes_that_streams_share_are_said_once(tmp_path):
+    storage = open_storage(str(tmp_path))
+    make_run(storage, [[4]], stop_after=0)
+    describe_streams(storage, *[1] * 8)
+    for number in (1, 2, 3, 6, 7):
+        message = "no space" if number == 7 else f"worker-{number:05d}/batches/00000000.safetensors: 12{number} bytes"
+        with pytest.raises(DamagedData), noted_ending(storage, number, checkpoint.Attempt()):
+            raise DamagedData(message)
+    found = read_status(str(tmp_path))
+    first = "worker-00001/batches/00000000.safetensors: 121 bytes"
+    assert found.causes == {first: (1, 2, 3, 6), "no space": (7,)}
+    assert found.to_json()["causes"][0] == {"message": first, "streams": (1, 2, 3, 6)}
+    for width, alone in ((280, False), (100, True)):
+        console = Console(width=width, file=io.StringIO())
+        console.print(table(found, 40, width))
+        text = " ".join(console.file.getvalue().split())
+        assert f"1-3, 6: {first} (and similar)" in text and ("7: no space" in text) == alone
+
+
 def test_the_local_clock_is_not_asked(gcs, monkeypatch):
     """The store's clock is a day ahead of ours."""
     ahead = SimpleNamespace(**vars(time) | {"time": lambda: time.time() + 86_400})
@@ -231,7 +310,7 @@ def test_the_command_prints_a_table_or_json(output):
     assert result.returncode == 2 and "holds no run: there is no run.json" in result.stderr
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 280])
 def test_a_narrow_terminal_has_fewer_columns_and_whole_numbers(output, width):
     found = read_status(output)
     large = {"records": 98_765_432, "num_records": 123_456_789, "tokens": 98_765_432_109, "rate_now": 1_234_567.0}
@@ -240,7 +319,7 @@ def test_a_narrow_terminal_has_fewer_columns_and_whole_numbers(output, width):
     console.print(table(found, 40, width))
     text = console.file.getvalue()
     assert "…" not in text and text.count("1,234,567") == 7 and "80.0%" in text and "a bad file" in text
-    assert ("98,765,432,109" in text, "time goes to" in text) == (width >= 80, width >= 200)
+    assert ("98,765,432,109" in text, "time goes to" in text) == (width >= 80, width >= 280)
 
 
 def test_every_look_is_shown_until_the_run_is_finished(tmp_path):
@@ -254,7 +333,7 @@ def test_every_look_is_shown_until_the_run_is_finished(tmp_path):
         if len(seen) == 2:
             extract(checkpoint.CommitChain.load(storage, 0, FINGERPRINT), STREAMS[0], None)
 
-    assert watch(str(tmp_path), 900.0, 0.0, show).finished
+    assert watch(partial(read_status, str(tmp_path)), 0.0, show).finished
     assert seen == [False, False, True]
     for arguments, told in ((["--json"], '"finished": true'), ([], "time goes to")):
         result = CliRunner().invoke(cli, ["status", str(tmp_path), "--watch", *arguments])

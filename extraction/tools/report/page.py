@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...core.amounts import format_bytes, format_seconds
 from ...format.not_finite import described
-from ..status import format_bytes, format_seconds
 from . import charts, norms, over_time
 from .charts import section, short
 from .facts import ReportFacts

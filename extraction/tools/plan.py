@@ -20,6 +20,7 @@ from ..batching.size_estimate import Sample, check_spans, take_sample
 from ..batching.token_selection import Selection, Selector
 from ..batching.tokenizer import RecordTokenizer
 from ..core.amounts import format_seconds
+from ..core.count_of import count_of
 from ..core.errors import InvalidRequest
 from ..models.accelerators import (
     CPU,
@@ -119,7 +120,7 @@ class Plan:
         times = ", ".join(f"{name} {value * 1e3:,.1f} ms" for name, value in self.seconds.items() if value)
         return "\n".join(
             [
-                f"{self.accelerator}: {_count(self.chips, 'chip')}, mesh {self.mesh}, batch size {self.batch_size}",
+                f"{self.accelerator}: {count_of(self.chips, 'chip')}, mesh {self.mesh}, batch size {self.batch_size}",
                 f"memory: {self._memory()} ({self.counts})",
                 f"a step, estimated: {times}; limited by {self.limited_by}",
                 f"rate, estimated: {self.tokens_per_second:,.0f} real tokens/s for each worker, {self.rate_from}",
@@ -158,16 +159,12 @@ class Plan:
         price = "" if whole.price is None else f", {_money(whole.price)} {self.prices.currency}"
         lines = [
             f"manifest, estimated: {whole.tokens:,} tokens, {whole.stored_bytes / 1e9:,.1f} GB, "
-            f"{format_seconds(max(1.0, 3600 * whole.hours))} with {_count(whole.workers, 'worker')}{price}, "
+            f"{format_seconds(max(1.0, 3600 * whole.hours))} with {count_of(whole.workers, 'worker')}{price}, "
             f"and {_money(whole.storage_price)} {self.prices.currency} a month for storage"
         ]
         if whole.workers_for_deadline is not None:
-            lines.append(f"for the deadline: {_count(whole.workers_for_deadline, 'worker')}")
+            lines.append(f"for the deadline: {count_of(whole.workers_for_deadline, 'worker')}")
         return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _money(amount: float) -> str:

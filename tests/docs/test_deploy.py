@@ -28,7 +28,7 @@ def test_each_ends_in_the_launcher(name):
     assert "launch_worker.sh" in (DEPLOY / name).read_text()
 
 
-@pytest.mark.parametrize("name", ["skypilot.yaml", "tpu_vm_startup.sh"])
+@pytest.mark.parametrize("name", ["skypilot.yaml", "skypilot-pool.yaml", "tpu_vm_startup.sh"])
 def test_those_that_install_use_the_lock(name):
     assert "deploy/locks/tpu.txt" in (DEPLOY / name).read_text()
 
@@ -60,6 +60,13 @@ def test_skypilot_takes_the_task():
     )
     result = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.splitlines()[-1:] == ["True tpu-v5litepod-8 [75] ./launch_worker.sh"], result.stderr
+
+
+def test_a_pool_has_the_machines_that_its_jobs_ask_for():
+    """As SkyPilot documents: a pool has no `run`, and a job in it neither `setup` nor `workdir` of its own."""
+    pool, task = (yaml.safe_load((DEPLOY / name).read_text()) for name in ("skypilot-pool.yaml", "skypilot.yaml"))
+    wanted = {key: value for key, value in task["resources"].items() if key != "job_recovery"}
+    assert pool == {"pool": {"workers": 64}, "resources": wanted, "workdir": task["workdir"], "setup": task["setup"]}
 
 
 @pytest.fixture(scope="module")

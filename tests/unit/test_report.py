@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -91,6 +92,37 @@ def test_lengths_are_known_where_batches_without_rows_tell_them(tmp_path, rule, 
     total = sum(map(len, streams))
     said = f"Known of {len(known)} of {total} records" in render(facts)
     assert said == (len(known) < total)
+
+
+def spoil_commit(folder):
+    (folder / "worker-00001/commits/00000000.json").write_text("{")
+
+
+def spoil_batch_file(folder):
+    next((folder / "worker-00001/batches").iterdir()).write_bytes(b"damaged")
+
+
+@pytest.mark.parametrize("spoil, named", [(spoil_commit, "00000000.json"), (spoil_batch_file, ".safetensors")])
+def test_a_damaged_stream_is_named_and_the_others_are_drawn(tmp_path, spoil, named):
+    make_run(open_storage(str(tmp_path)), STREAMS)
+    spoil(tmp_path)
+    facts = gather(str(tmp_path))
+    assert list(facts.damaged) == [1] and named in facts.damaged[1]
+    assert {commit.stream for commit in facts.commits} == {0, 2}
+    assert facts.num_tokens == sum(STREAMS[0]) + sum(STREAMS[2])
+    page = render(facts)
+    assert "<h2>Damaged streams</h2>" in page and "<h2>Norms</h2>" in page
+
+
+def test_the_page_says_of_how_many(tmp_path):
+    storage = open_storage(str(tmp_path))
+    make_run(storage, STREAMS[:2], stop_after=1)
+    done = gather(str(tmp_path)).num_records
+    assert f"<b>{done}</b><span>records" in render(gather(str(tmp_path)))  # the run does not say how many
+    run = checkpoint.read_run(storage)
+    storage.replace("run.json", replace(run, records_per_stream=(700, 600, 500)).to_bytes())
+    page = render(gather(str(tmp_path)))
+    assert f"<b>{done} of 1,800</b><span>records" in page and "<b>2 of 3</b><span>streams begun" in page
 
 
 def test_a_record_that_has_not_ended_has_no_length(tmp_path):

@@ -16,13 +16,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from ...core.errors import ExtractionError
+from ...core.errors import DamagedData, ExtractionError
 from ...format.batch_file import StoredBatch
 from ...format.chain import AHEAD, StoredCommit, walk
 from ...format.commit import Commit
 from ...format.not_finite import NotFinite, added
 from ...format.run_config import RunDescription
 from ...read.reader import ActivationReader
+from ...read.select import Select
 from ...read.statistics import Largest, Statistics, statistics_of
 
 SAMPLED_BATCHES = 32
@@ -86,7 +87,10 @@ class HookFacts:
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """Everything on the page. `record_lengths` are of the records that ended, those whose length is known."""
+    """Everything on the page. `record_lengths` are of the records that ended, those whose length is known.
+
+    `damaged`: {stream: what is wrong}; nothing else on the page is of these streams.
+    """
 
     output: str
     run: RunDescription
@@ -99,6 +103,7 @@ class ReportFacts:
     verdict: str
     proof: str
     not_finite: NotFinite
+    damaged: dict[int, str]
 
     @property
     def num_tokens(self) -> int:
@@ -130,8 +135,31 @@ class ReportFacts:
 
 
 def gather(output: str, streams: str | None = None) -> ReportFacts:
-    """Return the facts of a run. Raises what the reader raises."""
+    """Return the facts of a run, of damaged streams only that they are. Raises what the reader raises."""
     reader = ActivationReader(output)
+    damaged: dict[int, str] = {}
+    try:
+        return _gather(reader, damaged, streams)
+    except DamagedData:
+        damaged = {number: said for number in reader.streams if (said := _damage(output, number))}
+        if not damaged:
+            raise
+    whole = Select(streams=tuple(number for number in reader.streams if number not in damaged))
+    return _gather(ActivationReader(output, whole), damaged, streams)
+
+
+def _damage(output: str, stream: int) -> str | None:
+    """Return what is wrong with a stream as far as a report reads it, None if nothing is."""
+    try:
+        _gather(ActivationReader(output, Select(streams=(stream,))), {}, None, proven=False)
+    except DamagedData as error:
+        return str(error)
+    return None
+
+
+def _gather(reader: ActivationReader, damaged: dict[int, str], streams: str | None, proven: bool = True) -> ReportFacts:
+    """Return the facts of the streams of a reader; with `proven` also what `verify` says of the whole run."""
+    output = reader.storage.location
     with ThreadPoolExecutor(AHEAD) as pool:
         walked = list(walk(reader.storage, reader.streams, reader.run.fingerprint, pool))
     stored_commits = [stored for stored in walked if stored is not None]
@@ -141,7 +169,7 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
     statistics = statistics_of(_with_lengths(headers, lengths), reader.hook_points)
     sample = _choose(reader)
     hooks = [_read_hook(name, sample, found, reader.run.config.seq_len) for name, found in statistics.items()]
-    verdict, proof = _prove(output, streams)
+    verdict, proof = _prove(output, streams) if proven else ("not checked", "")
     return ReportFacts(
         output=output,
         run=reader.run,
@@ -154,6 +182,7 @@ def gather(output: str, streams: str | None = None) -> ReportFacts:
         verdict=verdict,
         proof=proof,
         not_finite=reduce(added, (last.totals.not_finite for last in lasts), {}),
+        damaged=damaged,
     )
 
 

@@ -27,7 +27,7 @@ def render(facts: ReportFacts, words: Words | None = None) -> str:
     title = f"Activations of {config.model}"
     sections = [
         over_time.progress(facts), over_time.pace(facts), over_time.streams(facts),
-        _not_finite(facts), norms.by_layer(facts), norms.by_position(facts), norms.spreads(facts),
+        _damaged(facts), _not_finite(facts), norms.by_layer(facts), norms.by_position(facts), norms.spreads(facts),
         norms.outstanding(facts, words),
         _lengths(facts), _padding(facts), _stages(facts), _proof(facts), _configuration(config.to_json()),
     ]  # fmt: skip
@@ -52,15 +52,32 @@ def _tiles(facts: ReportFacts) -> str:
     streams = {commit.stream for commit in facts.commits}
     times = [commit.time for commit in facts.commits]
     span = max(times) - min(times) if times else 0.0
+    sizes = facts.run.records_per_stream
     tiles = [
-        (short(facts.num_tokens), "tokens"), (f"{facts.num_records:,}", "records"),
+        (short(facts.num_tokens), "tokens"), (_of(facts.num_records, sum(sizes)), "records"),
         *([(short(facts.num_rows), "rows stored")] if facts.num_rows < facts.num_tokens else []),
-        (format_bytes(facts.num_bytes), "stored"), (f"{len(streams):,}", "streams begun"),
+        (format_bytes(facts.num_bytes), "stored"), (_of(len(streams), len(sizes)), "streams begun"),
         (f"{len(facts.commits):,}", "batches"),
         (f"{len(facts.interruptions()):,}", "interruptions survived"), (format_seconds(span), "first to last commit"),
     ]  # fmt: skip
     cells = "".join(f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for value, name in tiles)
     return f'<div class="tiles">{cells}</div>'
+
+
+def _of(part: int, whole: int) -> str:
+    """Return text such as `12 of 60`, of an unknown whole (0) only the part."""
+    return f"{part:,} of {whole:,}" if whole else f"{part:,}"
+
+
+def _damaged(facts: ReportFacts) -> str:
+    if not facts.damaged:
+        return ""
+    rows = "".join(
+        f"<tr><td>{number}</td><td><code>{escape(said)}</code></td></tr>" for number, said in facts.damaged.items()
+    )
+    note = "Nothing else on this page is of these streams."
+    table = f'<div class="scroll"><table><tr><th>stream</th><th>what is wrong</th></tr>{rows}</table></div>'
+    return section("Damaged streams", note, table, wide=True)
 
 
 def _not_finite(facts: ReportFacts) -> str:

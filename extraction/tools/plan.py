@@ -44,6 +44,7 @@ from ..worker.resolve import ModelPlan, resolve_model, resolve_step
 
 FILL = 0.96  # share of slots that hold real tokens, as packing reaches it on web documents
 _GIB = 1 << 30
+_EFFICIENCY, _EFFICIENCY_OF_CPU = 0.5, 0.84  # assumed; measured, as docs/performance.md says
 
 
 @dataclass(frozen=True)
@@ -199,10 +200,16 @@ def make_plan(flags: PlanFlags) -> Plan:
         hook_points=len(step.hook_points), fits=counts.memory_bytes <= usable, memory_bytes=counts.memory_bytes,
         chip_memory_bytes=chip.memory_bytes, usable_share=USABLE, counts=counts.source, seconds=seconds,
         limited_by=max(seconds, key=seconds.__getitem__), tokens_per_second=tokens_per_second,
-        rate_from=f"if a chip reaches {flags.efficiency:.0%} of {peak}", bytes_per_token=stored, prices=prices,
+        rate_from=f"if a chip reaches {_efficiency(flags):.0%} of {peak}", bytes_per_token=stored, prices=prices,
         price_per_billion_tokens=price, storage_price_per_million_tokens=prices.gib_month * stored * 1e6 / _GIB,
     )  # fmt: skip
     return replace(plan, manifest=_whole(plan, flags, manifest, sample)) if manifest and sample else plan
+
+
+def _efficiency(flags: PlanFlags) -> float:
+    """Return the share of its peak that a chip reaches."""
+    default = _EFFICIENCY_OF_CPU if flags.accelerator == CPU else _EFFICIENCY
+    return default if flags.efficiency is None else flags.efficiency
 
 
 def _times(
@@ -213,7 +220,7 @@ def _times(
     peak = chip.flops if flags.peak is None else flags.peak * 1e12
     exchanged = exchanged_bytes(config, step)
     seconds = {
-        "arithmetic": counts.flops / (flags.efficiency * peak),
+        "arithmetic": counts.flops / (_efficiency(flags) * peak),
         "memory": counts.traffic_bytes / chip.bandwidth,
         "exchange": exchanged / chip.exchange_rate(step.mesh.model) if exchanged else 0.0,
         "device to host": tokens * stored / (flags.to_host * 1e9),

@@ -15,6 +15,7 @@ from extraction.core import logs
 from extraction.core.count_of import count_of
 from extraction.core.errors import InvalidRequest
 from extraction.format.commit import parse_commit
+from extraction.format.stream_state import read_stream_state
 from extraction.storage import open_storage
 from extraction.worker import progress as progress_module
 from extraction.worker.metrics import Metrics
@@ -64,9 +65,11 @@ def test_the_pace_is_of_tokens_that_were_read(tmp_path, monkeypatch):
     make_run(storage, [[8] * 6], selector=Selector(Selection.parse("last")))
     name = checkpoint.list_commits(storage, 0)[-1]
     progress = progress_module.Progress(storage, 0, 6, 0, visible=False)
+    progress.peak_rate = 32.0
     clock.monotonic = lambda: 102.0
     progress.on_commit(parse_commit(storage.read(name), name))
     assert json.loads(storage.read("worker-00000/progress.json"))["tokens_per_second"] == 8.0
+    assert read_stream_state(storage, 0).mfu == 8 / 32
 
 
 def test_metrics_count_what_is_committed(tmp_path):

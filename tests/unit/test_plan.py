@@ -11,10 +11,12 @@ import pytest
 
 from extraction.core.errors import InvalidRequest
 from extraction.format.run_config import RunDescription
+from extraction.models.devices import Hardware
 from extraction.storage import open_storage
 from extraction.tools.plan import FILL, Whole, make_plan
 from extraction.worker.flags import PlanFlags, RunFlags
 from extraction.worker.resolve import resolve_run
+from extraction.worker.worker import peak_rate
 from tests.helpers.runs import CONFIG
 from tests.helpers.workers import MODEL, make_streams, python, text_of, write_corpus
 
@@ -250,9 +252,26 @@ def test_the_start_that_begins_a_run_chooses(tmp_path, streams):
     assert sizes_of((64, None), output, streams, positions="every:64") == (64, 107)  # 30 s of arithmetic
 
 
+@pytest.mark.slow
+def test_the_peak_rate_of_a_worker_is_that_of_its_chips(tmp_path, streams):
+    """Of four blocks: D=128, 4 heads and 2 key-value heads of 32, F=384; rows of 128 tokens."""
+    plan = run_plan((8, 1), open_storage(str(tmp_path)), streams)
+    weights = 128 * 128 + 2 * 128 * 2 * 32 + 128 * 128 + 3 * 128 * 384  # q; k and v; o; gate, up, down
+    operations = 4 * (2 * weights + 2 * 2 * 4 * 32 * 129 / 2)  # of a token, which sees half of its row on average
+    of_tpu = replace(plan, hardware=Hardware("1 x TPU v5 lite", 1, 16 << 30, "bfloat16"))
+    assert peak_rate(of_tpu) == pytest.approx(197e12 / operations)
+    assert peak_rate(plan) is None  # of a CPU nothing is published
+
+
 def sizes_of(given, output, streams, positions="all"):
-    """Rows and steps of a batch, of tokens that are 128 in a record."""
-    plan = resolve_run(
+    """Rows and steps of a batch."""
+    plan = run_plan(given, output, streams, positions)
+    return plan.step.batch_size, plan.steps_per_batch
+
+
+def run_plan(given, output, streams, positions="all"):
+    """A worker's plan, for tokens that are 128 in a record."""
+    return resolve_run(
         RunFlags(
             model=str(MODEL),
             layers="1,3",
@@ -266,4 +285,3 @@ def sizes_of(given, output, streams, positions="all"):
             positions=positions,
         )  # fmt: skip
     )
-    return plan.step.batch_size, plan.steps_per_batch

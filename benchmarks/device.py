@@ -41,11 +41,11 @@ class Part:
 
 PARTS = [
     Part("ceilings", "ceilings", 40),
-    Part("correctness", "attention", 60),
+    Part("correctness", "attention", 75),
     Part("nine_cases", "attention", 50),
-    Part("packed", "attention", 60),
+    Part("packed", "attention", 90),
     Part("forward", "forward", 90),
-    Part("worker", "worker", 120),
+    Part("worker", "worker", 115),
     Part("transformers", "peers", 60),
     Part("parity", "parity", 90),
 ]

@@ -1,12 +1,16 @@
 """The forward pass of Qwen2.5-7B's shape with random weights: bare, with 3 layers captured, with all captured.
 
 In: a setting; the rate of ceilings.json, if it is there. Out: for each form seconds of a step, tokens/s, its share of
-the measured rate of products (MFU), seconds of its compilation, and memory: the compiler's, the estimate that `plan`
-uses, and the most that the device held. *Fetched* brings captured values to the host, one step behind, as a worker
-does. Cost: 14 GB of weights, made on the device.
+the measured rate of products (MFU), seconds of its compilation, and memory: the compiler's, the estimate, and the most
+that the device held; what `plan` says of three layers. *Fetched* brings captured values to the host, one step behind,
+as a worker does. Cost: 14 GB of weights, made on the device.
 """
 
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -65,12 +69,27 @@ def forward(setting: Setting) -> dict:
     last = len(config.layers) - 1
     spread = tuple(f"blocks.{layer}.hook_resid_post" for layer in sorted({last // 3, 2 * last // 3, last}))
     every = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(last + 1))
-    setting.save({"model": SHAPE.stem, "layers": last + 1, "rows": rows, "seq_len": length})
-    for name, hooks in (("bare", (FINAL,)), ("three_layers", spread), ("all_layers", every)):
+    setting.save(
+        {"model": "tiny-lm" if setting.tiny else SHAPE.stem, "layers": last + 1, "rows": rows, "seq_len": length}
+    )
+    forms = [("bare", (FINAL,)), ("three_layers", spread), ("all_layers", every)]
+    for name, hooks in forms[: 2 if setting.tiny else None]:
         options = StepOptions(hooks, rows, length, "bfloat16")
         found = measure(name, config, options, rounds) | shares(setting, config, options)
         setting.save({name: rated(found, options)})
-    return {}
+    return {"plan": planned(setting, spread, options)}
+
+
+def planned(setting: Setting, hooks: tuple[str, ...], options: Any) -> dict:
+    """What `plan` says of this model on this device, or its complaint."""
+    kind = str(setting.known("ceilings").get("device", "cpu"))
+    accelerator = next((name for name in ("h100", "h200", "a100", "l4") if name.upper() in kind), "cpu")
+    command = [sys.executable, ROOT / "extract_activations.py", "plan", "--model", setting.output / "forward-model"]
+    command += ["--accelerator", accelerator, f"--hook-points={','.join(hooks)}", "--compute-dtype=bfloat16"]
+    command += [f"--batch-size={options.batch_size}", f"--seq-len={options.seq_len}", "--json"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return json.loads(done.stdout) if done.stdout else {"error": done.stderr[-2000:]}
 
 
 def shares(setting: Setting, config: Any, options: Any) -> dict:

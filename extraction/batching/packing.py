@@ -11,14 +11,20 @@ token selection does not change the places of tokens.
 Cost: O(n log rows) for each prefix that is tried; a handful of prefixes for real document lengths.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..format.records import Cursor, TokenizedRecord
 from .token_selection import EVERYTHING, Selector
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
 
 
 @dataclass(frozen=True)
@@ -58,22 +64,22 @@ class PackedBatch:
         pooled: bool [steps, B, T], the tokens that are part of a mean, or None.
     """
 
-    tokens: np.ndarray
-    segment_ids: np.ndarray
-    positions: np.ndarray
-    targets: np.ndarray
-    slots: np.ndarray
-    record_positions: np.ndarray
-    record_index: np.ndarray
-    record_offsets: np.ndarray
-    record_lengths: np.ndarray
+    tokens: Int[np.ndarray, "steps B T"]
+    segment_ids: Int[np.ndarray, "steps B T"]
+    positions: Int[np.ndarray, "steps B T"]
+    targets: Int[np.ndarray, "steps B T"]
+    slots: Int[np.ndarray, " N"]
+    record_positions: Int[np.ndarray, " N"]
+    record_index: Int[np.ndarray, " R"]
+    record_offsets: Int[np.ndarray, " R+1"]
+    record_lengths: Int[np.ndarray, " R"]
     record_ids: tuple[str, ...]
     record_meta: tuple[str | None, ...]
     cursor_before: Cursor
     cursor_after: Cursor
     end_of_stream: bool
-    mean_over: np.ndarray | None = None
-    pooled: np.ndarray | None = None
+    mean_over: Int[np.ndarray, " N"] | None = None
+    pooled: Bool[np.ndarray, "steps B T"] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -138,7 +144,7 @@ def pack(lengths: Sequence[int], rows: int, seq_len: int) -> np.ndarray | None:
     return places
 
 
-def longest_prefix(lengths: Sequence[int], rows: int, seq_len: int) -> tuple[int, np.ndarray]:
+def longest_prefix(lengths: Sequence[int], rows: int, seq_len: int) -> tuple[int, Int[np.ndarray, "n 2"]]:
     """Return the largest n such that `lengths[:n]` packs, and its places.
 
     Tries from above. The first n tried is bounded by the tokens of the rows, and by the sequences over half a row, of

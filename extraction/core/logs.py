@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 
 from .printable import shown_lines
 
-FORMATS = ("text", "json")
 _chosen = "text"
 
 

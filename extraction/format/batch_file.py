@@ -6,10 +6,12 @@ against the commit before an array is made; `verify --deep` checks the values. C
 each array or run of rows, or one for adjacent arrays; large ones are split and fetched in parallel.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,9 @@ from .dtypes import has_scale, stored_dtype
 from .records import Cursor
 from .safetensors import ArrayLayout, Entry, decode_header, entries_of
 from .statistics import SCALE, SUMS, statistics_layout, unscaled
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int, Num
 
 _HEAD = 256 << 10  # bytes of the first request; holds the header of some thousand records
 _GAP = 64 << 10  # unwanted bytes that are read rather than making another request
@@ -55,7 +60,7 @@ def batch_arrays(
     }
 
 
-def ends_of_records(arrays: Mapping[str, np.ndarray], begin: Cursor, end: Cursor) -> np.ndarray:
+def ends_of_records(arrays: Mapping[str, np.ndarray], begin: Cursor, end: Cursor) -> Bool[np.ndarray, " N"]:
     """Return bool [N], whether a row is of the last token of its record.
 
     Args:
@@ -127,7 +132,7 @@ class StoredBatch:
         raise DamagedData(f"{self.ref.name}: its header has no list {key} of its records")
 
     @property
-    def record_lengths(self) -> np.ndarray:
+    def record_lengths(self) -> Int[np.ndarray, " R"]:
         """int64 [R]: how many tokens of each record the batch covers, stored or not."""
         return self.array("record_lengths")
 
@@ -155,7 +160,7 @@ class StoredBatch:
             data = self._view(begin, end)
         return np.frombuffer(data, entry.dtype).reshape(last - first, *entry.shape[1:])
 
-    def activations(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
+    def activations(self, name: str, first: int = 0, last: int | None = None) -> Num[np.ndarray, "n width"]:
         """Return rows [first, last) of a hook point as values; float32 where they are stored with a scale."""
         scale = self.array(name + SCALE, first, last) if name + SCALE in self._entries else None
         return unscaled(self.array(name, first, last), scale)
@@ -164,7 +169,7 @@ class StoredBatch:
         """Return whether it has these arrays."""
         return all(name in self._entries for name in names)
 
-    def records_of(self, first: int, last: int) -> np.ndarray:
+    def records_of(self, first: int, last: int) -> Int[np.ndarray, "n 2"]:
         """Return int64 [last - first, 2]: stream and record index of the rows [first, last)."""
         offsets, index = self.array("record_offsets"), self.array("record_index")
         places = np.searchsorted(offsets, np.arange(first, last), side="right") - 1

@@ -4,11 +4,14 @@ In and out: immutable values, no I/O. A cursor orders like a position in the str
 it says.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+    from jaxtyping import Int
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Record:
     id: str
     text: str
     meta: str | None = None
-    tokens: "np.ndarray | None" = None
+    tokens: Int[np.ndarray, " n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ class TokenizedRecord:
 
     index: int
     id: str
-    tokens: "np.ndarray"
+    tokens: Int[np.ndarray, " n"]
     meta: str | None = None
-    offsets: "np.ndarray | None" = None
+    offsets: Int[np.ndarray, "n 2"] | None = None
     num_chars: int | None = None
 
 

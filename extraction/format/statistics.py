@@ -8,6 +8,8 @@ both. A quantile read from them is within 1% of the exact one for norms from 1.3
 Cost: a logarithm for each row.
 """
 
+from __future__ import annotations
+
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +17,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from ddsketch import DDSketch
+    from jaxtyping import Float, Int, Num
 
 ACCURACY = 0.01
 NORM_BINS = 2048
@@ -32,11 +35,11 @@ class Facts(NamedTuple):
     computed. `overflow`: the largest finite |x| that is infinite as it is stored, 0 if there is none.
     """
 
-    sum: np.ndarray
-    sum_of_squares: np.ndarray
-    norms: np.ndarray
-    largest: np.ndarray
-    scales: np.ndarray | None = None
+    sum: Float[np.ndarray, " width"]
+    sum_of_squares: Float[np.ndarray, " width"]
+    norms: Float[np.ndarray, " n"]
+    largest: Float[np.ndarray, " n"]
+    scales: Float[np.ndarray, " n"] | None = None
     squared_error: float = 0.0
     power: float = 0.0
     overflow: float = 0.0
@@ -49,7 +52,7 @@ def statistics_layout(width: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]
     return sums | counts | {MAX: ((1,), np.dtype(np.float32))}
 
 
-def unscaled(codes: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
+def unscaled(codes: Num[np.ndarray, "n width"], scale: Float[np.ndarray, " n"] | None) -> Num[np.ndarray, "n width"]:
     """Return the values of stored rows [n, width]: the same where rows have no scale, else float32."""
     if scale is None:
         return codes
@@ -58,7 +61,7 @@ def unscaled(codes: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
     return values
 
 
-def norm_counts(norms: np.ndarray) -> np.ndarray:
+def norm_counts(norms: Float[np.ndarray, " n"]) -> Int[np.ndarray, " bins"]:
     """Return the counts int64 [NORM_BINS] of norms float32 [n]."""
     norms = norms[~np.isnan(norms)].astype(np.float64)
     with np.errstate(divide="ignore"):
@@ -67,7 +70,7 @@ def norm_counts(norms: np.ndarray) -> np.ndarray:
     return np.bincount(bins, minlength=NORM_BINS)
 
 
-def norm_sketch(counts: np.ndarray) -> "DDSketch":
+def norm_sketch(counts: Int[np.ndarray, " bins"]) -> DDSketch:
     """Return the sketch with these counts; its `get_quantile_value(0.5)` is the median."""
     from ddsketch import DDSketch, LogarithmicMapping
 

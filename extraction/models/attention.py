@@ -15,11 +15,13 @@ Cost: a block multiplies only the keys that it can see, about half of the T x T 
 memory; the kernels keep scores on the chip.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,9 @@ from jax.sharding import PartitionSpec
 
 from .attention_rule import AttentionRule, alibi_slopes
 from .devices import DeviceKind, current_device
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 _MASKED = -1e30  # finite, so that a row without any key stays a number
 _ROWS_AND_HEADS = PartitionSpec("data", None, "model", None)
@@ -36,13 +41,13 @@ _MIN_BLOCK, _MAX_BLOCKS = 128, 16  # more than 16 blocks save little arithmetic 
 
 
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
+    q: Float[jax.Array, "B T H Dh"],
+    k: Float[jax.Array, "B T K Dh"],
+    v: Float[jax.Array, "B T K Dv"],
+    segment_ids: Int[jax.Array, "B T"],
     rule: AttentionRule,
-    sinks: jax.Array | None = None,
-) -> jax.Array:
+    sinks: Float[jax.Array, " H"] | None = None,
+) -> Float[jax.Array, "B T H Dv"]:
     """Compute attention in the form for the platform that the step is compiled for.
 
     Args:
@@ -60,7 +65,9 @@ def attention(
     return form(q, k, v, segment_ids, rule) if sinks is None else form(q, k, v, segment_ids, rule, sinks)
 
 
-def form_for(device: DeviceKind, q: jax.Array, rule: AttentionRule, with_sinks: bool = False) -> Callable:
+def form_for(
+    device: DeviceKind, q: Float[jax.Array, "B T H Dh"], rule: AttentionRule, with_sinks: bool = False
+) -> Callable:
     """Return the form of attention for a kind of device and a case."""
     if device.platform == "tpu" and not rule.alibi:
         from .splash_attention import attend_splash
@@ -84,13 +91,13 @@ class OnEachDevice:
 
     def __call__(
         self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        segment_ids: jax.Array,
+        q: Float[jax.Array, "B T H Dh"],
+        k: Float[jax.Array, "B T K Dh"],
+        v: Float[jax.Array, "B T K Dv"],
+        segment_ids: Int[jax.Array, "B T"],
         rule: AttentionRule,
-        sinks: jax.Array | None = None,
-    ) -> jax.Array:
+        sinks: Float[jax.Array, " H"] | None = None,
+    ) -> Float[jax.Array, "B T H Dv"]:
         """Compute attention, [B, T, H, Dh]."""
         mesh = jax.sharding.get_abstract_mesh()
 
@@ -106,7 +113,7 @@ class OnEachDevice:
         return mapped(q, k, v, segment_ids, sinks)
 
 
-def cudnn_has(q: jax.Array, rule: AttentionRule) -> bool:
+def cudnn_has(q: Float[jax.Array, "B T H Dh"], rule: AttentionRule) -> bool:
     """Return whether cuDNN's kernel covers this case."""
     half = q.dtype in (jnp.float16, jnp.bfloat16)
     plain = rule.softcap is None and not rule.alibi
@@ -114,13 +121,13 @@ def cudnn_has(q: jax.Array, rule: AttentionRule) -> bool:
 
 
 def attend_library(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
+    q: Float[jax.Array, "B T H Dh"],
+    k: Float[jax.Array, "B T K Dh"],
+    v: Float[jax.Array, "B T K Dv"],
+    segment_ids: Int[jax.Array, "B T"],
     rule: AttentionRule,
     implementation: Literal["cudnn", "xla"],
-) -> jax.Array:
+) -> Float[jax.Array, "B T H Dv"]:
     """Compute attention with jax's own function, which has no softcap and no sinks."""
     window = None if rule.window is None else (rule.window - 1, 0)
     return jax.nn.dot_product_attention(
@@ -136,13 +143,13 @@ def attend_library(
 
 
 def attend_blocks(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
+    q: Float[jax.Array, "B T H Dh"],
+    k: Float[jax.Array, "B T K Dh"],
+    v: Float[jax.Array, "B T K Dv"],
+    segment_ids: Int[jax.Array, "B T"],
     rule: AttentionRule,
-    sinks: jax.Array | None = None,
-) -> jax.Array:
+    sinks: Float[jax.Array, " H"] | None = None,
+) -> Float[jax.Array, "B T H Dv"]:
     """Compute `attend` block of queries by block, each over the keys that it can see."""
     length = q.shape[1]
     size = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
@@ -156,13 +163,13 @@ def attend_blocks(
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
+    q: Float[jax.Array, "B t H Dh"],
+    k: Float[jax.Array, "B S K Dh"],
+    v: Float[jax.Array, "B S K Dv"],
+    segment_ids: Int[jax.Array, "B S"],
     rule: AttentionRule,
-    sinks: jax.Array | None = None,
-) -> jax.Array:
+    sinks: Float[jax.Array, " H"] | None = None,
+) -> Float[jax.Array, "B t H Dv"]:
     """Compute plain attention of the last t of S positions, q [B, t, H, Dh], over k and v [B, S, K, Dh]."""
     batch, t, heads, head_width = q.shape
     kv_heads = k.shape[2]

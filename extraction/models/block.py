@@ -4,14 +4,17 @@ In: x [B, T, D] and the values that all blocks share (segments, rotations). Out:
 Guarantee: layers of one kind run one program. Cost: the model's arithmetic.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pkgutil import resolve_name
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -42,6 +45,9 @@ from .modules import (
 )
 from .per_layer_embeddings import PerLayerEmbedding
 from .rope import query_scale, rotate, rotation
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 # The modules that `Modules` of a family can name.
 NORMS: dict[str, Callable[[int, float, jnp.dtype], Any]] = {
@@ -75,15 +81,17 @@ class Shared:
         kept: k and v, [B, T, K, Dh] and rotated, of the layers that have run and keep theirs, by their numbers.
     """
 
-    segment_ids: jax.Array
-    positions: jax.Array
-    rotations: dict[tuple[Rope, int], tuple[jax.Array, jax.Array]]
-    per_layer: jax.Array | None = None
-    layer: jax.Array | int = 0
-    kept: dict[int, tuple[jax.Array, jax.Array]] = field(default_factory=dict)
+    segment_ids: Int[jax.Array, "B T"]
+    positions: Int[jax.Array, "B T"]
+    rotations: dict[tuple[Rope, int], tuple[Float[jax.Array, "B T 1 _"], Float[jax.Array, "B T 1 _"]]]
+    per_layer: Float[jax.Array, "L B T d"] | None = None
+    layer: Int[jax.Array, ""] | np.integer | int = 0
+    kept: dict[int, tuple[Float[jax.Array, "B T _ _"], Float[jax.Array, "B T _ _"]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, layers: tuple[LayerKind, ...], segment_ids: jax.Array, positions: jax.Array) -> "Shared":
+    def of(
+        cls, layers: tuple[LayerKind, ...], segment_ids: Int[jax.Array, "B T"], positions: Int[jax.Array, "B T"]
+    ) -> Shared:
         """Return the values for these layers."""
         wanted = dict.fromkeys((kind.rope, kind.turned_width) for kind in layers if kind.rope is not None)
         rotations = {(rope, width): rotation(positions, segment_ids, width, rope) for rope, width in wanted}
@@ -119,7 +127,7 @@ class Attention(nnx.Module):
             self.q_norm, self.k_norm = (norm(shape, config.norm_epsilon, dtype) for shape in shapes[config.qk_norm])
         self.sinks = nnx.Param(jnp.zeros((heads,), dtype)) if config.sinks else None
 
-    def __call__(self, x: jax.Array, shared: Shared, tap: Tap) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"], shared: Shared, tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return what attention adds to the residual stream, [B, T, D], given x [B, T, D]."""
         q, k, v = self._project(x)
         for name, heads in (("q", q), ("k", k), ("v", v)):
@@ -149,7 +157,7 @@ class Attention(nnx.Module):
         return q, whole_if_shared(k), whole_if_shared(v)
 
 
-def whole_if_shared(heads: jax.Array) -> jax.Array:
+def whole_if_shared(heads: Float[jax.Array, "B T K Dh"]) -> Float[jax.Array, "B T K Dh"]:
     """Return key or value heads [B, T, K, Dh], all of them on each device where there are fewer heads than devices.
 
     The compiler would else compute parts and exchange them.
@@ -175,7 +183,7 @@ class Block(nnx.Module):
         if self.after:
             self.norm_attention_out, self.norm_mlp_out = norm(), norm()
 
-    def __call__(self, x: jax.Array, shared: Shared, tap: Tap) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"], shared: Shared, tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return the residual stream after this block, [B, T, D]."""
         added = self.attend(x, shared, tap)
         x = x + added
@@ -184,7 +192,7 @@ class Block(nnx.Module):
         tap("hook_resid_post", x)
         return x
 
-    def attend(self, x: jax.Array, shared: Shared, tap: Tap) -> jax.Array:
+    def attend(self, x: Float[jax.Array, "B T D"], shared: Shared, tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return what attention adds to the residual stream, with its norms."""
         if self.before:
             tap("ln1.hook_normalized", self.norm_attention.normalized(x))
@@ -195,7 +203,7 @@ class Block(nnx.Module):
         tap("hook_attn_out", added)
         return added
 
-    def feed_forward(self, x: jax.Array, tap: Tap) -> jax.Array:
+    def feed_forward(self, x: Float[jax.Array, "B T D"], tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return what the mlp adds to the residual stream, with its norms."""
         residual = x
         if self.before:
@@ -208,7 +216,9 @@ class Block(nnx.Module):
         tap("hook_mlp_out", added)
         return added
 
-    def run_mlp(self, x: jax.Array, residual: jax.Array, tap: Tap) -> jax.Array:
+    def run_mlp(
+        self, x: Float[jax.Array, "B T D"], residual: Float[jax.Array, "B T D"], tap: Tap
+    ) -> Float[jax.Array, "B T D"]:
         """Return the mlp of x, what the norm made of the residual stream."""
         return self.mlp(x, tap)
 
@@ -216,7 +226,7 @@ class Block(nnx.Module):
 class ParallelBlock(Block):
     """Attention and mlp of the same x, with one norm or two, added together: `hook_resid_mid` does not exist."""
 
-    def __call__(self, x: jax.Array, shared: Shared, tap: Tap) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"], shared: Shared, tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return the residual stream after this block, [B, T, D]."""
         from_attention = self.attend(x, shared, tap)
         x = self.feed_forward(x, tap) + from_attention + x

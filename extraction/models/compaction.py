@@ -9,9 +9,11 @@ float32 is stored as zeros with scale 0.
 Cost: one gather, and reductions that read the gathered rows and write almost nothing.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +22,17 @@ import numpy as np
 from ..format.dtypes import LARGEST_CODE
 from .sharding import Layout
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Num
+
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 class Slots(NamedTuple):
     """The slots to gather of each group of devices: int32 [groups, size], and their counts, [groups]."""
 
-    at: jax.Array
-    counts: jax.Array
+    at: Int[jax.Array, "groups size"]
+    counts: Int[jax.Array, " groups"]
 
 
 class Compacted(NamedTuple):
@@ -47,14 +52,14 @@ class Compacted(NamedTuple):
         power: the same of the computed values.
     """
 
-    values: jax.Array
-    sum: jax.Array
-    sum_of_squares: jax.Array
-    squared_norm: jax.Array
-    largest: jax.Array
-    scale: jax.Array | None = None
-    squared_error: jax.Array | None = None
-    power: jax.Array | None = None
+    values: Num[jax.Array, "groups size width"]
+    sum: Float[jax.Array, "groups width"]
+    sum_of_squares: Float[jax.Array, "groups width"]
+    squared_norm: Float[jax.Array, "groups parts size"]
+    largest: Float[jax.Array, "groups parts size"]
+    scale: Float[jax.Array, "groups size"] | None = None
+    squared_error: Float[jax.Array, "groups parts size"] | None = None
+    power: Float[jax.Array, "groups parts size"] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,13 @@ class Compaction:
     layout: Layout
     skips_nan: bool = False
 
-    def gather(self, tensor: jax.Array, slots: Slots) -> jax.Array:
+    def gather(self, tensor: Num[jax.Array, "B T width"], slots: Slots) -> Num[jax.Array, "groups size width"]:
         """Return [groups, size, width], the rows of [B, T, width] at the slots of each group of devices."""
         groups, size = slots.at.shape
         own = self.layout.compacted(tensor.reshape(groups, size, tensor.shape[-1]))
         return self.layout.compacted(jax.vmap(lambda values, at: values[at])(own, slots.at))
 
-    def store(self, rows: jax.Array, counts: jax.Array) -> Compacted:
+    def store(self, rows: Num[jax.Array, "groups size width"], counts: Int[jax.Array, " groups"]) -> Compacted:
         """Return [groups, size, width] as stored, with statistics over the first `counts` rows of each group."""
         real = jnp.arange(rows.shape[1])[None, :] < counts[:, None]
         if self.skips_nan:

@@ -10,6 +10,8 @@ triangular system (the WY form), whose inverse is made of matrix products. One s
 of one chunk are in memory.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -22,6 +24,8 @@ from .modules import ACTIVATIONS, FromHeads, RMSNorm, Tap, ToHeads
 from .tiling import CHUNK
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
     from .block import Shared
 
 _L2_EPSILON = 1e-6
@@ -38,7 +42,9 @@ class ConvolvedHeads(ToHeads):
         self.activation = ACTIVATIONS[config.activation]
         self.filter = nnx.Param(jnp.zeros((heads, head_width, taps), dtype))
 
-    def convolve(self, heads: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    def convolve(
+        self, heads: Float[jax.Array, "B T H Dh"], segment_ids: Int[jax.Array, "B T"]
+    ) -> Float[jax.Array, "B T H Dh"]:
         """Return the heads [B, T, H, Dh] after the convolution inside each document and the non-linearity."""
         weights, mixed = self.filter[...].astype(jnp.float32), jnp.zeros(heads.shape, jnp.float32)
         taps = weights.shape[-1]
@@ -55,7 +61,7 @@ class PerHead(nnx.Module):
     def __init__(self, heads: int, inputs: int, dtype: jnp.dtype):
         self.kernel = nnx.Param(jnp.zeros((heads, inputs), dtype))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"]) -> Float[jax.Array, "B T H"]:
         """Return the numbers of x [B, T, D], float32 [B, T, H]."""
         return jnp.einsum("btd,hd->bth", x, self.kernel[...], preferred_element_type=jnp.float32)
 
@@ -68,7 +74,7 @@ class Decay(PerHead):
         self.log_rate = nnx.Param(jnp.zeros((heads,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((heads,), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"]) -> Float[jax.Array, "B T H"]:
         """Return the log decays of x [B, T, D], float32 [B, T, H]."""
         speed, bias = jnp.exp(self.log_rate[...])[None, None], self.bias[...][None, None]
         return -speed * jax.nn.softplus(super().__call__(x) + bias)
@@ -87,7 +93,7 @@ class GatedDeltaNet(nnx.Module):
         self.norm = RMSNorm(width, config.norm_epsilon, dtype)
         self.o = FromHeads(heads, width, config.width, False, dtype)
 
-    def __call__(self, x: jax.Array, shared: "Shared", tap: Tap) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"], shared: Shared, tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return what the layer adds to the residual stream, [B, T, D], given x [B, T, D]."""
         q, k, v = (part.convolve(part(x), shared.segment_ids) for part in (self.queries, self.keys, self.values))
         read = delta_rule(Rows(q, k, v, self.decay(x), jax.nn.sigmoid(self.rate(x)), shared.segment_ids))
@@ -109,15 +115,15 @@ class Rows(NamedTuple):
         segment_ids: [B, T].
     """
 
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    log_decay: jax.Array
-    rate: jax.Array
-    segment_ids: jax.Array
+    q: Float[jax.Array, "B T K Dk"]
+    k: Float[jax.Array, "B T K Dk"]
+    v: Float[jax.Array, "B T H Dv"]
+    log_decay: Float[jax.Array, "B T H"]
+    rate: Float[jax.Array, "B T H"]
+    segment_ids: Int[jax.Array, "B T"]
 
 
-def delta_rule(rows: Rows) -> jax.Array:
+def delta_rule(rows: Rows) -> Float[jax.Array, "B T H Dv"]:
     """Return what each token reads from its document's state, float32 [B, T, H, Dv].
 
     On a mesh each device computes its own heads.

@@ -4,7 +4,10 @@ In, out and guarantee are those of `block`. k and v that later layers use are ke
 them is alone of its kind, so it runs once and outside of a scan. Cost: the model's arithmetic.
 """
 
+from __future__ import annotations
+
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,9 @@ from .mixture import Mixture
 from .modules import GatedMLP, Linear, Tap, over_rms
 from .per_layer_embeddings import PerLayerMLP
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 class SharedAttention(Attention):
     """Attention whose k and v may be those of an earlier layer, with norms of q, k and v."""
@@ -30,7 +36,7 @@ class SharedAttention(Attention):
         if kind.kv_of is not None or kind.v_is_k:
             del self.v
 
-    def __call__(self, x: jax.Array, shared: Shared, tap: Tap) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"], shared: Shared, tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return what attention adds to the residual stream, [B, T, D], given x [B, T, D]."""
         q = self.q_norm(self.q(x))
         tap("attn.hook_q", _flat(q))
@@ -73,7 +79,7 @@ class Router(Linear):
         self.scale = nnx.Param(jnp.zeros((config.width,), dtype))
         self.expert_scale = nnx.Param(jnp.zeros((experts,), dtype))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"]) -> Float[jax.Array, "B T E"]:
         """Return the router's output, [B, T, E]."""
         scale = self.scale[...].astype(jnp.float32)[None, None] * x.shape[-1] ** -0.5
         return super().__call__((over_rms(x, self.epsilon) * scale).astype(x.dtype))
@@ -106,7 +112,7 @@ class Gemma4Block(Block):
             self.norm_per_layer = norm()
         self.factor = nnx.Param(jnp.zeros((1,), dtype))
 
-    def __call__(self, x: jax.Array, shared: Shared, tap: Tap) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"], shared: Shared, tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return the residual stream after this block, [B, T, D]."""
         x = x + self.attend(x, shared, tap)
         tap("hook_resid_mid", x)
@@ -118,7 +124,9 @@ class Gemma4Block(Block):
         tap("hook_resid_post", x)
         return x
 
-    def run_mlp(self, x: jax.Array, residual: jax.Array, tap: Tap) -> jax.Array:
+    def run_mlp(
+        self, x: Float[jax.Array, "B T D"], residual: Float[jax.Array, "B T D"], tap: Tap
+    ) -> Float[jax.Array, "B T D"]:
         """Return the mlp of x [B, T, D], and a mixture's of the residual stream if there is one."""
         added = self.mlp(x, tap)
         if self.mixture is None:

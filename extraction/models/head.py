@@ -6,8 +6,10 @@ Cost: the head's product once, in blocks of the vocabulary; on a mesh each devic
 exchanges three numbers for each token.
 """
 
+from __future__ import annotations
+
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from .config import ModelConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 _BLOCK_ELEMENTS = 1 << 25  # logits of one block that are in memory on a device
 
@@ -30,14 +35,18 @@ class Head(nnx.Module):
 class Sums(NamedTuple):
     """Over the logits of a part of the vocabulary: maximum, sum of exp(logit - maximum), the target's logit or 0."""
 
-    largest: jax.Array
-    total: jax.Array
-    target: jax.Array
+    largest: Float[jax.Array, "B T"]
+    total: Float[jax.Array, "B T"]
+    target: Float[jax.Array, "B T"]
 
 
 def token_losses(
-    x: jax.Array, table: jax.Array, bias: jax.Array | None, targets: jax.Array, config: ModelConfig
-) -> jax.Array:
+    x: Float[jax.Array, "B T D"],
+    table: Float[jax.Array, "V D"],
+    bias: Float[jax.Array, " V"] | None,
+    targets: Int[jax.Array, "B T"],
+    config: ModelConfig,
+) -> Float[jax.Array, "B T 1"]:
     """Return -log p of the targets, float32 [B, T, 1]; NaN for the target -1.
 
     Args:

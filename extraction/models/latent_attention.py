@@ -5,6 +5,8 @@ of a head of q and k are rotated, and those of k are common to all heads. Cost: 
 as in training; there is no cache that a narrow vector would save.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,8 @@ from .config import LayerKind, ModelConfig
 from .modules import FromHeads, Linear, Tap, ToHeads
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+
     from .block import Shared
 
 _EPSILON = 1e-6  # of the norms inside, whatever the configuration says
@@ -43,7 +47,7 @@ class LatentAttention(nnx.Module):
         self.v = ToHeads(heads, latent.value_width, latent.kv_rank, False, dtype)
         self.o = FromHeads(heads, latent.value_width, width, config.output_bias, dtype)
 
-    def __call__(self, x: jax.Array, shared: "Shared", tap: Tap) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"], shared: Shared, tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return what attention adds to the residual stream, [B, T, D], given x [B, T, D]."""
         of_kv = self.kv_norm(self.kv_down(x))  # [B, T, kv_rank]
         q, k, v = self._queries(x), self.k(of_kv), self.v(of_kv)

@@ -5,9 +5,11 @@ sorted by expert, and each expert multiplies its own rows. Guarantee: no token i
 its experts only.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,9 @@ from jax.sharding import PartitionSpec
 from .config import Experts as ExpertsConfig
 from .config import Groups, LayerKind, ModelConfig
 from .modules import ACTIVATIONS, GatedMLP, Linear, Tap
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 _MIN_BLOCK = 64  # rows that are multiplied at once where the loop over blocks runs
 
@@ -53,11 +58,13 @@ class Mixture(nnx.Module):
             self.shared = GatedMLP(config, replace(kind, mlp_width=width), dtype)
         self.shared_gate = Linear(config.width, 1, False, dtype) if kind.mixture.shared_gate else None
 
-    def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"], tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return the weighted sum of the chosen experts of each token, [B, T, D]."""
         return self.routed(x, self.router.wide(x), tap)
 
-    def routed(self, x: jax.Array, logits: jax.Array, tap: Tap) -> jax.Array:
+    def routed(
+        self, x: Float[jax.Array, "B T D"], logits: Float[jax.Array, "B T E"], tap: Tap
+    ) -> Float[jax.Array, "B T D"]:
         """Return the weighted sum of the experts that the router's output, [B, T, E], chooses."""
         gate, up, down = self.experts.gate, self.experts.up, self.experts.down
         kernels = [part.kernel[...] for part in (gate, up, down)]
@@ -131,7 +138,8 @@ class Mixture(nnx.Module):
         if clamp is None:
             return self.activation(gate) * up
         wide, upper = jnp.minimum(gate.astype(jnp.float32), clamp.limit), jnp.clip(up, -clamp.limit, clamp.limit)
-        return ((upper + 1) * wide * jax.nn.sigmoid(clamp.alpha * wide)).astype(gate.dtype)
+        upper = (upper + 1).astype(jnp.float32)
+        return (upper * wide * jax.nn.sigmoid(clamp.alpha * wide)).astype(gate.dtype)
 
     def _choose(self, logits: jax.Array, correction: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Return weights, float32 [B, T, k], and experts, int32 [B, T, k], of each token, the largest weight first."""
@@ -154,12 +162,16 @@ def _limited(ranked: jax.Array, groups: Groups) -> jax.Array:
     return jnp.where(kept[..., None], grouped, -jnp.inf).reshape(ranked.shape)
 
 
-def weighted_sum(weights: jax.Array, parts: Iterable[jax.Array]) -> jax.Array:
+def weighted_sum(
+    weights: Float[jax.Array, "B T k"], parts: Iterable[Float[jax.Array, "B T D"]]
+) -> Float[jax.Array, "B T D"]:
     """Return the sum of k parts [B, T, D] with weights [B, T, k], float32, the first part first."""
     return jnp.asarray(sum(part.astype(jnp.float32) * weights[..., i, None] for i, part in enumerate(parts)))
 
 
-def grouped_dot(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
+def grouped_dot(
+    rows: Float[jax.Array, "M I"], kernels: Float[jax.Array, "E I O"], sizes: Int[jax.Array, " E"]
+) -> Float[jax.Array, "M O"]:
     """Multiply rows [M, I], sorted by group, by the kernel of their group.
 
     A TPU has a kernel for it. Other compilers would multiply all rows by all kernels, so they get a loop.
@@ -175,7 +187,9 @@ def grouped_dot(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Ar
     return jax.lax.platform_dependent(rows, kernels, sizes, tpu=jax.lax.ragged_dot, default=dot_by_blocks)
 
 
-def dot_by_blocks(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
+def dot_by_blocks(
+    rows: Float[jax.Array, "M I"], kernels: Float[jax.Array, "E I O"], sizes: Int[jax.Array, " E"]
+) -> Float[jax.Array, "M O"]:
     """Compute `grouped_dot` block by block, about eight to a group, so that few products are wasted.
 
     A group's last block covers rows of the next group, whose own blocks come later and overwrite them.

@@ -4,8 +4,11 @@ In: x [B, T, D] in the compute dtype, as are the parameters. Out: arrays in the 
 accumulated and norms computed in float32. Cost: the model's arithmetic.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,9 @@ import numpy as np
 from flax import nnx
 
 from .config import LayerKind, ModelConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 Tap = Callable[[str, jax.Array], None]  # receives the name and value of a hook point
 
@@ -33,7 +39,7 @@ ACTIVATIONS = {
 }
 
 
-def times(x: jax.Array, factor: float) -> jax.Array:
+def times(x: Float[jax.Array, " *axes"], factor: float) -> Float[jax.Array, " *axes"]:
     """Return x times a constant, computed in float32 and rounded once, as torch does."""
     return x if factor == 1.0 else (x.astype(jnp.float32) * factor).astype(x.dtype)
 
@@ -45,11 +51,11 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(jnp.zeros((inputs, outputs), dtype))
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "... I"]) -> Float[jax.Array, "... O"]:
         """Return the linear map of x [..., I], [..., O]."""
         return self.wide(x).astype(x.dtype)
 
-    def wide(self, x: jax.Array) -> jax.Array:
+    def wide(self, x: Float[jax.Array, "... I"]) -> Float[jax.Array, "... O"]:
         """Return the linear map of x [..., I] in float32, [..., O]."""
         y = jnp.einsum("...i,io->...o", x, self.kernel[...], preferred_element_type=jnp.float32)
         return y if self.bias is None else y + _last(self.bias, y.ndim)
@@ -66,7 +72,7 @@ class ToHeads(nnx.Module):
         self.kernel = nnx.Param(jnp.zeros((heads, head_width, inputs), dtype))
         self.bias = nnx.Param(jnp.zeros((heads, head_width), dtype)) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"]) -> Float[jax.Array, "B T H Dh"]:
         """Return the heads of x [B, T, D], [B, T, H, Dh]."""
         y = jnp.einsum("btd,hkd->bthk", x, self.kernel[...], preferred_element_type=jnp.float32)
         if self.bias is not None:
@@ -81,7 +87,7 @@ class FromHeads(nnx.Module):
         self.kernel = nnx.Param(jnp.zeros((heads, head_width, outputs), dtype))
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
 
-    def __call__(self, z: jax.Array) -> jax.Array:
+    def __call__(self, z: Float[jax.Array, "B T H Dh"]) -> Float[jax.Array, "B T D"]:
         """Return the output projection of heads z [B, T, H, Dh], [B, T, D]."""
         y = jnp.einsum("bthk,hkd->btd", z, self.kernel[...], preferred_element_type=jnp.float32)
         if self.bias is not None:
@@ -89,7 +95,7 @@ class FromHeads(nnx.Module):
         return y.astype(z.dtype)
 
 
-def over_rms(x: jax.Array, epsilon: float) -> jax.Array:
+def over_rms(x: Float[jax.Array, " *axes"], epsilon: float) -> Float[jax.Array, " *axes"]:
     """Return x / rms(x) over the last axis, in float32."""
     wide = x.astype(jnp.float32)
     return wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + epsilon)
@@ -102,11 +108,11 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.zeros((width,), dtype))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, " *axes"]) -> Float[jax.Array, " *axes"]:
         """Return x normalized and scaled, in its shape and dtype."""
         return self.normalized(x).astype(x.dtype) * jnp.expand_dims(self.scale[...], tuple(range(x.ndim - 1)))
 
-    def normalized(self, x: jax.Array) -> jax.Array:
+    def normalized(self, x: Float[jax.Array, " *axes"]) -> Float[jax.Array, " *axes"]:
         """Return x / rms(x) in float32."""
         return over_rms(x, self.epsilon)
 
@@ -116,7 +122,7 @@ class WideRMSNorm(RMSNorm):
 
     offset = 0.0
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, " *axes"]) -> Float[jax.Array, " *axes"]:
         """Return x normalized and scaled, in its shape and dtype."""
         return (self.normalized(x) * (self.offset + _last(self.scale, x.ndim))).astype(x.dtype)
 
@@ -134,15 +140,15 @@ class UnbiasedLayerNorm(nnx.Module):
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.zeros(shape, dtype))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, " *axes"]) -> Float[jax.Array, " *axes"]:
         """Return x normalized and scaled, in its shape and dtype."""
         return self.scaled(x).astype(x.dtype)
 
-    def scaled(self, x: jax.Array) -> jax.Array:
+    def scaled(self, x: Float[jax.Array, " *axes"]) -> Float[jax.Array, " *axes"]:
         """Return x normalized and scaled in float32."""
         return self.normalized(x) * _last(self.scale, x.ndim)
 
-    def normalized(self, x: jax.Array) -> jax.Array:
+    def normalized(self, x: Float[jax.Array, " *axes"]) -> Float[jax.Array, " *axes"]:
         """Return (x - mean) / std in float32."""
         wide = x.astype(jnp.float32)
         wide -= jnp.mean(wide, axis=-1, keepdims=True)
@@ -156,7 +162,7 @@ class LayerNorm(UnbiasedLayerNorm):
         super().__init__(width, epsilon, dtype)
         self.bias = nnx.Param(jnp.zeros((width,), dtype))
 
-    def scaled(self, x: jax.Array) -> jax.Array:
+    def scaled(self, x: Float[jax.Array, " *axes"]) -> Float[jax.Array, " *axes"]:
         """Return x normalized, scaled and shifted in float32."""
         return super().scaled(x) + _last(self.bias, x.ndim)
 
@@ -169,7 +175,7 @@ class MLP(nnx.Module):
         self.up = Linear(config.width, kind.mlp_width, config.mlp_bias, dtype)
         self.down = Linear(kind.mlp_width, config.width, config.mlp_bias, dtype)
 
-    def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"], tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return the mlp of x, [B, T, D]."""
         before = self.up(x)  # [B, T, F]
         tap("mlp.hook_pre", before)
@@ -187,7 +193,7 @@ class GatedMLP(nnx.Module):
         self.up = Linear(config.width, kind.mlp_width, config.mlp_bias, dtype)
         self.down = Linear(kind.mlp_width, config.width, config.mlp_bias, dtype)
 
-    def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"], tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return the mlp of x, [B, T, D]."""
         gate = self.gate(x)  # [B, T, F]
         tap("mlp.hook_pre", gate)
@@ -202,7 +208,7 @@ class Embedding(nnx.Module):
     def __init__(self, config: ModelConfig, dtype: jnp.dtype):
         self.table = nnx.Param(jnp.zeros((config.vocab_size, config.width), dtype))
 
-    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Int[jax.Array, "B T"], positions: Int[jax.Array, "B T"]) -> Float[jax.Array, "B T D"]:
         """Return x [B, T, D] of tokens and positions [B, T]."""
         return self.table[...][tokens]
 
@@ -214,7 +220,7 @@ class ScaledEmbedding(Embedding):
         super().__init__(config, dtype)
         self.scale = float(np.sqrt(config.width))
 
-    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Int[jax.Array, "B T"], positions: Int[jax.Array, "B T"]) -> Float[jax.Array, "B T D"]:
         """Return x [B, T, D] of tokens and positions [B, T], scaled."""
         x = super().__call__(tokens, positions)
         return x * jnp.asarray(self.scale, x.dtype)
@@ -227,7 +233,7 @@ class MultipliedEmbedding(Embedding):
         super().__init__(config, dtype)
         self.scale = config.embedding_scale
 
-    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Int[jax.Array, "B T"], positions: Int[jax.Array, "B T"]) -> Float[jax.Array, "B T D"]:
         """Return x [B, T, D] of tokens and positions [B, T], scaled."""
         return times(super().__call__(tokens, positions), self.scale)
 
@@ -239,7 +245,7 @@ class NormalizedEmbedding(Embedding):
         super().__init__(config, dtype)
         self.norm = LayerNorm(config.width, config.norm_epsilon, dtype)
 
-    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Int[jax.Array, "B T"], positions: Int[jax.Array, "B T"]) -> Float[jax.Array, "B T D"]:
         """Return x [B, T, D] of tokens and positions [B, T], normalized."""
         return self.norm(super().__call__(tokens, positions))
 
@@ -251,7 +257,7 @@ class PositionEmbedding(Embedding):
         super().__init__(config, dtype)
         self.positions = nnx.Param(jnp.zeros((config.max_positions, config.width), dtype))
 
-    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Int[jax.Array, "B T"], positions: Int[jax.Array, "B T"]) -> Float[jax.Array, "B T D"]:
         """Return x [B, T, D] of tokens and positions [B, T]."""
         return super().__call__(tokens, positions) + self.positions[...][positions]
 

@@ -5,16 +5,25 @@ on. Out: float32 [..., G*32]. Guarantee: the values are exact, also when rounded
 blocks and one write of the result.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
 
 _MAGNITUDES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 _VALUES = np.concatenate([_MAGNITUDES, -_MAGNITUDES])
 _EXPONENT_BIAS = 127
 
 
-def expand_mxfp4(blocks: jax.Array, scales: jax.Array) -> jax.Array:
+def expand_mxfp4(
+    blocks: UInt8[jax.Array, "*rows G 16"], scales: UInt8[jax.Array, "*rows G"]
+) -> Float[jax.Array, "*rows values"]:
     """Return the values of packed weights, float32 [..., G*32]. Raises ValueError for scales of other blocks."""
     if blocks.shape[:-1] != scales.shape:
         raise ValueError(f"blocks {blocks.shape} do not fit scales {scales.shape}")

@@ -4,12 +4,19 @@ In: tokens [B, T] and x [B, T, D] after the embedding. Out: [L, B, T, d] for the
 that does not run has no part in the parameters. Cost: one gather and one product for each layer, and memory for all.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from .config import ModelConfig, PerLayer
 from .modules import ACTIVATIONS, Linear, ScaledEmbedding, WideRMSNorm
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 class PerLayerInputs(nnx.Module):
@@ -21,7 +28,7 @@ class PerLayerInputs(nnx.Module):
         self.kernel = nnx.Param(jnp.zeros((layers, config.width, width), dtype))
         self.norm = WideRMSNorm(width, config.norm_epsilon, dtype)
 
-    def __call__(self, tokens: jax.Array, x: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Int[jax.Array, "B T"], x: Float[jax.Array, "B T D"]) -> Float[jax.Array, "L B T d"]:
         """Return [L, B, T, d] of tokens [B, T] and x [B, T, D]."""
         of_x = jnp.einsum("btd,lde->lbte", x, self.kernel[...], preferred_element_type=jnp.float32)
         of_x = self.norm((of_x * x.shape[-1] ** -0.5).astype(x.dtype))
@@ -37,7 +44,9 @@ class PerLayerEmbedding(ScaledEmbedding):
         super().__init__(config, dtype)
         self.per_layer = PerLayerInputs(config, config.per_layer, dtype) if config.per_layer else None
 
-    def of_layers(self, tokens: jax.Array, x: jax.Array) -> jax.Array | None:
+    def of_layers(
+        self, tokens: Int[jax.Array, "B T"], x: Float[jax.Array, "B T D"]
+    ) -> Float[jax.Array, "L B T d"] | None:
         """Return [L, B, T, d] of tokens [B, T] and their embedding x [B, T, D], or None if layers have none."""
         return self.per_layer(tokens, x) if self.per_layer else None
 
@@ -50,6 +59,6 @@ class PerLayerMLP(nnx.Module):
         self.gate = Linear(config.width, per_layer.width, False, dtype)
         self.down = Linear(per_layer.width, config.width, False, dtype)
 
-    def __call__(self, x: jax.Array, embedded: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B T D"], embedded: Float[jax.Array, "B T d"]) -> Float[jax.Array, "B T D"]:
         """Return [B, T, D] of x [B, T, D] and the layer's embedding [B, T, d]."""
         return self.down(self.activation(self.gate(x)) * embedded)

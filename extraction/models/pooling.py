@@ -6,11 +6,20 @@ enters another, not even NaN. Sums are made by doubling, 1, 2, 4, ... tokens, in
 log2(T), and their order is the same on every device. Cost: log2(T) passes.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
-def window_means(values: jax.Array, segment_ids: jax.Array, pooled: jax.Array) -> jax.Array:
+
+def window_means(
+    values: Float[jax.Array, "B T width"], segment_ids: Int[jax.Array, "B T"], pooled: Bool[jax.Array, "B T"]
+) -> Float[jax.Array, "B T width"]:
     """Return running means over windows, float32 [B, T, width]; 0 where a window has no pooled token yet.
 
     Args:

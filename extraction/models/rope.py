@@ -6,7 +6,10 @@ are in float32. Where frequencies depend on the length of a document, each docum
 alone. Cost: one table for each batch; with dynamic NTK a constant of R/2 for each length above the original positions.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +17,13 @@ import numpy as np
 
 from .config import Rope
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
-def rotation(positions: jax.Array, segment_ids: jax.Array, head_width: int, rope: Rope) -> tuple[jax.Array, jax.Array]:
+
+def rotation(
+    positions: Int[jax.Array, "B T"], segment_ids: Int[jax.Array, "B T"], head_width: int, rope: Rope
+) -> tuple[Float[jax.Array, "B T 1 half"], Float[jax.Array, "B T 1 half"]]:
     """Return cos and sin, float32 [B, T, 1, R/2], of positions and segments [B, T]."""
     lengths = _lengths(rope, positions.shape[1])
     table = np.stack([rope_frequencies(head_width, rope, length) for length in lengths])
@@ -38,7 +46,7 @@ def _lengths(rope: Rope, longest: int) -> range:
     return range(first, max(first, end) + 1)
 
 
-def document_lengths(positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def document_lengths(positions: Int[jax.Array, "B T"], segment_ids: Int[jax.Array, "B T"]) -> Int[jax.Array, "B T"]:
     """Return the number of tokens of the document of each token, int32 [B, T]; of padding any number."""
     place = jnp.arange(positions.shape[1], dtype=jnp.int32)[None]
     following = jnp.pad(segment_ids[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
@@ -46,13 +54,18 @@ def document_lengths(positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
     return jax.lax.cummin(last, axis=1, reverse=True) - place + positions + 1
 
 
-def query_scale(positions: jax.Array, rope: Rope) -> jax.Array:
+def query_scale(positions: Int[jax.Array, "B T"], rope: Rope) -> Float[jax.Array, "B T 1 1"]:
     """Return the factor of q at positions [B, T], float32 [B, T, 1, 1]."""
     steps = (positions // rope.original_max_positions).astype(jnp.float32)
     return (1 + rope.query_growth * jnp.log(1 + steps))[..., None, None]
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool = False) -> jax.Array:
+def rotate(
+    x: Float[jax.Array, "B T H Dh"],
+    cos: Float[jax.Array, "B T 1 half"],
+    sin: Float[jax.Array, "B T 1 half"],
+    interleaved: bool = False,
+) -> Float[jax.Array, "B T H Dh"]:
     """Rotate x [B, T, H, Dh]: the first half of its first R columns against the second half of them.
 
     With interleaved columns the even ones are rotated against the odd ones, and come out in the order even, odd. q and
@@ -66,7 +79,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool = Fal
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1).astype(x.dtype)
 
 
-def rope_frequencies(head_width: int, rope: Rope, length: int = 0) -> np.ndarray:
+def rope_frequencies(head_width: int, rope: Rope, length: int = 0) -> Float[np.ndarray, " half"]:
     """Return the radians for each position in a document of this length, float32 [R/2].
 
     Computed on the host and rounded where the reference rounds: at position 10,000 a difference in the last place

@@ -5,7 +5,9 @@ blocks. Cost: about half of the T x T scores, or those of the window, in whole b
 for T=2048 a quarter more. The kernel reads heads before tokens, the layout of the products before it: no copy.
 """
 
-from typing import cast
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +18,18 @@ from .attention_rule import AttentionRule
 from .devices import current_device
 from .tiling import block_of
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 
 def attend_splash(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
+    q: Float[jax.Array, "B T H Dh"],
+    k: Float[jax.Array, "B T K Dh"],
+    v: Float[jax.Array, "B T K Dv"],
+    segment_ids: Int[jax.Array, "B T"],
     rule: AttentionRule,
-    sinks: jax.Array | None = None,
-) -> jax.Array:
+    sinks: Float[jax.Array, " H"] | None = None,
+) -> Float[jax.Array, "B T H Dv"]:
     """Compute attention on one device; on another platform than a TPU the kernel is run in Python."""
     length, heads = q.shape[1:3]
     block = block_of(length)

@@ -12,11 +12,13 @@ padding. Each device keeps, compacts and sends its own rows and columns. Means o
 over [B, T, width] in float32.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +47,9 @@ from .step_output import StepOutput, start_transfer
 from .tensor_names import TextModel, find_tensors
 from .tensors import WeightFiles
 from .weights import check_shapes, leaves_of, load_params, nested, plan_fills
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
 
 
 class Loaded(NamedTuple):
@@ -84,12 +89,12 @@ class Step:
 
     def __call__(
         self,
-        tokens: np.ndarray,
-        segment_ids: np.ndarray,
-        positions: np.ndarray,
-        slots: np.ndarray,
-        pooled: np.ndarray | None = None,
-        targets: np.ndarray | None = None,
+        tokens: Int[np.ndarray, "B T"],
+        segment_ids: Int[np.ndarray, "B T"],
+        positions: Int[np.ndarray, "B T"],
+        slots: Int[np.ndarray, " n"],
+        pooled: Bool[np.ndarray, "B T"] | None = None,
+        targets: Int[np.ndarray, "B T"] | None = None,
     ) -> StepOutput:
         """Dispatch one step and return at once.
 
@@ -114,7 +119,7 @@ class Step:
         with device_errors():
             inputs = Inputs(tokens, segment_ids, positions, local, counts, targets, pooled)
             arrays = self._step(self._params, inputs)
-            sent = {buffer: start_transfer(found, counts.max()) for buffer, found in arrays.items()}
+            sent = {buffer: start_transfer(found, int(counts.max())) for buffer, found in arrays.items()}
             return StepOutput(sent, self._captures, places)
 
 
@@ -198,7 +203,7 @@ class Model(NamedTuple):
         return [part for part in self.parts if part.layers is not None]
 
     @classmethod
-    def of(cls, config: ModelConfig, options: StepOptions) -> "Model":
+    def of(cls, config: ModelConfig, options: StepOptions) -> Model:
         """Return what runs for these options. Nothing is allocated."""
         plan = CapturePlan.of(options.hook_points, config)
         parts = parts_of(config, plan, jnp.dtype(options.compute_dtype))
@@ -277,7 +282,7 @@ def _forward(model: Model, params: dict[str, Any], inputs: Inputs, capturing: Ca
         shared = replace(shared, per_layer=embedding.of_layers(inputs.tokens, x))
     paths = {kind: part.path for kind, part in zip(kinds, model.blocks, strict=True)}
 
-    def run_block(kind: LayerKind, weights: dict[str, Any], layer: jax.Array, x: jax.Array, tap: Callable) -> jax.Array:
+    def run_block(kind: LayerKind, weights: dict[str, Any], layer: Any, x: jax.Array, tap: Callable) -> jax.Array:
         return model.module(paths[kind], weights)(x, replace(shared, layer=layer), tap)
 
     x, kept = run_layers(model.groups, params.get("blocks", {}), run_block, x, capturing)

@@ -5,9 +5,11 @@ slots. Guarantee: reading waits only for its own step; values are returned part 
 without a copy. Cost: the transfer, which begins when the step is dispatched.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +19,9 @@ from .capture_plan import Buffer, Capture
 from .compaction import Compacted
 from .devices import device_errors
 
+if TYPE_CHECKING:
+    from jaxtyping import Int, Num
+
 _PARTS = 16  # values are cut to a multiple of this part of all slots before they cross to the host
 
 
@@ -24,9 +29,9 @@ class Part(NamedTuple):
     """A part of a step's values on the host: [places, columns] of a hook point; `places` index the slots."""
 
     hook_point: str
-    places: np.ndarray
+    places: Int[np.ndarray, " n"]
     columns: slice
-    values: np.ndarray
+    values: Num[np.ndarray, "n columns"]
 
 
 @dataclass

@@ -7,9 +7,11 @@ function of the options and of what is committed. An epoch ends with the run tha
 Cost: that of a `ShuffledReader` for each run, with its share of the buffer.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,15 +20,18 @@ from .reader import ActivationReader
 from .row_types import Rows
 from .shuffle import ShuffledReader, ShuffleOptions, permutation
 
+if TYPE_CHECKING:
+    from jaxtyping import Int, Num
+
 
 class MixedRows(NamedTuple):
     """`Rows` of several runs; `run`: int64 [n], the number of the run that each row is of."""
 
-    activations: np.ndarray
-    tokens: np.ndarray
-    record: np.ndarray
-    positions: np.ndarray
-    run: np.ndarray
+    activations: Num[np.ndarray, "n width"]
+    tokens: Int[np.ndarray, " n"]
+    record: Int[np.ndarray, "n 2"]
+    positions: Int[np.ndarray, " n"]
+    run: Int[np.ndarray, " n"]
 
 
 class MixedReader:

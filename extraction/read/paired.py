@@ -6,16 +6,21 @@ InvalidRequest and yield nothing of what differs. Cost: both runs are read once,
 be cut at other places in the two.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..core.errors import InvalidRequest
 from .reader import ActivationReader
 from .row_types import Rows
+
+if TYPE_CHECKING:
+    from jaxtyping import Int, Num
 
 # Fields of the run config that decide which tokens have a row.
 _SAME = ("manifest_digest", "bos", "long_documents", "max_records", "positions", "drop_special")
@@ -24,11 +29,11 @@ _SAME = ("manifest_digest", "bos", "long_documents", "max_records", "positions",
 class PairedRows(NamedTuple):
     """n rows of both runs: activations [n, width] of each; tokens, record and positions as in `Rows`."""
 
-    first: np.ndarray
-    second: np.ndarray
-    tokens: np.ndarray
-    record: np.ndarray
-    positions: np.ndarray
+    first: Num[np.ndarray, "n _"]
+    second: Num[np.ndarray, "n _"]
+    tokens: Int[np.ndarray, " n"]
+    record: Int[np.ndarray, "n 2"]
+    positions: Int[np.ndarray, " n"]
 
 
 class PairedReader:

@@ -14,6 +14,8 @@ a listing for each stream and a request for each commit. Local files are mapped;
 ranges, one batch ahead.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +39,8 @@ from .select import EVERYTHING, Select
 from .statistics import Statistics, names_of_statistics, statistics_of
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+
     from .texts import Texts
     from .top_rows import TopRow
 
@@ -238,13 +242,13 @@ class ActivationReader:
         return self.texts.text(record.stream, record.index)
 
     @cached_property
-    def texts(self) -> "Texts":
+    def texts(self) -> Texts:
         """The texts of records and tokens, from the streams and the tokenizer that run.json names."""
         from .texts import Texts
 
         return Texts(self.run)
 
-    def top_rows(self, direction: np.ndarray, k: int, hook_point: str | None = None) -> "list[TopRow]":
+    def top_rows(self, direction: Float[np.ndarray, " width"], k: int, hook_point: str | None = None) -> list[TopRow]:
         """Return the `k` rows with the largest products with a direction [width], in one pass over the run.
 
         Raises InvalidRequest for a direction of another width, or if a run of several hook points is given none.

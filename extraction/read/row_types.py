@@ -5,13 +5,18 @@ together have the same first axis, the rows in record order. Cost: views of the 
 goes over batches is copied.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from ..format.batch_file import BatchRef
 from .display import shown_activations, shown_range
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Num
 
 Values = TypeVar("Values", np.ndarray, dict[str, np.ndarray])
 
@@ -24,9 +29,9 @@ class Rows(NamedTuple, Generic[Values]):
     """
 
     activations: Values
-    tokens: np.ndarray
-    record: np.ndarray
-    positions: np.ndarray
+    tokens: Int[np.ndarray, " n"]
+    record: Int[np.ndarray, "n 2"]
+    positions: Int[np.ndarray, " n"]
 
     def __repr__(self) -> str:
         return f"Rows({len(self.tokens):,} rows, activations: {shown_activations(self.activations)})"
@@ -43,17 +48,17 @@ class Batch:
     """
 
     ref: BatchRef
-    activations: dict[str, np.ndarray]
-    tokens: np.ndarray
-    positions: np.ndarray
-    record_index: np.ndarray
-    record_offsets: np.ndarray
+    activations: dict[str, Num[np.ndarray, "N _"]]
+    tokens: Int[np.ndarray, " N"]
+    positions: Int[np.ndarray, " N"]
+    record_index: Int[np.ndarray, " R"]
+    record_offsets: Int[np.ndarray, " R+1"]
     record_ids: list[str]
     record_meta: list[Any]
-    mean_over: np.ndarray | None = None
+    mean_over: Int[np.ndarray, " N"] | None = None
 
     @property
-    def record(self) -> np.ndarray:
+    def record(self) -> Int[np.ndarray, "N 2"]:
         """int64 [N, 2]: stream and record index of each token."""
         index = np.repeat(self.record_index, np.diff(self.record_offsets))
         return np.stack([np.full(len(index), self.ref.stream, np.int64), index], axis=1)
@@ -76,13 +81,13 @@ class RecordActivations:
     stream: int
     index: int
     id: str
-    activations: dict[str, np.ndarray]
-    tokens: np.ndarray
-    positions: np.ndarray
-    mean_over: np.ndarray | None = None
+    activations: dict[str, Num[np.ndarray, "n _"]]
+    tokens: Int[np.ndarray, " n"]
+    positions: Int[np.ndarray, " n"]
+    mean_over: Int[np.ndarray, " n"] | None = None
     meta: Any = None
 
-    def mean(self, hook_point: str) -> np.ndarray:
+    def mean(self, hook_point: str) -> Float[np.ndarray, " width"]:
         """Return the mean over the selected tokens, float64 [width]. Raises ValueError for a record without rows."""
         if not len(self.tokens):
             raise ValueError(f"record {self.id}: nothing of it is stored")

@@ -5,8 +5,10 @@ shuffles, torch, `datasets` and exports read the same rows for the same selectio
 each row of every batch file, before its activations; of those, a selection of records reads only what it keeps.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,13 +17,16 @@ from ..core.errors import InvalidRequest
 from ..format.batch_file import StoredBatch
 from ..streams.where_conditions import Condition
 
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
 
 class Kept(NamedTuple):
     """`rows`: int64 [n], the rows that are read, rising; `records`: int64 [m], the records; `counts`: int64 [m]."""
 
-    rows: np.ndarray
-    records: np.ndarray
-    counts: np.ndarray
+    rows: Int[np.ndarray, " n"]
+    records: Int[np.ndarray, " m"]
+    counts: Int[np.ndarray, " m"]
 
 
 class _Meta(dict[str, Any]):

@@ -15,10 +15,12 @@ Cost: two blocks in memory, one in use and one being read; each object is read a
 time.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, cast, overload
 
 import numpy as np
 
@@ -28,6 +30,9 @@ from ..format.batch_file import BatchRef, StoredBatch
 from .reader import ActivationReader
 from .row_types import Rows, Values
 from .select import EVERYTHING
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 _READERS = 4  # objects that are read at once
 State = dict[str, Any]  # JSON
@@ -78,7 +83,7 @@ class ShuffledReader(Generic[Values]):
 
     @overload
     def __init__(
-        self: "ShuffledReader[np.ndarray]",
+        self: ShuffledReader[np.ndarray],
         reader: ActivationReader,
         hook_points: str,
         options: ShuffleOptions = DEFAULTS,
@@ -86,7 +91,7 @@ class ShuffledReader(Generic[Values]):
 
     @overload
     def __init__(
-        self: "ShuffledReader[dict[str, np.ndarray]]",
+        self: ShuffledReader[dict[str, np.ndarray]],
         reader: ActivationReader,
         hook_points: Sequence[str],
         options: ShuffleOptions = DEFAULTS,
@@ -181,7 +186,7 @@ class ShuffledReader(Generic[Values]):
         return Rows(activations, tokens, stored.records_of(*rows)[chosen], positions)
 
 
-def permutation(size: int, *key: int) -> np.ndarray:
+def permutation(size: int, *key: int) -> Int[np.ndarray, " size"]:
     """A permutation of range(size) that is the same in every version of NumPy: bit streams are, shuffles are not."""
     bits = np.random.PCG64(np.random.SeedSequence(key)).random_raw(size)
     return np.argsort(bits, kind="stable")

@@ -6,6 +6,8 @@ those of all rows, whatever their order and number of workers; no value is a mea
 Cost: the first bytes of each batch file, which hold its statistics; and one row, the one with the maximum.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,7 @@ from .display import shown_array
 
 if TYPE_CHECKING:
     from ddsketch import DDSketch
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,19 @@ class Statistics:
     """
 
     count: int
-    mean: np.ndarray
-    variance: np.ndarray
+    mean: Float[np.ndarray, " width"]
+    variance: Float[np.ndarray, " width"]
     norm: float
-    norm_counts: np.ndarray
+    norm_counts: Int[np.ndarray, " bins"]
     largest: Largest
 
     @property
-    def std(self) -> np.ndarray:
+    def std(self) -> Float[np.ndarray, " width"]:
         """The standard deviation of each coordinate, float64 [width]."""
         return np.sqrt(self.variance)
 
     @cached_property
-    def norms(self) -> "DDSketch":
+    def norms(self) -> DDSketch:
         """The norms of all rows but those with NaN: `norms.get_quantile_value(0.5)` is their median, within 1%."""
         return norm_sketch(self.norm_counts)
 

@@ -5,6 +5,8 @@ Guarantee: tokens are those that the model read: where a row is stored, its id i
 tokenizer's files, once; a row group of the streams for each record.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +20,8 @@ from ..format.run_config import RunDescription
 from ..streams.stream import Manifest, load_manifest, open_stream
 
 if TYPE_CHECKING:
+    from jaxtyping import Int
+
     from ..batching.tokenizer import RecordTokenizer
     from .row_types import RecordActivations
 
@@ -40,7 +44,7 @@ class Texts:
         return manifest
 
     @cached_property
-    def _tokenizer(self) -> "RecordTokenizer":
+    def _tokenizer(self) -> RecordTokenizer:
         from ..batching.tokenizer import RecordTokenizer
         from ..models.location import locate_model
 
@@ -66,7 +70,7 @@ class Texts:
         record = self.record(stream, index)
         return record.text if record.tokens is None else "".join(self.pieces(record.tokens))
 
-    def tokens(self, record: "RecordActivations") -> np.ndarray:
+    def tokens(self, record: RecordActivations) -> Int[np.ndarray, " n"]:
         """Return the ids of all tokens of a record, stored or not: int32 [n].
 
         Raises InvalidRequest if a stored id is another.

@@ -5,6 +5,8 @@ Guarantee: products are float32 sums of the stored values as they are read; of e
 first; NaN is never among them. Cost: one pass over the run: reading and products overlap, one batch ahead.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +16,8 @@ import numpy as np
 from ..core.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Num
+
     from .reader import ActivationReader
     from .row_types import Batch
 
@@ -31,7 +35,7 @@ class TopRow(NamedTuple):
     token: int
 
 
-def top_rows(reader: "ActivationReader", hook_point: str, direction: np.ndarray, k: int) -> list[TopRow]:
+def top_rows(reader: ActivationReader, hook_point: str, direction: Float[np.ndarray, " width"], k: int) -> list[TopRow]:
     """Return the `k` rows with the largest products; `direction` is [width].
 
     Raises InvalidRequest for a direction of another width, or that has values that are not finite.
@@ -44,7 +48,9 @@ def top_rows(reader: "ActivationReader", hook_point: str, direction: np.ndarray,
     return found
 
 
-def project(rows: np.ndarray, direction: np.ndarray, hook_point: str) -> np.ndarray:
+def project(
+    rows: Num[np.ndarray, "n width"], direction: Float[np.ndarray, " _"], hook_point: str
+) -> Float[np.ndarray, " n"]:
     """Return float32 [n], the products of rows [n, width] with the direction. Raises InvalidRequest."""
     wanted = np.ascontiguousarray(direction, np.float32)
     if wanted.shape != rows.shape[1:]:
@@ -55,7 +61,7 @@ def project(rows: np.ndarray, direction: np.ndarray, hook_point: str) -> np.ndar
         return np.concatenate([np.zeros(0, np.float32), *(part @ wanted for part in widened_parts(rows))])
 
 
-def widened_parts(rows: np.ndarray) -> Iterator[np.ndarray]:
+def widened_parts(rows: Num[np.ndarray, "n width"]) -> Iterator[Float[np.ndarray, "_ width"]]:
     """Yield rows as float32, some at a time, each valid until the next.
 
     Those of bfloat16 are made of its bits in a buffer that stays in the cache, faster than by NumPy's conversion.
@@ -71,7 +77,7 @@ def widened_parts(rows: np.ndarray) -> Iterator[np.ndarray]:
         yield buffer[: len(part)]
 
 
-def _best(batch: "Batch", values: np.ndarray, k: int, least: float) -> Iterator[TopRow]:
+def _best(batch: Batch, values: np.ndarray, k: int, least: float) -> Iterator[TopRow]:
     """Yield up to `k` rows of a batch whose values are above `least`, in the order of the run."""
     above = np.flatnonzero(values > least)
     if len(above) > k:

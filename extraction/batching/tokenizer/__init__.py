@@ -31,7 +31,6 @@ from .files import TokenizerFiles, read_files
 from .special import SpecialTokens, find_special_tokens
 
 GROUP_SIZE = 256  # records tokenized at once: enough for all cores to have work
-BOS_MODES = ("auto", "always", "never")
 _RULE = 3  # of how ids come from files
 _TRIED = 256  # first records, one of which must give a token
 

@@ -16,10 +16,12 @@ Cost: one read of q and one write of the result, and k and v once for each block
 A row that is not whole blocks is padded, which copies q, k and v.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
 from .attention_rule import AttentionRule
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 HEAD_WIDTHS = (64, 128, 256)
 BLOCK = 128  # queries of a program
@@ -112,13 +117,13 @@ class FusedAttention:
 
     def __call__(
         self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        segment_ids: jax.Array | None,
+        q: Float[jax.Array, "B S H Dh"],
+        k: Float[jax.Array, "B S K Dh"],
+        v: Float[jax.Array, "B S K Dh"],
+        segment_ids: Int[jax.Array, "B S"] | None,
         rule: AttentionRule,
-        sinks: jax.Array | None = None,
-    ) -> jax.Array:
+        sinks: Float[jax.Array, " H"] | None = None,
+    ) -> Float[jax.Array, "B S H Dh"]:
         """Compute attention in one kernel. Raises ValueError for a case that `fused_has` refuses."""
         batch, length, heads, width = q.shape
         if not fused_has(q, rule) or heads % k.shape[2] or k.shape != v.shape:
@@ -144,12 +149,14 @@ class FusedAttention:
         return kernel(q, k, v, ranges, tile_ranges(ranges, tiles), *extra)[:, :length]
 
 
-def fused_has(q: jax.Array, rule: AttentionRule) -> bool:
+def fused_has(q: Float[jax.Array, "B S H Dh"], rule: AttentionRule) -> bool:
     """Return whether the kernel covers this case."""
     return q.dtype in (jnp.float16, jnp.bfloat16) and q.shape[-1] in HEAD_WIDTHS and not rule.alibi
 
 
-def key_ranges(segment_ids: jax.Array | None, shape: tuple[int, int], window: int | None, causal: bool) -> jax.Array:
+def key_ranges(
+    segment_ids: Int[jax.Array, "B S"] | None, shape: tuple[int, int], window: int | None, causal: bool
+) -> Int[jax.Array, "B 2 S"]:
     """Return the first key that each query of [B, S] sees and the end of those that it sees, int32 [B, 2, S].
 
     A window has two sides unless attention is causal.
@@ -168,7 +175,7 @@ def key_ranges(segment_ids: jax.Array | None, shape: tuple[int, int], window: in
     return jnp.stack([first, end], axis=1)
 
 
-def tile_ranges(ranges: jax.Array, tiles: Tiles) -> jax.Array:
+def tile_ranges(ranges: Int[jax.Array, "B 2 S"], tiles: Tiles) -> Int[jax.Array, "B blocks 4"]:
     """Return for each block of queries the tiles that it sees, int32 [B, blocks, 4].
 
     The numbers are the first tile that a query sees, the first and the end of those that all queries see whole, and the

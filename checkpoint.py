@@ -51,10 +51,11 @@ from extraction.format.commit import (
     worker_folder,
 )
 from extraction.format.digests import digest_ids, digest_of
+from extraction.format.extension_names import extension_name
 from extraction.format.not_finite import NotFinite
 from extraction.format.records import Cursor
 from extraction.format.run_config import FORMAT, RUN, RunDescription, differences, over_same_streams, read_run
-from extraction.format.run_extension import Extent, RunExtension, extension_name
+from extraction.format.run_extension import Extent, RunExtension
 from extraction.storage import ObjectInfo, Storage
 
 

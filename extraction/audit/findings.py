@@ -35,7 +35,7 @@ from ..core.count_of import count_of
 from ..core.errors import DamagedData, TryAgain
 from ..core.printable import printable
 from ..format.digests import digest_of
-from ..format.run_extension import extension_name
+from ..format.extension_names import extension_name
 from .audited_run import AuditedRun
 from .recompute import Recomputation
 

@@ -1,4 +1,4 @@
-"""`extension-NNNN.json` of an output: further streams that a run has taken up.
+"""`extensions/NNNN.json` of an output: further streams that a run has taken up.
 
 In: the digest and the sizes of extended streams, or stored bytes that anybody may have changed. Out: `RunExtension`.
 Guarantee: an extension names the object before it by its digest, the first one `run.json`; equal streams give equal
@@ -13,8 +13,8 @@ from ..core.errors import DamagedData
 from ..core.strict_json import loads
 from ..storage import Storage
 from .digests import digest_of
+from .extension_names import list_extensions
 
-PREFIX = "extension-"
 _MOST = 16 << 20  # bytes; some 20 for each stream
 
 
@@ -42,23 +42,16 @@ class RunExtension:
         return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
-def extension_name(number: int) -> str:
-    """Return the name of an extension, counted from 1."""
-    return f"{PREFIX}{number:04d}.json"
-
-
 def read_extensions(storage: Storage, number_of_format: int, previous: str) -> tuple[RunExtension, ...]:
     """Return the extensions of a run, in order; `previous` is the digest of `run.json`.
 
     Raises DamagedData for a gap, or for one that is unreadable or does not follow the one before it.
     """
     found: list[RunExtension] = []
-    for number, info in enumerate(storage.list(PREFIX), 1):
-        if info.name != extension_name(number):
-            raise DamagedData(f"{storage}/{extension_name(number)} is missing, and {info.name} is there: restore it")
-        found.append(_parse(storage.read_small(info.name, _MOST), f"{storage}/{info.name}"))
+    for name in list_extensions(storage):
+        found.append(_parse(storage.read_small(name, _MOST), f"{storage}/{name}"))
         if (found[-1].format, found[-1].previous) != (number_of_format, previous):
-            raise DamagedData(f"{storage}/{info.name}: it does not follow the object before it, {previous}")
+            raise DamagedData(f"{storage}/{name}: it does not follow the object before it, {previous}")
         previous = found[-1].digest
     return tuple(found)
 

@@ -1,7 +1,7 @@
 """Extensions of streams: further streams beside those that exist, which stay as they are.
 
 In: a streams folder (local or gs://bucket/prefix). Out: the `Manifest` of all its streams. `manifest.json` has the
-first ones. `extension-NNNN.json`, counted from 1, names a folder in the streams folder whose `manifest.json` has the
+first ones. `extensions/NNNN.json`, counted from 1, names a folder in the streams folder whose `manifest.json` has the
 streams that were added; their numbers continue those before.
 
 Guarantee: each extension names the digest of its manifest and that of the part before it, so that the digest of the
@@ -14,10 +14,10 @@ from dataclasses import replace
 
 from ..core import strict_json
 from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound
+from ..format.extension_names import list_extensions
 from ..storage import Storage, check_name, open_storage
 from .manifest import MANIFEST_NAME, SCHEMA, Manifest, Part, canonical_json, parse_manifest, sha256
 
-PREFIX = "extension-"
 _KEYS = {"schema", "previous", "folder", "manifest"}
 
 
@@ -33,10 +33,7 @@ def load_manifest(location: Storage | str) -> Manifest:
     except ObjectNotFound:
         raise InvalidRequest(f"{location} holds no {MANIFEST_NAME}: not a folder of finished streams") from None
     parts = [Part("", first, first.digest)]
-    names = [info.name for info in home.list(PREFIX)]
-    for number, name in enumerate(names, 1):
-        if name != extension_name(number):
-            raise DamagedData(f"{home}: {extension_name(number)} is missing, and {name} is there: restore it")
+    for name in list_extensions(home):
         parts.append(_extension(home, name, parts[-1].digest))
     return join_parts(parts)
 
@@ -72,11 +69,6 @@ def up_to(manifest: Manifest, digest: str) -> Manifest | None:
 def home_of(home: Storage, part: Part) -> Storage:
     """Return the folder of a part, which the names of its files are relative to."""
     return open_storage(f"{home.location}/{part.folder}") if part.folder else home
-
-
-def extension_name(number: int) -> str:
-    """Return the name of an extension, counted from 1."""
-    return f"{PREFIX}{number:04d}.json"
 
 
 def encode_extension(previous: str, folder: str, manifest: Manifest) -> bytes:

@@ -16,6 +16,7 @@ from ..core.errors import InvalidRequest
 from ..core.progress_bar import track
 from ..format.batch_file import BatchRef
 from ..format.commit import commit_name
+from ..format.extension_names import extension_name
 from ..format.run_config import RUN
 from ..read.reader import ActivationReader
 from ..storage import backend_of, open_storage
@@ -59,7 +60,7 @@ def _require_finished(reader: ActivationReader) -> None:
 
 
 def _as_they_are(reader: ActivationReader) -> Iterator[File]:
-    """Yield run.json, measurements of parity, and the commits and batch files of each stream."""
+    """Yield run.json, its extensions, measurements of parity, and the commits and batch files of each stream."""
     storage = reader.storage
     for info in storage.list("parity-"):
         yield info.name, storage.read(info.name)
@@ -69,6 +70,8 @@ def _as_they_are(reader: ActivationReader) -> Iterator[File]:
             if batch in with_rows:
                 yield with_rows[batch].name, bytes(storage.view(with_rows[batch].name))
             yield commit_name(stream, batch), storage.read(commit_name(stream, batch))
+    for number in range(1, len(reader.run.extensions) + 1):
+        yield extension_name(number), storage.read(extension_name(number))
     yield RUN, storage.read(RUN)
 
 

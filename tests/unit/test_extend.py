@@ -139,7 +139,7 @@ def test_a_killed_extension_is_completed_by_the_same_command(tmp_path):
     assert check(tmp_path / "s").returncode == 0
     written = bytes_of(tmp_path / "s")
     assert extend(tmp_path / "s", source).returncode == 0
-    assert bytes_of(tmp_path / "s").keys() - written.keys() == {"extension-0001.json"}
+    assert bytes_of(tmp_path / "s").keys() - written.keys() == {"extensions/0001.json"}
     assert load_manifest(str(tmp_path / "s")).num_streams == 4
 
 
@@ -152,7 +152,7 @@ def test_of_two_extensions_at_the_same_time_one_is_made_and_the_other_is_refused
         extend_streams(streams, ["rival"], lambda home, _: fineweb.create(home, sources[1], 1), False)
         return fineweb.create(home, sources[0], 1)
 
-    with pytest.raises(TryAgain, match=r"extension-0001.json was made by another command at the same time"):
+    with pytest.raises(TryAgain, match=r"extensions/0001.json was made by another command at the same time"):
         extend_streams(streams, ["first"], with_rival, False)
     assert [one[0] for one in ids_of(tmp_path / "s")] == ["a/0", "c/0"]
     result = extend(tmp_path / "s", Path(sources[0]), dataset="fineweb", num_streams=1)
@@ -167,7 +167,7 @@ def test_damaged_extensions_are_named(tmp_path, damage):
     create(streams, write_lines(tmp_path / "in/a.jsonl", ["a", "b"]))
     for name in ("b", "c"):
         assert extend(streams, write_lines(tmp_path / f"in/{name}.jsonl", [name]), num_streams=1).returncode == 0
-    first = streams / "extension-0001.json"
+    first = streams / "extensions/0001.json"
     if damage == "gap":
         first.unlink()
     elif damage == "other streams before it":
@@ -176,7 +176,7 @@ def test_damaged_extensions_are_named(tmp_path, damage):
         (manifest,) = streams.glob("streams-0001-*/manifest.json")
         manifest.write_text(manifest.read_text() + "\n") if damage == "not its manifest" else manifest.unlink()
     result = check(streams)
-    name = "extension-0002.json" if damage == "other streams before it" else "extension-0001.json"
+    name = "extensions/0002.json" if damage == "other streams before it" else "extensions/0001.json"
     assert result.returncode == 65 and name in result.stderr, result.stderr
 
 
@@ -206,7 +206,7 @@ def test_a_run_takes_the_new_streams_up_and_leaves_the_old_ones(tmp_path):
     assert taken.returncode == 0, taken.stderr
     found = verify(output, "--deep", "--tokens", "--expect", json.loads(first.stdout)["digest"])
     assert found.returncode == 0 and "5 streams" in found.stdout and "18 records" in found.stdout
-    assert "extension-0002.json: streams 3 to 4, 4 records" in found.stdout
+    assert "extensions/0002.json: streams 3 to 4, 4 records" in found.stdout
     assert kept.items() <= bytes_of(output).items()
     assert len(ActivationReader(str(output))) > rows == len(reader)
     reader = ActivationReader(str(output))
@@ -215,7 +215,7 @@ def test_a_run_takes_the_new_streams_up_and_leaves_the_old_ones(tmp_path):
     assert old.returncode == 0 and "complete" in old.stderr
     refused = verify(output, "--streams", tmp_path / "old")
     assert refused.returncode == 78 and "was extended" in refused.stderr
-    (output / "extension-0001.json").unlink()
+    (output / "extensions/0001.json").unlink()
     assert verify(output).returncode == 65
 
 
@@ -232,9 +232,9 @@ def test_a_run_that_began_over_extended_streams_goes_on_after_the_next_extension
     assert extend(streams, corpus, dataset="fineweb", num_streams=1).returncode == 0
     assert workers.extract(streams, output, 0, "--stream", "any", "--idle-after", "0").returncode == 0
     assert verify(output, "--deep").returncode == 0
-    assert [path.name for path in output.glob("*.json")].count("extension-0001.json") == 1
+    assert [path.name for path in (output / "extensions").iterdir()] == ["0001.json"]
     other = workers.extract(tmp_path / "old", output, 0)  # these streams are not those of the run
     assert other.returncode == 78 and "manifest_digest" in other.stderr
-    name = output / "extension-0001.json"
+    name = output / "extensions/0001.json"
     name.write_text(name.read_text().replace('"format": 4', '"format": 3'))
     assert verify(output).returncode == 65

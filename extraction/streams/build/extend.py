@@ -1,6 +1,6 @@
 """Extend streams: make further streams in a folder of their own, then write the extension that names it.
 
-In: a streams folder, and a function that publishes new streams. Out: `extension-NNNN.json` (see `extensions`) and the
+In: a streams folder, and a function that publishes new streams. Out: `extensions/NNNN.json` (see `extensions`) and the
 folder that it names. Guarantee: nothing that exists is changed; the extension is written last and create-only, so that
 of two at the same time one is made and the other raises TryAgain. Source files that the streams have are left out by
 name; ids of copied records are compared with all ids of the streams. The same command again completes an interrupted
@@ -13,9 +13,10 @@ from typing import Any
 
 from ...core.errors import DamagedData, InvalidRequest, ObjectExists, TryAgain
 from ...core.fault_points import kill_point
+from ...format.extension_names import extension_name
 from ...storage import Storage, open_storage
 from ..columns import TOKENS
-from ..extensions import encode_extension, extension_name, join_parts, load_manifest, parts_of
+from ..extensions import encode_extension, join_parts, load_manifest, parts_of
 from ..manifest import Manifest, Part, canonical_json, is_outside, sha256
 from ..stream import open_stream
 from .check import id_problems

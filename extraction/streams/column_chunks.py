@@ -52,8 +52,26 @@ def pin_file(file: OpenFile, columns: Sequence[str]) -> "tuple[ParquetFacts, pya
     return replace(facts, content=content), metadata
 
 
+class _HeldBytes:
+    """Ranges of a file that are in memory, in `ranges`: (first byte, bytes)."""
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int, bytes]] = []
+
+    def part(self, begin: int, end: int) -> bytes:
+        """Return a range of the held bytes."""
+        for first, data in self.ranges:
+            if first <= begin < first + len(data):
+                return data[begin - first : end - first]
+        return b""
+
+
 class ColumnChunks:
-    """The column chunks of an open file. Not for use by several threads."""
+    """The column chunks of an open file. Not for use by several threads.
+
+    Arrow keeps what its file reads from, and Python finds no cycle through Arrow: that is why the held bytes are an
+    object of their own, which does not know this one.
+    """
 
     def __init__(self, file: OpenFile, metadata: "pyarrow.parquet.FileMetaData"):
         import pyarrow.parquet
@@ -62,11 +80,11 @@ class ColumnChunks:
         self._file = file
         self._row_group = 0
         self._spans: dict[str, list[tuple[int, int]]] = {}  # of the columns that are held
-        self._held: list[tuple[int, bytes]] = []  # (first byte, bytes)
+        self._held = _HeldBytes()
         with damage_named(file.name):
             size = file.handle.seek(0, io.SEEK_END)
             self._parquet = pyarrow.parquet.ParquetFile(
-                RangedFile(self._part, size), metadata=metadata, pre_buffer=False, page_checksum_verification=True,
+                RangedFile(self._held.part, size), metadata=metadata, pre_buffer=False, page_checksum_verification=True,
                 buffer_size=BUFFER,
             )  # fmt: skip
 
@@ -83,21 +101,22 @@ class ColumnChunks:
 
         Raises DamagedData when the file ends before them.
         """
-        self._row_group, self._spans, self._held = row_group, {c: self._spans_of(row_group, c) for c in columns}, []
+        self._row_group, self._spans = row_group, {c: self._spans_of(row_group, c) for c in columns}
+        self._held.ranges = []
         for begin, end in _joined(sorted(set(chain.from_iterable(self._spans.values())))):
             with damage_named(self._place):
                 self._file.handle.seek(begin)
                 data = self._file.handle.read(end - begin)
             if len(data) < end - begin:
                 raise DamagedData(f"{self._place}: the file ends before byte {end}")
-            self._held.append((begin, data))
+            self._held.ranges.append((begin, data))
 
     def crc32c(self, column: str) -> int:
         """Return the crc32c over the chunks of a column that is held."""
         checksum = google_crc32c.Checksum()
         for begin, end in self._spans[column]:
             for at in range(begin, end, BUFFER):  # a copy of a whole chunk would double the memory
-                checksum.update(self._part(at, min(at + BUFFER, end)))
+                checksum.update(self._held.part(at, min(at + BUFFER, end)))
         return int.from_bytes(checksum.digest(), "big")
 
     def check(self, pinned: ParquetFacts) -> None:
@@ -145,7 +164,7 @@ class ColumnChunks:
         self.hold(row_group, columns)
         self.check(pinned)
         yield from self.decode(*rows)
-        self._held = []
+        self._held.ranges = []
 
     def _spans_of(self, row_group: int, column: str) -> list[tuple[int, int]]:
         """Return (begin, end) of the chunks of a column; a nested column has several, with names below its own."""
@@ -155,13 +174,6 @@ class ColumnChunks:
                 begin = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
                 spans.append((begin, begin + chunk.total_compressed_size))
         return spans
-
-    def _part(self, begin: int, end: int) -> bytes:
-        """Return a range of the held bytes."""
-        for first, data in self._held:
-            if first <= begin < first + len(data):
-                return data[begin - first : end - first]
-        return b""
 
     @property
     def _place(self) -> str:

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import random
+import weakref
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,8 @@ from extraction.core.errors import DamagedData
 from extraction.datasets import Origin, Row, fineweb, publish_rows
 from extraction.storage import open_storage
 from extraction.streams import stream as reading
+from extraction.streams.column_chunks import open_chunks
+from extraction.streams.parquet import Files
 from extraction.streams.stream import load_manifest, open_stream
 from tests.helpers.corpora import column_chunks
 from tests.helpers.workers import extract, make_streams, python, verify
@@ -161,3 +164,14 @@ def test_what_pins_content_is_the_crc32c_of_the_columns_that_are_read(source, tm
         expected[column].append(google_crc32c.value(data[begin:end]))
     (file,) = json.loads((streams / "manifest.json").read_text())["files"]
     assert file["content"] == expected
+
+
+def test_the_bytes_of_a_row_group_are_released_with_its_file(source, tmp_path):
+    """Arrow would keep them for ever if the file that it reads from knew the object that has it."""
+    file = load_manifest(str(make_streams(source, tmp_path / "streams"))).files[0]
+    with open_chunks(Files(), file) as chunks:
+        chunks.hold(0, ("text",))
+        assert sum(table.num_rows for _, table in chunks.decode()) > 0
+        seen = weakref.ref(chunks)
+    del chunks
+    assert seen() is None

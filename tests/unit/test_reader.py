@@ -51,7 +51,7 @@ def test_opening_a_bucket_costs_no_request_for_each_object(gcs):
     gcs.history.clear()
     ActivationReader("gs://bucket/run")
     requests = [what for _, _, what, status in gcs.history if status < 300]
-    assert requests == ["read run/run.json", "list run/extension-", "list run/"]
+    assert requests == ["read run/run.json", "list run/extensions/", "list run/"]
 
 
 def test_rows_are_every_token_once_in_order(anywhere):

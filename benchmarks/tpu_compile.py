@@ -3,7 +3,7 @@
 In: nothing; needs libtpu (extra `tpu`) and no TPU. Out, for each model and slice: operations over the model's own, in
 products with weights, and in all with what the attention kernel multiplies in rows of one document; peak memory over
 weights, results and one block; activations copied in the loop over layers, but for what is captured; weights widened
-to float32. Cost: about 15 CPU seconds for each model and slice.
+to float32; CPU seconds of tracing and compilation. Cost: 15 to 60 CPU seconds for each model and slice.
 
     python benchmarks/tpu_compile.py --output benchmarks/results/tpu_compile.json
 """
@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,11 +41,41 @@ CASES = [
     Case("gemma-2-9b", "v5p-8", (1, 4), 2, 8192),
     Case("Qwen3-30B-A3B", "v5p-8", (2, 2), 8, 2048),
     Case("Qwen3-30B-A3B", "v6e-8", (2, 4), 8, 2048),
+    # The largest published model of each further family.
+    Case("opt-125m", "v5litepod-1", (1, 1), 32, 2048),
+    Case("gpt-neo-125m", "v5litepod-1", (1, 1), 32, 2048),
+    Case("bloomz-560m", "v5litepod-1", (1, 1), 16, 2048),
+    Case("gpt_j", "v5litepod-4", (2, 2), 8, 2048),
+    Case("gemma_2b", "v5litepod-4", (4, 1), 16, 2048),
+    Case("granite-3.1-2b-base", "v5litepod-4", (4, 1), 8, 2048),
+    Case("SmolLM3-3B", "v6e-4", (4, 1), 16, 2048),
+    Case("phi-4", "v5litepod-4", (4, 1), 8, 2048),
+    Case("Olmo-3-7B", "v5litepod-8", (4, 2), 16, 2048),
+    Case("glm-4-9b-hf", "v6e-4", (2, 2), 8, 2048),
+    Case("GLM-4-9B-0414", "v6e-4", (2, 2), 8, 2048),
+    Case("stablelm-2-12b", "v6e-4", (2, 2), 8, 2048),
+    Case("c4ai-command-r7b-12-2024", "v6e-4", (2, 2), 8, 2048),
+    Case("Mistral-Small-3.2-24B", "v5p-8", (2, 2), 8, 2048),
+    Case("gemma-4-E4B", "v6e-4", (2, 2), 8, 2048),
+    Case("gemma-4-31B", "v5p-8", (1, 4), 4, 4096),
+    Case("google--gemma-4-26B-A4B", "v5p-8", (1, 4), 4, 2048),
+    Case("Qwen--Qwen3.5-27B", "v5p-8", (2, 2), 8, 2048),
+    Case("Qwen--Qwen3.5-35B-A3B", "v5p-8", (2, 2), 8, 2048),
+    Case("Qwen3-Next-80B-A3B-Instruct", "v5p-8", (1, 4), 4, 2048),
+    Case("openai--gpt-oss-20b", "v5p-8", (2, 2), 8, 2048),
+    Case("openai--gpt-oss-120b", "v5p-8", (1, 4), 4, 2048),
+    Case("OLMoE-1B-7B-0924", "v6e-1", (1, 1), 4, 2048),
+    Case("qwen2moe", "v6e-4", (1, 4), 4, 2048),
+    Case("Mixtral-8x7B-v0.1", "v5p-8", (1, 4), 4, 2048),
+    Case("deepseek_v2_lite", "v6e-4", (1, 4), 4, 2048),
+    Case("Moonlight-16B-A3B", "v6e-4", (1, 4), 4, 2048),
 ]
 
 
-def measure(case: Case) -> dict:
-    step = CompiledStep.of(case)
+def measure(case: Case, effort: float) -> dict:
+    begin = time.process_time()
+    step = CompiledStep.of(case, effort)
+    cpu_seconds = time.process_time() - begin
     moved = [shape for shape in step.moved() if not (shape[0] == 1 and len(shape) == 4)]
     return {
         "model": case.model,
@@ -59,13 +90,16 @@ def measure(case: Case) -> dict:
         "peak_bytes": step.program.memory_analysis().peak_memory_in_bytes,
         "copies": moved,
         "widened": sorted(step.widened()),
+        "effort": effort,
+        "compile_cpu_seconds": round(cpu_seconds, 1),
     }
 
 
 @click.command()
+@click.option("--effort", default=0.0, show_default=True, help="The compiler's, from -1 (several times faster) to 1.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
-def main(as_json: bool, output: Path | None) -> None:
+def main(effort: float, as_json: bool, output: Path | None) -> None:
     """Compile and count."""
     results: dict[str, object] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -75,7 +109,7 @@ def main(as_json: bool, output: Path | None) -> None:
         "steps": [],
     }
     for case in CASES:
-        found = measure(case)
+        found = measure(case, effort)
         results["steps"].append(found)
         if not as_json:
             told = ", ".join(f"{key} {found[key]}" for key in ("products", "arithmetic", "memory", "copies"))

@@ -118,7 +118,9 @@ def counts_of(compiled: jax.stages.Compiled, config: ModelConfig, options: StepO
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     if cost is None or memory is None:
         raise RuntimeError("the compiler of this platform does not count the operations and memory of a step")
-    flops = loop_repeats(config, options) * cost["flops"] + _mixing_flops(config, options, _uncounted)
+    flops = loop_repeats(config, options) * cost["flops"]
+    if not config.alibi:  # ALiBi has no kernel
+        flops += _mixing_flops(config, options, _uncounted)
     return Counts(flops, _traffic(config, options), memory.peak_memory_in_bytes, "counted by the compiler")
 
 

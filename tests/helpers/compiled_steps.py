@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 
 from extraction.models.accelerators import SLICES, Accelerator, describe
-from extraction.models.config import ModelConfig
+from extraction.models.config import LayerKind, ModelConfig
 from extraction.models.config_file import read_model_config
 from extraction.models.cost import counts_of, ideal_flops, loop_repeats
 from extraction.models.mesh import MeshShape
@@ -106,16 +106,19 @@ class CompiledStep:
         return counted / ideal_flops(self.config, alone)
 
     def memory(self) -> float:
-        """Peak over weights, results (in the scan, and on their way out) and the tensors of one block."""
+        """Peak over weights, results (in the scan, and on their way out) and the tensors of the largest block."""
         config, found = self.config, self.program.memory_analysis()
-        kind = config.layers[0]
-        heads = (2 * kind.num_heads + 2 * kind.num_kv_heads) * max(kind.head_width, LANES)
-        inner = 2 * kind.mlp_width
-        if kind.experts:  # each expert of a token has a copy of its own, on the way in and out
-            inner = kind.experts.per_token * (inner + 2 * config.width)
-        block = 2 * self.tokens * (3 * config.width + max(heads, inner)) / self.devices
+        block = 2 * self.tokens * (3 * config.width + max(map(self._inside, set(config.layers)))) / self.devices
         needed = found.argument_size_in_bytes + 2 * found.output_size_in_bytes + block
         return found.peak_memory_in_bytes / needed
+
+    def _inside(self, kind: LayerKind) -> int:
+        """Elements of one token inside attention or the mlp of a layer, the larger of them."""
+        heads = (2 * kind.num_heads + 2 * kind.num_kv_heads) * max(kind.head_width, LANES)
+        inner = 2 * kind.inner_width
+        if kind.experts:  # each expert of a token has a copy of its own, on the way in and out
+            inner += kind.experts.per_token * 2 * self.config.width
+        return max(heads, inner)
 
     def widened(self) -> set[tuple[int, ...]]:
         """Shapes, sorted, that a weight matrix has and a float32 tensor."""

@@ -1,5 +1,7 @@
 """What is stored of rows: values, codes and scales to the half step, also where a row is not finite, zero or tiny."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.slow
 N, WIDTH = 12, 32
 NAN, INF, ZERO, TINY, HUGE = range(5)
 SCALED = sorted(LARGEST_CODE)
+MESH = mesh_of(MeshShape(1, 1), jax.devices())
 
 
 def make_rows() -> np.ndarray:
@@ -29,12 +32,15 @@ def make_rows() -> np.ndarray:
     return rows
 
 
+@cache
+def compiled_store(dtype: str):
+    return jax.jit(Compaction(dtype, 2, Layout(MESH)).store)
+
+
 def stored(rows: np.ndarray, dtype: str):
     """Values as they are read, codes, and what is known of the first ten rows."""
-    mesh = mesh_of(MeshShape(1, 1), jax.devices())
-    compaction = Compaction(dtype, 2, Layout(mesh))
-    with jax.set_mesh(mesh):
-        found = jax.jit(compaction.store)(jnp.asarray(rows)[None], jnp.array([10], jnp.int32))
+    with jax.set_mesh(MESH):
+        found = compiled_store(dtype)(jnp.asarray(rows)[None], jnp.array([10], jnp.int32))
     buffer, stacked = Buffer("x", WIDTH), jax.tree.map(lambda field: field[None], found)
     values, facts = StepOutput({buffer: stacked}, {"x": Capture(buffer, 0)}, [np.arange(10)]).get()
     return values["x"], np.asarray(found.values)[0, :10], facts["x"]

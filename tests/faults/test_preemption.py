@@ -68,9 +68,9 @@ def wait_for_line(worker, word):
 
 
 def test_while_it_starts(undisturbed, tmp_path):
-    for seconds in (0.3, 0.5, 0.7):  # of a start that takes more than one
-        worker = start_interpreter(undisturbed[0], tmp_path / "output")
-        time.sleep(seconds)
+    for module in ("click", "numpy", "jax"):
+        worker = start_interpreter(undisturbed[0], tmp_path / "output", verbose="1")
+        wait_for_line(worker, f"import '{module}' #")
         assert "finishing what is in flight" not in stop(worker, times=2)
     assert committed(open_storage(str(tmp_path / "output"))) == []
 

@@ -77,7 +77,7 @@ class Cluster:
 
     def __exit__(self, *error: object) -> None:
         self.run("scancel", "--user=root", check=False)
-        time.sleep(1)
+        self.until(lambda: not self.run("squeue", "--noheader", check=False), "the end of its jobs")
         for process in reversed(self.processes):
             process.terminate()
             process.wait(20)

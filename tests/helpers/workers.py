@@ -118,9 +118,9 @@ def start(streams: object, output: object, worker_id: int = 0, *more: object, **
     return _start(ROOT / "extract_activations.py", arguments_for(streams, output, worker_id, *more), environment)
 
 
-def start_interpreter(streams: object, output: object) -> subprocess.Popen:
-    """The same as an interpreter of its own, which imports the library first."""
-    return start(streams, output, PYTHONVERBOSE="")
+def start_interpreter(streams: object, output: object, verbose: str = "") -> subprocess.Popen:
+    """The same as an interpreter of its own, which imports the library first, and names each module if `verbose`."""
+    return start(streams, output, PYTHONVERBOSE=verbose)
 
 
 def extract_here(streams: object, output: object, *more: object) -> None:

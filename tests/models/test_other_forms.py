@@ -11,7 +11,6 @@ import sys
 import pytest
 
 from extraction.core.errors import InvalidRequest
-from extraction.models import location
 from extraction.models.location import locate_model
 from extraction.storage import open_storage
 from tests.helpers.fake_hub import FakeHub
@@ -94,7 +93,7 @@ def test_an_adapter_beside_a_model_is_ambiguous(models, tmp_path):
 
 
 def test_in_a_bucket(model, gcs, monkeypatch, tmp_path):
-    monkeypatch.setattr(location, "_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
     adapter_in(model)
     storage = open_storage("gs://bucket/adapter")
     for path in model.iterdir():

@@ -13,7 +13,6 @@ from extract_activations import cli
 from extraction.batching.tokenizer import RecordTokenizer
 from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.format.records import Record
-from extraction.models import location
 from extraction.tools.parity import Distance
 from extraction.tools.reference_ids import OurIds, compare_ids
 from tests.helpers.workers import MODEL, ROOT, make_streams, text_of, write_corpus
@@ -104,7 +103,7 @@ def test_a_tokenizer_that_is_not_of_the_model_is_refused(tmp_path):
 
 
 def test_a_model_in_a_bucket_has_to_be_copied_first(gcs, monkeypatch, tmp_path):
-    monkeypatch.setattr(location, "_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
     gcs.land("model/config.json", (MODEL / "config.json").read_bytes(), None)
     with pytest.raises(InvalidRequest, match="parity needs a folder on this machine"):
         parity("--text", "/dev/null", "--model", "gs://bucket/model")

@@ -11,7 +11,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from extraction.core.errors import DamagedData, InvalidRequest, PermissionDenied
-from extraction.models import location, tensors
+from extraction.models import tensors
 from extraction.models.config_file import read_model_config
 from extraction.models.location import ModelFolder, locate_model
 from extraction.models.step import load_step
@@ -332,7 +332,7 @@ def test_the_host_holds_the_largest_tensor_and_a_margin(tmp_path, monkeypatch):
 @pytest.fixture
 def in_bucket(models, gcs, monkeypatch, tmp_path):
     """Puts the tiny Llama in two files and an index into the bucket; returns its place and its objects."""
-    monkeypatch.setattr(location, "_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
     folder = shutil.copytree(models("llama").folder, tmp_path / "upload")
     split(folder)
     storage = open_storage("gs://bucket/models/tiny")
@@ -344,7 +344,7 @@ def in_bucket(models, gcs, monkeypatch, tmp_path):
 def test_a_model_in_a_bucket_is_read_in_ranges_and_only_small_files_are_kept(models, in_bucket, gcs, tmp_path):
     folder = locate_model(in_bucket[0])
     assert (folder.name, folder.revision) == ("tiny", None)
-    kept = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    kept = {path.name for path in (tmp_path / ".cache").rglob("*") if path.is_file()}
     assert "config.json" in kept and not any(name.endswith(".safetensors") for name in kept)
     gcs.history.clear()
     assert locate_model(in_bucket[0]) == folder

@@ -23,8 +23,14 @@ from tests.helpers.runs import make_run
 from tests.helpers.workers import MODEL, python
 
 
-def test_a_json_line_has_what_cloud_logging_reads(capsys, monkeypatch):
-    monkeypatch.setattr(logs, "_chosen", "json")
+@pytest.fixture
+def as_json():
+    logs.use_format("json")
+    yield
+    logs.use_format("text")
+
+
+def test_a_json_line_has_what_cloud_logging_reads(capsys, as_json):
     logs.say('with "quotes"\nand lines', "WARNING", worker=3)
     line = capsys.readouterr().err
     assert line.count("\n") == 1

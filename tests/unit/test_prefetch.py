@@ -11,12 +11,12 @@ from extraction.core.errors import DamagedData
 from extraction.core.threads import in_background, prefetch
 
 
-def settled(count):
-    """Wait until `count` no longer changes; its value."""
-    before = None
-    while before != (before := count()):
-        time.sleep(0.05)
-    return before
+def wait_for(items, number):
+    """Wait until there are so many items; those who made more fail here or once they have ended."""
+    deadline = time.monotonic() + 30
+    while len(items) < number and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert len(items) == number
 
 
 def test_the_same_items_in_order():
@@ -30,7 +30,9 @@ def test_no_more_is_made_than_may_wait(depth):
     items = in_background((made.append(i) or i for i in range(100)), depth)
     for taken in range(1, 5):
         next(items)
-        assert settled(lambda: len(made)) == taken + depth
+        wait_for(made, taken + depth)
+    items.close()
+    assert len(made) == 4 + depth
 
 
 def test_an_error_comes_after_the_items_before_it_and_says_where_it_was():
@@ -80,7 +82,9 @@ def test_prefetch_loads_no_more_than_its_depth(pool, depth):
     results = prefetch(range(100), loaded.append, depth, pool)
     for taken in range(1, 5):
         next(results)
-        assert settled(lambda: len(loaded)) == taken + depth
+        wait_for(loaded, taken + depth)
+    pool.shutdown()
+    assert len(loaded) == 4 + depth
 
 
 def broken_source():
@@ -112,7 +116,7 @@ def test_closing_a_prefetch_cancels_what_has_not_begun():
     with ThreadPoolExecutor(1) as one:
         results = prefetch(range(100), load, 8, one)
         next(results)
-        settled(lambda: len(begun))
+        wait_for(begun, 2)
         results.close()
         going_on.set()
     assert begun == [0, 1]

@@ -195,9 +195,9 @@ def test_row_groups_are_read_ahead_within_a_budget(tmp_path, monkeypatch):
         deadline = time.monotonic() + 5
         while len(read) < ahead and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(0.1)  # long enough for what must not happen
         assert len(read) == ahead
         records.close()
+        assert len(read) == ahead
 
 
 def open_files() -> list[Path]:

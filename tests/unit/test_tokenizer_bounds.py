@@ -66,13 +66,12 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 def test_a_text_beyond_the_bound_is_named_and_those_before_it_are_not_lost(monkeypatch):
-    monkeypatch.setattr(bounds, "MOST_CHARACTERS", 1000)
-    monkeypatch.setattr(bounds, "_LEAST", 256)
+    monkeypatch.setattr(bounds, "MOST_CHARACTERS", 10_000)
     tokenizer = RecordTokenizer(MODEL)
-    records = [Record(0, "short", "a b"), Record(1, "long", "a " * 501), Record(2, "next", "c")]
+    records = [Record(0, "short", "a b"), Record(1, "long", "a " * 5001), Record(2, "next", "c")]
     found = tokenizer.tokenize(records)
     assert next(found).id == "short"
-    with pytest.raises(DamagedData, match="record long: its text has 1,002 characters"):
+    with pytest.raises(DamagedData, match="record long: its text has 10,002 characters"):
         next(found)
     assert [record.id for record in tokenizer.tokenize(records, most=4)] == ["short", "long", "next"]
 
@@ -98,7 +97,6 @@ def test_a_text_on_which_an_expression_explodes_is_named(bomb):
         list(bomb.tokenize(records))
 
 
-def test_a_pipeline_that_does_not_end_is_given_up(monkeypatch):
-    monkeypatch.setattr(bounds, "_SECONDS", 0.05)
+def test_a_pipeline_that_does_not_end_is_given_up():
     with pytest.raises(DamagedData, match="records a to b: the tokenizer did not end within 0 s"):
-        bounds.within_time(threading.Event().wait, [Record(0, "a", "x"), Record(1, "b", "")])
+        bounds.within_time(threading.Event().wait, [Record(0, "a", "x"), Record(1, "b", "")], 0.05)

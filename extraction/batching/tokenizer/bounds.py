@@ -15,7 +15,7 @@ from ...format.records import Record
 MOST_CHARACTERS = 16 << 20  # tokenized at once: some 130 bytes of memory for each, 2 GiB
 _PER_TOKEN, _LEAST = 32, 4096  # characters that are tried first
 _MARGIN = 64  # ids at the end of a shortened text that may differ
-_SECONDS, _CHARACTERS_PER_SECOND = 60.0, 10_000  # a thousandth of the rate of a slow core
+_CHARACTERS_PER_SECOND = 10_000  # a thousandth of the rate of a slow core
 Result = TypeVar("Result")
 
 
@@ -59,8 +59,10 @@ def shortened(text: str, most: int, encode: Callable[[str], list[int]]) -> str:
     return text
 
 
-def within_time(act: Callable[[], Result], records: list[Record]) -> Result:
+def within_time(act: Callable[[], Result], records: list[Record], least: float = 60.0) -> Result:
     """Return the result of `act`, which tokenizes these records. Raises DamagedData if it takes far too long.
+
+    `least` is the time in seconds that records without text have.
 
     A regular expression of a tokenizer.json may take years on a text that is made for it. The thread is left behind.
     """
@@ -74,7 +76,7 @@ def within_time(act: Callable[[], Result], records: list[Record]) -> Result:
 
     thread = threading.Thread(target=work, name="tokenizer", daemon=True)
     thread.start()
-    seconds = _SECONDS + sum(len(record.text) for record in records) / _CHARACTERS_PER_SECOND
+    seconds = least + sum(len(record.text) for record in records) / _CHARACTERS_PER_SECOND
     thread.join(seconds)
     if not found:
         raise DamagedData(

@@ -21,6 +21,13 @@ settings.register_profile("no-deadline", deadline=None)  # a busy machine makes 
 settings.load_profile("no-deadline")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Without slow tests, do not import the files that have no others: they bring torch and jax."""
+    if config.option.markexpr == "not slow" and collection_path.name.startswith("test_"):
+        return "\npytestmark = pytest.mark.slow\n" in collection_path.read_text() or None
+    return None
+
+
 @pytest.fixture
 def gcs(monkeypatch):
     """A running GCS server with the bucket `bucket`; this process and its children are pointed at it."""

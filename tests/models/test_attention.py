@@ -113,7 +113,8 @@ for kv_heads, mesh in ((4, (2, 2)), (2, (1, 4)), (1, (1, 4))):
         check(OnEachDevice(attend_splash), drawn(150, heads=8, kv_heads=kv_heads), RULES["causal"])
         check(OnEachDevice(attend_splash), drawn(150, heads=8, kv_heads=kv_heads), RULES["window"], sinks=sinks)
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
     )

@@ -13,6 +13,8 @@ from extraction.tools.parity import TorchReference
 from tests.helpers.tiny_configs import CONFIGS
 from tests.helpers.tiny_models import TinyModel, documents, error, load, make_model, run
 
+pytestmark = pytest.mark.slow
+
 BLOCK = 32
 
 
@@ -54,7 +56,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
 def test_a_packed_model_is_that_which_transformers_expands(folder):
     hooks = ["blocks.0.hook_mlp_out", "blocks.1.mlp.hook_router_logits", "ln_final.hook_normalized"]
     reference = TorchReference.load(ModelFolder(folder, str(folder), None), hooks)
@@ -64,7 +65,6 @@ def test_a_packed_model_is_that_which_transformers_expands(folder):
         assert error(ours[hook], np.concatenate([values[hook] for values in alone])) < 1e-5, hook
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -82,7 +82,6 @@ def test_scales_that_do_not_fit_are_named(folder, change, message):
         load(folder, ("blocks.1.hook_mlp_out",))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["olmoe", "deepseek_v3"])
 def test_experts_may_be_saved_in_one_tensor(tmp_path, name):
     model = TinyModel(name, tmp_path, save_original_format=False)

@@ -8,6 +8,8 @@ import pytest
 from extraction.models.mixture import dot_by_blocks, grouped_dot
 from tests.helpers.tiny_models import error
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("sizes", [[700, 0, 1, 63, 64, 65, 107], [0, 0, 0, 0, 0, 0, 1000], [1000, 0, 0, 0, 0, 0, 0]])
 def test_each_row_is_multiplied_by_the_kernel_of_its_group(sizes):

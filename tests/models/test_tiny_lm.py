@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "examples/tiny-lm"
 GRIDS = "".join(f"Input:\n2x3\n1 {i}00\n2 0{i}0\nOutput:\n2x3\n1 00{i}\n2 0{i}0\n\n" for i in range(1, 6))
 DOCSTRING = "Return the value of the given key.\n\nParameters\n----------\nname : str\n    The name of the file.\n"

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-from transformers import AutoTokenizer
 
 from extraction.batching.tokenizer import RecordTokenizer
 from extraction.core.errors import InvalidRequest
@@ -31,6 +30,7 @@ def setting(folder, template):
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {"chat_template": template}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "write",
     [
@@ -40,6 +40,8 @@ def setting(folder, template):
     ],
 )
 def test_a_conversation_is_written_as_transformers_does(folder, write):
+    from transformers import AutoTokenizer  # slow to import
+
     write(folder)
     theirs = AutoTokenizer.from_pretrained(folder)
     expected = theirs.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from transformers import AutoTokenizer
 
 from create_dataset_streams import cli
 from extraction.batching.token_selection import Selection, Selector
@@ -54,8 +53,11 @@ def said(conversation, name):
     return [conversation.text[first:last] for first, last in conversation.spans.get(name, [])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["CHATML", "TRIMMED", "MERGED", "THINKING", "BRACKETS"])
 def test_the_text_is_that_of_transformers_and_each_span_is_what_was_said(model, template):
+    from transformers import AutoTokenizer  # slow to import
+
     folder = model(getattr(templates, template))
     talk = TALK[1:] if template == "BRACKETS" else TALK
     expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(talk, tokenize=False)

@@ -38,6 +38,7 @@ def test_npy_is_every_token_in_order(output, tmp_path):
     assert np.array_equal(tokens - 100 * index - 100_000 * stream, np.load(tmp_path / "out/positions.npy"))
 
 
+@pytest.mark.slow
 def test_rows_with_a_scale_are_exported_as_values(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "DTYPE", np.dtype(np.int8))
     make_run(open_storage(str(tmp_path / "run")), STREAMS)
@@ -55,6 +56,7 @@ def chunks_of(folder, name):
     return [load_file(path) for path in sorted((folder / name).glob("chunk-*.safetensors"))]
 
 
+@pytest.mark.slow
 def test_openmoss_chunks_have_its_names_and_keys(output, tmp_path):
     torch = pytest.importorskip("torch")
     assert export(output, "openmoss", str(tmp_path / "out"), ExportOptions()) == len(ALL_TOKENS)
@@ -67,6 +69,7 @@ def test_openmoss_chunks_have_its_names_and_keys(output, tmp_path):
             assert chunk["mask"].tolist() == chunk["attention_mask"].tolist() == [1] * len(chunk["tokens"])
 
 
+@pytest.mark.slow
 def test_openmoss_rows_are_records_padded_and_masked(tmp_path, monkeypatch):
     """The run says that token 100 begins records, which OpenMOSS does not train on; a file holds 4 rows."""
     load_file = pytest.importorskip("safetensors.torch").load_file

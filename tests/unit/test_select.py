@@ -62,6 +62,7 @@ def shuffled_ways(output, select):
     yield pytest.importorskip("extraction.read.torch").TorchActivations(output, HOOK, options, select)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", SELECTIONS, ids=str)
 def test_every_way_of_reading_has_the_rows_of_the_selection(output, select):
     rows, reader = wanted(select), ActivationReader(output, select)

@@ -16,8 +16,8 @@ largest. Ours are packed with other documents; theirs are transformers' model in
 document at a time. *Worst token* is the largest relative error of one token there. SmolLM2 has its published weights
 (dequantised from a GGUF file) and reads paragraphs of the project's pages; the others are tiny random models, one for
 each model type. In bfloat16 a mixture may choose other experts where two scores are near: *other experts* is the
-share of such tokens in the worst layer; their values differ entirely, also in later layers. The tests hold all of these
-models, and one or more with unusual settings for each family, to 1e-5 in float32 at every hook point.
+share of such tokens in the worst layer; their values differ entirely, also in later layers. The tests compare these
+models, and one or more with unusual settings for each family, in float32 at every hook point.
 
 | model type | float32 | where | worst token | bfloat16 | where | worst token | other experts |
 |---|---|---|---|---|---|---|---|"""

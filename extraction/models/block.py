@@ -41,6 +41,7 @@ from .modules import (
     ToHeads,
     UnbiasedLayerNorm,
     WideRMSNorm,
+    over_rms,
     times,
 )
 from .per_layer_embeddings import PerLayerEmbedding
@@ -97,6 +98,14 @@ class Shared:
         rotations = {(rope, width): rotation(positions, segment_ids, width, rope) for rope, width in wanted}
         return cls(segment_ids, positions, rotations)
 
+    def seen_together(self, kind: LayerKind) -> jax.Array:
+        """Return int32 [B, T]: the segments, or where attention is chunked a number of its own for each chunk."""
+        length = self.segment_ids.shape[1]
+        if not kind.chunked or kind.window is None or kind.window >= length:
+            return self.segment_ids
+        first = (self.segment_ids - 1) * -(-length // kind.window) + 1
+        return jnp.where(self.segment_ids > 0, first + self.positions // kind.window, 0)
+
     def turning(self, kind: LayerKind) -> Callable[[jax.Array], jax.Array]:
         """Return the function that rotates heads [B, T, H, R] of a kind of layer, which has a rotation."""
         if kind.rope is None:
@@ -135,12 +144,15 @@ class Attention(nnx.Module):
         if self.kind.rope is not None:
             turn = shared.turning(self.kind)
             q, k = turn(q), turn(k)
-            if self.kind.rope.query_growth:
-                q *= query_scale(shared.positions, self.kind.rope).astype(q.dtype)
+        if self.kind.unit_heads:
+            q, k = (over_rms(heads, self.config.norm_epsilon).astype(heads.dtype) for heads in (q, k))
+        if self.kind.growth:
+            q *= query_scale(shared.positions, self.kind.growth).astype(q.dtype)
         if self.config.scaled_by_layer:
             q = (q.astype(jnp.float32) / jnp.asarray(shared.layer + 1, jnp.float32)).astype(q.dtype)
         sinks = None if self.sinks is None else self.sinks[...]
-        z = attention(q, k, v, shared.segment_ids, rule_of(self.config, self.kind, x.shape[1]), sinks)  # [B, T, H, Dh]
+        rule = rule_of(self.config, self.kind, x.shape[1])
+        z = attention(q, k, v, shared.seen_together(self.kind), rule, sinks)  # [B, T, H, Dh]
         if self.config.output_gate:
             z = z * jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).astype(z.dtype)
         tap("attn.hook_z", z.reshape(*x.shape[:2], -1))

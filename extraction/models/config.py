@@ -13,7 +13,6 @@ from .hooks import EMBED_HOOK, FINAL_HOOK, HOOK_KINDS, kind_of, layer_of
 class Rope:
     """Rotary embedding. `fraction` of a head's width is rotated; `attention_factor` scales the result.
 
-    `query_growth`: at position p, q is scaled by 1 + growth * log(1 + floor(p / original_max_positions)).
     `interleaved`: each even column is rotated against the next one, not the first half against the second.
 
     `kind` is `default`, `linear`, `llama3`, `yarn`, `dynamic`, `longrope` or `proportional`, which has the frequencies
@@ -35,9 +34,17 @@ class Rope:
     attention_factor: float = 1.0
     fraction: float = 1.0
     interleaved: bool = False
-    query_growth: float = 0.0
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class QueryGrowth:
+    """The factor 1 + rate * log(1 + floor((p + ahead) / every)) of q at position p of a document."""
+
+    rate: float
+    every: int
+    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,9 @@ class Experts:
         width: that of one expert where a dense mlp of `mlp_width` runs beside the mixture, else None.
         biases: whether the router and the linear maps of the experts have biases.
         gate: the gated product of an expert; None for that of a dense mlp.
-        sigmoid: whether scores are sigmoids of the router's output, and a learned correction is added for the choice;
-            else they are its softmax.
+        sigmoid: whether scores are sigmoids of the router's output; else they are its softmax.
+        corrected: whether a learned correction is added to the scores for the choice.
+        scaled_input: whether a weight multiplies what its expert reads, not the expert's output.
         groups: the groups that limit the choice, None for none.
         scale: a factor of the weights.
         shared_width: the width of an mlp that sees every token beside the chosen experts, None for none.
@@ -84,6 +92,8 @@ class Experts:
     biases: bool = False
     gate: ClampedGate | None = None
     sigmoid: bool = False
+    corrected: bool = False
+    scaled_input: bool = False
     groups: Groups | None = None
     scale: float = 1.0
     shared_width: int | None = None
@@ -126,6 +136,9 @@ class LayerKind:
         mlp_width: F; for a mixture, of one expert.
         rope: the rotation of q and k, None for none.
         window: tokens that attention sees, its own included; None for all before it.
+        chunked: whether a new window begins at each `window` tokens of a document, in place of one that moves along.
+        growth: the factor of q that grows with the position, None for none.
+        unit_heads: whether heads of q and k are divided by their root mean square, after the rotation.
         experts: the mixture, None for a dense mlp.
         v_is_k: whether v is made of the output of k's projection, without one of its own.
         kv_kept_as: the number of this layer, if later layers use its k and v.
@@ -140,6 +153,9 @@ class LayerKind:
     mlp_width: int
     rope: Rope | None = None
     window: int | None = None
+    chunked: bool = False
+    growth: QueryGrowth | None = None
+    unit_heads: bool = False
     experts: Experts | None = None
     v_is_k: bool = False
     kv_kept_as: int | None = None

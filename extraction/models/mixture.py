@@ -53,7 +53,7 @@ class Mixture(nnx.Module):
         self.router = Linear(config.width, kind.mixture.count, kind.mixture.biases, dtype)
         self.experts = Experts(config, kind, dtype)
         # In float32 whatever the weights are: rounded, it would change which experts are chosen.
-        self.correction = nnx.Param(jnp.zeros((kind.mixture.count,), jnp.float32)) if kind.mixture.sigmoid else None
+        self.correction = nnx.Param(jnp.zeros((kind.mixture.count,), jnp.float32)) if kind.mixture.corrected else None
         if width := kind.mixture.shared_width:
             self.shared = GatedMLP(config, replace(kind, mlp_width=width), dtype)
         self.shared_gate = Linear(config.width, 1, False, dtype) if kind.mixture.shared_gate else None
@@ -124,6 +124,9 @@ class Mixture(nnx.Module):
         order = jnp.argsort(experts)  # stable, so that the rows of an expert stay in the order of tokens
         sizes = (experts[:, None] == jnp.arange(self.mixture.count)[None, :]).sum(axis=0)
         rows = x.reshape(-1, x.shape[-1])[order // k]  # [M, D]
+        if self.mixture.scaled_input:
+            rows *= weights.reshape(-1)[order][:, None].astype(rows.dtype)
+            weights = jnp.ones_like(weights)
         gate, up = (grouped_dot(rows, kernel, sizes) for kernel in kernels[:2])  # [M, F]
         if biases:
             gate, up = (part + bias[experts[order]] for part, bias in zip((gate, up), biases, strict=True))
@@ -145,7 +148,9 @@ class Mixture(nnx.Module):
         """Return weights, float32 [B, T, k], and experts, int32 [B, T, k], of each token, the largest weight first."""
         mixture, k, logits = self.mixture, self.mixture.per_token, logits.astype(jnp.float32)
         scores = jax.nn.sigmoid(logits) if mixture.sigmoid else jax.nn.softmax(logits, axis=-1)
-        ranked = scores if correction is None else scores + correction[None, None]
+        # Not by a sigmoid, which is 1 for all large numbers.
+        ranked = logits if mixture.sigmoid else scores
+        ranked = ranked if correction is None else scores + correction[None, None]
         _, chosen = jax.lax.top_k(_limited(ranked, mixture.groups) if mixture.groups else ranked, k)
         weights, order = jax.lax.top_k(jnp.take_along_axis(scores, chosen, axis=-1), k)
         if mixture.normalized:

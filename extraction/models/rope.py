@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .config import Rope
+from .config import QueryGrowth, Rope
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -54,10 +54,10 @@ def document_lengths(positions: Int[jax.Array, "B T"], segment_ids: Int[jax.Arra
     return jax.lax.cummin(last, axis=1, reverse=True) - place + positions + 1
 
 
-def query_scale(positions: Int[jax.Array, "B T"], rope: Rope) -> Float[jax.Array, "B T 1 1"]:
+def query_scale(positions: Int[jax.Array, "B T"], growth: QueryGrowth) -> Float[jax.Array, "B T 1 1"]:
     """Return the factor of q at positions [B, T], float32 [B, T, 1, 1]."""
-    steps = (positions // rope.original_max_positions).astype(jnp.float32)
-    return (1 + rope.query_growth * jnp.log(1 + steps))[..., None, None]
+    steps = ((positions + growth.ahead) // growth.every).astype(jnp.float32)
+    return (1 + growth.rate * jnp.log(1 + steps))[..., None, None]
 
 
 def rotate(
@@ -118,7 +118,7 @@ def _llama3(frequencies: np.ndarray, rope: Rope) -> np.ndarray:
     low, high, factor = np.array([rope.low_freq_factor, rope.high_freq_factor, rope.factor], np.float32)
     wavelengths = (1 / frequencies) * np.float32(2 * np.pi)
     turns = (1 / wavelengths) * np.float32(rope.original_max_positions)
-    blend = np.clip((turns - low) / (high - low), 0, 1)
+    blend = np.clip((turns - low) / (high - low or np.float32(1e-6)), 0, 1)
     return (1 - blend) * frequencies / factor + blend * frequencies
 
 

@@ -10,8 +10,10 @@ Files may have any prefix before the names of a text model, or none. The prefix 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..core.errors import DamagedData
+from ..core.logs import say
 from .config import LayerKind
 from .families import Family
 from .tensors import Place, WeightFiles
@@ -58,6 +60,12 @@ class TextModel:
         entries = (*self.table.embedding.values(), *self.table.final_norm.values())
         return _module(name) in {_module(self.short(entry.name)) for entry in entries}
 
+    @cached_property
+    def unread(self) -> set[str]:
+        """The names of tensors of layers that run, and that none of them reads."""
+        running = enumerate(self.layers[: self.running])
+        return {self.short(name.format(l=layer)) for layer, kind in running for name in self.family.unread(kind)}
+
     def short(self, name: str) -> str:
         """Return a name of the table without its prefix."""
         return name.removeprefix(self.family.prefix)
@@ -66,11 +74,16 @@ class TextModel:
 def find_tensors(files: WeightFiles, model: TextModel) -> dict[str, Place]:
     """Return the place of each needed tensor, by its name in the table. Raises DamagedData."""
     prefix, known = _prefix(files, model), dict.fromkeys(model.names(model.running))
+    ignored = list[str]()
     for name, place in files.places.items():
         if name.startswith(prefix):
             short = name.removeprefix(prefix)
-            if short not in known and model.covers(short):
+            if short in model.unread:
+                ignored.append(name)
+            elif short not in known and model.covers(short):
                 raise DamagedData(f"{files.where(place.file)}: tensor {name} is unknown to this architecture")
+    if ignored:
+        say(f"{files}: ignored, since no layer reads them: {len(ignored)} tensors, such as {ignored[0]}")
     found = {}
     for name in known:
         _refuse_doubled(files, {prefix, "", model.family.prefix}, name)

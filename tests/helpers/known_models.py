@@ -14,6 +14,7 @@ WITHOUT_A_FILE = {
     "ministral",
     "ministral3",
     "qwen2_vl",
+    "llama4_text",
     "gemma4_unified",
     "gemma4_unified_text",
     "qwen3_5_text",

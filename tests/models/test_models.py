@@ -7,7 +7,7 @@ import pytest
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from extraction.core.errors import InvalidRequest
+from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.models.config_file import read_model_config
 from extraction.models.families import family_of
 from extraction.models.location import ModelFolder
@@ -96,19 +96,32 @@ def test_a_layer_without_k_and_v_of_its_own_names_the_one_that_has_them(models):
         load(models("gemma4_text").folder, ("blocks.4.attn.hook_k",))
 
 
-def test_projections_that_no_layer_uses_are_known(models, tmp_path):
-    """As in Gemma 4 of the hub, whose layers have the projections also where they use k and v of another layer."""
-    folder = shutil.copytree(models("gemma4_text").folder, tmp_path / "model")
+def found_with(model, added, like, folder):
+    """The tensors that are found in a copy of a model with one tensor more, which has the values of another."""
+    shutil.copytree(model.folder, folder)
     config, file = read_model_config(folder), folder / "model.safetensors"
-    k, of_another = (f"model.layers.{layer}.self_attn.k_proj.weight" for layer in (0, 4))
     stored = load_file(file)
-    assert k in stored and of_another not in stored
-    save_file(stored | {of_another: stored[k]}, file)
+    assert like in stored and added not in stored
+    save_file(stored | {added: stored[like]}, file)
     family = family_of(config.family)
-    names = TextModel(family, family.weight_table(config), config.layers, 6, config.tied)
+    names = TextModel(family, family.weight_table(config), config.layers, config.num_layers, config.tied)
     with WeightFiles(ModelFolder(folder, "", None)) as files:
-        found = find_tensors(files, names)
+        return find_tensors(files, names)
+
+
+def test_projections_that_no_layer_uses_are_ignored_once(models, tmp_path, capsys):
+    """As in Gemma 4 of the hub, whose layers have the projections also where they use k and v of another layer."""
+    k, of_another = (f"model.layers.{layer}.self_attn.k_proj.weight" for layer in (0, 4))
+    found = found_with(models("gemma4_text"), of_another, k, tmp_path / "model")
     assert k in found and of_another not in found
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"ignored, since no layer reads them: 1 tensors, such as {of_another}")
+
+
+def test_a_projection_of_a_layer_that_makes_v_of_k_is_unknown(models, tmp_path):
+    k, v = (f"model.language_model.layers.1.self_attn.{name}_proj.weight" for name in "kv")
+    with pytest.raises(DamagedData, match=f"tensor {v} is unknown to this architecture"):
+        found_with(models("gemma4-mixture"), v, k, tmp_path / "model")
 
 
 def test_blocks_in_turn_have_the_middle_that_parallel_ones_lack(models):

@@ -55,7 +55,7 @@ HYBRID = {
     "shared_expert_intermediate_size": 8,
 }
 # Text models inside others, whose own types are here too.
-INSIDE = {"gemma3", "gemma4", "gemma4_unified", "qwen3_5", "qwen3_5_moe"}
+INSIDE = {"gemma3", "gemma4", "gemma4_unified", "llama4", "qwen3_5", "qwen3_5_moe"}
 OF_A_FAMILY = {
     "mistral": {"sliding_window": 6},
     "ministral": WINDOWS,
@@ -64,6 +64,14 @@ OF_A_FAMILY = {
     "smollm3": WINDOWS | {"use_sliding_window": True},
     "olmo3": WINDOWS,
     "cohere2": WINDOWS,
+    "llama4_text": {
+        "attention_chunk_size": 6,
+        "floor_scale": 6,
+        "intermediate_size_mlp": 24,
+        "num_local_experts": 4,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layer_interval": 2,
+    },
     "gemma2": WINDOWS,
     "gemma3_text": WINDOWS,
     "gemma4_text": GEMMA4 | {"hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 31},

@@ -12,6 +12,8 @@ __all__ = ["FAMILIES", "Family", "family_of"]
 # transformers' `model_type` -> where its `Family` is; imported when a model of this type is read.
 FAMILIES = {
     "llama": "extraction.models.families.llama:LLAMA",
+    "llama4_text": "extraction.models.families.llama4:LLAMA4_TEXT",
+    "llama4": "extraction.models.families.llama4:LLAMA4",
     "smollm3": "extraction.models.families.llama:SMOLLM3",
     "mistral": "extraction.models.families.llama:MISTRAL",
     "ministral": "extraction.models.families.llama:MISTRAL",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..config import ModelConfig
+from ..config import LayerKind, ModelConfig
 from ..used_config_keys import ModelView
 from ..weight_tables import Table, llama_table
 
@@ -121,6 +121,7 @@ class Family:
         weight_table: the tensors that each part of the model is filled from, by names that begin with `prefix`.
         prefix: the beginning of the names of `weight_table`; files may have another one.
         buffers: a pattern of the tensors of a layer that are not parameters and are not read.
+        unread: the names of further tensors of a kind of layer that files may have, and no layer reads.
         places: hook point -> its place in transformers' model.
         expert_stacks: the last part of the name of a tensor of all experts -> that of the kernels of one; see
             `expert_stacks.py`.
@@ -135,6 +136,7 @@ class Family:
     weight_table: Callable[[ModelConfig], Table] = llama_table
     prefix: str = "model."
     buffers: str = _BUFFERS
+    unread: Callable[[LayerKind], Sequence[str]] = lambda kind: ()
     places: Places = field(default_factory=lambda: LLAMA_PLACES)
     expert_stacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     inside: str | None = None

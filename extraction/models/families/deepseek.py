@@ -49,7 +49,7 @@ def _deepseek2(config: ModelView, path: Path) -> ModelConfig:
 
 def _deepseek3(config: ModelView, path: Path) -> ModelConfig:
     groups = Groups(config.n_group, config.topk_group, best=2)
-    experts = _experts(config, normalized=bool(config.norm_topk_prob), groups=groups, sigmoid=True)
+    experts = _experts(config, normalized=bool(config.norm_topk_prob), groups=groups, sigmoid=True, corrected=True)
     return _deepseek(config, path, experts, interleaved=bool(config.rope_interleave))
 
 
@@ -126,7 +126,7 @@ def _attention(config: ModelConfig, kind: LayerKind) -> Entries:
 
 def _mixture(config: ModelConfig, kind: LayerKind) -> Entries:
     table = named_experts(kind)
-    if kind.mixture.sigmoid:
+    if kind.mixture.corrected:
         table["mlp.correction"] = Entry(f"{_MLP}.gate.e_score_correction_bias")
     return table | shared_entries(config, f"{_MLP}.shared_experts")
 

@@ -6,6 +6,7 @@ mixture may run beside the mlp. `hook_attn_out` and `hook_mlp_out` are the outpu
 are those of `Gemma4ForCausalLM`; in models with other towers they follow another prefix.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     import jax
 
 _BLOCK = "model.layers.{l}"
-# Projections and norms in layers that use k and v of another layer: files have them, and no model reads them.
-_BUFFERS = r"\.self_attn\.(k_proj|v_proj|k_norm)\.weight$"
 _MODULES = Modules(
     "WideRMSNorm", embedding="PerLayerEmbedding", block="extraction.models.gemma4_block:make_gemma4_block"
 )
@@ -136,6 +135,12 @@ def _block(config: ModelConfig, kind: LayerKind) -> Entries:
     return table | _mixture() if kind.experts else table
 
 
+def _unread(kind: LayerKind) -> Sequence[str]:
+    """Return the names of the projections and norms of a layer that uses k and v of another one: files have them."""
+    names = ("k_proj", "v_proj", "k_norm", "v_norm") if kind.kv_of is not None else ()
+    return [f"{_BLOCK}.self_attn.{name}.weight" for name in names]
+
+
 def _mixture() -> Entries:
     gate_up = f"{_BLOCK}.experts.gate_up_proj"
     table = {
@@ -176,7 +181,7 @@ GEMMA4 = Family(
     _read,
     _MODULES,
     _weight_table,
-    buffers=_BUFFERS,
+    unread=_unread,
     places=_PLACES,
     by_layer=("head_dim", "num_key_value_heads"),
 )

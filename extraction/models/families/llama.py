@@ -6,11 +6,10 @@ Biases, q/k norms and windows follow the configuration. The weight names are tho
 from dataclasses import replace
 from pathlib import Path
 
-from ...core.errors import InvalidRequest
-from ..config import ModelConfig
+from ..config import ModelConfig, QueryGrowth
 from ..used_config_keys import ModelView
 from .base import LLAMA_PLACES, QK_NORM_PLACES, Family, text_model_of
-from .reading import alike, decoder, layer_kind, rope, windowed
+from .reading import alike, decoder, layer_kind, windowed
 
 
 def _llama(config: ModelView, path: Path) -> ModelConfig:
@@ -26,23 +25,15 @@ def _smollm3(config: ModelView, path: Path) -> ModelConfig:
 
 def _ministral3(config: ModelView, path: Path) -> ModelConfig:
     """Read a model whose queries grow with their position."""
-    found, growth = rope(config.rope_parameters, config, path), config.rope_parameters.get("llama_4_scaling_beta")
-    if growth:
-        if found.kind == "dynamic":
-            raise InvalidRequest(f"{path}: llama_4_scaling_beta is not handled with RoPE type 'dynamic'")
-        original = int(config.rope_parameters["original_max_position_embeddings"])
-        found = replace(found, query_growth=float(growth), original_max_positions=original)
-    return decoder(config, path, alike(config, layer_kind(config, path, rope=found)))
+    parameters, growth = config.rope_parameters, None
+    if rate := parameters.get("llama_4_scaling_beta"):
+        growth = QueryGrowth(float(rate), int(parameters["original_max_position_embeddings"]))
+    return decoder(config, path, alike(config, layer_kind(config, path, growth=growth)))
 
 
 def _mistral3(config: ModelView, path: Path) -> ModelConfig:
-    """Read the text model of Mistral 3, of either type.
-
-    transformers takes the head for the embedding where a file does not say otherwise, and loads published models with
-    the head that they have: the configuration does not tell which matrix makes the logits.
-    """
-    found = (_ministral3 if config.model_type == "ministral3" else _mistral)(config, path)
-    return replace(found, no_loss="config.json of a mistral3 model does not tell whether its head is the embedding")
+    """Read the text model of Mistral 3, of either type."""
+    return (_ministral3 if config.model_type == "ministral3" else _mistral)(config, path)
 
 
 def _mistral(config: ModelView, path: Path) -> ModelConfig:

@@ -4,7 +4,7 @@ from functools import partial
 
 import transformers
 
-from tests.helpers.tiny_configs.settings import LINEAR, SIZES, WINDOWS, YARN
+from tests.helpers.tiny_configs.settings import LINEAR, LLAMA3, SIZES, WINDOWS, YARN
 
 EXPERTS = SIZES | {"num_local_experts": 5, "num_experts_per_tok": 2}
 QWEN3_MOE = partial(transformers.Qwen3MoeConfig, **EXPERTS, moe_intermediate_size=24, head_dim=16)
@@ -16,6 +16,7 @@ QWEN2_MOE = partial(
     moe_intermediate_size=24,
     shared_expert_intermediate_size=20,
 )
+LLAMA4 = SIZES | {"head_dim": 16, "intermediate_size": 24, "intermediate_size_mlp": 48, "num_local_experts": 5}
 LATENT = SIZES | {
     "num_key_value_heads": 4,
     "moe_intermediate_size": 24,
@@ -118,5 +119,28 @@ CONFIGS = {
         transformers.Qwen3_5MoeTextConfig,
         **{name: size for name, size in DELTA_NET.items() if name != "intermediate_size"},
         **HYBRID_EXPERTS,
+    ),
+    "llama4_text": partial(
+        transformers.Llama4TextConfig,
+        **LLAMA4,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=2,
+        no_rope_layer_interval=2,
+        attention_chunk_size=16,
+        floor_scale=32,
+    ),
+    "llama4_text-biases-two-experts-not-normalized": partial(
+        transformers.Llama4TextConfig,
+        **LLAMA4,
+        num_experts_per_tok=2,
+        moe_layers=[0, 2],
+        no_rope_layers=[1, 1, 0],
+        layer_types=["full_attention", "chunked_attention", "chunked_attention"],
+        attention_chunk_size=7,
+        use_qk_norm=False,
+        attn_temperature_tuning=False,
+        attention_bias=True,
+        hidden_act="gelu",
+        rope_parameters=LLAMA3 | {"low_freq_factor": 1.0, "high_freq_factor": 1.0},
     ),
 }

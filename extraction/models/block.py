@@ -20,10 +20,11 @@ from jax.sharding import PartitionSpec
 
 from .attention import attention
 from .attention_rule import rule_of
-from .config import LayerKind, ModelConfig, Rope
+from .config import LayerKind, Mamba, ModelConfig, Rope
 from .delta_net import GatedDeltaNet
 from .families.base import Modules
 from .latent_attention import LatentAttention
+from .mamba import Mamba2
 from .mixture import Mixture
 from .modules import (
     MLP,
@@ -98,7 +99,7 @@ class Shared:
         rotations = {(rope, width): rotation(positions, segment_ids, width, rope) for rope, width in wanted}
         return cls(segment_ids, positions, rotations)
 
-    def seen_together(self, kind: LayerKind) -> jax.Array:
+    def seen_together(self, kind: LayerKind) -> Int[jax.Array, "B T"]:
         """Return int32 [B, T]: the segments, or where attention is chunked a number of its own for each chunk."""
         length = self.segment_ids.shape[1]
         if not kind.chunked or kind.window is None or kind.window >= length:
@@ -181,26 +182,30 @@ def whole_if_shared(heads: Float[jax.Array, "B T K Dh"]) -> Float[jax.Array, "B 
 
 
 class Block(nnx.Module):
-    """Attention and mlp in turn, with the norms that the configuration names before and after each."""
+    """Attention and mlp in turn, or one of them, with the norms that the configuration names before and after each."""
 
-    def __init__(self, config: ModelConfig, attention: nnx.Module, mlp: nnx.Module, norm: Callable[[], Any]):
-        self.attention, self.mlp = attention, mlp
+    def __init__(
+        self, config: ModelConfig, attention: nnx.Module | None, mlp: nnx.Module | None, norm: Callable[[], Any]
+    ):
+        self.attention: Any = attention
+        self.mlp: Any = mlp
         self.before, self.after = "before" in config.norms, "after" in config.norms
         self.scale = config.residual_scale
         self.shared_norm = config.shared_norm
-        if self.before:
+        if self.before and attention is not None:
             self.norm_attention = norm()
-        if self.before and not self.shared_norm:
+        if self.before and mlp is not None and not self.shared_norm:
             self.norm_mlp = norm()
         if self.after:
             self.norm_attention_out, self.norm_mlp_out = norm(), norm()
 
     def __call__(self, x: Float[jax.Array, "B T D"], shared: Shared, tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return the residual stream after this block, [B, T, D]."""
-        added = self.attend(x, shared, tap)
-        x = x + added
+        if self.attention is not None:
+            x = x + self.attend(x, shared, tap)
         tap("hook_resid_mid", x)
-        x = x + self.feed_forward(x, tap)
+        if self.mlp is not None:
+            x = x + self.feed_forward(x, tap)
         tap("hook_resid_post", x)
         return x
 
@@ -248,7 +253,9 @@ class ParallelBlock(Block):
 
 def attention_of(config: ModelConfig, kind: LayerKind, dtype: jnp.dtype, norm: Callable) -> nnx.Module:
     """Return the attention of this kind of layer, or what it has in place of it."""
-    if kind.delta_net:
+    if isinstance(kind.recurrent, Mamba):
+        return Mamba2(config, kind, kind.recurrent, dtype)
+    if kind.recurrent:
         return GatedDeltaNet(config, kind, dtype)
     return (LatentAttention if kind.latent else Attention)(config, kind, dtype, norm)
 
@@ -259,8 +266,8 @@ def make_block(config: ModelConfig, kind: LayerKind, dtype: jnp.dtype, modules: 
     mlp = Mixture if kind.experts else MLPS[modules.mlp]
     return (ParallelBlock if config.parallel else Block)(
         config,
-        attention_of(config, kind, dtype, norm),
-        mlp(config, kind, dtype),
+        attention_of(config, kind, dtype, norm) if "attention" in kind.parts else None,
+        mlp(config, kind, dtype) if "mlp" in kind.parts else None,
         partial(norm, config.width, config.norm_epsilon, dtype),
     )
 

@@ -117,8 +117,8 @@ class Latent:
 
 
 @dataclass(frozen=True)
-class DeltaNet:
-    """A Gated DeltaNet in place of attention.
+class Recurrence:
+    """A state for each head in place of attention.
 
     Its values have the layer's `num_heads` heads of `head_width`, its queries and keys `num_kv_heads` of `key_width`.
     The short convolution sees `taps` tokens.
@@ -126,6 +126,21 @@ class DeltaNet:
 
     key_width: int
     taps: int
+
+
+class DeltaNet(Recurrence):
+    """A Gated DeltaNet: a token corrects what the state answers to its key."""
+
+
+@dataclass(frozen=True)
+class Mamba(Recurrence):
+    """Mamba-2: a token adds its value to the state; its time step is at least `least_step`.
+
+    `activation` follows the convolution.
+    """
+
+    least_step: float
+    activation: str
 
 
 @dataclass(frozen=True)
@@ -143,7 +158,8 @@ class LayerKind:
         v_is_k: whether v is made of the output of k's projection, without one of its own.
         kv_kept_as: the number of this layer, if later layers use its k and v.
         kv_of: the earlier layer whose k and v this layer uses, if it has none of its own.
-        delta_net: the Gated DeltaNet in place of attention, None for attention.
+        recurrent: the recurrence in place of attention, None for attention.
+        parts: `attention` (or what is in its place), `mlp` or both: the parts of the layer.
         latent: the latent attention, None for plain attention.
     """
 
@@ -161,14 +177,15 @@ class LayerKind:
     kv_kept_as: int | None = None
     kv_of: int | None = None
     latent: Latent | None = None
-    delta_net: DeltaNet | None = None
+    recurrent: Recurrence | None = None
+    parts: tuple[str, ...] = ("attention", "mlp")
 
     @property
-    def recurrence(self) -> DeltaNet:
-        """The Gated DeltaNet. Raises ValueError for a layer with attention."""
-        if self.delta_net is None:
+    def recurrence(self) -> Recurrence:
+        """The recurrence. Raises ValueError for a layer with attention."""
+        if self.recurrent is None:
             raise ValueError("this kind of layer has attention")
-        return self.delta_net
+        return self.recurrent
 
     @property
     def mixture(self) -> Experts:
@@ -210,6 +227,8 @@ class LayerKind:
     @property
     def inner_width(self) -> int:
         """The width of what one token is inside all the mlps that see it."""
+        if "mlp" not in self.parts:
+            return 0
         if self.experts is None:
             return self.mlp_width
         of_experts = self.experts.per_token * (self.experts.width or self.mlp_width)
@@ -309,8 +328,9 @@ class ModelConfig:
         if kind.kv_of is not None:
             reason = f"{here}layer {layer} uses those of layer {kind.kv_of}"
             absent |= {"attn.hook_k": reason, "attn.hook_v": reason}
-        if kind.delta_net:
-            reason = f"{here}layer {layer} is a Gated DeltaNet, whose q, k and v are mixed with earlier tokens'"
+        if kind.recurrent:
+            name = "a Mamba-2 layer" if isinstance(kind.recurrent, Mamba) else "a Gated DeltaNet"
+            reason = f"{here}layer {layer} is {name}, whose q, k and v are mixed with earlier tokens'"
             absent |= dict.fromkeys(OF_ATTENTION, reason)
         if kind.latent:
             absent["attn.hook_k"] = f"{here}a part of the keys is common to all heads"
@@ -321,6 +341,9 @@ class ModelConfig:
             absent |= {"mlp.hook_pre": reason, "mlp.hook_post": reason}
         if not kind.experts:
             absent |= dict.fromkeys(OF_A_MIXTURE, f"{here}layer {layer} has no mixture of experts")
+        for part, hooks in OF_PARTS.items():
+            if part not in kind.parts:
+                absent |= dict.fromkeys((*hooks, "hook_resid_mid"), f"{here}layer {layer} has no {part}")
         return absent
 
     @property
@@ -343,3 +366,7 @@ class ModelConfig:
 OF_ATTENTION = ("attn.hook_q", "attn.hook_k", "attn.hook_v")
 NORMALIZED = ("ln1.hook_normalized", "ln2.hook_normalized")
 OF_A_MIXTURE = ("mlp.hook_router_logits", "mlp.hook_expert_weights", "mlp.hook_expert_indices")
+OF_PARTS = {
+    "attention": ("ln1.hook_normalized", "hook_attn_in", *OF_ATTENTION, "attn.hook_z", "hook_attn_out"),
+    "mlp": ("ln2.hook_normalized", "hook_mlp_in", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out"),
+}

@@ -137,7 +137,7 @@ def _checked(config: ModelConfig, path: Path) -> ModelConfig:
         names = ("num_heads", "num_kv_heads", "head_width", "mlp_width", "window")
         sizes += [(name, getattr(kind, name)) for name in names]
         sizes += [("shared_width", kind.experts.shared_width)] if kind.experts else []
-        sizes += list(vars(kind.delta_net).items()) if kind.delta_net else []
+        sizes += [(name, getattr(kind.recurrent, name)) for name in ("key_width", "taps")] if kind.recurrent else []
     for name, size in sizes:
         if size is not None and size < 1:
             raise DamagedData(f"{path}: {name} is {size}")

@@ -17,7 +17,7 @@ from flax import nnx
 from ..core.errors import InvalidRequest
 from ..format.dtypes import STORE_DTYPES, dtype_named, has_scale, stored_dtype
 from .capture_plan import CapturePlan
-from .config import LayerKind, ModelConfig
+from .config import LayerKind, Mamba, ModelConfig
 from .mesh import Demand, choose_mesh
 from .step import Model, weight_shapes
 from .step_options import StepOptions
@@ -70,21 +70,21 @@ def _widest(config: ModelConfig, kind: LayerKind) -> int:
     mlp = 3 * kind.inner_width
     if kind.experts:  # each expert of a token has a copy of its own, on the way in and out
         mlp += kind.experts.per_token * 2 * config.width
-    # Of a DeltaNet q, k and v before and after the convolution, the gate, and what is read in two layouts.
-    mixer = 2 * (_key_elements(kind) + 3 * kind.heads_width) if kind.delta_net else 2 * kind.heads_width
+    # Of a recurrence q, k and v before and after the convolution, the gate, and what is read in two layouts.
+    mixer = 2 * (_key_elements(kind) + 3 * kind.heads_width) if kind.recurrent else 2 * kind.heads_width
     return 6 * config.width + mlp + mixer
 
 
 def _key_elements(kind: LayerKind) -> int:
-    """Return the elements of one token in q and k of a DeltaNet."""
+    """Return the elements of one token in q and k of a recurrence."""
     return 2 * kind.num_kv_heads * kind.recurrence.key_width
 
 
 def _state_bytes(kind: LayerKind) -> int:
-    """Return the bytes of one row that do not depend on its length: a DeltaNet's states, and the scores of a chunk."""
-    if kind.delta_net is None:
+    """Return the bytes of one row that do not depend on its length: states, and the scores of a chunk."""
+    if kind.recurrent is None:
         return 0
-    return 4 * kind.num_heads * (3 * kind.delta_net.key_width * kind.head_width + 8 * CHUNK**2)
+    return 4 * kind.num_heads * (3 * kind.recurrent.key_width * kind.head_width + 8 * CHUNK**2)
 
 
 def choose_rows(config: ModelConfig, options: StepOptions, num_devices: int, device_bytes: int | None) -> int:
@@ -139,7 +139,8 @@ def ideal_flops(config: ModelConfig, options: StepOptions) -> float:
     """Return the operations of one step on one device, for rows of one document.
 
     Two for each weight and token, four for each element of a head and pair of a query and a key that it sees, and six
-    for each element of a DeltaNet's state and token: it answers a key and a query, and is corrected.
+    for each element of a DeltaNet's state and token: it answers a key and a query, and is corrected. Mamba-2's answers
+    no key: four.
     """
     tokens, devices = options.batch_size * options.seq_len, options.mesh.data * options.mesh.model
     products = 2.0 * tokens * sum(part.products for part in _kernels(config, options))
@@ -173,15 +174,20 @@ def visible_pairs(length: int, window: int | None) -> int:
 
 
 def _needed(kind: LayerKind, length: int) -> float:
-    """Return the operations of one row of one document that attention, or the state of a DeltaNet, needs."""
-    if kind.delta_net:
-        return 6.0 * length * kind.delta_net.key_width * kind.heads_width
+    """Return the operations of one row of one document that attention, or the state of a recurrence, needs."""
+    if "attention" not in kind.parts:
+        return 0.0
+    if kind.recurrent:
+        each = 4.0 if isinstance(kind.recurrent, Mamba) else 6.0
+        return each * length * kind.recurrent.key_width * kind.heads_width
     return 2.0 * visible_pairs(length, kind.window) * (kind.heads_width + kind.mixed_width)
 
 
 def _uncounted(kind: LayerKind, length: int) -> float:
     """Return the operations of one row that the compiler does not count: of a kernel, and of all chunks but one."""
-    if kind.delta_net:
+    if "attention" not in kind.parts:
+        return 0.0
+    if kind.recurrent:
         return (-(-length // CHUNK) - 1) * chunk_flops(kind)
     window = kind.window if kind.window is not None and kind.window < length else None
     return 2.0 * multiplied_pairs(length, window) * (kind.heads_width + kind.mixed_width)
@@ -222,7 +228,9 @@ def exchanged_bytes(config: ModelConfig, options: StepOptions) -> float:
 
 
 def _mixer_elements(kind: LayerKind) -> float:
-    """Return the elements of one token in the tensors of attention; of a DeltaNet with the state of each chunk."""
-    if kind.delta_net is None:
+    """Return the elements of one token in the tensors of attention; of a recurrence with the state of each chunk."""
+    if "attention" not in kind.parts:
+        return 0.0
+    if kind.recurrent is None:
         return kind.heads_width + kind.kv_width + kind.values_width + kind.mixed_width
-    return _key_elements(kind) + 4 * kind.heads_width + 2 * kind.delta_net.key_width * kind.heads_width / CHUNK
+    return _key_elements(kind) + 4 * kind.heads_width + 2 * kind.recurrent.key_width * kind.heads_width / CHUNK

@@ -23,7 +23,7 @@ from .families import family_of
 from .head import Head
 from .weight_tables import Entries
 
-MAX_UNIT = 8
+MAX_UNIT = 12
 
 
 class Group(NamedTuple):

@@ -36,6 +36,7 @@ ACTIVATIONS = {
     "gelu_new": _TANH_GELU,
     "gelu_pytorch_tanh": _TANH_GELU,
     "relu": jax.nn.relu,
+    "relu2": _rounded_once(lambda x: jnp.square(jax.nn.relu(x))),
 }
 
 

@@ -38,7 +38,7 @@ _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"head\.bias", ("model",)),
     (r"attention\.(q_down|kv_down|k_turned)\..*|mlp\.correction", ()),
     (r"(mlp|mixture)\.(router|shared_gate)\..*|.*norm.*\.(scale|bias)|.*(o|down)\.bias|factor", ()),
-    (r"attention\.(queries|keys|values)\.filter|attention\.decay\.(log_rate|bias)", ()),
+    (r"attention\.(queries|keys|values)\.filter(_bias)?|attention\.decay\.(log_rate|bias)|attention\.skip", ()),
 )
 
 

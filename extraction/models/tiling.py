@@ -1,12 +1,12 @@
-"""The blocks that the attention kernel of a TPU and the delta rule multiply. No jax.
+"""The blocks that the attention kernel of a TPU and the scan of states multiply. No jax.
 
 In: the length of a row, and the window or the layer. Out: the size of blocks, the number of pairs of a query and a key,
-and the operations of a chunk. Guarantee: the kernel and the rule use these blocks. Cost: none.
+and the operations of a chunk. Guarantee: the kernel and the scan use these blocks. Cost: none.
 """
 
-from .config import LayerKind
+from .config import LayerKind, Mamba
 
-CHUNK = 64  # tokens of a chunk of the delta rule
+CHUNK = 64  # tokens of a chunk of the scan of states
 
 _LANES, _MAX_BLOCK = 128, 512
 
@@ -26,8 +26,10 @@ def multiplied_pairs(length: int, window: int | None) -> int:
 
 
 def chunk_flops(kind: LayerKind) -> float:
-    """Return the operations of the delta rule for one chunk of one row: products of [C, C] and with the state."""
+    """Return the operations of a recurrence for one chunk of one row: products of [C, C] and with the state."""
     keys, values, group = kind.recurrence.key_width, kind.head_width, kind.num_heads // kind.num_kv_heads
-    inverse = 2 * (CHUNK.bit_length() - 2)  # two products for each size of blocks from 2 on
-    scores = CHUNK**2 * (2 * keys / group + 2 * values + CHUNK * (inverse + 1))
-    return 2.0 * kind.num_heads * (scores + 3 * CHUNK * keys * values)
+    products = CHUNK**2 * (keys / group + values + CHUNK) + 2 * CHUNK * keys * values
+    if not isinstance(kind.recurrent, Mamba):  # the answers, the system and its inverse, the corrections
+        inverse = 2 * (CHUNK.bit_length() - 2)  # two products for each size of blocks from 2 on
+        products += CHUNK**2 * (keys / group + values + CHUNK * inverse) + CHUNK * keys * values
+    return 2.0 * kind.num_heads * products

@@ -34,6 +34,8 @@ _WITHOUT_EFFECT = {
     "_experts_implementation",
     "reorder_and_upcast_attn",  # another way to the same values
     "max_position_embeddings",  # the longest input; where it shapes a rotation, `rope_parameters` has it too
+    "chunk_size",  # of the scan of Mamba-2, which has the same values for any
+    "use_mamba_kernels",
     "pad_token_id",  # the row of the embedding that is not trained
 }
 

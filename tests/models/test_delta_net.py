@@ -1,16 +1,19 @@
-"""The delta rule against transformers' recurrent form, one document at a time; text models inside others; stacks of experts."""
+"""Scans of states against transformers' recurrent forms, a document at a time; text models inside others; stacks of experts."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from transformers.models.nemotron_h.modeling_nemotron_h import mamba2_selective_state_update
+from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
 from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.models.config_file import read_model_config
-from extraction.models.delta_net import Rows, delta_rule
 from extraction.models.expert_stacks import split_stacks
+from extraction.models.state_scan import Rows, scan_states
 from extraction.models.tensors import Place
 from extraction.models.weight_tables import EXPERT_STACKS
 from tests.helpers.tiny_models import documents, error, load, run
@@ -33,17 +36,28 @@ def random_rows(length, decays=(0.01, 1.0), equal_keys=False):
 def recurrent(parts, start, end):
     """What the reference reads from the state of a document, token by token."""
     torch = pytest.importorskip("torch")
-    from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
     q, k, v, decay, rate = (torch.from_numpy(part[:, start:end].copy()) for part in parts)
     return torch_recurrent_gated_delta_rule(q, k, v, g=decay, beta=rate, use_qk_l2norm_in_kernel=True)[0].numpy()
+
+
+def added(parts, start, end):
+    """What Mamba-2's reference reads from the state of a document, token by token."""
+    q, k, v, decay, rate = (torch.from_numpy(part[:, start:end].copy()) for part in parts)
+    state, read = torch.zeros(1, HEADS, WIDTH, KEY_WIDTH), []
+    for t in range(end - start):
+        speed = (decay[0, t] / rate[0, t])[:, None, None]
+        step = rate[:, t, :, None].expand(1, HEADS, WIDTH)
+        read.append(mamba2_selective_state_update(state, v[:, t], step, speed, k[:, t], q[:, t]))
+    return torch.stack(read, 1).numpy()
 
 
 @pytest.mark.parametrize("lengths", [(64, 64), (63, 1, 65, 2, 59), (1,) * 9 + (128,), (200,), (5,)])
 @pytest.mark.parametrize(
     "settings", [{}, {"decays": (1e-3, 60.0)}, {"decays": (0.0, 1e-4), "equal_keys": True}], ids=["", "decays", "keys"]
 )
-def test_documents_in_a_row_read_what_each_reads_alone(lengths, settings):
+@pytest.mark.parametrize("reference", [recurrent, added])
+def test_documents_in_a_row_read_what_each_reads_alone(lengths, settings, reference):
     """A large decay beside small ones costs digits where sums are subtracted; equal keys make the hardest system."""
     ends = np.cumsum((0, *lengths))
     padded = ends[-1] + 7
@@ -51,10 +65,11 @@ def test_documents_in_a_row_read_what_each_reads_alone(lengths, settings):
     segment_ids = np.zeros((1, padded), np.int32)
     for number, (start, end) in enumerate(zip(ends, ends[1:], strict=False), start=1):
         segment_ids[:, start:end] = number
-    ours = np.asarray(jax.jit(delta_rule)(Rows(*parts, segment_ids)))
+    scan = jax.jit(partial(scan_states, corrects=reference is recurrent))
+    ours = np.asarray(scan(Rows(*parts, segment_ids)))
     assert np.isfinite(ours).all()
     for start, end in zip(ends, ends[1:], strict=False):
-        assert error(ours[:, start:end], recurrent(parts, start, end)) < 1e-5, (start, end)
+        assert error(ours[:, start:end], reference(parts, start, end)) < 1e-5, (start, end)
 
 
 def test_a_delta_net_says_which_hook_points_it_lacks(models):

@@ -54,6 +54,7 @@ FAMILIES = {
     "olmoe": "extraction.models.families.moe:OLMOE",
     "qwen2_moe": "extraction.models.families.moe:QWEN2_MOE",
     "qwen3_moe": "extraction.models.families.moe:QWEN3_MOE",
+    "nemotron_h": "extraction.models.families.nemotron_h:NEMOTRON_H",
     "qwen3_next": "extraction.models.families.qwen_hybrid:QWEN3_NEXT",
     "qwen3_5_text": "extraction.models.families.qwen_hybrid:QWEN3_5",
     "qwen3_5": "extraction.models.families.qwen_hybrid:QWEN3_5_VISION",

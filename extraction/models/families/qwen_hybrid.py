@@ -56,7 +56,7 @@ def _hybrid(config: ModelView, path: Path, kind: LayerKind) -> ModelConfig:
         num_kv_heads=config.linear_num_key_heads,
         head_width=config.linear_value_head_dim,
         rope=None,
-        delta_net=DeltaNet(config.linear_key_head_dim, config.linear_conv_kernel_dim),
+        recurrent=DeltaNet(config.linear_key_head_dim, config.linear_conv_kernel_dim),
     )
     layers = by_layer_types(config, path, {"full_attention": kind, "linear_attention": delta_net})
     return decoder(config, path, layers, qk_norm="head", output_gate=True)
@@ -178,7 +178,7 @@ def _mlp(config: ModelConfig, kind: LayerKind) -> Entries:
 
 def _table(projections: Callable[[LayerKind], dict[str, _Rows]], config: ModelConfig) -> Table:
     def block(kind: LayerKind) -> Entries:
-        mixer = _delta_net(projections(kind), kind) if kind.delta_net else _gated_attention(config, kind)
+        mixer = _delta_net(projections(kind), kind) if kind.recurrent else _gated_attention(config, kind)
         return norms(LLAMA_NORMS) | mixer | _mlp(config, kind)
 
     return llama_table(config)._replace(block=block)

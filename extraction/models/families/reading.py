@@ -15,7 +15,8 @@ from ..config import Experts, LayerKind, ModelConfig, Rope
 from ..used_config_keys import ModelView
 
 # The names of an activation in configurations -> its name here.
-ACTIVATIONS = {name: name for name in ("silu", "gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu")} | {
+_NAMES = ("silu", "gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")
+ACTIVATIONS = {name: name for name in _NAMES} | {
     "swish": "silu",
     "gelu_python": "gelu",
     "gelu_python_tanh": "gelu_pytorch_tanh",

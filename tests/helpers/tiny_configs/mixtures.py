@@ -17,6 +17,14 @@ QWEN2_MOE = partial(
     shared_expert_intermediate_size=20,
 )
 LLAMA4 = SIZES | {"head_dim": 16, "intermediate_size": 24, "intermediate_size_mlp": 48, "num_local_experts": 5}
+NEMOTRON_H = {name: size for name, size in SIZES.items() if name != "num_hidden_layers"} | {
+    "head_dim": 16,
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"],
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 8,
+    "ssm_state_size": 12,
+    "n_groups": 2,
+}
 LATENT = SIZES | {
     "num_key_value_heads": 4,
     "moe_intermediate_size": 24,
@@ -142,5 +150,18 @@ CONFIGS = {
         attention_bias=True,
         hidden_act="gelu",
         rope_parameters=LLAMA3 | {"low_freq_factor": 1.0, "high_freq_factor": 1.0},
+    ),
+    "nemotron_h": partial(transformers.NemotronHConfig, **NEMOTRON_H, chunk_size=16),
+    "nemotron_h-biases-one-group-repeated": partial(
+        transformers.NemotronHConfig,
+        **(NEMOTRON_H | {"layers_block_type": ["linear_attention", "mlp"] * 2 + ["full_attention"], "n_groups": 1}),
+        mlp_bias=True,
+        mlp_hidden_act="gelu",
+        mamba_hidden_act="gelu",
+        conv_kernel=2,
+        time_step_min=0.7,
+        layer_norm_epsilon=1e-2,
+        chunk_size=8,
+        tie_word_embeddings=True,
     ),
 }

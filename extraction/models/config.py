@@ -75,6 +75,7 @@ class Experts:
         normalized: whether the weights of the chosen sum to 1, before they are scaled.
         width: that of one expert where a dense mlp of `mlp_width` runs beside the mixture, else None.
         biases: whether the router and the linear maps of the experts have biases.
+        gated: whether an expert and the shared mlp have a gate beside their first linear map.
         gate: the gated product of an expert; None for that of a dense mlp.
         sigmoid: whether scores are sigmoids of the router's output; else they are its softmax.
         corrected: whether a learned correction is added to the scores for the choice.
@@ -90,6 +91,7 @@ class Experts:
     normalized: bool
     width: int | None = None
     biases: bool = False
+    gated: bool = True
     gate: ClampedGate | None = None
     sigmoid: bool = False
     corrected: bool = False

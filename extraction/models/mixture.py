@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 from .config import Experts as ExpertsConfig
 from .config import Groups, LayerKind, ModelConfig
-from .modules import ACTIVATIONS, GatedMLP, Linear, Tap
+from .modules import ACTIVATIONS, MLP, GatedMLP, Linear, Tap
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -35,12 +35,12 @@ class Kernels(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """The kernels of gated mlps."""
+    """The kernels of mlps."""
 
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype):
         experts = kind.mixture
         width = experts.width or kind.mlp_width
-        self.gate = Kernels(experts, config.width, width, dtype)
+        self.gate = Kernels(experts, config.width, width, dtype) if experts.gated else None
         self.up = Kernels(experts, config.width, width, dtype)
         self.down = Kernels(experts, width, config.width, dtype)
 
@@ -55,7 +55,7 @@ class Mixture(nnx.Module):
         # In float32 whatever the weights are: rounded, it would change which experts are chosen.
         self.correction = nnx.Param(jnp.zeros((kind.mixture.count,), jnp.float32)) if kind.mixture.corrected else None
         if width := kind.mixture.shared_width:
-            self.shared = GatedMLP(config, replace(kind, mlp_width=width), dtype)
+            self.shared = (GatedMLP if kind.mixture.gated else MLP)(config, replace(kind, mlp_width=width), dtype)
         self.shared_gate = Linear(config.width, 1, False, dtype) if kind.mixture.shared_gate else None
 
     def __call__(self, x: Float[jax.Array, "B T D"], tap: Tap) -> Float[jax.Array, "B T D"]:
@@ -66,13 +66,14 @@ class Mixture(nnx.Module):
         self, x: Float[jax.Array, "B T D"], logits: Float[jax.Array, "B T E"], tap: Tap
     ) -> Float[jax.Array, "B T D"]:
         """Return the weighted sum of the experts that the router's output, [B, T, E], chooses."""
-        gate, up, down = self.experts.gate, self.experts.up, self.experts.down
-        kernels = [part.kernel[...] for part in (gate, up, down)]
-        biases = [part.bias[...] for part in (gate, up) if part.bias is not None]
+        up, down = self.experts.up, self.experts.down
+        inputs = [part for part in (self.experts.gate, up) if part is not None]
+        kernels = [part.kernel[...] for part in (*inputs, down)]
+        biases = [part.bias[...] for part in inputs if part.bias is not None]
         run, mesh = self._route, jax.sharding.get_abstract_mesh()
         if mesh.size > 1:
             rows, inner = PartitionSpec("data"), PartitionSpec(None, None, "model")
-            experts = [inner, inner, PartitionSpec(None, "model", None)], PartitionSpec(None, "model")
+            experts = [*[inner] * len(inputs), PartitionSpec(None, "model", None)], PartitionSpec(None, "model")
             axes = (rows, (rows, PartitionSpec()), *experts)
             run = jax.shard_map(self._route_part, in_specs=axes, out_specs=(rows, rows, rows), check_vma=False)
         correction = None if self.correction is None else self.correction[...]
@@ -114,8 +115,8 @@ class Mixture(nnx.Module):
             x: [B, T, D].
             weights: float32 [B, T, k].
             chosen: int32 [B, T, k], the experts, the best first.
-            kernels: gate and up [E, D, F], down [E, F, D].
-            biases: of gate and up [E, F], or none.
+            kernels: gate, if there is one, and up [E, D, F], down [E, F, D].
+            biases: of all but down [E, F], or none.
 
         Returns:
             float32 [B, T, D].
@@ -127,17 +128,19 @@ class Mixture(nnx.Module):
         if self.mixture.scaled_input:
             rows *= weights.reshape(-1)[order][:, None].astype(rows.dtype)
             weights = jnp.ones_like(weights)
-        gate, up = (grouped_dot(rows, kernel, sizes) for kernel in kernels[:2])  # [M, F]
+        inner = [grouped_dot(rows, kernel, sizes) for kernel in kernels[:-1]]  # [M, F]
         if biases:
-            gate, up = (part + bias[experts[order]] for part, bias in zip((gate, up), biases, strict=True))
-        rows = grouped_dot(self._gated(gate, up), kernels[2], sizes)
+            inner = [part + bias[experts[order]] for part, bias in zip(inner, biases, strict=True)]
+        rows = grouped_dot(self._product(*inner), kernels[-1], sizes)
         # Gathered, best expert first: additions in place have no fixed order on some devices.
         places = jnp.argsort(order).reshape(chosen.shape)
         return weighted_sum(weights, (rows[places[..., i]] for i in range(k)))
 
-    def _gated(self, gate: jax.Array, up: jax.Array) -> jax.Array:
-        """Return the product of an expert's gate, after the non-linearity, and its other linear map, [M, F]."""
+    def _product(self, gate: jax.Array, up: jax.Array | None = None) -> jax.Array:
+        """Return the product of an expert's gate, after the non-linearity, and its other linear map if any, [M, F]."""
         clamp = self.mixture.gate
+        if up is None:
+            return self.activation(gate)
         if clamp is None:
             return self.activation(gate) * up
         wide, upper = jnp.minimum(gate.astype(jnp.float32), clamp.limit), jnp.clip(up, -clamp.limit, clamp.limit)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..core.count_of import count_of
 from ..core.errors import DamagedData
 from ..core.logs import say
 from .config import LayerKind
@@ -83,7 +84,7 @@ def find_tensors(files: WeightFiles, model: TextModel) -> dict[str, Place]:
             elif short not in known and model.covers(short):
                 raise DamagedData(f"{files.where(place.file)}: tensor {name} is unknown to this architecture")
     if ignored:
-        say(f"{files}: ignored, since no layer reads them: {len(ignored)} tensors, such as {ignored[0]}")
+        say(f"{files}: ignored, since no layer reads them: {count_of(len(ignored), 'tensor')}, such as {ignored[0]}")
     found = {}
     for name in known:
         _refuse_doubled(files, {prefix, "", model.family.prefix}, name)

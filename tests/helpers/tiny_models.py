@@ -35,7 +35,8 @@ def make_model(name: str, folder: Path, seed: int = 0, dtype: str = "float32", *
     config.save_pretrained(folder)
     model = reference_class(folder).from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
-        factors = (buffer for name, buffer in model.named_buffers() if name.endswith("layer_scalar"))
+        read = ("layer_scalar", "e_score_correction_bias")
+        factors = (buffer for name, buffer in model.named_buffers() if name.endswith(read))
         for parameter in (*model.parameters(), *factors):
             parameter.copy_(torch.randn_like(parameter) * 0.2 + (1.0 if parameter.dim() == 1 else 0.0))
     model.to(getattr(torch, dtype)).save_pretrained(folder, **saving)

@@ -7,8 +7,6 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from transformers.models.nemotron_h.modeling_nemotron_h import mamba2_selective_state_update
-from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
 from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.models.config_file import read_model_config
@@ -36,6 +34,7 @@ def random_rows(length, decays=(0.01, 1.0), equal_keys=False):
 def recurrent(parts, start, end):
     """What the reference reads from the state of a document, token by token."""
     torch = pytest.importorskip("torch")
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
     q, k, v, decay, rate = (torch.from_numpy(part[:, start:end].copy()) for part in parts)
     return torch_recurrent_gated_delta_rule(q, k, v, g=decay, beta=rate, use_qk_l2norm_in_kernel=True)[0].numpy()
@@ -43,6 +42,9 @@ def recurrent(parts, start, end):
 
 def added(parts, start, end):
     """What Mamba-2's reference reads from the state of a document, token by token."""
+    torch = pytest.importorskip("torch")
+    from transformers.models.nemotron_h.modeling_nemotron_h import mamba2_selective_state_update
+
     q, k, v, decay, rate = (torch.from_numpy(part[:, start:end].copy()) for part in parts)
     state, read = torch.zeros(1, HEADS, WIDTH, KEY_WIDTH), []
     for t in range(end - start):

@@ -54,8 +54,6 @@ HYBRID = {
     "num_experts": 4,
     "shared_expert_intermediate_size": 8,
 }
-# Text models inside others, whose own types are here too.
-INSIDE = {"gemma3", "gemma4", "gemma4_unified", "llama4", "qwen3_5", "qwen3_5_moe"}
 OF_A_FAMILY = {
     "mistral": {"sliding_window": 6},
     "ministral": WINDOWS,

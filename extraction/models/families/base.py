@@ -7,14 +7,13 @@ module is imported, they are named. Cost: none.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..config import LayerKind, ModelConfig
 from ..used_config_keys import ModelView
 from ..weight_tables import Table, llama_table
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class ReferencePlace(NamedTuple):
@@ -30,7 +29,7 @@ class ReferencePlace(NamedTuple):
 
     module: str
     value: str
-    pick: "Callable[[Any, Any], np.ndarray] | None" = None
+    pick: Callable[[Any, Any], np.ndarray] | None = None
 
 
 Places = dict[str, ReferencePlace]
@@ -80,6 +79,19 @@ def router_places(router: str) -> Places:
     """Return the places of the router's hook points, all in the output of a module of this name."""
     hooks = ("mlp.hook_router_logits", "mlp.hook_expert_weights", "mlp.hook_expert_indices")
     return {hook: ReferencePlace(router, f"out.{part}") for part, hook in enumerate(hooks)}
+
+
+def sorted_router_places(router: str) -> Places:
+    """Return the places of `router_places` for a router that gives the chosen experts in any order."""
+
+    def weights(_: Any, outputs: tuple[np.ndarray, ...]) -> np.ndarray:
+        return -np.sort(-outputs[1], axis=-1)
+
+    def indices(_: Any, outputs: tuple[np.ndarray, ...]) -> np.ndarray:
+        return np.take_along_axis(outputs[2], np.argsort(-outputs[1], axis=-1, kind="stable"), axis=-1)
+
+    picks = {"mlp.hook_expert_weights": weights, "mlp.hook_expert_indices": indices}
+    return router_places(router) | {hook: ReferencePlace(router, "outs", pick) for hook, pick in picks.items()}
 
 
 def renamed(names: Mapping[str, str], absent: Iterable[str] = ()) -> Places:

@@ -29,7 +29,7 @@ from ..weight_tables import (
     shared_entries,
     to_heads,
 )
-from .base import LLAMA_PLACES, Family, ReferencePlace
+from .base import LLAMA_PLACES, Family, ReferencePlace, sorted_router_places
 from .reading import checked_experts, decoder, layer_kind, rope, yarn_scale
 
 if TYPE_CHECKING:
@@ -76,17 +76,10 @@ def _deepseek(config: ModelView, path: Path, experts: Experts, interleaved: bool
         rope=replace(rope(parameters, config, path), interleaved=interleaved),
         latent=Latent(config.kv_lora_rank, config.q_lora_rank, config.qk_rope_head_dim, config.v_head_dim),
     )
-    mixture = replace(dense, mlp_width=config.moe_intermediate_size, experts=_checked(experts, path))
+    mixture = replace(dense, mlp_width=config.moe_intermediate_size, experts=checked_experts(experts, path))
     first = config.first_k_dense_replace
     layers = [dense if layer < first else mixture for layer in range(config.num_hidden_layers)]
     return decoder(config, path, layers, attention_scale=width**-0.5 * yarn_scale(parameters) ** 2, **more)
-
-
-def _checked(experts: Experts, path: Path) -> Experts:
-    groups = experts.groups
-    if groups and not (experts.count % groups.count == 0 and 1 <= groups.chosen <= groups.count):
-        raise DamagedData(f"{path}: {groups.chosen} of {groups.count} groups of {experts.count} experts")
-    return checked_experts(experts, path)
 
 
 def _weight_table(config: ModelConfig) -> Table:
@@ -148,21 +141,13 @@ def _values(config: Any, y: np.ndarray) -> np.ndarray:
     return y.reshape(y.shape[-2], config.num_attention_heads, -1)[..., config.qk_nope_head_dim :]
 
 
-def _sorted_weights(_: Any, outputs: tuple[np.ndarray, ...]) -> np.ndarray:
-    return -np.sort(-outputs[1], axis=-1)
-
-
-def _sorted_indices(_: Any, outputs: tuple[np.ndarray, ...]) -> np.ndarray:
-    return np.take_along_axis(outputs[2], np.argsort(-outputs[1], axis=-1, kind="stable"), axis=-1)
-
-
-# transformers' router gives the chosen experts in any order.
-_PLACES = LLAMA_PLACES | {
-    "attn.hook_q": ReferencePlace(f"{_ATTENTION}.q_b_proj|{_ATTENTION}.q_proj", "out"),
-    "attn.hook_v": ReferencePlace(f"{_ATTENTION}.kv_b_proj", "out", _values),
-    "mlp.hook_router_logits": ReferencePlace(f"{_MLP}.gate", "out.0"),
-    "mlp.hook_expert_weights": ReferencePlace(f"{_MLP}.gate", "outs", _sorted_weights),
-    "mlp.hook_expert_indices": ReferencePlace(f"{_MLP}.gate", "outs", _sorted_indices),
-}
+_PLACES = (
+    LLAMA_PLACES
+    | sorted_router_places(f"{_MLP}.gate")
+    | {
+        "attn.hook_q": ReferencePlace(f"{_ATTENTION}.q_b_proj|{_ATTENTION}.q_proj", "out"),
+        "attn.hook_v": ReferencePlace(f"{_ATTENTION}.kv_b_proj", "out", _values),
+    }
+)
 DEEPSEEK_V2 = Family(_deepseek2, weight_table=_weight_table, places=_PLACES, expert_stacks=EXPERT_STACKS)
 DEEPSEEK_V3 = replace(DEEPSEEK_V2, read=_deepseek3)

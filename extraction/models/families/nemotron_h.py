@@ -1,8 +1,7 @@
-"""Nemotron-H: layers that are each one thing, Mamba-2, attention without rotation, or a plain mlp.
+"""Nemotron-H and Nemotron 3: layers that are each one of Mamba-2, attention without rotation, a plain mlp, a mixture.
 
 A layer has the hook points of its part and no `hook_resid_mid`. In Mamba-2 layers `hook_z` is after gate and norm, as
-it is what the output projection reads. The weight names are those of `NemotronHForCausalLM`. Layers with a mixture are
-refused.
+it is what the output projection reads. The weight names are those of `NemotronHForCausalLM`.
 """
 
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import LayerKind, Mamba, ModelConfig
+from ..config import Experts, Groups, LayerKind, Mamba, ModelConfig
 from ..used_config_keys import ModelView
 from ..weight_tables import (
     LM_HEAD,
@@ -21,13 +20,14 @@ from ..weight_tables import (
     attention,
     from_heads,
     linear,
+    mixture_entries,
     norms,
     part_of,
     to_heads,
     unchanged,
 )
-from .base import Family, Modules, ReferencePlace, renamed
-from .reading import activation, by_layer_types, decoder, layer_kind
+from .base import Family, Modules, ReferencePlace, renamed, sorted_router_places
+from .reading import activation, by_layer_types, checked_experts, decoder, layer_kind
 
 if TYPE_CHECKING:
     import jax
@@ -47,7 +47,10 @@ def _read(config: ModelView, path: Path) -> ModelConfig:
         head_width=config.mamba_head_dim,
         recurrent=Mamba(config.ssm_state_size, config.conv_kernel, float(config.time_step_min), of_state),
     )
-    kinds = {"full_attention": kind, "linear_attention": mamba, "mlp": replace(kind, parts=("mlp",))}
+    dense = replace(kind, parts=("mlp",))
+    kinds = {"full_attention": kind, "linear_attention": mamba, "mlp": dense}
+    if "moe" in config.layer_types:
+        kinds["moe"] = replace(dense, mlp_width=config.moe_intermediate_size, experts=_experts(config, path))
     return decoder(
         config,
         path,
@@ -60,16 +63,42 @@ def _read(config: ModelView, path: Path) -> ModelConfig:
     )
 
 
+def _experts(config: ModelView, path: Path) -> Experts:
+    """Read the mixture of experts without a gate. An expert that reads a narrower vector is refused."""
+    experts = Experts(
+        config.n_routed_experts,
+        config.num_experts_per_tok,
+        normalized=bool(config.norm_topk_prob),
+        gated=False,
+        sigmoid=True,
+        corrected=True,
+        groups=Groups(config.n_group, config.topk_group, best=2),
+        scale=float(config.routed_scaling_factor),
+        shared_width=config.moe_shared_expert_intermediate_size,
+    )
+    return checked_experts(experts, path)
+
+
 def _weight_table(config: ModelConfig) -> Table:
     embedding, final = {"table": Entry("model.embeddings.weight")}, {"scale": Entry("model.norm_f.weight")}
     return Table(embedding, partial(_block, config), final, LM_HEAD)
 
 
 def _block(config: ModelConfig, kind: LayerKind) -> Entries:
+    if kind.experts:
+        return _mixture(kind, config.mlp_bias) | norms({"norm_mlp": "norm"})
     if "mlp" in kind.parts:
         table = linear("mlp.up", f"{_MIXER}.up_proj", config.mlp_bias) | norms({"norm_mlp": "norm"})
         return table | linear("mlp.down", f"{_MIXER}.down_proj", config.mlp_bias)
     return (_mamba(kind) if kind.recurrent else attention(config, kind, _MIXER)) | norms({"norm_attention": "norm"})
+
+
+def _mixture(kind: LayerKind, bias: bool) -> Entries:
+    table = mixture_entries("mixer", {"up": "up_proj", "down": "down_proj"}, kind)
+    table["mlp.correction"] = Entry(f"{_MIXER}.gate.e_score_correction_bias")
+    for name in ("up", "down"):
+        table |= linear(f"mlp.shared.{name}", f"{_MIXER}.shared_experts.{name}_proj", bias)
+    return table
 
 
 def _mamba(kind: LayerKind) -> Entries:
@@ -116,5 +145,6 @@ NEMOTRON_H = Family(
             "model.norm": "model.norm_f",
         }
     )
+    | sorted_router_places(f"{_MIXER}.gate")
     | {"attn.hook_z": ReferencePlace(_OUTPUT, "in"), "hook_attn_out": ReferencePlace(_OUTPUT, "out")},
 )

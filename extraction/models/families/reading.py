@@ -65,7 +65,10 @@ def activation(name: str, path: Path) -> str:
 
 
 def checked_experts(experts: Experts, path: Path) -> Experts:
-    """Return the experts. Raises DamagedData if a token has none or more than there are."""
+    """Return the experts. Raises DamagedData if a token has none or more than there are, or such groups of them."""
+    groups = experts.groups
+    if groups and not (experts.count % groups.count == 0 and 1 <= groups.chosen <= groups.count):
+        raise DamagedData(f"{path}: {groups.chosen} of {groups.count} groups of {experts.count} experts")
     if not 1 <= experts.per_token <= experts.count:
         raise DamagedData(f"{path}: {experts.per_token} of {experts.count} experts for each token")
     return experts

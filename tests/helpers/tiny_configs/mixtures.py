@@ -152,6 +152,17 @@ CONFIGS = {
         rope_parameters=LLAMA3 | {"low_freq_factor": 1.0, "high_freq_factor": 1.0},
     ),
     "nemotron_h": partial(transformers.NemotronHConfig, **NEMOTRON_H, chunk_size=16),
+    "nemotron_h-mixture": partial(
+        transformers.NemotronHConfig,
+        **(NEMOTRON_H | {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]}),
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=1.5,
+        moe_intermediate_size=24,
+        moe_shared_expert_intermediate_size=20,
+    ),
     "nemotron_h-biases-one-group-repeated": partial(
         transformers.NemotronHConfig,
         **(NEMOTRON_H | {"layers_block_type": ["linear_attention", "mlp"] * 2 + ["full_attention"], "n_groups": 1}),

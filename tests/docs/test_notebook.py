@@ -29,7 +29,7 @@ def run(cells: list[str], folder: object) -> str:
 @pytest.mark.slow
 def test_its_probe_tells_more_than_the_frequent_answer(tmp_path):
     printed = run([cell for cell in CELLS if "sae_lens" not in cell], tmp_path)
-    accuracy, frequent = map(float, re.search(r"accuracy ([\d.]+); .*: ([\d.]+)", printed).groups())
+    accuracy, frequent = map(float, re.search(r"accuracy ([\d.]+); .* ([\d.]+)", printed).groups())
     assert accuracy > frequent
 
 

@@ -156,6 +156,7 @@ def describe(wanted: Accelerator) -> Sequence[Device]:
     """Return devices of the slice to compile for. Raises RuntimeError if libtpu cannot describe them."""
     from jax.experimental import topologies
 
+    assert wanted.topology is not None, f"{wanted} is no TPU slice"
     for name, value in _NOT_ON_A_TPU.items():
         os.environ.setdefault(name, value)
     return topologies.get_topology_desc(platform="tpu", topology_name=wanted.topology, **wanted.settings).devices

@@ -24,6 +24,8 @@ from extraction.worker.loop import Layout, run_pipeline
 from tests.helpers.stored_models import stored, write_model
 from tests.helpers.tiny_configs import CONFIGS
 
+# Relative errors where 1e-5 is too near: in float32 the reference's z is up to 0.9e-5 from its own in float64.
+LIMITS = {"qwen3_5_text": 2e-5, "qwen3_5_moe_text": 2e-5}
 LENGTHS = (5, 40, 1, 17, 150, 33, 8)
 
 

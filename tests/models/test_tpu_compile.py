@@ -70,7 +70,7 @@ def test_no_activation_is_copied_or_transposed_in_the_loop(step):
     captured = [shape for shape in step.moved() if shape[0] == 1 and len(shape) == 4]
     chunked = [shape for shape in step.moved() if len(shape) == 6]
     assert len(captured) <= 1 and len(step.moved()) == len(captured) + len(chunked)
-    assert not chunked or any(kind.delta_net for kind in step.config.layers)
+    assert not chunked or any(kind.recurrent for kind in step.config.layers)
 
 
 def test_attention_is_the_kernel(step):
@@ -78,7 +78,7 @@ def test_attention_is_the_kernel(step):
     calls = [line for line in step.program.as_text().splitlines() if "custom-call" in line and "splash" in line]
     kernels = [line for line in calls if 'custom_call_target="tpu_custom_call"' in line]
     groups = group_layers(running_layers(step.config, step.options))
-    assert len(kernels) == sum(kind.delta_net is None for group in groups for kind in group.unit)
+    assert len(kernels) == sum(kind.recurrent is None for group in groups for kind in group.unit)
 
 
 def test_a_plan_takes_these_counts(step):

@@ -23,7 +23,7 @@ from extraction.models.step_options import StepOptions
 from extraction.models.weights import leaves_of
 from tests.helpers.shared import built_once
 from tests.helpers.tiny_configs import CONFIGS
-from tests.helpers.tiny_models import LIMITS, Zoo, documents, error, load, run, run_means
+from tests.helpers.tiny_models import Zoo, documents, error, load, run, run_means
 
 pytestmark = pytest.mark.slow
 
@@ -128,7 +128,7 @@ def on_meshes(folder):
 def test_every_hook_point_is_the_same_on_every_mesh(models, on_meshes, name, mesh):
     found = on_meshes[name, mesh]
     for hook, expected in models(name).reference.items():
-        assert error(found[hook], expected) < LIMITS.get(name, 1e-5), hook
+        assert error(found[hook], expected) < 1e-5, hook
         assert error(found[f"{hook}.sum"], np.nansum(expected, 0)) < 1e-4, hook
 
 

@@ -36,7 +36,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists
+from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists, ObjectNotFound
 from extraction.core.fault_points import kill_point
 from extraction.format.chain import check_data, check_place, list_commits
 from extraction.format.commit import (
@@ -60,7 +60,9 @@ from extraction.storage import ObjectInfo, Storage
 
 
 def join_run(storage: Storage, own: RunDescription, digests: Sequence[str] = ()) -> RunDescription:
-    """Create `run.json`, or compare the one that is there with `own`. Return what is stored.
+    """Compare the `run.json` that is there with `own`, or create it. Return what is stored.
+
+    Reading comes first: a service limits the writes of one name, not its reads, and most workers find it there.
 
     `digests` are those of the parts of extended streams: a run over the first of them is joined.
 
@@ -69,16 +71,25 @@ def join_run(storage: Storage, own: RunDescription, digests: Sequence[str] = ())
     """
     kill_point("before-run")
     try:
-        storage.create(RUN, own.to_bytes())
-        run = replace(own, digest=digest_of(own.to_bytes()))
-    except ObjectExists:
         run = read_run(storage)
-        given = over_same_streams(run.config, own.config, digests)
-        if run.config != given:
-            lines = "; ".join(differences(run.config, given))
-            raise ConfigurationMismatch(f"{storage.location}/{RUN} has another run config: {lines}") from None
+    except ObjectNotFound:
+        run = _create_run(storage, own)
+    given = over_same_streams(run.config, own.config, digests)
+    if run.config != given:
+        lines = "; ".join(differences(run.config, given))
+        raise ConfigurationMismatch(f"{storage.location}/{RUN} has another run config: {lines}")
     kill_point("after-run")
     return run
+
+
+def _create_run(storage: Storage, own: RunDescription) -> RunDescription:
+    """Create `run.json`; return what is stored, which may be that of another worker."""
+    data = own.to_bytes()
+    try:
+        storage.create(RUN, data)
+        return replace(own, digest=digest_of(data))
+    except ObjectExists:
+        return read_run(storage)
 
 
 def extend_run(storage: Storage, run: RunDescription, extents: Sequence[Extent]) -> None:

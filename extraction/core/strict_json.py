@@ -11,7 +11,7 @@ import json
 def loads(data: bytes) -> object:
     """Return the value of one JSON text. Raises ValueError."""
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_unrepeated, parse_constant=_refuse)
+        value = _DECODER.decode(data.decode())
         if b"\\u" in data:
             json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair
     except RecursionError:
@@ -28,3 +28,6 @@ def _unrepeated(pairs: list[tuple[str, object]]) -> dict:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unrepeated, parse_constant=_refuse)

@@ -73,7 +73,7 @@ def allocate(layout: ArrayLayout, metadata: Mapping[str, str]) -> SafetensorsFil
     offset = 0
     for name, (shape, dtype) in layout.items():
         dtype = np.dtype(dtype)
-        size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        size = dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

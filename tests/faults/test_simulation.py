@@ -7,7 +7,7 @@ from tests.simulation.planted_bugs import PLANTED, plant
 from tests.simulation.simulator import Simulator
 from tests.simulation.worker import launcher_numbers
 
-SEEDS = 150
+SEEDS = 200
 
 
 @pytest.mark.slow
@@ -19,7 +19,7 @@ def test_no_seed_breaks_a_promise():
             assert not outcome.violations, f"python benchmarks/simulation.py replay {seed}: {outcome.violations}"
             crashes += outcome.crashes
             positions |= outcome.positions
-    assert crashes > 2 * SEEDS and len(positions) > 80, "workers are no longer killed where they were"
+    assert crashes > 5 * SEEDS and len(positions) > 80, "workers are no longer killed where they were"
 
 
 def test_a_seed_replays_exactly():

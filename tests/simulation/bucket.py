@@ -12,7 +12,7 @@ import time
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from urllib.parse import parse_qsl, unquote
 
 from extraction.storage import crc32c_base64
@@ -36,10 +36,7 @@ class Request:
     query: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        match = _PATH.fullmatch(self.url)
-        assert match, self.url
-        self.kind, self.name = match[1] or "", unquote(match[2] or "")
-        self.query = dict(parse_qsl(match[3] or ""))
+        self.kind, self.name, self.query = _parts_of_url(self.url)
         if self.kind == "/upload":
             self._name_upload()
         elif self.name:
@@ -58,6 +55,14 @@ class Request:
         assert found
         self.name = found[1].decode()
         self.operation = "start" if resumable else "create" if "ifGenerationMatch" in self.query else "replace"
+
+
+@lru_cache(1 << 14)
+def _parts_of_url(url: str) -> tuple[str, str, dict[str, str]]:
+    """Return the kind of a URL, the name of its object and its query, which nobody changes."""
+    match = _PATH.fullmatch(url)
+    assert match, url
+    return match[1] or "", unquote(match[2] or ""), dict(parse_qsl(match[3] or ""))
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,13 @@ class Object:
     updated: float
     crc32c: str
 
-    def metadata(self) -> dict[str, str]:
-        """Return what the JSON API says of it."""
+    @cached_property
+    def metadata(self) -> str:
+        """What the JSON API says of it."""
         whole = int(self.updated)
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((self.updated - whole) * 1000):03d}Z"
         sizes = {"size": str(len(self.data)), "crc32c": self.crc32c}
-        return {"name": self.name, "generation": str(self.generation), "updated": stamp} | sizes
+        return json.dumps({"name": self.name, "generation": str(self.generation), "updated": stamp} | sizes)
 
 
 class Refused(Exception):
@@ -133,7 +139,7 @@ class Bucket:
             name, expected, precondition = self._sessions[request.query["upload_id"]]
             data = request.body
             if request.query["upload_id"] in self._closed:  # the service repeats the answer of a finished upload
-                return _json(self._closed[request.query["upload_id"]].metadata())
+                return _json(self._closed[request.query["upload_id"]].metadata)
         else:
             name, precondition = request.name, request.query.get("ifGenerationMatch")
             expected, data = _parts_of(request)
@@ -152,7 +158,7 @@ class Bucket:
         stored = self.objects[name] = Object(name, data, self._last_generation, now, _checksum(data))
         if "upload_id" in request.query:
             self._closed[request.query["upload_id"]] = stored
-        return _json(stored.metadata())
+        return _json(stored.metadata)
 
     _replace = _create
 
@@ -170,7 +176,7 @@ class Bucket:
         return found
 
     def _stat(self, request: Request, now: float) -> Answer:
-        return _json(self._find(request).metadata())
+        return _json(self._find(request).metadata)
 
     def _read(self, request: Request, now: float) -> Answer:
         stored = self._find(request)
@@ -185,7 +191,7 @@ class Bucket:
     def _list(self, request: Request, now: float) -> Answer:
         prefix, delimiter = request.name, request.query.get("delimiter")
         first = max(prefix, request.query.get("startOffset", ""), request.query.get("pageToken", ""))
-        items, prefixes, token = [], [], {}
+        items, prefixes, token = [], [], ""
         for name in self._names[bisect_left(self._names, first) :]:
             if not name.startswith(prefix):
                 break
@@ -194,19 +200,21 @@ class Bucket:
                 if prefix + folder + found not in prefixes:
                     prefixes.append(prefix + folder + found)
             elif len(items) == self.page_size:
-                token = {"nextPageToken": name}
+                token = name
                 break
             else:
-                items.append(self.objects[name].metadata())
-        lists = {key: values for key, values in (("items", items), ("prefixes", prefixes)) if values}
-        return _json(lists | token)
+                items.append(self.objects[name].metadata)
+        parts = [f'"items": [{", ".join(items)}]'] if items else []
+        parts += [f'"prefixes": {json.dumps(prefixes)}'] if prefixes else []
+        parts += [f'"nextPageToken": {json.dumps(token)}'] if token else []
+        return _json(f"{{{', '.join(parts)}}}")
 
     def _now(self, request: Request, now: float) -> Answer:
         return Answer(200, b"{}", {"Date": formatdate(int(now), usegmt=True), "Content-Type": "application/json"})
 
 
-def _json(value: dict) -> Answer:
-    return Answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+def _json(text: str) -> Answer:
+    return Answer(200, text.encode(), {"Content-Type": "application/json"})
 
 
 def _parts_of(request: Request) -> tuple[str, bytes]:

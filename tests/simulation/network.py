@@ -13,10 +13,12 @@ import io
 import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import requests
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
+from requests.structures import CaseInsensitiveDict
 
 from tests.simulation.bucket import Answer, Bucket, Request, refusal
 from tests.simulation.scheduler import Process, Scheduler, Task
@@ -121,6 +123,10 @@ class Transport:
         """Send a GET request."""
         return self.request("GET", url, headers=headers, timeout=timeout)
 
+    def post(self, url: str, data: bytes, headers: dict, timeout: object = None):
+        """Send a POST request."""
+        return self.request("POST", url, data, headers)
+
     def request(self, method: str, url: str, data=None, headers=None, timeout=None, **_: object) -> requests.Response:
         """Send a request, and wait for the answer. Raises the errors of `requests`."""
         scheduler = self._scheduler
@@ -137,7 +143,7 @@ class Transport:
             scheduler.note(f"{request.operation} {request.name} -> {answer.status if answer else 'nothing'}")
         if answer is None:
             raise requests.exceptions.ConnectionError("the connection was lost")
-        return _response(_distorted(answer, fault, scheduler), method, url)
+        return _Response(_distorted(answer, fault, scheduler), method, url)
 
     def _exchange(self, call: Call, fault: str) -> Answer | None:
         """Return the answer, None for a connection that broke. Raises ReadTimeout."""
@@ -211,14 +217,14 @@ def _distorted(answer: Answer, fault: str, scheduler: Scheduler) -> Answer:
     return answer
 
 
-def _response(answer: Answer, method: str, url: str) -> requests.Response:
-    response = requests.Response()
-    response.status_code, response.url = answer.status, url
-    response._content, response.raw = answer.body, io.BytesIO(answer.body)
-    response.headers.update(answer.headers)
-    response.encoding = "utf-8"
-    response.request = requests.Request(method, url)  # type: ignore[assignment]  # for the texts of errors
-    return response
+class _Response(requests.Response):
+    """A response without cookies and history, whose content is there."""
+
+    def __init__(self, answer: Answer, method: str, url: str):
+        self.status_code, self.url, self.encoding = answer.status, url, "utf-8"
+        self._content, self._content_consumed, self.raw = answer.body, True, io.BytesIO(answer.body)
+        self.headers = CaseInsensitiveDict(answer.headers)
+        self.request = SimpleNamespace(method=method, url=url)  # type: ignore[assignment]  # for the texts of errors
 
 
 def make_client(transport: Transport) -> storage.Client:

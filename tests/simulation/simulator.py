@@ -34,7 +34,7 @@ from tests.simulation.worker import clear
 from tests.simulation.workload import NUM_WORKLOADS, StandInStep, Workload
 from tests.simulation.world import World, commits_of
 
-COLLECT_EVERY = 25  # executions
+COLLECT_EVERY = 100  # executions
 LOAD_SECONDS = 12.0  # at most, to load the model
 _OTHER_NAMES = re.compile(r"run\.json|worker-\d{5}/(progress\.json|attempts/[0-9a-f]{32}\.(begin|end)\.json)")
 _DATA_NAME = re.compile(r"worker-(\d{5})/batches/(\d{8})(?:-([0-9a-f]{32}))?\.safetensors")
@@ -101,6 +101,7 @@ class Simulator:
         self._executed += 1
         if self._executed % COLLECT_EVERY == 0:
             gc.collect()
+            gc.freeze()  # the next collection need not visit what is kept
         return world
 
     # ------------------------------------------------------------------------------------------ at the boundary

@@ -36,6 +36,7 @@ NUM_WORKLOADS = 12
 STREAMS = "memory"
 CONFIG = SimpleNamespace(vocab_size=1000)  # of the model
 ROW_GROUP = 4  # records that are read at once
+_SCHEMA = pyarrow.schema([("id", pyarrow.string()), ("text", pyarrow.string())])
 _SELECTIONS = ("all", "all", "all", "last", "0,-1", "every:3", "mean")
 
 
@@ -123,7 +124,7 @@ class Workload:
         self.number, self.num_streams = number, 1 + number % 3
         self.seconds_of_a_step = draw.choice((0.05, 1.0, 20.0))
         rows = [self._rows(draw, stream) for stream in range(self.num_streams)]
-        self._tables = [pyarrow.table({"id": ids, "text": texts}) for ids, texts in rows]
+        self._tables = [pyarrow.Table.from_pydict({"id": ids, "text": texts}, _SCHEMA) for ids, texts in rows]
         entries = tuple(StreamEntry(len(ids), sha256(repr(ids).encode()), ()) for ids, _ in rows)
         total, digest = sum(entry.num_records for entry in entries), sha256(repr(rows).encode())
         self.manifest = Manifest("text", "memory", None, {}, self.num_streams, total, (), entries, digest)

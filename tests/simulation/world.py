@@ -11,6 +11,7 @@ is finished, a worker that is fenced by itself, an object that was overwritten, 
 import re
 import traceback
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from extraction.audit import verify
@@ -143,12 +144,12 @@ class World:
         self.outcome.workers += 1
         if self._quiet:
             return
-        if self._kills and draw.random() < 0.8:
+        if self._kills and draw.random() < 0.95:
             self._kills -= 1
             if draw.random() < 0.4:
                 process.kill_at_write = draw.randint(1, 10)
             else:
-                process.kill_at = draw.randint(1, draw.choice((15, 40, 80, 150)))
+                process.kill_at = draw.randint(1, draw.choice((8, 15, 40, 80, 150)))
             process.signal = draw.choice(("KILL", "KILL", "SEGV"))
         if self._freezes and draw.random() < 0.5:
             self._freezes -= 1
@@ -200,8 +201,11 @@ def commits_of(world: World, stream: int) -> list[Commit]:
     """Return the commits of a stream, as far as they have no gap."""
     found = []
     while stored := world.bucket.objects.get(f"{PREFIX}{commit_name(stream, len(found))}"):
-        found.append(parse_commit(stored.data, stored.name))
+        found.append(_parsed(stored.data, stored.name))
     return found
+
+
+_parsed = lru_cache(1 << 12)(parse_commit)
 
 
 def position_of(process: Process) -> str:

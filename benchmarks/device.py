@@ -108,16 +108,23 @@ def start_part(part: Part, flags: list[str], output: Path, limit: float) -> dict
 
 
 @click.command()
-@click.option("--part", "only", type=click.Choice([part.name for part in PARTS]), help="Only this, in this process.")
+@click.option(
+    "--part",
+    "only",
+    type=click.Choice([part.name for part in PARTS]),
+    multiple=True,
+    help="Only these, in this process.",
+)
 @click.option("--tiny", is_flag=True, help="Small forms of all parts, for a CPU.")
 @click.option("--seconds", default=470, show_default=True, help="For all parts together.")
 @gives_results
-def main(only: str | None, tiny: bool, seconds: int, as_json: bool, output: Path | None) -> None:
+def main(only: tuple[str, ...], tiny: bool, seconds: int, as_json: bool, output: Path | None) -> None:
     """Run the parts; `--output` is a folder."""
     output = output or Path("device-results")
     output.mkdir(parents=True, exist_ok=True)
     if only:
-        run_part(next(part for part in PARTS if part.name == only), tiny, output)
+        for part in (part for part in PARTS if part.name in only):
+            run_part(part, tiny, output)
         return
     end, summary = time.monotonic() + seconds, about("jax", "jaxlib", "numpy") | {"tiny": tiny, "parts": {}}
     for part in PARTS:

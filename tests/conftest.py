@@ -1,6 +1,7 @@
 """Storage for tests: a folder, and a bucket on a server of our own. Tiny models, each made once. All on the CPU."""
 
 import os
+from importlib.metadata import version
 
 import pytest
 from hypothesis import settings
@@ -8,8 +9,10 @@ from hypothesis import settings
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed jax would look for a TPU first
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"  # in this process and in its children
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-# Steps of tiny models are compiled more often than they are run: LLVM optimizes nothing, which halves the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Steps of tiny models are compiled more often than they are run: the least work for the compiler halves the time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1")
+if version("jaxlib").startswith("0.10."):  # newer ones lack this flag
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch: tests run beside each other
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each child would compile what it imports again
 

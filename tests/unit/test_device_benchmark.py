@@ -7,17 +7,28 @@ import sys
 import pytest
 
 from benchmarks import device
+from tests.helpers.shared import built_once
 from tests.helpers.workers import ROOT
 
 NAMES = [part.name for part in device.PARTS]
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The folder of results of all parts, from one process."""
+
+    def build(folder):
+        parts = [word for name in NAMES for word in ("--part", name)]
+        command = [sys.executable, ROOT / "benchmarks/device.py", "--tiny", *parts, "--output", folder]
+        subprocess.run(command, check=True, timeout=280)
+
+    return built_once(tmp_path_factory, "device-results", build)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_each_part_runs(name, tmp_path):
-    command = [sys.executable, ROOT / "benchmarks/device.py", "--tiny", "--part", name, "--output", tmp_path]
-    subprocess.run(command, check=True, timeout=250)
-    found = json.loads((tmp_path / f"{name}.json").read_text())
+def test_each_part_runs(results, name):
+    found = json.loads((results / f"{name}.json").read_text())
     assert "error" not in found and len(found) > 1, found
 
 

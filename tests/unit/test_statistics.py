@@ -22,10 +22,12 @@ from extraction.read.reader import ActivationReader
 from extraction.read.statistics import Tally
 from extraction.storage import open_storage
 from tests.helpers import runs
+from tests.helpers.shared import built_once
 from tests.helpers.workers import ROOT, committed, extract, extract_here, make_streams, write_corpus
 
 QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
 SCALED = ("int8", "float8_e4m3fn")
+SHAPE = ("--seq-len", "128", "--batch-size", "4", "--steps-per-batch", "2")
 # Relative errors of a hook point: what was measured (docs/hook-points.md), and a little.
 MOST_ERROR = {"int8": {"mlp.hook_post": 0.03, "": 0.01}, "float8_e4m3fn": {"": 0.028}}
 
@@ -33,33 +35,32 @@ MOST_ERROR = {"int8": {"mlp.hook_post": 0.03, "": 0.01}, "float8_e4m3fn": {"": 0
 def real_text() -> list[str]:
     """Paragraphs of the README and the pages on operation."""
     pages = [ROOT / "README.md", ROOT / "docs/operations.md", ROOT / "docs/dependencies.md"]
-    return [part for page in pages for part in page.read_text().split("\n\n") if len(part) > 100][:80]
+    return [part for page in pages for part in page.read_text().split("\n\n") if len(part) > 100][:40]
 
 
 @pytest.fixture(scope="module")
-def streams(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("real")
-    return make_streams(write_corpus(folder / "corpus", real_text()), folder / "streams", 2)
+def folder(tmp_path_factory):
+    """Streams, and for each store dtype a run of two workers over real text, at every kind of hook point."""
+
+    def build(folder):
+        streams = make_streams(write_corpus(folder / "corpus", real_text()), folder / "streams", 2)
+        points = ("--hook-points", "hook_embed,blocks.1.*,ln_final.*")
+        for dtype in ("float32", "bfloat16", *SCALED):
+            for worker in (0, 1):
+                flags = (*points, *SHAPE, "--store-dtype", dtype, "--worker-id", worker)
+                extract_here(streams, folder / dtype, *flags)
+
+    return built_once(tmp_path_factory, "statistics", build)
 
 
 @pytest.fixture(scope="module")
-def outputs(streams, tmp_path_factory):
-    """{store dtype: a run of two workers over real text, at every hook point}"""
-    folder = tmp_path_factory.mktemp("runs")
-    flags = (
-        "--hook-points",
-        "hook_embed,blocks.*,ln_final.*",
-        "--seq-len",
-        "128",
-        "--batch-size",
-        "4",
-        "--steps-per-batch",
-        "2",
-    )
-    for dtype in ("float32", "bfloat16", *SCALED):
-        for worker in (0, 1):
-            extract_here(streams, folder / dtype, *flags, "--store-dtype", dtype, "--worker-id", worker)
-    return {path.name: str(path) for path in folder.iterdir()}
+def streams(folder):
+    return folder / "streams"
+
+
+@pytest.fixture(scope="module")
+def outputs(folder):
+    return {dtype: str(folder / dtype) for dtype in ("float32", "bfloat16", *SCALED)}
 
 
 def rows_of(output: str, name: str) -> np.ndarray:

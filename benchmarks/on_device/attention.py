@@ -1,20 +1,27 @@
 """Attention on the device: right, the nine short cases, and packed documents.
 
-In: a setting. Out: the largest relative errors against float64; the tables of benchmarks/attention.py and
-benchmarks/packed_attention.py. Cost: a compilation for each case and implementation.
+In: a setting. Out: what the check at a worker's start says of published models; the largest relative errors against
+float64; the tables of benchmarks/attention.py and benchmarks/packed_attention.py. Cost: a compilation for each case and
+implementation.
 """
 
+import time
 from functools import partial
 
 import numpy as np
 
 from benchmarks.device import Setting
+from benchmarks.on_device.forward import SHAPE, config_of
 
+MODELS = ("Qwen2.5-7B", "gemma-2-9b", "openai--gpt-oss-20b")  # heads of 128, 256 and 64; windows, softcap, sinks
 WIDTHS, LENGTHS = (64, 128, 256), (1, 17, 64, 127, 128, 129, 300, 512, 777, 1000, 1024)
 
 
 def correctness(setting: Setting) -> dict:
-    """Errors of the form that the device chooses, each head width and option in bfloat16, many lengths in float16."""
+    """The check of a start, then errors of the form that the device chooses.
+
+    These are of each head width and option in bfloat16, and of many lengths in float16.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -22,6 +29,7 @@ def correctness(setting: Setting) -> dict:
     from extraction.models.attention_rule import AttentionRule
     from tests.helpers.attention_reference import exact_attention, relative_error
 
+    setting.save({"check": {model: checked(setting, model) for model in MODELS[: 1 if setting.tiny else None]}})
     rng = np.random.default_rng(0)
     rules = {"causal": (None, None), "window": (200, None), "softcap": (None, 20.0), "both": (100, 20.0)}
 
@@ -42,6 +50,26 @@ def correctness(setting: Setting) -> dict:
         lengths_found[length] = error(length, 64, AttentionRule(0.125), "float16")
         setting.save({"lengths": lengths_found})
     return {}
+
+
+def checked(setting: Setting, model: str) -> dict:
+    """What the check says of a model's attention, and the seconds that it takes without a compile cache."""
+    import jax
+
+    from extraction.core.errors import InvalidRequest
+    from extraction.models.attention_check import check_attention
+    from extraction.models.mesh import MeshShape
+    from extraction.models.sharding import mesh_of
+    from extraction.models.step_options import StepOptions
+
+    config = config_of(setting.tiny, setting.output / f"check-{model}", SHAPE.with_stem(model))
+    options = StepOptions((f"blocks.{config.num_layers - 1}.hook_resid_post",), 8, 2048, "bfloat16")
+    begin, found = time.perf_counter(), "passed"
+    try:
+        check_attention(config, options, mesh_of(MeshShape(1, 1), jax.local_devices()))
+    except InvalidRequest as error:
+        found = str(error)
+    return {"found": found, "seconds": round(time.perf_counter() - begin, 2)}
 
 
 def nine_cases(setting: Setting) -> dict:

@@ -27,12 +27,12 @@ TINY = ROOT / "examples/tiny-lm/config.json"
 FINAL = "ln_final.hook_normalized"
 
 
-def config_of(tiny: bool, folder: Path) -> Any:
-    """The configuration, through the product's own reader."""
+def config_of(tiny: bool, folder: Path, shape: Path = SHAPE) -> Any:
+    """The configuration of a shape, or of the tiny model, through the product's own reader."""
     from extraction.models.config_file import read_model_config
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text((TINY if tiny else SHAPE).read_text())
+    (folder / "config.json").write_text((TINY if tiny else shape).read_text())
     return read_model_config(folder)
 
 

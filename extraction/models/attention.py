@@ -7,9 +7,10 @@ the rest of the row; padding gives finite values. The softmax is in float32. A h
 without a value.
 
 A TPU uses jax's splash kernel (splash_attention.py), unless scores have slopes (ALiBi). A Hopper GPU uses our kernel
-(fused_attention.py) if that covers the case, another GPU cuDNN's. Otherwise, and on a CPU, queries are computed in
-blocks (`attend_blocks`). On a mesh each device runs its kernel on its own rows and heads. Tests compare all forms with
-one written out in NumPy.
+(fused_attention.py) if that covers the case, another GPU cuDNN's. Otherwise, on a CPU and with `--attention plain`,
+queries are computed in blocks (`attend_blocks`). On a mesh each device runs its kernel on its own rows and heads. Tests
+compare all forms with one written out in NumPy, and a start compares the kernel that it uses with the plain form
+(attention_check.py).
 
 Cost: a block multiplies only the keys that it can see, about half of the T x T scores, and one block of scores is in
 memory; the kernels keep scores on the chip.
@@ -18,7 +19,9 @@ memory; the kernels keep scores on the chip.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -37,6 +40,7 @@ _MASKED = -1e30  # finite, so that a row without any key stays a number
 _ROWS_AND_HEADS = PartitionSpec("data", None, "model", None)
 _HOPPER = re.compile(r"\b(H100|H200|H800|H20|GH200)\b")
 _CUDNN_MAX_HEAD_WIDTH = 128  # on every GPU that it supports
+_IS_PLAIN = ContextVar("plain attention", default=False)
 _MIN_BLOCK, _MAX_BLOCKS = 128, 16  # more than 16 blocks save little arithmetic and take longer to compile
 
 
@@ -61,8 +65,19 @@ def attention(
     Returns:
         [B, T, H, Dh].
     """
-    form = form_for(current_device(), q, rule, sinks is not None)
+    plain = _IS_PLAIN.get()
+    form = attend_blocks if plain else form_for(current_device(), q, rule, sinks is not None)
     return form(q, k, v, segment_ids, rule) if sinks is None else form(q, k, v, segment_ids, rule, sinks)
+
+
+@contextmanager
+def attention_form(name: str) -> Iterator[None]:
+    """Have programs that are traced in this context use the plain form (`plain`) or that of the device (`auto`)."""
+    token = _IS_PLAIN.set(name == "plain")
+    try:
+        yield
+    finally:
+        _IS_PLAIN.reset(token)
 
 
 def form_for(

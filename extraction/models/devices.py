@@ -17,7 +17,7 @@ import jax
 from ..core.errors import InvalidRequest, TryAgain
 
 Device: TypeAlias = Any  # a jax.Device: jaxlib ships no types for it
-_PASSING = ("ABORTED", "CANCELLED", "DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE")
+_GONE = ("ABORTED", "CANCELLED", "DATA_LOSS", "DEADLINE_EXCEEDED", "UNAVAILABLE")
 _PACKAGES = {"TPU": "libtpu", "GPU": "jax_cuda13_plugin"}
 
 
@@ -73,12 +73,23 @@ def device_errors() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        status, _, rest = " ".join(str(error).split()).partition(":")
+        status, rest = _status_of(error)
         if status == "RESOURCE_EXHAUSTED":
             advice = "a smaller --batch-size or --seq-len needs less"
             raise InvalidRequest(
                 f"the step does not fit into the device's memory; {advice} ({rest.strip()[:200]})"
             ) from error
-        if status in _PASSING:
+        if status in (*_GONE, "INTERNAL"):
             raise TryAgain(f"the device failed: {status}: {rest.strip()[:200]}") from error
         raise
+
+
+def is_gone(error: Exception) -> bool:
+    """Return whether an error says that the device disappeared, not that it cannot do what was asked."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and _status_of(error)[0] in _GONE
+
+
+def _status_of(error: Exception) -> tuple[str, str]:
+    """Return the status of an error of jax's runtime, and the rest of its text."""
+    status, _, rest = " ".join(str(error).split()).partition(":")
+    return status, rest

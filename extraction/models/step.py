@@ -27,6 +27,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..format.dtypes import dtype_named, stored_dtype
+from .attention import attention_form
+from .attention_check import check_attention
 from .block import Shared
 from .capture_plan import Buffer, Capture, CapturePlan
 from .compaction import Compacted, Compaction, Slots
@@ -124,16 +126,18 @@ class Step:
 
 
 def load_step(folder: ModelFolder, config: ModelConfig, options: StepOptions, compile_cache: str | None = None) -> Step:
-    """Compile the step while the weights that the hook points need are read.
+    """Compile the step, after a check of its attention, while the weights that the hook points need are read.
 
     `compile_cache` is the folder of compiled steps or None. Raises InvalidRequest (options that do not fit the model or
-    the devices), DamagedData (weights that do not fit the configuration) and TryAgain (a device failed).
+    the devices, a kernel of attention that is wrong), DamagedData (weights that do not fit the configuration) and
+    TryAgain (a device failed).
     """
     check_step(config, options, len(jax.local_devices()))
     _use_compile_cache(compile_cache)
     captures = CapturePlan.of(options.hook_points, config).captures
     with device_errors(), _opened_weights(folder, config, options) as load, ThreadPoolExecutor(1) as beside:
         loading = beside.submit(load)
+        check_attention(config, options, mesh_of(options.mesh, jax.local_devices()))
         step = lower_step(config, options).compile()
         return Step(step, loading.result(), options, captures)
 
@@ -264,7 +268,7 @@ def make_step(model: Model, options: StepOptions, layout: Layout) -> Callable:
         return found._replace(values=layout.stacked(found.values))
 
     def step(params: dict[str, Any], inputs: Inputs) -> dict[Buffer, Compacted]:
-        with jax.default_matmul_precision(precision):
+        with jax.default_matmul_precision(precision), attention_form(options.attention):
             kept = _forward(model, params, inputs, capturing)
             return {buffer: compact(buffer, tensors, inputs) for buffer, tensors in kept.items()}
 

@@ -17,7 +17,10 @@ from .mesh import MeshShape, misfit
 
 @dataclass(frozen=True)
 class StepOptions:
-    """Hook points, shape [B, T], dtypes and mesh of a step. `pool`: rows are means over windows."""
+    """Hook points, shape [B, T], dtypes and mesh of a step.
+
+    `pool`: rows are means over windows. `attention`: `auto` for the form that the device chooses, or `plain`.
+    """
 
     hook_points: tuple[str, ...]
     batch_size: int
@@ -26,6 +29,7 @@ class StepOptions:
     store_dtype: str = "bfloat16"
     mesh: MeshShape = MeshShape(1, 1)
     pool: bool = False
+    attention: str = "auto"
 
     @property
     def num_slots(self) -> int:

@@ -54,6 +54,11 @@ class StepFlags:
     store_dtype: str = flag(
         "bfloat16", type=click.Choice(list(STORE_DTYPES)), help="int8 and float8_e4m3fn have a scale for each token."
     )
+    attention: str = flag(
+        "auto",
+        type=click.Choice(["auto", "plain"]),
+        help="auto is the kernel for the device, checked at the start; plain is XLA's and slower.",
+    )
     mesh: str | None = flag(
         None, help="data=4,model=2: devices that share the rows, and the weights; chosen by memory."
     )

@@ -86,7 +86,8 @@ class RunPlan:
         kind = self.hardware.name.partition(" x ")[2]
         kind += f" {cpu_features()}" if kind == "cpu" else ""
         flags = os.environ.get("XLA_FLAGS", "")
-        return software_versions() | {DEVICE: f"{kind}, mesh {self.step.mesh}{' ' + flags if flags else ''}"[:500]}
+        kind += f", mesh {self.step.mesh}" + (", plain attention" if self.step.attention == "plain" else "")
+        return software_versions() | {DEVICE: f"{kind}{' ' + flags if flags else ''}"[:500]}
 
     def run_config(self, weights_digest: str) -> RunConfig:
         """Return what determines the bytes of this run."""
@@ -175,7 +176,9 @@ def resolve_step(
     `--batch-size auto` takes `run_batch_size`, that of the run in OUTPUT, where there is one. Raises InvalidRequest.
     """
     dtype = hardware.compute_dtype if flags.compute_dtype == "auto" else flags.compute_dtype
-    step = StepOptions(model.hook_points, 1, flags.seq_len, dtype, flags.store_dtype, pool=selection.pools)
+    step = StepOptions(
+        model.hook_points, 1, flags.seq_len, dtype, flags.store_dtype, pool=selection.pools, attention=flags.attention
+    )
     memory = (hardware.num_devices, hardware.memory_bytes)
     rows = flags.batch_size
     if isinstance(rows, str):

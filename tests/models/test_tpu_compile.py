@@ -37,12 +37,12 @@ CASES = [
     Case("OLMoE-1B-7B-0924", "v6e-1", (1, 1), 4, 2048),
     Case("Qwen--Qwen3.5-27B", "v5p-8", (2, 2), 8, 2048),
 ]
-AS_A_WORKER, LEAST_EFFORT = CASES[1:2], -1.0
+AS_A_WORKER = CASES[1:2]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def step(request):
-    return CompiledStep.of(request.param, effort=0.0 if request.param in AS_A_WORKER else LEAST_EFFORT)
+    return CompiledStep.of(request.param, fast=request.param not in AS_A_WORKER)
 
 
 def test_every_slice_is_compiled_for():

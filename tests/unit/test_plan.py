@@ -263,13 +263,24 @@ def test_the_peak_rate_of_a_worker_is_that_of_its_chips(tmp_path, streams):
     assert peak_rate(plan) is None  # of a CPU nothing is published
 
 
+@pytest.mark.slow
+def test_commits_name_plain_attention_with_the_device(tmp_path, streams):
+    """Where a run is computed again, other bytes are then no damage."""
+    usual, plain = (
+        run_plan((8, 1), open_storage(str(tmp_path)), streams, attention=form) for form in ("auto", "plain")
+    )
+    assert plain.step.attention == "plain" and plain.versions["device"].startswith("cpu ")
+    assert plain.versions["device"] != usual.versions["device"]
+    assert plain.versions["device"].replace(", plain attention", "") == usual.versions["device"]
+
+
 def sizes_of(given, output, streams, positions="all"):
     """Rows and steps of a batch."""
     plan = run_plan(given, output, streams, positions)
     return plan.step.batch_size, plan.steps_per_batch
 
 
-def run_plan(given, output, streams, positions="all"):
+def run_plan(given, output, streams, positions="all", attention="auto"):
     """A worker's plan, for tokens that are 128 in a record."""
     return resolve_run(
         RunFlags(
@@ -283,5 +294,6 @@ def run_plan(given, output, streams, positions="all"):
             steps_per_batch=given[1],
             compute_dtype="float32",
             positions=positions,
+            attention=attention,
         )  # fmt: skip
     )

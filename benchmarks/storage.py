@@ -8,7 +8,7 @@ turns:
   http.client. So the server's own work, checksums after the last byte, is in it.
 - `peer`: what one writes first: an object is made, then stored, then the next one; stored is as in the floor for the
   disk, for the server google-cloud-storage's own upload, create-only, with its own checksum.
-- `writer`: BackgroundWriter and CommitChain: stored create-only, checked, and committed, while the next one is made.
+- `writer`: Uploader and CommitChain: stored create-only, checked, and committed, while the next one is made.
 
 *ready*: the objects are there. *made*: each takes as long to make as the floor takes to store it, as where compute and
 upload are of one speed; making is a pause, since a device does it. The floor of *made* is one object more.
@@ -43,7 +43,7 @@ from extraction.batching.packing import BatchShape, PackedBatch, pack_batches  #
 from extraction.format.records import Cursor, TokenizedRecord  # noqa: E402
 from extraction.storage import open_storage  # noqa: E402
 from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
-from extraction.worker.uploader import BackgroundWriter  # noqa: E402
+from extraction.worker.uploader import Uploader  # noqa: E402
 
 HOOK, WIDTH, SEQ_LEN, MIB = "blocks.15.hook_resid_post", 2048, 2048, 1 << 20
 QUEUE = 512 * MIB  # the default of --queue-mib
@@ -102,7 +102,7 @@ def plain_upload(location: str, objects: Objects, making: float) -> None:
 def writer(location: str, objects: Objects, making: float) -> None:
     """What a worker does."""
     chain = CommitChain.load(open_storage(location), 0, "sha256:0")
-    with BackgroundWriter(chain.commit, QUEUE, lambda commit: None) as background:
+    with Uploader(chain.commit, QUEUE, lambda commit: None) as background:
         for batch, data in objects:
             time.sleep(making)
             background.submit(batch, data, {"step": making})

@@ -201,7 +201,7 @@ class _Walk:
         before, after = commit.cursor_before, commit.cursor_after
         if self._cursor and before != self._cursor:
             which = "twice" if before < self._cursor else "not at all"
-            yield f"begins at {before}, the batch before it ended at {self._cursor}: what lies between is there {which}"
+            yield f"begins at {before}, the batch before ended at {self._cursor}: records between are stored {which}"
         if after < before or (after == before and commit.num_tokens):
             yield "its cursor does not move forward"
         if after.record + (after.token_offset > 0) - before.record != commit.num_records:

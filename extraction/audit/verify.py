@@ -1,6 +1,6 @@
-"""The proof of exactly once: commits, batch files and the manifest in, what is wrong out.
+"""Audit of a run: it proves exactly once, or says what is wrong.
 
-In: where a run and its streams lie. Out: a `RunAudit`, with a `StreamAudit` for each stream (`findings`).
+In: the locations of a run and of its streams. Out: a `RunAudit`, with a `StreamAudit` for each stream (`findings`).
 
 What is proven without `deep`, from metadata and the id column of the streams (`check_chain`): each chain has no gap;
 each cursor begins where the one before ended, from (0, 0) on; each batch file is there with the committed size and

@@ -22,7 +22,7 @@ from ..format.not_finite import NotFinite
 CommitFunction = Callable[..., Commit]
 
 
-class BackgroundWriter:
+class Uploader:
     """Calls `commit` for each submitted batch. Use as a context manager: leaving it waits until all is committed."""
 
     def __init__(self, commit: CommitFunction, max_bytes: int, on_commit: Callable[[Commit], None]):
@@ -55,7 +55,7 @@ class BackgroundWriter:
         self._drain()
         self._raise()
 
-    def __enter__(self) -> "BackgroundWriter":
+    def __enter__(self) -> "Uploader":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:

@@ -40,7 +40,7 @@ from .metrics import Metrics
 from .progress import Progress
 from .resolve import RunPlan
 from .shutdown import Stop
-from .uploader import BackgroundWriter
+from .uploader import Uploader
 
 BATCHES_AHEAD = 2  # packed and waiting for the loop
 
@@ -139,7 +139,7 @@ def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) ->
 
     stop.busy = True
     try:
-        with BackgroundWriter(chain.commit, run.plan.queue_bytes, on_commit) as writer:
+        with Uploader(chain.commit, run.plan.queue_bytes, on_commit) as writer:
             times = run_pipeline(batches, layout, run.step, chain.next_batch, writer.submit)
     finally:
         stop.busy = False

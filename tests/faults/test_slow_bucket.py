@@ -42,7 +42,7 @@ def work(location):
     from checkpoint import CommitChain
     from extraction.storage import open_storage
     from extraction.worker.loop import Layout, run_pipeline
-    from extraction.worker.uploader import BackgroundWriter
+    from extraction.worker.uploader import Uploader
     from tests.helpers.batches import batches_from
 
     chain = CommitChain.load(open_storage(location), 0, "sha256:f")
@@ -61,7 +61,7 @@ def work(location):
 
     chain.storage.create("first", bytes(OBJECT))  # whatever the client loads for its first upload is loaded
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with BackgroundWriter(chain.commit, QUEUE, on_commit) as writer:
+    with Uploader(chain.commit, QUEUE, on_commit) as writer:
         run_pipeline(batches(), Layout(0, {"x": WIDTH}, np.dtype(np.float32)), forward, 0, writer.submit)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, waiting
 

@@ -7,7 +7,7 @@ by SIGTERM) to reach it, until one of them finds all streams finished. Then `ver
 Thrown away is the time that workers spent in streams and that no commit accounts for: batches that were in flight when
 a worker was killed, and batches that a rival committed first.
 
-    python benchmarks/elastic.py --records 200 --seed 1
+    python benchmarks/any_stream.py --records 200 --seed 1
 """
 
 import json
@@ -131,7 +131,7 @@ def committed_seconds(location: str, streams: int) -> tuple[float, int, int]:
 def main(streams: int, records: int, workers: int, as_json: bool, output: Path | None, **options: object) -> None:
     """Run the fleet and judge what it made."""
     RecordTokenizer(MODEL, "auto")  # imports what a tokenizer needs, once for all forks
-    work = Path(tempfile.mkdtemp(prefix="elastic-"))
+    work = Path(tempfile.mkdtemp(prefix="any-stream-"))
     texts = [text_of(i, 20 + i * 37 % 200) for i in range(streams * records)]
     make_streams(write_corpus(work / "corpus", texts), work / "streams", streams)
     with open_backend(options["backend"], work / "run") as backend:

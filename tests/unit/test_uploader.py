@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from extraction.core.errors import TryAgain
-from extraction.worker.uploader import BackgroundWriter
+from extraction.worker.uploader import Uploader
 
 
 def commit_into(list_of_batches):
@@ -18,7 +18,7 @@ def commit_into(list_of_batches):
 
 def test_everything_submitted_is_committed_in_order_before_close_returns():
     committed, seen = [], []
-    with BackgroundWriter(commit_into(committed), 10, seen.append) as writer:
+    with Uploader(commit_into(committed), 10, seen.append) as writer:
         for number in range(50):
             writer.submit(number, memoryview(b"1234"), {})
     assert committed == seen == list(range(50))
@@ -31,7 +31,7 @@ def test_submit_waits_while_the_queue_is_full():
         released.wait(10)
         committed.append(batch)
 
-    writer = BackgroundWriter(commit, 10, lambda commit: None)
+    writer = Uploader(commit, 10, lambda commit: None)
     writer.submit(0, memoryview(bytes(6)), {})
     third = threading.Thread(target=writer.submit, args=(1, memoryview(bytes(6)), {}))
     third.start()
@@ -45,7 +45,7 @@ def test_submit_waits_while_the_queue_is_full():
 
 def test_one_batch_larger_than_the_bound_still_goes_through():
     committed = []
-    with BackgroundWriter(commit_into(committed), 10, lambda commit: None) as writer:
+    with Uploader(commit_into(committed), 10, lambda commit: None) as writer:
         writer.submit(0, memoryview(bytes(100)), {})
     assert committed == [0]
 
@@ -58,7 +58,7 @@ def test_an_error_reaches_the_caller_and_nothing_is_written_after_it():
             raise TryAgain("storage is away")
         committed.append(batch)
 
-    writer = BackgroundWriter(commit, 100, lambda commit: None)
+    writer = Uploader(commit, 100, lambda commit: None)
     with pytest.raises(TryAgain, match="storage is away"):
         for number in range(10):
             writer.submit(number, memoryview(b""), {})
@@ -69,6 +69,6 @@ def test_an_error_reaches_the_caller_and_nothing_is_written_after_it():
 def test_a_failed_pipeline_is_not_hidden_by_the_writer():
     with (
         pytest.raises(ValueError, match="in the loop"),
-        BackgroundWriter(commit_into([]), 100, lambda commit: None),
+        Uploader(commit_into([]), 100, lambda commit: None),
     ):
         raise ValueError("in the loop")

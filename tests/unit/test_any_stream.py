@@ -31,7 +31,7 @@ def output(tmp_path):
 
 
 def worker(output, idle_after, stop_after=None, log=None, streams=STREAMS):
-    """One elastic worker; `log` gets what it says, and the error that ended it."""
+    """One worker without a number; `log` gets what it says, and the error that ended it."""
     log = [] if log is None else log
 
     def work(number, attempt):

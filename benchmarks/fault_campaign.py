@@ -36,6 +36,7 @@ from fault_findings import AT_RECORD, differences, phase_of, snapshot
 from forked import ROOT, Backend, Command, open_backend, run
 
 from extraction.batching.tokenizer import RecordTokenizer
+from extraction.models.config_file import read_model_config
 from tests.helpers.workers import MODEL, make_streams, text_of, write_corpus
 
 FLAGS = ("--layers", "1,-1", "--seq-len", "128", "--batch-size", "8", "--steps-per-batch", "2", "--no-progress")
@@ -138,7 +139,8 @@ class Campaign:
 
     def prepare(self) -> None:
         """Streams, a filled compilation cache, and what an undisturbed run writes with this code."""
-        RecordTokenizer(MODEL, "auto")  # imports what a tokenizer needs, once for all forks
+        RecordTokenizer(MODEL, "auto")  # this and the next line import what they need, once for all forks
+        read_model_config(MODEL)
         if not (self.folder / "streams/manifest.json").exists():
             texts = [text_of(i, 5 + i * 37 % 300) for i in range(self.options["records"])]
             make_streams(write_corpus(self.folder / "corpus", texts), self.folder / "streams", self.options["streams"])

@@ -1,4 +1,4 @@
-"""Storage in a Google Cloud Storage bucket, over the JSON API and the session of the service's own client.
+"""Storage in a Google Cloud Storage bucket, over the service's own client with the retries of `retries`.
 
 In: names and bytes. Out: objects of the bucket under a prefix. Guarantee: as in the package; after a write with a lost
 or unexpected answer the object is read back. Cost: one request for an operation (a large upload: one more for each
@@ -6,15 +6,13 @@ or unexpected answer the object is read back. Cost: one request for an operation
 """
 
 import io
-import json
 import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from ..core.errors import (
     BucketDenied,
@@ -32,7 +30,6 @@ from .retries import Passing, RetryPolicy
 READ_AHEAD = 1 << 20
 _SINGLE_REQUEST = 8 << 20
 _CHUNK = 32 << 20
-_CONTENT, _FIELDS = "application/octet-stream", "name,size,crc32c,generation,updated"
 _READ_TRIES = 3
 _TIMEOUT = (10, 60)  # seconds to connect, and between two bytes of an answer
 _GRANTED: set[tuple[str, str]] = set()  # (bucket of a service, permission) that requests of this process had
@@ -57,8 +54,8 @@ class GcsStorage(Storage):
         self._prefix = prefix + "/" if prefix else ""
         self._retries, self._service = RetryPolicy(), ""
         self._client = self._call("connect", "", _make_client)
-        self._bucket, self._base = self._client.bucket(self._bucket_name), self._client._connection.API_BASE_URL
-        self._objects, self._service = f"/storage/v1/b/{self._bucket_name}/o", f"{self._base}/{self._bucket_name}"
+        self._bucket = self._client.bucket(self._bucket_name)
+        self._service = f"{self._client._connection.API_BASE_URL}/{self._bucket_name}"
 
     def create(self, name: str, data: bytes | memoryview) -> ObjectInfo:
         view = memoryview(data).cast("B")
@@ -84,9 +81,7 @@ class GcsStorage(Storage):
         return info
 
     def _upload(self, name: str, view: memoryview, checksum: str) -> ObjectInfo:
-        if len(view) <= _SINGLE_REQUEST:
-            return self._send(name, view, {"crc32c": checksum}, "&ifGenerationMatch=0") or self._stat(name)
-        blob = self._bucket.blob(self._key(name), chunk_size=_CHUNK)
+        blob = self._bucket.blob(self._key(name), chunk_size=_CHUNK if len(view) > _SINGLE_REQUEST else None)
         # The service compares the content with the checksum in the metadata before the object appears. The client's own
         # check runs later and deletes an object that fails it, which a rival may have adopted by then: it is off.
         blob.crc32c = checksum
@@ -99,25 +94,7 @@ class GcsStorage(Storage):
             timeout=_TIMEOUT,
             retry=None,
         )
-        return self._info(blob._properties) or self._stat(name)
-
-    def _send(
-        self,
-        name: str,
-        view: memoryview,
-        metadata: dict[str, str],
-        query: str = "",
-        timeout: tuple[int, int] = _TIMEOUT,
-    ) -> ObjectInfo | None:
-        """Upload an object in one request; return what the answer says of it, None for an answer without that."""
-        boundary = os.urandom(16).hex()
-        begin = json.dumps({"name": self._key(name), "contentType": _CONTENT} | metadata)
-        parts = f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{begin}\r\n"
-        parts += f"--{boundary}\r\nContent-Type: {_CONTENT}\r\n\r\n"
-        body = b"".join((parts.encode(), view, f"\r\n--{boundary}--\r\n".encode()))
-        headers = {"Content-Type": f'multipart/related; boundary="{boundary}"'}
-        url = f"{self._base}/upload{self._objects}?uploadType=multipart{query}"
-        return self._info(_json_of(self._client._http.post(url, data=body, headers=headers, timeout=timeout)))
+        return self._info(blob) if blob.crc32c and blob.generation else self._stat(name)
 
     def _find(self, name: str) -> ObjectInfo | None:
         from google.api_core.exceptions import Forbidden, NotFound, Unauthorized
@@ -132,11 +109,9 @@ class GcsStorage(Storage):
             raise self._domain_error(error, "get", name) from error
 
     def _stat(self, name: str) -> ObjectInfo:
-        return self._known(self._ask(f"/{quote(self._key(name), safe='')}?fields={_FIELDS}"))
-
-    def _ask(self, path: str) -> dict[str, Any]:
-        """Return the JSON object that a GET request gives. The client's own methods take several times the CPU."""
-        return _json_of(self._client._http.get(f"{self._base}{self._objects}{path}", timeout=_TIMEOUT))
+        blob = self._bucket.blob(self._key(name))
+        blob.reload(timeout=_TIMEOUT, retry=None)
+        return self._info(blob)
 
     def stat(self, name: str) -> ObjectInfo:
         return self._call("get", name, lambda: self._stat(name))
@@ -150,7 +125,7 @@ class GcsStorage(Storage):
             return b""
         last = "" if end is None else end - 1
         asked = {} if start == 0 and end is None else {"Range": f"bytes={start}-{last}"}
-        path = f"/download{self._objects}/{quote(self._key(name), safe='')}?alt=media"
+        path = f"/download/storage/v1/b/{self._bucket_name}/o/{quote(self._key(name), safe='')}?alt=media"
         if generation is not None:
             path += f"&generation={generation}"
         for _ in range(_READ_TRIES):
@@ -163,7 +138,7 @@ class GcsStorage(Storage):
         """Return the content, and its crc32c if it is the whole object. `download_as_bytes` takes twice the CPU."""
         from google.api_core.exceptions import from_http_response
 
-        url = self._base + path
+        url = self._client._connection.API_BASE_URL + path
         headers = headers | {"Accept-Encoding": "identity"}
         with self._client._http.get(url, headers=headers, timeout=_TIMEOUT, stream=True) as answer:
             if answer.status_code == 416:  # the range begins beyond the end
@@ -192,44 +167,56 @@ class GcsStorage(Storage):
 
     def _page(self, prefix: str, start_after: str, token: str | None) -> tuple[Sequence[ObjectInfo], str | None]:
         """Return up to 1,000 objects, and the token of the next page."""
-        query = {"prefix": self._prefix + prefix, "fields": f"items({_FIELDS}),nextPageToken"}
-        if start_after:
-            query["startOffset"] = self._prefix + start_after
-        page = self._list(query, token)
-        return [self._known(item) for item in page.get("items", ())], page.get("nextPageToken")
-
-    def _list(self, query: dict[str, str], token: str | None) -> dict[str, Any]:
-        """Return a page of a list."""
-        return self._ask("?" + urlencode(query | ({"pageToken": token} if token else {})))
+        start_offset = self._prefix + start_after if start_after else None
+        blobs = self._client.list_blobs(
+            self._bucket,
+            prefix=self._prefix + prefix,
+            start_offset=start_offset,
+            page_token=token,
+            page_size=1000,
+            fields="items(name,size,crc32c,generation,updated),nextPageToken",
+            timeout=_TIMEOUT,
+            retry=None,
+        )
+        return [self._info(blob) for blob in next(blobs.pages, ())], blobs.next_page_token
 
     def folders(self) -> Sequence[str]:
         def attempt() -> Sequence[str]:
-            query = {"prefix": self._prefix, "delimiter": "/", "fields": "prefixes,nextPageToken"}
-            found, token, more = set(), None, True
-            while more:
-                page = self._list(query, token)
-                found.update(page.get("prefixes", ()))
-                token = page.get("nextPageToken")
-                more = token is not None
-            return sorted(prefix.removeprefix(self._prefix).rstrip("/") for prefix in found)
+            blobs = self._client.list_blobs(
+                self._bucket,
+                prefix=self._prefix,
+                delimiter="/",
+                fields="prefixes,nextPageToken",
+                timeout=_TIMEOUT,
+                retry=None,
+            )
+            for _ in blobs.pages:
+                pass
+            return sorted(prefix.removeprefix(self._prefix).rstrip("/") for prefix in blobs.prefixes)
 
         return self._call("list", "", attempt)
 
     def now(self) -> float:
-        url = f"{self._base}{self._objects}?maxResults=1&fields=nextPageToken"
+        path = f"/storage/v1/b/{self._bucket_name}/o?maxResults=1&fields=nextPageToken"
+        url = self._client._connection.API_BASE_URL + path
         return self._call("list", "", lambda: self._date_of(url))
 
     def _date_of(self, url: str) -> float:
         """Return the time of an answer of the service, which an error page or a proxy's answer is not."""
+        from google.api_core.exceptions import from_http_response
+
         answer = self._client._http.get(url, timeout=_TIMEOUT)
-        _json_of(answer)
+        if answer.status_code != 200:
+            raise from_http_response(answer)
+        answer.json()
         try:
             return parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
         except ValueError as error:
             raise ConnectionError("the answer has no Date") from error
 
     def replace(self, name: str, data: bytes) -> None:
-        self._call("create", name, lambda: self._send(name, memoryview(data), {}, timeout=(5, 5)), tries=1)
+        blob = self._bucket.blob(self._key(name))
+        self._call("create", name, lambda: blob.upload_from_string(data, timeout=(5, 5), retry=None), tries=1)
 
     def open(self, name: str) -> io.BufferedReader:
         return io.BufferedReader(self.open_version(self.stat(name)), READ_AHEAD)
@@ -249,20 +236,9 @@ class GcsStorage(Storage):
     def _url(self, name: str) -> str:
         return f"gs://{self._bucket_name}/{self._prefix}{name}"
 
-    def _known(self, metadata: dict[str, Any]) -> ObjectInfo:
-        """Return what the metadata says of an object. Raises ConnectionError, after which it is asked again."""
-        info = self._info(metadata)
-        if info is None:
-            raise ConnectionError("the answer does not describe the object")
-        return info
-
-    def _info(self, metadata: dict[str, Any]) -> ObjectInfo | None:
-        """Return what the service's metadata says of an object, None if it says too little."""
-        if not {"name", "size", "crc32c", "generation"} <= metadata.keys():
-            return None
-        updated = datetime.fromisoformat(metadata["updated"]).timestamp() if "updated" in metadata else None
-        name, size = metadata["name"].removeprefix(self._prefix), int(metadata["size"])
-        return ObjectInfo(name, size, metadata["crc32c"], int(metadata["generation"]), updated)
+    def _info(self, blob: Any) -> ObjectInfo:
+        name, updated = blob.name.removeprefix(self._prefix), blob.updated  # a property that parses at each access
+        return ObjectInfo(name, blob.size, blob.crc32c, blob.generation, updated.timestamp() if updated else None)
 
     def _call(self, permission: str, name: str, attempt: Callable[[], Result], tries: float = math.inf) -> Result:
         """Return the result of `attempt`, retried; `permission` is what it needs of `storage.objects`."""
@@ -297,18 +273,6 @@ class GcsStorage(Storage):
         if isinstance(error, exceptions.GoogleAPICallError):
             return InvalidRequest(f"{self._url(name)}: the service refused: {reason(error)}")
         return error
-
-
-def _json_of(answer: Any) -> dict[str, Any]:
-    """Return the JSON object of an answer. Raises the client's error for a refusal."""
-    from google.api_core.exceptions import from_http_response
-
-    if not 200 <= answer.status_code < 300:
-        raise from_http_response(answer)
-    value = answer.json()
-    if not isinstance(value, dict):
-        raise ConnectionError("the answer is not a JSON object")
-    return value
 
 
 def _whole_range(size: int) -> str:

@@ -31,6 +31,8 @@ def is_passing(error: Exception) -> bool:
     network = RequestException | HTTPError | ConnectionError | TimeoutError | TransportError | InvalidResponse
     if isinstance(error, network | json.JSONDecodeError | KeyError):  # the last two: an answer that was cut, or is odd
         return True
+    if isinstance(error, AttributeError) and isinstance(error.obj, bytes):  # an answer without content is handed on
+        return True
     if isinstance(error, GoogleAuthError):  # a metadata server that does not answer is wrapped in a refused refresh
         return error.retryable or isinstance(error.__cause__, TransportError) or _is_server_still_silent(error)
     if isinstance(error, exceptions.GoogleAPICallError):

@@ -221,6 +221,16 @@ def test_a_metadata_server_that_gives_no_token_is_try_again(monkeypatch):
     assert not is_passing(RefreshError("invalid_grant"))
 
 
+def test_an_answer_without_content_is_retried_and_a_mistake_is_not():
+    """The client hands on the bytes of an empty answer with status 200, and fails to read a field of them."""
+    from extraction.storage.gcs_errors import is_passing
+
+    for value, is_answer in ((b"", True), (None, False)):
+        with pytest.raises(AttributeError) as caught:
+            value.get("items")
+        assert is_passing(caught.value) == is_answer
+
+
 @pytest.mark.parametrize("content", [None, "", "{}", json.dumps({"type": "service_account", "private_key": SECRET})])
 def test_credentials_that_cannot_be_used_are_no_permission_and_are_not_told(credentials, content):
     credentials.unlink() if content is None else credentials.write_text(content)

@@ -43,7 +43,7 @@ PLANTED = {
             '        kill_point("after-commit", commit.batch)\n        _ = data and self._store(data)\n',
         ),
     ),
-    "not create-only": (Edit("extraction/storage/gcs.py", '"&ifGenerationMatch=0"', '""'),),
+    "not create-only": (Edit("extraction/storage/gcs.py", "            if_generation_match=0,\n", ""),),
     "cursor moved early": (
         Edit(
             "checkpoint.py",

@@ -47,6 +47,7 @@ _WAITS_FOR = {
 }
 STAGES = tuple(_WAITS_FOR)
 Submit = Callable[[PackedBatch, memoryview | None, dict[str, float], dict[str, float], NotFinite], None]
+OnStep = Callable[[PackedBatch, float], None]
 _BLOCK = 1 << 18  # values that are looked at together
 
 
@@ -110,6 +111,7 @@ class BatchInFlight:
         self._hooks = {name: self._hook(name, layout.dtype) for name in layout.widths}
         self.step_size = batch.tokens[0].size
         self.steps = np.unique(batch.slots // self.step_size)
+        self._num_put = 0
 
     def _hook(self, name: str, dtype: np.dtype) -> "_HookInFlight":
         ends = None
@@ -128,6 +130,12 @@ class BatchInFlight:
             self.file.arrays[name][:, columns][tokens[places]] = values
         for name, found in facts.items():
             self._hooks[name].add(self.file.arrays, tokens, found)
+        self._num_put += 1
+
+    @property
+    def share(self) -> float:
+        """The share of the steps that are put in."""
+        return self._num_put / len(self.steps)
 
     def finish(self) -> tuple[memoryview | None, dict[str, float]]:
         """Return the batch file, None without rows, and its reconstruction errors, when all steps are put in."""
@@ -247,9 +255,16 @@ def _metadata(batch: PackedBatch, number: int, layout: Layout) -> dict[str, str]
 
 
 def run_pipeline(
-    batches: Iterable[PackedBatch], layout: Layout, forward: Callable, first_batch: int, submit: Submit
+    batches: Iterable[PackedBatch],
+    layout: Layout,
+    forward: Callable,
+    first_batch: int,
+    submit: Submit,
+    on_step: OnStep | None = None,
 ) -> StageTimes:
     """Run the batches, numbered from `first_batch`; return when the last one is submitted.
+
+    `on_step` gets, after each step, its batch and the share of the batch's steps that are done.
 
     Raises InvalidRequest if the first step of a stream has values that float16 does not hold, before it submits any.
     """
@@ -262,6 +277,8 @@ def run_pipeline(
             watch.check(facts)
             flight.put(tokens, parts, facts)
             watch.tell(flight, facts)
+            if on_step:
+                on_step(flight.batch, flight.share)
             times.lap("collect")
         else:
             data, errors = flight.finish()

@@ -1,9 +1,9 @@
 """The progress of a running worker for people: a bar on a terminal, a line every 30 s elsewhere, `progress.json`.
 
-In: each commit. Out: text on stderr, at most one overwrite of `progress.json` in 10 s, and the name of the first commit
-of an attempt in the local file LAUNCH_COMMIT_FILE, if that is set, which tells launch_worker.sh that the attempt made
-progress. Guarantee: resuming trusts nothing of it; where overwriting is refused `progress.json` is skipped. Cost: some
-microseconds for each commit.
+In: each step, each commit. Out: text on stderr, at most one overwrite of `progress.json` in 10 s, and the name of the
+first commit of an attempt in the local file LAUNCH_COMMIT_FILE, if that is set, which tells launch_worker.sh that the
+attempt made progress. Guarantee: resuming trusts nothing of it; where overwriting is refused it is not written.
+Cost: some microseconds for each step.
 """
 
 import json
@@ -11,6 +11,8 @@ import os
 import time
 from pathlib import Path
 
+from ..batching.packing import PackedBatch
+from ..core.amounts import format_seconds
 from ..core.count_of import count_of
 from ..core.errors import ExtractionError, PermissionDenied
 from ..core.logs import say
@@ -28,9 +30,10 @@ class Progress:
     """
 
     def __init__(self, storage: Storage, stream: int, total: int, done: int, visible: bool):
-        self._storage, self._stream, self._total = storage, stream, total
-        self._tokens = 0
-        self._begin = self._last_line = time.monotonic()
+        self._storage, self._stream, self._total, self._done = storage, stream, total, done
+        self._tokens = self._computed = 0
+        self._begin = time.monotonic()
+        self._last_line = self._begin - SECONDS_BETWEEN_LINES
         self._last_file = self._begin - FILE_EVERY
         self._writes_file = True
         self._begun: float | None = None
@@ -39,16 +42,25 @@ class Progress:
         self._bar = ProgressBar(f"worker {stream}", total, done, visible)
         self._lines = visible and not self._bar
 
+    def on_step(self, batch: PackedBatch, share: float) -> None:
+        """Show that this share of the batch is computed. The records in it are taken to be equally long."""
+        tokens, first, last = batch.num_tokens, batch.cursor_before.record, batch.cursor_after.record
+        records, now = first + share * (last - first), time.monotonic()
+        rate = (self._computed + share * tokens) / max(now - self._begin, 1e-9)
+        self._computed += tokens if share == 1 else 0
+        self._bar.update(int(records), f"{rate:,.0f} tokens/s")
+        if self._lines and now - self._last_line >= SECONDS_BETWEEN_LINES and records > self._done:
+            self._last_line = now
+            left = format_seconds((self._total - records) * (now - self._begin) / (records - self._done))
+            of_all = f"{int(records):,} of {count_of(self._total, 'record')}"
+            say(f"{of_all} computed, {rate:,.0f} tokens/s, {left} left", worker=self._stream)
+
     def on_commit(self, commit: Commit) -> None:
-        """Show and note one more commit."""
+        """Note one more commit."""
         self._tell_launcher(commit)
         self._tokens += commit.num_tokens
         now = time.monotonic()
         rate = self._tokens / max(now - self._begin, 1e-9)
-        self._bar.update(commit.cursor_after.record, f"{rate:,.0f} tokens/s")
-        if self._lines and now - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            say(f"batch {commit.batch}: {self._records(commit)}, {rate:,.0f} tokens/s", worker=self._stream)
         if self._writes_file and (now - self._last_file >= FILE_EVERY or commit.end_of_stream):
             self._last_file = now
             self._write_file(commit, rate)
@@ -66,9 +78,6 @@ class Progress:
     def close(self) -> None:
         """Remove the bar."""
         self._bar.close()
-
-    def _records(self, commit: Commit) -> str:
-        return f"{commit.cursor_after.record:,} of {count_of(self._total, 'record')}"
 
     def _write_file(self, commit: Commit, rate: float) -> None:
         name = f"{worker_folder(self._stream)}/progress.json"

@@ -86,6 +86,7 @@ def _extract_any(run: JoinedRun, stop: Stop) -> None:
 def join(plan: RunPlan, begin: float) -> JoinedRun:
     """Load the model, and create `run.json` or compare with the one that is there."""
     metrics = None if plan.metrics_port is None else Metrics(plan.metrics_port, plan.metrics_host)
+    say(f"loading {plan.model.location}, then compiling its step on {plan.hardware.name}")
     with CompileCache(plan.compile_cache, plan.agreed) as cache:
         step = load_step(plan.model.folder, plan.model.config, plan.step, cache.folder)
     config, vocab_size = plan.run_config(step.weights_digest), plan.model.config.vocab_size
@@ -140,7 +141,7 @@ def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) ->
     stop.busy = True
     try:
         with Uploader(chain.commit, run.plan.queue_bytes, on_commit) as writer:
-            times = run_pipeline(batches, layout, run.step, chain.next_batch, writer.submit)
+            times = run_pipeline(batches, layout, run.step, chain.next_batch, writer.submit, progress.on_step)
     finally:
         stop.busy = False
         progress.close()

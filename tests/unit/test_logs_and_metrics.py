@@ -7,14 +7,17 @@ from datetime import datetime
 from types import SimpleNamespace
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 
 import checkpoint
+from extraction.batching.packing import BatchShape, pack_batches
 from extraction.batching.token_selection import Selection, Selector
 from extraction.core import logs
 from extraction.core.count_of import count_of
 from extraction.core.errors import InvalidRequest
 from extraction.format.commit import parse_commit
+from extraction.format.records import Cursor, TokenizedRecord
 from extraction.format.stream_state import read_stream_state
 from extraction.storage import open_storage
 from extraction.worker import progress as progress_module
@@ -76,6 +79,22 @@ def test_the_pace_is_of_tokens_that_were_read(tmp_path, monkeypatch):
     progress.on_commit(parse_commit(storage.read(name), name))
     assert json.loads(storage.read("worker-00000/progress.json"))["tokens_per_second"] == 8.0
     assert read_stream_state(storage, 0).mfu == 8 / 32
+
+
+def test_the_first_step_tells_the_pace_and_the_time_left(tmp_path, monkeypatch, capsys):
+    """A batch may take minutes; later lines come every 30 s."""
+    clock = SimpleNamespace(monotonic=lambda: 100.0)
+    monkeypatch.setattr(progress_module, "time", clock)
+    records = [TokenizedRecord(i, str(i), np.arange(8)) for i in range(10)]
+    (batch,) = pack_batches(records, Cursor(0, 0), BatchShape(5, 1, 16), "split", Selector(Selection.parse("all")))
+    progress = progress_module.Progress(open_storage(str(tmp_path)), 7, 20, 0, visible=True)
+    for now, share in ((104.0, 0.2), (108.0, 0.4), (135.0, 1.0)):
+        clock.monotonic = lambda now=now: now
+        progress.on_step(batch, share)
+    assert capsys.readouterr().err.splitlines() == [
+        "worker 7: 2 of 20 records computed, 4 tokens/s, 36 s left",
+        "worker 7: 10 of 20 records computed, 2 tokens/s, 35 s left",
+    ]
 
 
 def test_metrics_count_what_is_committed(tmp_path):

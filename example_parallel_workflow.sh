@@ -14,14 +14,14 @@ work=${WORK:-workflow}
 num_workers=${NUM_WORKERS:-3}
 python=.venv/bin/python
 
-say "1. environment: .venv"
+say "1. environment: .venv; the first time some minutes of downloads"
 if [ ! -x "$python" ]; then
     source deploy/find_python.sh
     base=${BASE_PYTHON:-$(find_python)} || { echo "$no_python" >&2; exit 2; }
     "$base" -m venv .venv
 fi
 if ! cmp -s pyproject.toml .venv/installed-from; then
-    "$python" -m pip install --quiet --editable '.[worker,arc]'
+    "$python" -m pip install --editable '.[worker,arc]'
     cp pyproject.toml .venv/installed-from
 fi
 

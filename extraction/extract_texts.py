@@ -59,9 +59,9 @@ def extract(
         raise InvalidRequest(f"{taken[0]}= is chosen by extract(), which writes one stream into output/streams")
     defaults = {name: value for name, value in _DEFAULTS.items() if flags.get(name) is None}
     run_flags = flags_of(RunFlags, own | given | flags | defaults)
-    resolve_model(run_flags)
+    resolved = resolve_model(run_flags)
     _publish(open_storage(run_flags.streams), texts)
-    extract_stream(resolve_run(run_flags), Stop(), begin)
+    extract_stream(resolve_run(run_flags, resolved), Stop(), begin)
     reader = ActivationReader(output)
     reader.num_rows()  # so that it shows how many
     return reader

@@ -112,15 +112,15 @@ class RunPlan:
         )
 
 
-def resolve_run(flags: RunFlags) -> RunPlan:
-    """Return what these flags ask for.
+def resolve_run(flags: RunFlags, model: ModelPlan | None = None) -> RunPlan:
+    """Return what these flags ask for; `model` is theirs, if it is resolved already.
 
     Raises InvalidRequest for a flag or combination that is wrong, and what reading the model's small files, the
     manifest and `run.json` raises.
     """
     stream = _stream_of(flags)
     selection = Selection.parse(flags.positions, flags.drop_special)
-    model = resolve_model(flags)
+    model = model or resolve_model(flags)
     manifest, output = load_manifest(flags.streams), open_storage(flags.output)
     check_spans(selection, manifest, flags.streams)
     if stream is not None:

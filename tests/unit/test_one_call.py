@@ -1,6 +1,7 @@
 """`extraction.extract`: one call from texts to a reader, interrupted, repeated, and called with other arguments."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -35,6 +36,13 @@ def test_each_text_is_a_record_with_the_ids_of_the_tokenizer(run):
     assert found == {str(number): tokenizer.encode(text).ids for number, text in enumerate(TEXTS)}
     assert reader.hook_points == ("blocks.1.hook_resid_post", "blocks.3.hook_resid_post")
     assert audit_run(str(output), deep=True).verdict == "proven"
+
+
+def test_a_key_that_is_ignored_is_named_once(tmp_path, capfd):
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    (model / "config.json").write_text(json.dumps(json.loads((MODEL / "config.json").read_bytes()) | {"of_others": 1}))
+    extraction.extract(model, TEXTS[:1], output=tmp_path / "run", **SMALL)
+    assert capfd.readouterr().err.count("does not read it: of_others") == 1
 
 
 def test_an_interrupted_call_continues_with_the_same_bytes(run):

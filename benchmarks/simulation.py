@@ -1,8 +1,8 @@
 """The worker code in simulation: a campaign of crashes, one execution in detail, and bugs planted on purpose.
 
 In: seeds. Out: lines on stdout, and for a campaign and for planted bugs a JSON file. An execution runs the real code
-from `worker.extract` down to the HTTP session of the service's client on a simulated bucket, network, clock and
-scheduler; see tests/simulation. Every seed replays exactly.
+from `worker.extract` down to the service's own client on a simulated bucket, network, clock and scheduler; see
+tests/simulation. Every seed replays exactly.
 
     python benchmarks/simulation.py campaign --seeds 0:10000
     python benchmarks/simulation.py campaign --minutes 25 --output benchmarks/results/simulation.json   adds a leg

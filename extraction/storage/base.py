@@ -7,6 +7,7 @@ Cost: one pass of crc32c over the data.
 import abc
 import base64
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _RANGE, _READERS = 8 << 20, 8
+_NOT_IN_NAMES = re.compile(r"[\\\0\ud800-\udfff]")
 BLOCK = 1 << 22  # bytes in memory while a checksum is computed
 
 
@@ -53,8 +55,7 @@ def crc32c_base64(data: bytes | memoryview) -> str:
 
 def check_name(name: str) -> str:
     """Return the name if it stays inside the location. Raises DamagedData."""
-    inside = "\\" not in name and "\0" not in name and {"", ".", ".."}.isdisjoint(name.split("/"))
-    if not inside or any("\ud800" <= character <= "\udfff" for character in name):
+    if _NOT_IN_NAMES.search(name) or not {"", ".", ".."}.isdisjoint(name.split("/")):
         raise DamagedData(f"{name!r} is not the name of an object inside this location")
     return name
 

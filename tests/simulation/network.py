@@ -123,10 +123,6 @@ class Transport:
         """Send a GET request."""
         return self.request("GET", url, headers=headers, timeout=timeout)
 
-    def post(self, url: str, data: bytes, headers: dict, timeout: object = None):
-        """Send a POST request."""
-        return self.request("POST", url, data, headers)
-
     def request(self, method: str, url: str, data=None, headers=None, timeout=None, **_: object) -> requests.Response:
         """Send a request, and wait for the answer. Raises the errors of `requests`."""
         scheduler = self._scheduler

@@ -10,7 +10,6 @@ the outside world. The same seed and the same code give the same execution, whic
 
 import heapq
 import random
-import zlib
 from collections.abc import Callable
 
 from greenlet import getcurrent, greenlet
@@ -159,7 +158,7 @@ class Scheduler:
                 call(*arguments)
 
     def _resume(self, task: Task) -> None:
-        self.digest = zlib.crc32(b"%d %.6f" % (task.number, self.now), self.digest)
+        self.digest = hash((task.number, self.now, self.digest))
         self.current = task
         task.greenlet.switch()
         self.current = None

@@ -1,7 +1,7 @@
 """Executions by their seeds: the real worker code on a simulated bucket, clock, scheduler and network.
 
 In: a seed. Out: an `Outcome`; after the execution every object of the bucket is compared with a run of the same workload
-that nobody disturbed. Guarantee: the same seed and the same code give the same execution, step by step. Cost: some 50
+that nobody disturbed. Guarantee: the same seed and the same code give the same execution, step by step. Cost: some 80
 milliseconds for an execution.
 
     with Simulator() as simulator:

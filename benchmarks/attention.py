@@ -11,7 +11,6 @@ time of `CALLS` dependent calls in one program (a jit, for torch a CUDA graph) o
 Without a GPU it says so and exits with 2. torch is compared if it is installed with CUDA.
 """
 
-import json
 import platform
 import statistics
 import sys
@@ -29,6 +28,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.outcome import give, gives_results  # noqa: E402
 from extraction.models.attention_rule import AttentionRule  # noqa: E402
 from extraction.models.fused_attention import TILES, FusedAttention, Tiles  # noqa: E402
 from tests.helpers.attention_reference import exact_attention, relative_error  # noqa: E402
@@ -186,8 +186,7 @@ def table(cases: list[dict]) -> str:
 @click.option("--repeats", default=20, show_default=True, help="Rounds in which each implementation is timed once.")
 @click.option("--tiles", default=None, help="Tiles of the kernel, as keys,stages, instead of its own choice.")
 @click.option("--sweep", "sweep_step", type=int, help="Also check every n-th length from 1 to 1024.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the raw results there.")
+@gives_results
 def main(repeats: int, tiles: str | None, sweep_step: int | None, as_json: bool, output: Path | None) -> None:
     """Measure."""
     if jax.default_backend() != "gpu":
@@ -202,9 +201,7 @@ def main(repeats: int, tiles: str | None, sweep_step: int | None, as_json: bool,
     results = {"machine": machine(), "tiles": used, "calls": CALLS, "cases": cases} | (
         {"worst_error": sweep(sweep_step)} if sweep_step else {}
     )
-    if output:
-        output.write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(results) if as_json else f"{table(cases)}\n{results.get('worst_error', '')}")
+    give(results, f"{table(cases)}\n{results.get('worst_error', '')}", as_json, output)
 
 
 if __name__ == "__main__":

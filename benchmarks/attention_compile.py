@@ -7,13 +7,11 @@ time is measured: benchmarks/attention.py does that on a GPU.
     python benchmarks/attention_compile.py --output benchmarks/results/attention_compile.json
 """
 
-import json
 import os
 import re
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -24,6 +22,7 @@ from jax.sharding import SingleDeviceSharding
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.outcome import about, give, gives_results  # noqa: E402
 from extraction.models.attention_rule import AttentionRule  # noqa: E402
 from extraction.models.fused_attention import TILES, FusedAttention  # noqa: E402
 from tests.helpers.gpu_topology import CHIPS, COMPILER_OPTIONS, can_describe, describe  # noqa: E402
@@ -102,28 +101,19 @@ def read(ptx: str, report: str, shared: int) -> dict:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
+@gives_results
 def main(as_json: bool, output: Path | None) -> None:
     """Compile the kernel for every case."""
     if not can_describe():
         print("jax's CUDA plugin is missing: pip install -e '.[cuda]'", file=sys.stderr)
         sys.exit(2)
-    rows: list[dict] = []
-    versions = {name: version(name) for name in ("jax", "jax-cuda13-plugin", "nvidia-cuda-nvcc")}
-    results = {"command": "python benchmarks/attention_compile.py --output FILE", "versions": versions, "cases": rows}
-    for case in CASES:
-        rows.append(compile_case(case))
-        if output:
-            output.write_text(json.dumps(results, indent=1) + "\n")
-    if as_json:
-        print(json.dumps(results))
-        return
-    for row in rows:
-        print(
-            f"{row['case']}: {row['registers']} registers, {row['spill_bytes']} bytes spilled, {row['shared_bytes']} "
-            f"of shared memory, {row['warpgroup_products']} products of warpgroups, {row['bulk_copies']} bulk copies"
-        )
+    rows = [compile_case(case) for case in CASES]
+    lines = [
+        f"{row['case']}: {row['registers']} registers, {row['spill_bytes']} bytes spilled, {row['shared_bytes']} "
+        f"of shared memory, {row['warpgroup_products']} products of warpgroups, {row['bulk_copies']} bulk copies"
+        for row in rows
+    ]
+    give(about("jax", "jax-cuda13-plugin", "nvidia-cuda-nvcc") | {"cases": rows}, "\n".join(lines), as_json, output)
 
 
 if __name__ == "__main__":

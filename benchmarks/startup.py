@@ -6,9 +6,7 @@ cache, and one with an empty one, for examples/tiny-lm and a model of SmolLM2-13
     python benchmarks/startup.py --output benchmarks/results/startup.json
 """
 
-import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -22,6 +20,7 @@ import click
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.outcome import about, give, gives_results  # noqa: E402
 from benchmarks.worker import TINY, make_135m  # noqa: E402
 from tests.helpers.workers import make_streams, text_of, write_corpus  # noqa: E402
 
@@ -76,16 +75,10 @@ def of_help() -> float:
 
 @click.command()
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
+@gives_results
 def main(rounds: int, as_json: bool, output: Path | None) -> None:
     """Measure."""
-    results: dict[str, object] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "command": " ".join(["python", *sys.argv]),
-        "help_s": round(statistics.median(of_help() for _ in range(rounds)), 3),
-    }
+    results = about() | {"help_s": round(statistics.median(of_help() for _ in range(rounds)), 3)}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         make_streams(write_corpus(work / "corpus", [text_of(i, 20) for i in range(8)]), work / "streams")
@@ -95,10 +88,8 @@ def main(rounds: int, as_json: bool, output: Path | None) -> None:
             keys = ("ready_s", "end_s", "cpu_s")
             medians = {key: round(statistics.median(run[key] for run in warm), 2) for key in keys}
             results[model] = {"cold": cold, "warm": warm, "warm_median": medians}
-    if output:
-        output.write_text(json.dumps(results, indent=2) + "\n")
     lines = [f"{model}: {results[model]['warm_median']}" for model in LAYERS]
-    print(json.dumps(results) if as_json else "\n".join([f"--help: {results['help_s']} s", *lines]))
+    give(results, "\n".join([f"--help: {results['help_s']} s", *lines]), as_json, output)
 
 
 if __name__ == "__main__":

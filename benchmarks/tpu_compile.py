@@ -10,10 +10,8 @@ to float32; CPU seconds of tracing and compilation. Cost: 15 to 60 CPU seconds f
 
 import json
 import os
-import platform
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -22,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+from benchmarks.outcome import about, give, gives_results, note  # noqa: E402
 from tests.helpers.compiled_steps import Case, CompiledStep  # noqa: E402
 
 CASES = [
@@ -100,27 +99,18 @@ def measure(case: Case, fast: bool) -> dict:
 
 @click.command()
 @click.option("--fast", is_flag=True, help="With the compiler's least effort.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the results there.")
+@gives_results
 def main(fast: bool, as_json: bool, output: Path | None) -> None:
     """Compile and count."""
-    results: dict[str, object] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("jax", "libtpu")},
-        "command": " ".join(["python", *sys.argv]),
-        "steps": [],
-    }
+    steps: list[dict] = []
+    results = about("jax", "libtpu") | {"steps": steps}
     for case in CASES:
         found = measure(case, fast)
-        results["steps"].append(found)
-        if not as_json:
-            told = ", ".join(f"{key} {found[key]}" for key in ("products", "arithmetic", "memory", "copies"))
-            print(f"{case}: {told}", flush=True)
+        steps.append(found)
+        note(f"{case}: " + ", ".join(f"{key} {found[key]}" for key in ("products", "arithmetic", "memory", "copies")))
         if output:
-            output.write_text(json.dumps(results, indent=1) + "\n")
-    if as_json:
-        print(json.dumps(results))
+            output.write_text(json.dumps(results, indent=2) + "\n")
+    give(results, f"{len(steps)} steps compiled", as_json, output)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ or another run config are refused. Cost: the start of a worker, which loads the 
     reader = extraction.extract("HuggingFaceTB/SmolLM2-135M", ["one text", "another"], layers=[8, 15], output="run")
 """
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
@@ -53,6 +54,7 @@ def extract(
     from .worker.worker import extract as extract_stream
 
     begin, output = time.perf_counter(), str(output).rstrip("/")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # transformers advises to install torch
     own = {"model": model, "streams": f"{output}/streams", "output": output, "stream": 0}
     given = {"layers": _listed(layers), "hooks": _listed(hooks)}
     if taken := sorted(own.keys() & flags.keys()):

@@ -22,6 +22,8 @@ from extraction.models.devices import device_errors
 from extraction.models.mesh import MeshShape
 from extraction.models.splash_attention import attend_splash
 from extraction.models.step_options import StepOptions
+from tests.helpers.tiny_models import load
+from tests.helpers.workers import MODEL
 
 FULL, WINDOWED = LayerKind(4, 2, 16, 32), LayerKind(4, 2, 16, 32, window=40)
 TINY = ModelConfig("llama", (WINDOWED, WINDOWED), 64, 97, 1e-5, "silu", False, False, False)
@@ -193,3 +195,17 @@ for shape in ((2, 2), (1, 4)):
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_a_start_compares_its_kernel_and_the_flag_does_without(monkeypatch):
+    """A device that calls itself a GPU and has no cuDNN."""
+    device = AbstractDevice("NVIDIA A100", None, platform="gpu")
+    claimed = property(lambda mesh: device, lambda mesh, own: None)
+    monkeypatch.setattr(AbstractMesh, "abstract_device", claimed, raising=False)
+    with pytest.raises(
+        InvalidRequest, match="attention kernel for NVIDIA A100 .* does not run.*give --attention plain"
+    ):
+        load(MODEL, rows=1, seq_len=16, compute_dtype="bfloat16")
+    step = load(MODEL, rows=1, seq_len=16, compute_dtype="bfloat16", attention="plain")
+    assert step.options.attention == "plain"

@@ -66,10 +66,13 @@ def test_no_weight_is_widened(step):
 
 
 def test_no_activation_is_copied_or_transposed_in_the_loop(step):
-    """But for what is captured, one copy of x into its place, and what a scan of states reads, cut into chunks."""
+    """But for one copy of x into its place if it is captured, what a scan of states reads, cut into chunks, and one copy
+    of the embeddings that layers have of their own, by jax 0.12 with least effort."""
     captured = [shape for shape in step.moved() if shape[0] == 1 and len(shape) == 4]
     chunked = [shape for shape in step.moved() if len(shape) > 4]
-    assert len(captured) <= 1 and len(step.moved()) == len(captured) + len(chunked)
+    of_layers = [shape for shape in step.moved() if step.config.per_layer and len(shape) == 4 and shape[0] > 1]
+    assert max(len(captured), len(of_layers)) <= 1
+    assert len(step.moved()) == len(captured) + len(chunked) + len(of_layers)
     assert not chunked or any(kind.recurrent for kind in step.config.layers)
 
 

@@ -66,7 +66,7 @@ def attention(
         [B, T, H, Dh].
     """
     plain = _IS_PLAIN.get()
-    form = attend_blocks if plain else form_for(current_device(), q, rule, sinks is not None)
+    form = attend_blocks if plain else form_for(current_device(), q, rule, sinks is not None, v.shape[-1])
     return form(q, k, v, segment_ids, rule) if sinks is None else form(q, k, v, segment_ids, rule, sinks)
 
 
@@ -81,13 +81,19 @@ def attention_form(name: str) -> Iterator[None]:
 
 
 def form_for(
-    device: DeviceKind, q: Float[jax.Array, "B T H Dh"], rule: AttentionRule, with_sinks: bool = False
+    device: DeviceKind,
+    q: Float[jax.Array, "B T H Dh"],
+    rule: AttentionRule,
+    with_sinks: bool = False,
+    value_width: int | None = None,
 ) -> Callable:
-    """Return the form of attention for a kind of device and a case."""
+    """Return the form of attention for a kind of device and a case. Values have the width of q unless it is given."""
     if device.platform == "tpu" and not rule.alibi:
         from .splash_attention import attend_splash
 
         return OnEachDevice(attend_splash)
+    if value_width not in (None, q.shape[-1]):  # latent attention, which the kernels of a GPU lack
+        return attend_blocks
     if device.platform == "gpu" and _HOPPER.search(device.name):
         from .fused_attention import FusedAttention, fused_has
 

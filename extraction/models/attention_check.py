@@ -74,7 +74,7 @@ def check_attention(
     for case in cases_of(config, options):
         with jax.set_mesh(mesh):
             q = jax.ShapeDtypeStruct((1, case.length, case.num_heads, case.head_width), case.dtype)
-            form = choose(current_device(), q, case.rule, case.sinks)
+            form = choose(current_device(), q, case.rule, case.sinks, case.value_width)
             if form is not attend_blocks:
                 _compare(form, case, mesh)
 

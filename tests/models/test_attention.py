@@ -147,6 +147,7 @@ def test_the_device_chooses():
     assert form_for(DeviceKind("gpu", "NVIDIA GH200 480GB"), half, RULES["both"]) == OnEachDevice(FusedAttention())
     assert form_for(a100, half, rule).func is form_for(h100, half[..., :40], rule).func is attend_library
     assert form_for(a100, half, rule, with_sinks=True) is attend_blocks
+    assert form_for(a100, half, rule, value_width=32) is form_for(h100, half, rule, value_width=32) is attend_blocks
     assert form_for(tpu, half, rule) == form_for(tpu, whole, rule) == OnEachDevice(attend_splash)
     slopes = AttentionRule(0.3, alibi=True)
     assert form_for(h100, half, slopes) is form_for(tpu, half, slopes) is attend_blocks

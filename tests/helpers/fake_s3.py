@@ -75,6 +75,10 @@ class FakeS3:
         self.instructions.append(Instruction(operation, action, **settings))
         return self.instructions[-1]
 
+    def put(self, key, data):
+        """Store an object without a request."""
+        s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object("bucket", key, data)
+
     def data(self, key):
         return self.client.get_object(Bucket="bucket", Key=key)["Body"].read()
 

@@ -13,7 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from ..core.errors import DamagedData
@@ -173,9 +173,7 @@ class Commit:
 
     def to_bytes(self) -> bytes:
         """Return the bytes of the commit."""
-        return (
-            json.dumps({"format": FORMAT} | vars(self), sort_keys=True, allow_nan=False, default=vars) + "\n"
-        ).encode()
+        return (json.dumps({"format": FORMAT} | asdict(self), sort_keys=True, allow_nan=False) + "\n").encode()
 
     @property
     def data_bytes(self) -> int:

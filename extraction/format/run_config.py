@@ -8,7 +8,7 @@ the run config; anything else raises DamagedData. Cost: none to speak of.
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -55,7 +55,7 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of `run.json`."""
-        return {one.name: getattr(self, one.name) for one in fields(self)} | {"hook_points": list(self.hook_points)}
+        return asdict(self) | {"hook_points": list(self.hook_points)}
 
     @classmethod
     def from_json(cls, value: Any) -> "RunConfig":
@@ -165,9 +165,9 @@ class RunDescription:
 
     def to_bytes(self) -> bytes:
         """Return the bytes of the `run.json` of a run that was not extended."""
-        value = vars(self) | {"format": FORMAT, "config": self.config.to_json(), "fingerprint": self.fingerprint}
+        value = asdict(self) | {"format": FORMAT, "config": self.config.to_json(), "fingerprint": self.fingerprint}
         del value["digest"], value["extensions"]
-        return (json.dumps(value, indent=2, sort_keys=True, default=vars) + "\n").encode()
+        return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def read_run(storage: Storage) -> RunDescription:

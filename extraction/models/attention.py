@@ -1,10 +1,10 @@
 """Causal attention inside segments: `attention(q, k, v, segment_ids, rule, sinks)`.
 
-In: q [B, T, H, Dh], k and v [B, T, K, Dh] with H a multiple of K (heads of v may have another width), segment_ids [B,
-T] with 0 for padding, sinks [H] or None. Out: [B, T, H, Dh]. Guarantee: a token attends to its own segment up to itself
-(with a window, to itself and the `window - 1` tokens before it) and to nothing else, so its result does not depend on
-the rest of the row; padding gives finite values. The softmax is in float32. A head's sink is one more term of its sum,
-without a value.
+In: q [B, T, H, Dh], k and v [B, T, K, Dh] with H a multiple of K (heads of v may have another width Dv), segment_ids
+[B, T] with 0 for padding, sinks [H] or None. Out: [B, T, H, Dv]. Guarantee: a token attends to its own segment up to
+itself (with a window, to itself and the `window - 1` tokens before it) and to nothing else, so its result does not
+depend on the rest of the row; padding gives finite values. The softmax is in float32. A head's sink is one more term of
+its sum, without a value.
 
 A TPU uses jax's splash kernel (splash_attention.py), unless scores have slopes (ALiBi). A Hopper GPU uses our kernel
 (fused_attention.py) if that covers the case, another GPU cuDNN's. Otherwise, on a CPU and with `--attention plain`,
@@ -57,13 +57,13 @@ def attention(
     Args:
         q: [B, T, H, Dh].
         k: [B, T, K, Dh].
-        v: [B, T, K, Dh].
+        v: [B, T, K, Dv].
         segment_ids: [B, T], 0 for padding.
         rule: scale, window and softcap.
         sinks: [H], the score of each head that no value belongs to; None for none.
 
     Returns:
-        [B, T, H, Dh].
+        [B, T, H, Dv].
     """
     plain = _IS_PLAIN.get()
     form = attend_blocks if plain else form_for(current_device(), q, rule, sinks is not None, v.shape[-1])

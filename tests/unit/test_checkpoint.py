@@ -5,6 +5,7 @@ real processes are in test_kill_points.py.
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -176,6 +177,22 @@ def test_joining_a_run_names_each_field_that_differs(storage):
         ConfigurationMismatch, match='seq_len: 8 in the run, 2048 now; bos: "never" in the run, "auto" now'
     ):
         checkpoint.join_run(storage, RunDescription(replace(CONFIG, seq_len=2048, bos="auto"), "somewhere"))
+
+
+@pytest.mark.parametrize("own", [CONFIG, replace(CONFIG, seq_len=2048)])
+def test_of_two_workers_that_found_no_run_the_slower_one_joins_the_other(gcs, own):
+    """Unless it has another configuration."""
+    storage, told = open_storage("gs://bucket/run"), gcs.instruct("insert", "*run.json", "hold")
+    with ThreadPoolExecutor(1) as pool:
+        slower = pool.submit(checkpoint.join_run, storage, RunDescription(own, "elsewhere"))
+        assert told.entered.wait(30)
+        first = checkpoint.join_run(open_storage("gs://bucket/run"), RunDescription(CONFIG, "somewhere"))
+        told.release.set()
+    if own == CONFIG:
+        assert slower.result() == first
+    else:
+        with pytest.raises(ConfigurationMismatch, match="seq_len: 8 in the run, 2048 now"):
+            slower.result()
 
 
 @pytest.mark.parametrize(

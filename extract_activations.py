@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from extraction.audit.recompute import Compute
 
 ADVICE = {
-    DamagedData: "nothing was deleted; restore the object named above from a copy, or use a new --output",
+    DamagedData: "nothing was deleted; `repair OUTPUT` recomputes a batch file; restore another object from a copy, or "
+    "use a new --output",
     Fenced: "let that worker finish, or stop it and start this one again",
     TryAgain: "start the same command again; committed batches stay",
     BucketDenied: "a worker needs storage.objects.create, get and list on the bucket; of S3 PutObject, GetObject and "

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_STREAMS = 100_000
 
 
-class Commands(CommandGroup):
+class DatasetCommands(CommandGroup):
     """The commands of the datasets, each made when it is needed, and those of this file."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -80,7 +80,7 @@ def _advice(error: Exception) -> str:
     return next((text for kind, text in advice.items() if isinstance(error, kind)), "")
 
 
-@click.group(cls=Commands, context_settings=SETTINGS)
+@click.group(cls=DatasetCommands, context_settings=SETTINGS)
 @version_option
 def cli() -> None:
     """Cut a dataset into disjoint streams, one for each worker. The same input gives the same streams."""
@@ -105,8 +105,8 @@ def check(streams: str, flags: CheckFlags) -> None:
     """Prove that STREAMS are disjoint, complete and unchanged: exit 0, or 65 and a line for each problem."""
     from extraction.core.errors import DamagedData
     from extraction.streams.build.check import check_streams
+    from extraction.streams.build.read_log import changed_sources
     from extraction.streams.build.skipped_records import told_skipped
-    from extraction.streams.build.source_reading import changed_sources
     from extraction.streams.extensions import parts_of
 
     manifest, problems, proven = check_streams(streams, flags.ids, flags.content)

@@ -71,11 +71,11 @@ Environment: every flag of run, plan and parity is also EXTRACT_<FLAG>, such as 
 """
 
 
-class Commands(CommandGroup, DefaultGroup):
+class RunCommands(CommandGroup, DefaultGroup):
     """The commands; flags without a command are those of run."""
 
 
-@click.group(cls=Commands, default="run", default_if_no_args=False, context_settings=SETTINGS, epilog=ENVIRONMENT)
+@click.group(cls=RunCommands, default="run", default_if_no_args=False, context_settings=SETTINGS, epilog=ENVIRONMENT)
 @version_option
 def cli() -> None:
     """Extract language model activations over millions of documents, exactly once, on preemptible machines.

@@ -30,7 +30,7 @@ from extraction.format.run_config import RunConfig, RunDescription  # noqa: E402
 from extraction.read.reader import ActivationReader  # noqa: E402
 from extraction.read.shuffle import ShuffledReader, ShuffleOptions  # noqa: E402
 from extraction.storage import open_storage  # noqa: E402
-from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
+from extraction.worker.loop import BatchInFlight, BatchLayout  # noqa: E402
 from tests.helpers.fake_gcs import FakeGcs  # noqa: E402
 
 WIDTH, WORKERS, SHAPE = 576, 4, BatchShape(steps=1, rows=56, seq_len=2048)
@@ -47,7 +47,7 @@ def make_run(location: str, num_bytes: int) -> None:
     storage = open_storage(location)
     checkpoint.join_run(storage, RunDescription(CONFIG, ""))
     lengths = np.random.default_rng(0).integers(50, 2000, 10_000)
-    layout = Layout(0, {HOOK: WIDTH}, np.dtype(ml_dtypes.bfloat16))
+    layout = BatchLayout(0, {HOOK: WIDTH}, np.dtype(ml_dtypes.bfloat16))
     for worker_id in range(WORKERS):
         chain = checkpoint.CommitChain.load(storage, worker_id, CONFIG.fingerprint)
         records = (TokenizedRecord(i, f"record-{i}", np.zeros(n, np.int32)) for i, n in enumerate(lengths))

@@ -42,7 +42,7 @@ from checkpoint import CommitChain  # noqa: E402
 from extraction.batching.packing import BatchShape, PackedBatch, pack_batches  # noqa: E402
 from extraction.format.records import Cursor, TokenizedRecord  # noqa: E402
 from extraction.storage import open_storage  # noqa: E402
-from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
+from extraction.worker.loop import BatchInFlight, BatchLayout  # noqa: E402
 from extraction.worker.uploader import Uploader  # noqa: E402
 
 HOOK, WIDTH, SEQ_LEN, MIB = "blocks.15.hook_resid_post", 2048, 2048, 1 << 20
@@ -53,7 +53,7 @@ Objects = list[tuple[PackedBatch, memoryview]]
 def make_objects(count: int, mib: int) -> Objects:
     """Batches of one record each, with data objects of about `mib` MiB."""
     rows, rng = mib * MIB // (2 * WIDTH * SEQ_LEN), np.random.default_rng(0)
-    tokens, layout = np.arange(rows * SEQ_LEN, dtype=np.int32), Layout(0, {HOOK: WIDTH}, np.dtype("bfloat16"))
+    tokens, layout = np.arange(rows * SEQ_LEN, dtype=np.int32), BatchLayout(0, {HOOK: WIDTH}, np.dtype("bfloat16"))
     records = (TokenizedRecord(number, f"record-{number}", tokens) for number in range(count))
     made = []
     for number, batch in enumerate(pack_batches(records, Cursor(0, 0), BatchShape(1, rows, SEQ_LEN), "split")):

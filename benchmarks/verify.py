@@ -39,7 +39,7 @@ from extraction.format.run_config import RunConfig, RunDescription  # noqa: E402
 from extraction.format.statistics import norm_counts  # noqa: E402
 from extraction.storage import crc32c_base64, open_storage  # noqa: E402
 from extraction.streams.stream import load_manifest  # noqa: E402
-from extraction.worker.loop import BatchInFlight, Layout  # noqa: E402
+from extraction.worker.loop import BatchInFlight, BatchLayout  # noqa: E402
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -106,7 +106,7 @@ def batches_of(worker: int, size: Size) -> Iterator[PackedBatch]:
 
 
 def data_of(batch: PackedBatch, place: tuple[int, int], size: Size) -> memoryview:
-    layout = Layout(place[0], {HOOK: size.width}, np.dtype("bfloat16"))
+    layout = BatchLayout(place[0], {HOOK: size.width}, np.dtype("bfloat16"))
     shard = BatchInFlight(batch, place[1], layout).file
     shard.arrays[HOOK][:] = 1
     shard.arrays[f"{HOOK}.sum"][:] = shard.arrays[f"{HOOK}.sum_of_squares"][:] = batch.num_rows

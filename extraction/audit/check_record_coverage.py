@@ -29,7 +29,7 @@ from .audited_run import AuditedRun
 Arrays = Mapping[str, np.ndarray]
 
 
-class _Part(NamedTuple):
+class _RecordPart(NamedTuple):
     """Tokens [first, last) of a record; `length` is None if it goes on in the next batch."""
 
     first: int
@@ -98,14 +98,14 @@ def _check_rows(arrays: Arrays, lengths: np.ndarray, commit: Commit, run: Audite
     for number, length in enumerate(lengths.tolist()):
         first = commit.cursor_before.token_offset if number == 0 else 0
         goes_on = number == last and commit.cursor_after.token_offset > 0
-        part = _Part(first, first + length, None if goes_on else first + length)
+        part = _RecordPart(first, first + length, None if goes_on else first + length)
         if not _may_be(positions[offsets[number] : offsets[number + 1]], part, selection, run.config.seq_len):
             record = commit.cursor_before.record + number
             yield f"the rows of record {record} are not those that --positions {selection} stores of its tokens"
             return
 
 
-def _may_be(positions: np.ndarray, part: _Part, selection: Selection, seq_len: int) -> bool:
+def _may_be(positions: np.ndarray, part: _RecordPart, selection: Selection, seq_len: int) -> bool:
     """Are these the positions of the rows of a part of a record?"""
     if selection.pools:
         places = np.minimum(np.arange(part.first + seq_len, part.last + seq_len, seq_len), part.last) - 1

@@ -19,8 +19,8 @@ from ..core.errors import DamagedData, InvalidRequest
 from ..core.flags import flag
 from ..storage import Storage
 from ..streams.build.publish import Published
+from ..streams.build.read_log import MissingColumn
 from ..streams.build.row_files import Located
-from ..streams.build.source_reading import MissingColumn
 from .command import PLACES, Dataset
 from .rows_to_records import ANY_FILES, Content, Form, RowOptions, publish_form
 

@@ -24,8 +24,8 @@ from ..storage import Storage
 from ..streams.build.file_kinds import KINDS
 from ..streams.build.materialize import TEXT, Row, Stored
 from ..streams.build.publish import Origin, Published
-from ..streams.build.row_files import Located, Wanted, checked_text, read_rows
-from ..streams.build.source_reading import Reading, publish_read, sound
+from ..streams.build.read_log import ReadLog, publish_read, without_damaged
+from ..streams.build.row_files import Located, WantedRows, checked_text, read_rows
 from ..streams.build.sources import find_source
 from ..streams.row_filter import RowFilter
 from ..streams.where_conditions import Condition
@@ -100,16 +100,16 @@ def publish_form(storage: Storage, source: str, num_streams: int, options: RowOp
     """Publish `num_streams` streams of the rows of a source. Raises InvalidRequest when there are none."""
     kept, counter = options.row_filter, _token_counter(options)
     found = find_source(_location(source, options.revision), tuple(KINDS), options.choice).announced()
-    reading = Reading(found, options.skip_bad)
+    log = ReadLog(found, options.skip_bad)
     more = (options.id_column,) if options.id_column is not None else ()
     where = kept.where.columns if kept.where else ()
     columns = tuple(dict.fromkeys((*form.columns, *more, *options.meta_columns, *where, *form.tokens)))
-    rows = read_rows(reading, Wanted(columns, form.tokens, RowFilter(where=kept.where)))
-    made = sound(rows, lambda _, located: list(_records(located, options, kept, form)), reading)
+    rows = read_rows(log, WantedRows(columns, form.tokens, RowFilter(where=kept.where)))
+    made = without_damaged(rows, lambda _, located: list(_records(located, options, kept, form)), log)
     records = _first(made, options.max_records, counter)
     said = options.to_json() | form.options | (counter.to_json() if counter else {})
     origin = Origin(form.name, found.place, found.revision, said)
-    return publish_read(storage, origin, records, reading, num_streams, Stored(form.stored, options.shuffle))
+    return publish_read(storage, origin, records, log, num_streams, Stored(form.stored, options.shuffle))
 
 
 def _first(made: Iterator[list[Row]], limit: int | None, counter: TokenCounter | None) -> Iterator[Row]:

@@ -19,8 +19,8 @@ from ..core.flags import flag
 from ..storage import Storage
 from ..streams.build.materialize import TOKENS
 from ..streams.build.publish import Published
+from ..streams.build.read_log import MissingColumn
 from ..streams.build.row_files import Located
-from ..streams.build.source_reading import MissingColumn
 from ..streams.columns import TOKENS as OPTION
 from .command import PLACES, Dataset
 from .rows_to_records import Content, Form, RowOptions, publish_form

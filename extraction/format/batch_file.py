@@ -19,7 +19,7 @@ from ..core.errors import DamagedData
 from ..storage import Storage
 from .dtypes import has_scale, stored_dtype
 from .records import Cursor
-from .safetensors import ArrayLayout, Entry, decode_header, entries_of
+from .safetensors import ArrayEntry, ArrayLayout, decode_header, entries_of
 from .statistics import SCALE, SUMS, statistics_layout, unscaled
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class StoredBatch:
         places = np.searchsorted(offsets, np.arange(first, last), side="right") - 1
         return np.stack([np.full(last - first, self.ref.stream, np.int64), index[places]], axis=1)
 
-    def _entry(self, name: str) -> Entry:
+    def _entry(self, name: str) -> ArrayEntry:
         if name not in self._entries or not self._entries[name].shape:
             raise DamagedData(f"{self.ref.name}: it has no array {name}")
         return self._entries[name]

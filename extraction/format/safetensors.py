@@ -55,7 +55,7 @@ class Header(NamedTuple):
     value: dict[str, Any]
 
 
-class Entry(NamedTuple):
+class ArrayEntry(NamedTuple):
     """An array of a file: its bytes are [first, last) after the header."""
 
     dtype: np.dtype
@@ -111,7 +111,7 @@ def decode_header(data: bytes | memoryview, name: str = "batch file") -> Header:
     return Header(8 + size, header)
 
 
-def entries_of(header: dict[str, Any], length: int, name: str = "batch file") -> dict[str, Entry]:
+def entries_of(header: dict[str, Any], length: int, name: str = "batch file") -> dict[str, ArrayEntry]:
     """Return where each array is in the `length` bytes after the header. Raises DamagedData unless they fill it."""
     entries, end = {}, 0
     try:
@@ -125,7 +125,7 @@ def entries_of(header: dict[str, Any], length: int, name: str = "batch file") ->
                 or len(shape) > _MAX_AXES
             ):
                 raise ValueError(f"bad shape or offsets of {key!r}")
-            entries[key] = Entry(_DTYPES[value["dtype"]], shape, first, last)
+            entries[key] = ArrayEntry(_DTYPES[value["dtype"]], shape, first, last)
             # An axis of length 0 hides the lengths of the others, which NumPy limits.
             too_long = math.prod(n or 1 for n in shape) > _MAX_SIZE
             if too_long or math.prod(shape) * entries[key].dtype.itemsize != last - first:

@@ -14,7 +14,7 @@ from flax import nnx
 
 from .config import LayerKind, ModelConfig
 from .modules import ACTIVATIONS, FromHeads, RMSNorm, Tap, ToHeads
-from .state_scan import Rows, scan_states
+from .state_scan import ScanRows, scan_states
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -99,7 +99,7 @@ class GatedDeltaNet(nnx.Module):
     def __call__(self, x: Float[jax.Array, "B T D"], shared: Shared, tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return what the layer adds to the residual stream, [B, T, D], given x [B, T, D]."""
         q, k, v = (part.convolve(part(x), shared.segment_ids) for part in (self.queries, self.keys, self.values))
-        rows = Rows(q, k, v, self.decay(x), jax.nn.sigmoid(self.rate(x)), shared.segment_ids)
+        rows = ScanRows(q, k, v, self.decay(x), jax.nn.sigmoid(self.rate(x)), shared.segment_ids)
         read = scan_states(rows, corrects=True)
         scale = self.norm.scale[...].astype(jnp.float32)[None, None, None]
         gate = jax.nn.silu(self.gate(x).astype(jnp.float32))

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..core.errors import DamagedData
-from .tensors import Place
+from .tensors import TensorPlace
 
 
-def split_stacks(places: Mapping[str, Place], stacks: Mapping[str, Sequence[str]]) -> dict[str, Place]:
+def split_stacks(places: Mapping[str, TensorPlace], stacks: Mapping[str, Sequence[str]]) -> dict[str, TensorPlace]:
     """Return the places with `NAME.3.PART` for every expert and part in place of a stack `NAME.STACK`.
 
     Args:
@@ -21,7 +21,7 @@ def split_stacks(places: Mapping[str, Place], stacks: Mapping[str, Sequence[str]
 
     Raises DamagedData for a stack of another shape, and for an expert that is also stored alone.
     """
-    found: dict[str, Place] = {}
+    found: dict[str, TensorPlace] = {}
     for name, place in places.items():
         prefix, _, last = name.rpartition(".")
         parts = _experts(prefix, place, stacks[last]) if last in stacks else [(name, place)]
@@ -32,7 +32,7 @@ def split_stacks(places: Mapping[str, Place], stacks: Mapping[str, Sequence[str]
     return found
 
 
-def _experts(prefix: str, place: Place, parts: Sequence[str]) -> Iterator[tuple[str, Place]]:
+def _experts(prefix: str, place: TensorPlace, parts: Sequence[str]) -> Iterator[tuple[str, TensorPlace]]:
     if len(place.shape) != 3 or place.shape[1] % len(parts) or not place.shape[0]:
         raise DamagedData(f"{place.file}: tensor {place.name} has shape {place.shape}, not [experts, rows, columns]")
     count, rows, columns = place.shape[0], place.shape[1] // len(parts), place.shape[2]

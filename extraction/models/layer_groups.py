@@ -1,6 +1,6 @@
 """The parts of a model that run, and the groups of its layers.
 
-In: a configuration and a capture plan. Out: the `Group`s of layers, each run as one scan, and the `Part`s: the
+In: a configuration and a capture plan. Out: the `Group`s of layers, each run as one scan, and the `ModelPart`s: the
 embedding, the blocks at each place of each group, the final norm, the head. Guarantee: the groups cover the layers in
 order; a part has its module, its weight table and the layers that it is filled from. Cost: none.
 
@@ -38,7 +38,7 @@ class Group(NamedTuple):
         return range(self.first + place, self.first + len(self.unit) * self.repeats, len(self.unit))
 
 
-class Part(NamedTuple):
+class ModelPart(NamedTuple):
     """A module with its path in the tree of parameters and its weight table.
 
     `layers`: of a block, the layers that are stacked on its leading axis; None outside the blocks.
@@ -74,19 +74,19 @@ def place_name(group: int, place: int) -> str:
     return f"{group}.{place}"
 
 
-def parts_of(config: ModelConfig, plan: CapturePlan, dtype: jnp.dtype) -> list[Part]:
+def parts_of(config: ModelConfig, plan: CapturePlan, dtype: jnp.dtype) -> list[ModelPart]:
     """Return the parts of a model that run by this plan."""
     family = family_of(config.family)
     running = replace(config, layers=config.layers[: plan.num_layers])
     table, ends = family.weight_table(running), ends_of(running, dtype, family.modules)
-    parts = [Part(("embedding",), ends["embedding"], table.embedding)]
+    parts = [ModelPart(("embedding",), ends["embedding"], table.embedding)]
     for number, group in enumerate(group_layers(running.layers)):
         for place, kind in enumerate(group.unit):
             make = partial(block_of, config, kind, dtype, family.modules)
             path = ("blocks", place_name(number, place))
-            parts.append(Part(path, make, table.block(kind), group.layers(place)))
+            parts.append(ModelPart(path, make, table.block(kind), group.layers(place)))
     if plan.final_norm:
-        parts.append(Part(("final_norm",), ends["final_norm"], table.final_norm))
+        parts.append(ModelPart(("final_norm",), ends["final_norm"], table.final_norm))
     if plan.loss:
-        parts.append(Part(("head",), partial(Head, config, dtype), table.head))
+        parts.append(ModelPart(("head",), partial(Head, config, dtype), table.head))
     return parts

@@ -15,7 +15,7 @@ from flax import nnx
 from .config import LayerKind, Mamba, ModelConfig
 from .delta_net import ConvolvedHeads, Decay
 from .modules import FromHeads, Tap, ToHeads, over_rms
-from .state_scan import Rows, scan_states
+from .state_scan import ScanRows, scan_states
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -73,7 +73,7 @@ class Mamba2(nnx.Module):
         """Return what the layer adds to the residual stream, [B, T, D], given x [B, T, D]."""
         q, k, v = (part.convolve(part(x), shared.segment_ids) for part in (self.queries, self.keys, self.values))
         steps = jnp.maximum(self.decay.steps(x), self.least_step)
-        rows = Rows(q, k, v, self.decay.of_steps(steps), steps, shared.segment_ids)
+        rows = ScanRows(q, k, v, self.decay.of_steps(steps), steps, shared.segment_ids)
         read = scan_states(rows, corrects=False) + self.skip[...][None, None, :, None] * v.astype(jnp.float32)
         z = self.norm(read, self.gate(x)).astype(x.dtype)  # [B, T, H, Dv]
         tap("attn.hook_z", z.reshape(*x.shape[:2], -1))

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from .config import Experts as ExpertsConfig
-from .config import Groups, LayerKind, ModelConfig
+from .config import Experts, Groups, LayerKind, ModelConfig
 from .modules import ACTIVATIONS, MLP, GatedMLP, Linear, Tap
 
 if TYPE_CHECKING:
@@ -29,12 +28,12 @@ _MIN_BLOCK = 64  # rows that are multiplied at once where the loop over blocks r
 class Kernels(nnx.Module):
     """One linear map of all experts: kernels [E, I, O], and biases [E, O] or none."""
 
-    def __init__(self, experts: ExpertsConfig, inputs: int, outputs: int, dtype: jnp.dtype):
+    def __init__(self, experts: Experts, inputs: int, outputs: int, dtype: jnp.dtype):
         self.kernel = nnx.Param(jnp.zeros((experts.count, inputs, outputs), dtype))
         self.bias = nnx.Param(jnp.zeros((experts.count, outputs), dtype)) if experts.biases else None
 
 
-class Experts(nnx.Module):
+class ExpertMlps(nnx.Module):
     """The kernels of mlps."""
 
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype):
@@ -51,7 +50,7 @@ class Mixture(nnx.Module):
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype):
         self.activation, self.mixture = ACTIVATIONS[config.activation], kind.mixture
         self.router = Linear(config.width, kind.mixture.count, kind.mixture.biases, dtype)
-        self.experts = Experts(config, kind, dtype)
+        self.experts = ExpertMlps(config, kind, dtype)
         # In float32 whatever the weights are: rounded, it would change which experts are chosen.
         self.correction = nnx.Param(jnp.zeros((kind.mixture.count,), jnp.float32)) if kind.mixture.corrected else None
         if width := kind.mixture.shared_width:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _L2_EPSILON = 1e-6
 
 
-class Rows(NamedTuple):
+class ScanRows(NamedTuple):
     """What the scan reads, one row for each token.
 
     Attributes:
@@ -47,7 +47,7 @@ class Rows(NamedTuple):
     segment_ids: Int[jax.Array, "B T"]
 
 
-def scan_states(rows: Rows, corrects: bool) -> Float[jax.Array, "B T H Dv"]:
+def scan_states(rows: ScanRows, corrects: bool) -> Float[jax.Array, "B T H Dv"]:
     """Return what each token reads from its document's state, float32 [B, T, H, Dv].
 
     Args:
@@ -65,13 +65,13 @@ def scan_states(rows: Rows, corrects: bool) -> Float[jax.Array, "B T H Dv"]:
     heads = PartitionSpec("data", None, "model")
     specs = (*(heads,) * 5, PartitionSpec("data"))
     mapped = partial(jax.shard_map, in_specs=specs, out_specs=heads, check_vma=False)
-    return mapped(lambda *own: _scan(Rows(*own), corrects))(*rows)
+    return mapped(lambda *own: _scan(ScanRows(*own), corrects))(*rows)
 
 
-def _scan(rows: Rows, corrects: bool) -> jax.Array:
+def _scan(rows: ScanRows, corrects: bool) -> jax.Array:
     batch, length, key_heads, key_width = rows.k.shape
     heads, width = rows.v.shape[2:]
-    scanned = Rows(*map(_chunked, rows))
+    scanned = ScanRows(*map(_chunked, rows))
     first = jnp.zeros((batch, key_heads, heads // key_heads, key_width, width), jnp.float32)
     before = jnp.full((batch,), -1, rows.segment_ids.dtype)
     _, read = jax.lax.scan(partial(_next_chunk, corrects=corrects), (first, before), scanned)  # [n, B, K, G, C, Dv]
@@ -80,7 +80,7 @@ def _scan(rows: Rows, corrects: bool) -> jax.Array:
 
 
 def _next_chunk(
-    carry: tuple[jax.Array, jax.Array], rows: Rows, corrects: bool
+    carry: tuple[jax.Array, jax.Array], rows: ScanRows, corrects: bool
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """Return the state after a chunk with the segment of its last token, and what its tokens read.
 

@@ -38,7 +38,7 @@ from .expert_stacks import split_stacks
 from .families import family_of
 from .head import token_losses
 from .hooks import EMBED_HOOK, FINAL_HOOK, LOSS_HOOK
-from .layer_groups import Group, Part, group_layers, parts_of
+from .layer_groups import Group, ModelPart, group_layers, parts_of
 from .layer_scan import Capturing, run_layers
 from .location import ModelFolder
 from .per_layer_embeddings import PerLayerEmbedding
@@ -197,12 +197,12 @@ class Model(NamedTuple):
     config: ModelConfig
     plan: CapturePlan
     groups: list[Group]
-    parts: list[Part]
+    parts: list[ModelPart]
     graphs: dict[tuple[str, ...], tuple[Any, Any]]
     shapes: dict[str, Any]
 
     @property
-    def blocks(self) -> list[Part]:
+    def blocks(self) -> list[ModelPart]:
         """The parts that are blocks, in the order of groups and their places."""
         return [part for part in self.parts if part.layers is not None]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PARTS = 16  # values are cut to a multiple of this part of all slots before they cross to the host
 
 
-class Part(NamedTuple):
+class ValuesPart(NamedTuple):
     """A part of a step's values on the host: [places, columns] of a hook point; `places` index the slots."""
 
     hook_point: str
@@ -48,7 +48,7 @@ class StepOutput:
     _captures: Mapping[str, Capture]
     _places: list[np.ndarray]
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[ValuesPart]:
         """Wait for the step and return the values of each device, without a copy."""
         found = []
         with device_errors():
@@ -58,7 +58,7 @@ class StepOutput:
                     if shard.replica_id == 0:
                         data, places = np.asarray(shard.data), self._places[shard.index[1].start or 0]
                         for name, index in indices.items():
-                            found.append(Part(name, places, shard.index[3], data[index, 0, : len(places)]))
+                            found.append(ValuesPart(name, places, shard.index[3], data[index, 0, : len(places)]))
         return found
 
     def facts(self) -> dict[str, Facts]:

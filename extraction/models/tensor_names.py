@@ -17,7 +17,7 @@ from ..core.errors import DamagedData
 from ..core.logs import say
 from .config import LayerKind
 from .families import Family
-from .tensors import Place, WeightFiles
+from .tensors import TensorPlace, WeightFiles
 from .weight_tables import Table
 
 _HEADS = ("lm_head.weight", "embed_out.weight")  # each holds the embedding where the two are tied
@@ -72,7 +72,7 @@ class TextModel:
         return name.removeprefix(self.family.prefix)
 
 
-def find_tensors(files: WeightFiles, model: TextModel) -> dict[str, Place]:
+def find_tensors(files: WeightFiles, model: TextModel) -> dict[str, TensorPlace]:
     """Return the place of each needed tensor, by its name in the table. Raises DamagedData."""
     prefix, known = _prefix(files, model), dict.fromkeys(model.names(model.running))
     ignored = list[str]()

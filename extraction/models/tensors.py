@@ -36,7 +36,7 @@ BYTES = {"U8": np.dtype(np.uint8)}  # of packed weights and their scales
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """The place of a tensor: `size` bytes from `start` of `file`; name and dtype as in its header."""
 
     file: str
@@ -52,7 +52,7 @@ class WeightFiles:
 
     def __init__(self, folder: ModelFolder):
         self._folder, self._storage = folder, folder.weights
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, TensorPlace] = {}
         self._digests: dict[str, str] = {}
         self._facts: dict[str, ObjectInfo] = {}
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="weights")
@@ -85,7 +85,7 @@ class WeightFiles:
                 raise DamagedData(f"{self.where(file)}: tensor {place.name} is doubled, also in {other}")
             self.places[place.name] = place
 
-    def feed(self, wanted: Mapping[str, Place], use: Callable[[str, np.ndarray], None]) -> None:
+    def feed(self, wanted: Mapping[str, TensorPlace], use: Callable[[str, np.ndarray], None]) -> None:
         """Call `use` with each tensor in order, and read ahead within the bound on memory.
 
         `use` must not keep the array: its memory counts as free when `use` returns. Raises DamagedData.
@@ -101,7 +101,7 @@ class WeightFiles:
             self._finish(name, *waiting.popleft(), use)
             in_hand -= place.size
 
-    def _start(self, place: Place) -> tuple[np.ndarray, list[Future]]:
+    def _start(self, place: TensorPlace) -> tuple[np.ndarray, list[Future]]:
         """Return a buffer, and the reads that fill it."""
         padded = np.empty(place.size + _ALIGNMENT, np.uint8)
         first = -padded.ctypes.data % _ALIGNMENT
@@ -123,7 +123,7 @@ class WeightFiles:
             self._digests[name] = digest.hexdigest()
         use(name, tensor)
 
-    def _read_part(self, place: Place, into: np.ndarray, start: int) -> None:
+    def _read_part(self, place: TensorPlace, into: np.ndarray, start: int) -> None:
         first = place.start + start
         data = self._storage.read(place.file, first, first + len(into))
         if len(data) != len(into):
@@ -177,7 +177,7 @@ def _files(storage: Storage) -> list[str]:
     return names
 
 
-def _read_header(storage: Storage, file: str) -> list[Place]:
+def _read_header(storage: Storage, file: str) -> list[TensorPlace]:
     """Return the tensors of a file. Raises DamagedData unless they add up to its length."""
     where = f"{storage}/{file}"
     try:
@@ -196,7 +196,8 @@ def _read_header(storage: Storage, file: str) -> list[Place]:
             if name != "__metadata__"
         )
         places = [
-            Place(file, name, dtype, shape, first + start, end - start) for start, end, dtype, shape, name in entries
+            TensorPlace(file, name, dtype, shape, first + start, end - start)
+            for start, end, dtype, shape, name in entries
         ]
         ends = [0, *(end for _, end, *_ in entries)]
         whole = [start for start, *_ in entries] == ends[:-1] and first + ends[-1] == total
@@ -210,7 +211,7 @@ def _read_header(storage: Storage, file: str) -> list[Place]:
     return places
 
 
-def _is_of_its_size(place: Place) -> bool:
+def _is_of_its_size(place: TensorPlace) -> bool:
     """Return whether a tensor's size fits its shape; a dtype that is not handled, as of a mask, is not checked."""
     if min(place.shape, default=0) < 0 or place.size < 0:
         return False

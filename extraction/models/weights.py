@@ -18,9 +18,9 @@ import jax
 import numpy as np
 
 from ..core.errors import DamagedData
-from .layer_groups import Part
+from .layer_groups import ModelPart
 from .sharding import Placement
-from .tensors import BYTES, DTYPES, Place, WeightFiles
+from .tensors import BYTES, DTYPES, TensorPlace, WeightFiles
 from .weight_tables import unchanged
 
 
@@ -42,7 +42,7 @@ class Fill(NamedTuple):
 
 
 def load_params(
-    files: WeightFiles, places: Mapping[str, Place], fills: dict[str, list[Fill]], placement: Placement
+    files: WeightFiles, places: Mapping[str, TensorPlace], fills: dict[str, list[Fill]], placement: Placement
 ) -> dict[str, Any]:
     """Read the tensors and return the parameters as a nested dict, with the sharding of `placement`."""
     params: dict[tuple[str, ...], jax.Array] = {}
@@ -68,7 +68,7 @@ def load_params(
     return nested(params)
 
 
-def plan_fills(parts: Iterable[Part], abstract: dict[str, Any]) -> dict[str, list[Fill]]:
+def plan_fills(parts: Iterable[ModelPart], abstract: dict[str, Any]) -> dict[str, list[Fill]]:
     """Return the fills of each needed tensor. `abstract` holds whole shapes: blocks with their layer axis."""
     fills: dict[str, list[Fill]] = {}
     for part in parts:
@@ -85,14 +85,14 @@ def plan_fills(parts: Iterable[Part], abstract: dict[str, Any]) -> dict[str, lis
     return fills
 
 
-def check_shapes(files: WeightFiles, places: Mapping[str, Place], fills: dict[str, list[Fill]]) -> None:
+def check_shapes(files: WeightFiles, places: Mapping[str, TensorPlace], fills: dict[str, list[Fill]]) -> None:
     """Raise DamagedData for a tensor of an unsupported dtype, or of a shape that does not fit its parameter."""
     for name, wanted in fills.items():
         for fill in wanted:
             _check(files, [places[each] for each in (name, *fill.scales)], fill)
 
 
-def _check(files: WeightFiles, places: list[Place], fill: Fill) -> None:
+def _check(files: WeightFiles, places: list[TensorPlace], fill: Fill) -> None:
     handled, place = BYTES if fill.scales else DTYPES, places[0]
     for each in places:
         if each.dtype not in handled:

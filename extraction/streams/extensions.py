@@ -16,7 +16,7 @@ from ..core import strict_json
 from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound
 from ..format.extension_names import list_extensions
 from ..storage import Storage, check_name, open_storage
-from .manifest import MANIFEST_NAME, SCHEMA, Manifest, Part, canonical_json, parse_manifest, sha256
+from .manifest import MANIFEST_NAME, SCHEMA, Manifest, StreamsPart, canonical_json, parse_manifest, sha256
 
 _KEYS = {"schema", "previous", "folder", "manifest"}
 
@@ -32,13 +32,13 @@ def load_manifest(location: Storage | str) -> Manifest:
         first = _read(home, "")
     except ObjectNotFound:
         raise InvalidRequest(f"{location} holds no {MANIFEST_NAME}: not a folder of finished streams") from None
-    parts = [Part("", first, first.digest)]
+    parts = [StreamsPart("", first, first.digest)]
     for name in list_extensions(home):
         parts.append(_extension(home, name, parts[-1].digest))
     return join_parts(parts)
 
 
-def join_parts(parts: Sequence[Part]) -> Manifest:
+def join_parts(parts: Sequence[StreamsPart]) -> Manifest:
     """Return the manifest of all streams of some parts, the first of which is the beginning."""
     if len(parts) == 1:
         return parts[0].manifest
@@ -54,9 +54,9 @@ def join_parts(parts: Sequence[Part]) -> Manifest:
     )
 
 
-def parts_of(manifest: Manifest) -> tuple[Part, ...]:
+def parts_of(manifest: Manifest) -> tuple[StreamsPart, ...]:
     """Return the parts of a manifest: one if the streams were not extended."""
-    return manifest.parts or (Part("", manifest, manifest.digest),)
+    return manifest.parts or (StreamsPart("", manifest, manifest.digest),)
 
 
 def up_to(manifest: Manifest, digest: str) -> Manifest | None:
@@ -66,7 +66,7 @@ def up_to(manifest: Manifest, digest: str) -> Manifest | None:
     return join_parts(parts_of(manifest)[: manifest.digests.index(digest) + 1])
 
 
-def home_of(home: Storage, part: Part) -> Storage:
+def home_of(home: Storage, part: StreamsPart) -> Storage:
     """Return the folder of a part, which the names of its files are relative to."""
     return open_storage(f"{home.location}/{part.folder}") if part.folder else home
 
@@ -76,7 +76,7 @@ def encode_extension(previous: str, folder: str, manifest: Manifest) -> bytes:
     return canonical_json({"schema": SCHEMA, "previous": previous, "folder": folder, "manifest": manifest.digest})
 
 
-def _extension(home: Storage, name: str, previous: str) -> Part:
+def _extension(home: Storage, name: str, previous: str) -> StreamsPart:
     data, where = home.read(name), f"{home}/{name}"
     try:
         value = strict_json.loads(data)
@@ -95,7 +95,7 @@ def _extension(home: Storage, name: str, previous: str) -> Part:
         raise DamagedData(f"{where} names {folder}/{MANIFEST_NAME}, which is missing: restore it") from None
     if manifest.digest != value["manifest"]:
         raise DamagedData(f"{home}/{folder}/{MANIFEST_NAME}: not the manifest that {name} names")
-    return Part(folder, manifest, sha256(data))
+    return StreamsPart(folder, manifest, sha256(data))
 
 
 def _read(home: Storage, folder: str) -> Manifest:

@@ -99,7 +99,7 @@ class Manifest:
     files: tuple[ParquetFacts, ...]
     streams: tuple[StreamEntry, ...]
     digest: str
-    parts: tuple["Part", ...] = ()
+    parts: tuple["StreamsPart", ...] = ()
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ class Manifest:
         return any(name in self.options for name in PARTS) or any(file.skipped for file in self.files)
 
 
-class Part(NamedTuple):
+class StreamsPart(NamedTuple):
     """Streams that were added in one step: the manifest in `folder`, "" for the first ones.
 
     `digest` covers these streams and all before them.

@@ -91,7 +91,7 @@ class StageTimes:
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """What every batch file of a stream shares: the stream, {hook point: width}, and the stored dtype."""
 
     stream: int
@@ -105,7 +105,7 @@ class BatchInFlight:
     A step of which nothing is stored is not run.
     """
 
-    def __init__(self, batch: PackedBatch, number: int, layout: Layout):
+    def __init__(self, batch: PackedBatch, number: int, layout: BatchLayout):
         self.batch, self.number = batch, number
         self.file = _allocate(batch, number, layout)
         self._hooks = {name: self._hook(name, layout.dtype) for name in layout.widths}
@@ -227,7 +227,7 @@ def _sizes(values: np.ndarray) -> np.ndarray:
     return np.nan_to_num(np.abs(values), copy=False, nan=0.0, posinf=np.inf)
 
 
-def _allocate(batch: PackedBatch, number: int, layout: Layout) -> SafetensorsFile:
+def _allocate(batch: PackedBatch, number: int, layout: BatchLayout) -> SafetensorsFile:
     """Return the batch file with everything but activations, scales and statistics filled in."""
     has_means = batch.mean_over is not None
     arrays = batch_arrays(layout.widths, layout.dtype, batch.num_rows, batch.num_records, has_means)
@@ -242,7 +242,7 @@ def _allocate(batch: PackedBatch, number: int, layout: Layout) -> SafetensorsFil
     return file
 
 
-def _metadata(batch: PackedBatch, number: int, layout: Layout) -> dict[str, str]:
+def _metadata(batch: PackedBatch, number: int, layout: BatchLayout) -> dict[str, str]:
     metadata = {
         "format": str(FORMAT),
         "record_ids": json.dumps(list(batch.record_ids), ensure_ascii=False),
@@ -256,7 +256,7 @@ def _metadata(batch: PackedBatch, number: int, layout: Layout) -> dict[str, str]
 
 def run_pipeline(
     batches: Iterable[PackedBatch],
-    layout: Layout,
+    layout: BatchLayout,
     forward: Callable,
     first_batch: int,
     submit: Submit,
@@ -291,7 +291,7 @@ def run_pipeline(
 class _Watch:
     """Warns of values that are not finite while an attempt runs, once for each hook point."""
 
-    def __init__(self, layout: Layout, begins_stream: bool):
+    def __init__(self, layout: BatchLayout, begins_stream: bool):
         self._layout, self._unchecked, self._told = layout, begins_stream, set()
 
     def check(self, facts: dict[str, Facts]) -> None:
@@ -319,11 +319,11 @@ class _Watch:
             say(f"not finite: {name} has {counted(counts)} in {where}; {why}", "WARNING", self._layout.stream)
 
 
-def _largest_of(layout: Layout) -> str:
+def _largest_of(layout: BatchLayout) -> str:
     return f"and {layout.dtype} ends at {float(ml_dtypes.finfo(layout.dtype).max):.5g}"
 
 
-def _dispatch(batches: Iterable[PackedBatch], layout: Layout, forward: Callable, number: int, times: StageTimes):
+def _dispatch(batches: Iterable[PackedBatch], layout: BatchLayout, forward: Callable, number: int, times: StageTimes):
     """Yield for each batch (flight, (tokens, output)) of each dispatched step, then (flight, None)."""
     for batch in batches:
         flight = BatchInFlight(batch, number, layout)

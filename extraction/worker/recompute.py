@@ -14,7 +14,7 @@ from ..format.run_config import RunDescription, differences, over_same_streams
 from ..models.step import Step, load_step
 from ..streams.stream import open_stream
 from .flags import ANY_STREAM, RunFlags
-from .loop import Layout, run_pipeline
+from .loop import BatchLayout, run_pipeline
 from .resolve import RunPlan, resolve_run
 from .worker import batches_from
 
@@ -52,7 +52,7 @@ class Recomputer:
         config, made = self.run.config, []
         stream = open_stream(self.plan.manifest, self.plan.streams, commit.stream)
         batch = next(batches_from(self.plan, config, stream, commit.cursor_before))
-        layout = Layout(commit.stream, self.step.widths, dtype_named(config.store_dtype))
+        layout = BatchLayout(commit.stream, self.step.widths, dtype_named(config.store_dtype))
         run_pipeline([batch], layout, self.step, commit.batch, lambda batch, data, *facts: made.append(data))
         if made[0] is None:
             raise DamagedData(f"batch {commit.batch} of stream {commit.stream} has no rows, its commit has some")

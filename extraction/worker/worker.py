@@ -35,7 +35,7 @@ from .attempts import new_attempt, no_rival_to_itself, note_begin, noted_ending
 from .claims import StreamChooser, work_all
 from .compile_cache import CompileCache
 from .known_answer import answer_of, check_answer
-from .loop import Layout, run_pipeline
+from .loop import BatchLayout, run_pipeline
 from .metrics import Metrics
 from .progress import Progress
 from .resolve import RunPlan
@@ -131,7 +131,7 @@ def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) ->
     batches = until(in_background(batches_from(run.plan, run.config, stream, chain.cursor), BATCHES_AHEAD), stop)
     progress = Progress(chain.storage, number, total, chain.cursor.record, run.plan.progress)
     progress.peak_rate = peak_rate(run.plan)
-    layout = Layout(number, run.step.widths, dtype_named(run.config.store_dtype))
+    layout = BatchLayout(number, run.step.widths, dtype_named(run.config.store_dtype))
 
     def on_commit(commit: checkpoint.Commit) -> None:
         progress.on_commit(commit)

@@ -140,6 +140,15 @@ def test_what_a_registry_lists_stays_apart(registry):
         assert not imports_of(path) & listed, f"{module} imports another of its kind"
 
 
+def test_no_two_classes_share_a_name():
+    found: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(name_of(path))
+    assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}
+
+
 def test_only_a_storage_knows_how_its_locations_begin():
     for path in SOURCES:
         if folder_of(name_of(path)) != "storage":

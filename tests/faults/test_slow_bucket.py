@@ -41,7 +41,7 @@ def work(location):
     """Extract NUM_BATCHES batches. Returns how memory grew, in bytes, and the batches that waited at each commit."""
     from checkpoint import CommitChain
     from extraction.storage import open_storage
-    from extraction.worker.loop import Layout, run_pipeline
+    from extraction.worker.loop import BatchLayout, run_pipeline
     from extraction.worker.uploader import Uploader
     from tests.helpers.batches import batches_from
 
@@ -62,7 +62,7 @@ def work(location):
     chain.storage.create("first", bytes(OBJECT))  # whatever the client loads for its first upload is loaded
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with Uploader(chain.commit, QUEUE, on_commit) as writer:
-        run_pipeline(batches(), Layout(0, {"x": WIDTH}, np.dtype(np.float32)), forward, 0, writer.submit)
+        run_pipeline(batches(), BatchLayout(0, {"x": WIDTH}, np.dtype(np.float32)), forward, 0, writer.submit)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, waiting
 
 

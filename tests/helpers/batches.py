@@ -5,7 +5,7 @@ from ddsketch import LogarithmicMapping
 
 from extraction.batching.packing import BatchShape, PackedBatch, pack_batches
 from extraction.format.records import Cursor, TokenizedRecord
-from extraction.worker.loop import BatchInFlight, Layout
+from extraction.worker.loop import BatchInFlight, BatchLayout
 
 SHAPE = BatchShape(steps=1, rows=2, seq_len=8)
 LENGTHS = (5, 3, 20, 0, 8, 1, 7, 7, 2, 16)
@@ -26,7 +26,7 @@ def data_of(batch: PackedBatch, number: int) -> memoryview | None:
     """The data object of a batch, with activations that are a function of the tokens."""
     if not batch.num_rows:
         return None
-    shard = BatchInFlight(batch, number, Layout(0, WIDTHS, np.dtype(np.float32))).file
+    shard = BatchInFlight(batch, number, BatchLayout(0, WIDTHS, np.dtype(np.float32))).file
     fill_hook(shard.arrays, "blocks.0.hook_resid_post", shard.arrays["tokens"][:, None] * [1.0, 2.0, 3.0, 4.0])
     return shard.data
 

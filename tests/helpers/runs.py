@@ -12,7 +12,7 @@ from extraction.batching.packing import BatchShape, pack_batches
 from extraction.batching.token_selection import EVERYTHING, Selector
 from extraction.format.records import TokenizedRecord
 from extraction.format.run_config import RunConfig, RunDescription
-from extraction.worker.loop import BatchInFlight, Layout
+from extraction.worker.loop import BatchInFlight, BatchLayout
 from tests.helpers.batches import fill_hook
 
 SHAPE = BatchShape(steps=1, rows=2, seq_len=8)
@@ -76,7 +76,7 @@ def extract(
     chain: checkpoint.CommitChain, lengths: list[int], stop_after: int | None = None, selector: Selector = EVERYTHING
 ) -> None:
     """Commit the batches of one worker from where its chain stands."""
-    layout = Layout(chain.stream, WIDTHS, DTYPE)
+    layout = BatchLayout(chain.stream, WIDTHS, DTYPE)
     records = (
         TokenizedRecord(
             index,

@@ -23,7 +23,7 @@ from extraction.format.run_config import RunConfig, RunDescription, SpecialToken
 from extraction.format.safetensors import SafetensorsFile, decode
 from extraction.storage import Storage, crc32c_base64, open_storage
 from extraction.streams.stream import load_manifest, open_stream
-from extraction.worker.loop import BatchInFlight, Layout
+from extraction.worker.loop import BatchInFlight, BatchLayout
 from tests.helpers.batches import LENGTHS, SHAPE, fill_hook
 from tests.helpers.corpora import write_corpus
 
@@ -87,7 +87,7 @@ def shard_of(
     batch: PackedBatch, worker_id: int, number: int, dtype: object = np.float32, widths: dict[str, int] = HOOKS
 ) -> SafetensorsFile:
     """The data object of a batch; values are small whole numbers, so that every dtype holds them."""
-    shard = BatchInFlight(batch, number, Layout(worker_id, widths, np.dtype(dtype))).file
+    shard = BatchInFlight(batch, number, BatchLayout(worker_id, widths, np.dtype(dtype))).file
     for factor, (hook_point, width) in enumerate(widths.items(), 1):
         fill_hook(shard.arrays, hook_point, shard.arrays["tokens"][:, None] % 16 * np.arange(-1, width - 1) * factor)
     return shard

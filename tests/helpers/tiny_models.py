@@ -20,7 +20,7 @@ from extraction.models.location import ModelFolder
 from extraction.models.step import Step, load_step
 from extraction.models.step_options import StepOptions
 from extraction.tools.parity import TorchReference, reference_class
-from extraction.worker.loop import Layout, run_pipeline
+from extraction.worker.loop import BatchLayout, run_pipeline
 from tests.helpers.stored_models import stored, write_model
 from tests.helpers.tiny_configs import CONFIGS
 
@@ -134,7 +134,7 @@ def run_means(step: Step, docs: Sequence[np.ndarray], dropped: Sequence[int], ro
     records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(docs)]
     selector, stored = Selector(Selection.parse("mean", True), tuple(dropped)), []
     batches = pack_batches(records, Cursor(0, 0), BatchShape(1, rows, seq_len), "split", selector)
-    layout = Layout(0, step.widths, np.dtype(np.float32))
+    layout = BatchLayout(0, step.widths, np.dtype(np.float32))
     run_pipeline(batches, layout, step, 0, lambda batch, data, *rest: stored.append(decode(data).arrays))
     return {name: np.concatenate([arrays[name] for arrays in stored]) for name in (*step.widths, "mean_over")}
 

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.models.config_file import read_model_config
 from extraction.models.expert_stacks import split_stacks
-from extraction.models.state_scan import Rows, scan_states
-from extraction.models.tensors import Place
+from extraction.models.state_scan import ScanRows, scan_states
+from extraction.models.tensors import TensorPlace
 from extraction.models.weight_tables import EXPERT_STACKS
 from tests.helpers.tiny_models import documents, error, load, run
 
@@ -68,7 +68,7 @@ def test_documents_in_a_row_read_what_each_reads_alone(lengths, settings, refere
     for number, (start, end) in enumerate(zip(ends, ends[1:], strict=False), start=1):
         segment_ids[:, start:end] = number
     scan = jax.jit(partial(scan_states, corrects=reference is recurrent))
-    ours = np.asarray(scan(Rows(*parts, segment_ids)))
+    ours = np.asarray(scan(ScanRows(*parts, segment_ids)))
     assert np.isfinite(ours).all()
     for start, end in zip(ends, ends[1:], strict=False):
         assert error(ours[:, start:end], reference(parts, start, end)) < 1e-5, (start, end)
@@ -110,4 +110,4 @@ def test_a_text_model_inside_another_is_read_with_the_kernels_of_experts_alone_o
 def test_a_stack_that_cannot_be_cut_is_damaged_data(shape, others, message):
     names = ["mlp.experts.gate_up_proj", *others]
     with pytest.raises(DamagedData, match=message):
-        split_stacks({name: Place("a.safetensors", name, "F32", shape, 0, 96) for name in names}, EXPERT_STACKS)
+        split_stacks({name: TensorPlace("a.safetensors", name, "F32", shape, 0, 96) for name in names}, EXPERT_STACKS)

@@ -58,7 +58,7 @@ from extraction.models.head import token_losses
 from extraction.models.mesh import MeshShape
 from extraction.models.sharding import mesh_of
 from extraction.batching.packing import BatchShape, pack_batches
-from extraction.worker.loop import Layout, run_pipeline
+from extraction.worker.loop import BatchLayout, run_pipeline
 from extraction.format.records import Cursor, TokenizedRecord
 from extraction.format.dtypes import dtype_named
 from extraction.format.safetensors import decode
@@ -80,7 +80,7 @@ for name, mesh, hooks in cases:
     stored = []
     records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(documents())]
     batches = pack_batches(records, Cursor(0, 0), BatchShape(1, rows, 150), "split")
-    layout = Layout(0, step.widths, np.dtype(np.float32))
+    layout = BatchLayout(0, step.widths, np.dtype(np.float32))
     run_pipeline(batches, layout, step, 0, lambda batch, data, *facts: stored.append(decode(data).arrays))
     assert all(np.array_equal(stored[0][hook], values[hook], equal_nan=True) for hook in hooks), "stored otherwise than computed"
     exchanges = re.findall(r"= .* (all-\\w+|collective-permute|reduce-scatter)(?:-start)?\\(", step._step.as_text())
@@ -91,7 +91,7 @@ for dtype in dtypes:
                    compile_cache=str(folder / "compiled"))
     for turn in range(2):
         objects, batches = [], pack_batches(records, Cursor(0, 0), BatchShape(1, rows, 150), "split")
-        layout = Layout(0, step.widths, dtype_named(dtype))
+        layout = BatchLayout(0, step.widths, dtype_named(dtype))
         run_pipeline(batches, layout, step, 0, lambda batch, data, seconds, errors, odd: objects.append((data, errors)))
         (folder / f"{dtype} {turn}.safetensors").write_bytes(objects[0][0])
         (folder / f"{dtype} {turn}.json").write_text(json.dumps(objects[0][1]))

@@ -11,7 +11,7 @@ from extraction.batching.token_selection import Selection, Selector
 from extraction.format.records import Cursor, TokenizedRecord
 from extraction.models.pooling import window_means
 from extraction.models.step_options import StepOptions
-from extraction.worker.loop import Layout, run_pipeline
+from extraction.worker.loop import BatchLayout, run_pipeline
 from tests.helpers.tiny_models import documents, error, load, run_means
 
 pytestmark = pytest.mark.slow
@@ -76,7 +76,7 @@ def test_a_step_is_as_full_as_its_tokens_make_it_and_not_run_for_nothing(models,
     step = load(models("llama").folder, HOOKS[2:3], pool=rule == "mean")
     records = [TokenizedRecord(i, str(i), tokens) for i, tokens in enumerate(documents((150, 100, 90, 80)))]
     batches = pack_batches(records, Cursor(0, 0), BatchShape(2, 2, SEQ_LEN), "split", Selector(Selection.parse(rule)))
-    layout = Layout(0, step.widths, np.dtype(np.float32))
+    layout = BatchLayout(0, step.widths, np.dtype(np.float32))
     times = run_pipeline(batches, layout, step, 0, lambda *what: None)
     assert (times.num_slots, times.num_tokens) == (steps * 2 * SEQ_LEN, [0, 250, 420][steps])
 

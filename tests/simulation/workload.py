@@ -25,7 +25,7 @@ from extraction.format.statistics import Facts
 from extraction.models.devices import Hardware
 from extraction.models.location import ModelFolder
 from extraction.models.step_options import StepOptions
-from extraction.models.step_output import Part
+from extraction.models.step_output import ValuesPart
 from extraction.storage import Storage
 from extraction.streams.manifest import Manifest, StreamEntry, sha256
 from extraction.streams.stream import Stream, _Rows
@@ -79,11 +79,11 @@ class Output:
         self._scheduler, self._values = scheduler, values
         self._ready = scheduler.now + seconds
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[ValuesPart]:
         """Wait for the step and return the values."""
         if self._scheduler.now < self._ready:
             self._scheduler.park(self._ready - self._scheduler.now)
-        return [Part(name, np.arange(len(rows)), slice(None), rows) for name, rows in self._values.items()]
+        return [ValuesPart(name, np.arange(len(rows)), slice(None), rows) for name, rows in self._values.items()]
 
     def facts(self) -> dict[str, Facts]:
         """Return the statistics."""

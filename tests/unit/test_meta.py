@@ -10,11 +10,11 @@ from extraction.batching.tokenizer import RecordTokenizer
 from extraction.core.errors import InvalidRequest
 from extraction.format import safetensors as shards
 from extraction.format.records import Cursor, Record, TokenizedRecord
-from extraction.worker.loop import BatchInFlight, Layout
+from extraction.worker.loop import BatchInFlight, BatchLayout
 from tests.helpers.batches import WIDTHS
 from tests.helpers.workers import MODEL
 
-LAYOUT = Layout(0, WIDTHS, np.dtype(np.float32))
+LAYOUT = BatchLayout(0, WIDTHS, np.dtype(np.float32))
 
 
 def batch_of(metas, length=3):

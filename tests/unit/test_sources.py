@@ -322,7 +322,7 @@ def test_a_part_of_a_file_is_not_pinned_and_many_files_are_pinned_together(tmp_p
     write(tmp_path / "x.jsonl", lines("one", "two"))
     assert create("text", tmp_path / "x.jsonl", 1, tmp_path / "out", "--max-records", 1).exit_code == 0
     assert load_manifest(str(tmp_path / "out")).options["source_files"]["files"][0][2] is None
-    monkeypatch.setattr("extraction.streams.build.source_reading.MOST_FILES", 1)
+    monkeypatch.setattr("extraction.streams.build.read_log.MOST_FILES", 1)
     write(tmp_path / "many/a.jsonl", lines("one"))
     write(tmp_path / "many/b.jsonl", lines("two"))
     assert create("text", tmp_path / "many", 1, tmp_path / "many-out").exit_code == 0

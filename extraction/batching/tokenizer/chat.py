@@ -32,7 +32,7 @@ class Conversation(NamedTuple):
     spans: Spans
 
 
-class _Part(NamedTuple):
+class _MarkedText(NamedTuple):
     """What one mark is in place of: `text` of message number `message`, which belongs to these spans."""
 
     text: str
@@ -85,7 +85,7 @@ def write_conversation(write: Callable[[Messages], str], messages: Messages, end
 
     Raises DamagedData if the template changes what a message says, and as `write`.
     """
-    text, parts = write(messages), list[_Part]()
+    text, parts = write(messages), list[_MarkedText]()
     marked = write([_marked(message, number, parts) for number, message in enumerate(messages)])
     fixed, numbers = _MARK.split(marked)[::2], [int(number) for number in _MARK.split(marked)[1::2]]
     found: list[tuple[int, int]] = []
@@ -102,7 +102,7 @@ def write_conversation(write: Callable[[Messages], str], messages: Messages, end
     )
 
 
-def _marked(message: dict[str, str], number: int, parts: list[_Part]) -> dict[str, str]:
+def _marked(message: dict[str, str], number: int, parts: list[_MarkedText]) -> dict[str, str]:
     """Return a message with marks in place of what it says, and add these to the parts."""
     role = message["role"]
 
@@ -112,7 +112,7 @@ def _marked(message: dict[str, str], number: int, parts: list[_Part]) -> dict[st
             return text
         if "\ue000" in core:
             raise DamagedData("a message has the character U+E000, which marks places here")
-        parts.append(_Part(core, number, names))
+        parts.append(_MarkedText(core, number, names))
         return text.replace(core, f"\ue000{len(parts) - 1}\ue001")
 
     content, before = message["content"], ""
@@ -122,7 +122,7 @@ def _marked(message: dict[str, str], number: int, parts: list[_Part]) -> dict[st
     return message | thoughts | {"content": before + mark(content, role)}
 
 
-def _spans(placed: Sequence[tuple[_Part, tuple[int, int], str]], ends: Sequence[str]) -> Spans:
+def _spans(placed: Sequence[tuple[_MarkedText, tuple[int, int], str]], ends: Sequence[str]) -> Spans:
     """Return the spans of parts, each with its place and the text up to the next one."""
     spans: Spans = {}
     end = re.compile("|".join(re.escape(token) for token in sorted(ends, key=len, reverse=True)) or "(?!)")

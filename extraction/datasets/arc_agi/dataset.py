@@ -36,12 +36,12 @@ def create(storage: Storage, source: str, num_streams: int, options: ArcOptions 
     renderer = Renderer(prompter, options)
     with Spool(renderer.rows(found.tasks)) as spool:
         if not len(spool) and not renderer.left_out:
-            raise found.reading.nothing("tasks")
+            raise found.log.no_records_error("tasks")
         if renderer.left_out:
             left_out = count_of(renderer.left_out, "record was", "records were")
             say(f"{left_out} left out; a larger --seq-len takes more", "WARNING")
         used = prompter.to_json() | renderer.to_json() | options.choice.to_json() | found.to_json()
-        read = found.reading.source
+        read = found.log.source
         return publish_spool(storage, Origin("arc-agi", read.place, read.revision, used), spool, num_streams)
 
 

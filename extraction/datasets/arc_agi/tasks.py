@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData, InvalidRequest
-from ...streams.build.row_files import Located, Wanted, read_rows
-from ...streams.build.source_reading import MissingColumn, Reading, sound
+from ...streams.build.read_log import MissingColumn, ReadLog, without_damaged
+from ...streams.build.row_files import Located, WantedRows, read_rows
 from ...streams.build.sources import Source, find_source
-from .files import CARRIED, Part, as_object, load_carried, load_files
+from .files import CARRIED, TaskFile, as_object, load_carried, load_files
 from .grids import check_grid
 from .options import ArcOptions
 
@@ -41,14 +41,14 @@ class NamedTask(NamedTuple):
 class TaskSource:
     """The reading of a source, its checked tasks, and the size of those that were made from lists of pairs."""
 
-    reading: Reading
+    log: ReadLog
     tasks: Iterable[NamedTask]
     pairs_per_task: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return what the manifest records of the source."""
         size = {"pairs_per_task": self.pairs_per_task} if self.pairs_per_task is not None else {}
-        return size | self.reading.to_json()
+        return size | self.log.to_json()
 
 
 def find_tasks(source: str, options: ArcOptions = ArcOptions()) -> TaskSource:
@@ -62,16 +62,16 @@ def find_tasks(source: str, options: ArcOptions = ArcOptions()) -> TaskSource:
     is_json = not carried and found.files[0].kind == "JSON"
     if options.solutions is not None and not is_json:
         raise InvalidRequest(f"--solutions goes with a --source that is one JSON file, not {source}")
-    reading = Reading(found, options.skip_bad)
+    log = ReadLog(found, options.skip_bad)
     if is_json:
-        parts = list(load_files(reading, options))
+        parts = list(load_files(log, options))
     if parts is None:
-        return TaskSource(reading, _from_rows(reading))
+        return TaskSource(log, _from_rows(log))
     size = options.pairs_per_task if any(part.is_of_pairs for part in parts) else None
-    return TaskSource(reading, _checked(parts, reading), size)
+    return TaskSource(log, _checked(parts, log), size)
 
 
-def _checked(parts: Iterable[Part], reading: Reading) -> list[NamedTask]:
+def _checked(parts: Iterable[TaskFile], log: ReadLog) -> list[NamedTask]:
     """Return the tasks of files, in order. Raises DamagedData for a duplicate."""
     tasks: dict[tuple[str, str], NamedTask] = {}
     for part in parts:
@@ -83,17 +83,17 @@ def _checked(parts: Iterable[Part], reading: Reading) -> list[NamedTask]:
             try:
                 tasks[key] = NamedTask(name, check_task(task, where), part.split)
             except DamagedData as error:
-                reading.refuse(error)
+                log.skip_or_raise(error)
     if not tasks:
-        raise reading.nothing("tasks")
+        raise log.no_records_error("tasks")
     return [tasks[key] for key in sorted(tasks)]
 
 
 # ---------------------------------------------------------------------------------------------- rows
 
 
-def _from_rows(reading: Reading) -> Iterator[NamedTask]:
-    return sound(read_rows(reading, Wanted((*ID_COLUMNS, *TASK_COLUMNS))), _named_task, reading)
+def _from_rows(log: ReadLog) -> Iterator[NamedTask]:
+    return without_damaged(read_rows(log, WantedRows((*ID_COLUMNS, *TASK_COLUMNS))), _named_task, log)
 
 
 def _named_task(number: int, located: Located) -> NamedTask:

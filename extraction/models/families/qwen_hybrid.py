@@ -95,7 +95,7 @@ def _qwen3_next(config: ModelView, path: Path) -> ModelConfig:
     return replace(found, layers=tuple(layers))
 
 
-class _Rows(NamedTuple):
+class _TensorRows(NamedTuple):
     """The rows of a tensor that a parameter is made of: `first` to `end` in each of `groups` equal parts of it."""
 
     theirs: str
@@ -112,36 +112,36 @@ class _Rows(NamedTuple):
         return rows.reshape(*(-1,) if width is None else (-1, width), rows.shape[-1])
 
 
-def _in_turn(kind: LayerKind) -> dict[str, _Rows]:
+def _in_turn(kind: LayerKind) -> dict[str, _TensorRows]:
     """Return the rows of Qwen3.5's projections: q, k and v one after the other, the others apart."""
     apart = {"gate": "in_proj_z", "rate": "in_proj_b", "decay": "in_proj_a"}
-    return _q_k_v("in_proj_qkv", kind) | {ours: _Rows(theirs) for ours, theirs in apart.items()}
+    return _q_k_v("in_proj_qkv", kind) | {ours: _TensorRows(theirs) for ours, theirs in apart.items()}
 
 
-def _by_key_head(kind: LayerKind) -> dict[str, _Rows]:
+def _by_key_head(kind: LayerKind) -> dict[str, _TensorRows]:
     """Return the rows of Qwen3-Next's projections: for each head of keys all that belongs to it."""
     heads, width, shared = kind.num_kv_heads, kind.recurrence.key_width, kind.num_heads // kind.num_kv_heads
     values = 2 * width + shared * kind.head_width
     return {
-        "queries": _Rows("in_proj_qkvz", heads, 0, width),
-        "keys": _Rows("in_proj_qkvz", heads, width, 2 * width),
-        "values": _Rows("in_proj_qkvz", heads, 2 * width, values),
-        "gate": _Rows("in_proj_qkvz", heads, values),
-        "rate": _Rows("in_proj_ba", heads, 0, shared),
-        "decay": _Rows("in_proj_ba", heads, shared),
+        "queries": _TensorRows("in_proj_qkvz", heads, 0, width),
+        "keys": _TensorRows("in_proj_qkvz", heads, width, 2 * width),
+        "values": _TensorRows("in_proj_qkvz", heads, 2 * width, values),
+        "gate": _TensorRows("in_proj_qkvz", heads, values),
+        "rate": _TensorRows("in_proj_ba", heads, 0, shared),
+        "decay": _TensorRows("in_proj_ba", heads, shared),
     }
 
 
-def _q_k_v(theirs: str, kind: LayerKind) -> dict[str, _Rows]:
+def _q_k_v(theirs: str, kind: LayerKind) -> dict[str, _TensorRows]:
     keys = kind.num_kv_heads * kind.recurrence.key_width
     return {
-        "queries": _Rows(theirs, 1, 0, keys),
-        "keys": _Rows(theirs, 1, keys, 2 * keys),
-        "values": _Rows(theirs, 1, 2 * keys),
+        "queries": _TensorRows(theirs, 1, 0, keys),
+        "keys": _TensorRows(theirs, 1, keys, 2 * keys),
+        "values": _TensorRows(theirs, 1, 2 * keys),
     }
 
 
-def _delta_net(projections: dict[str, _Rows], kind: LayerKind) -> Entries:
+def _delta_net(projections: dict[str, _TensorRows], kind: LayerKind) -> Entries:
     keys, values, place = kind.recurrence.key_width, kind.head_width, f"{_BLOCK}.linear_attn"
     widths = {"queries": keys, "keys": keys, "values": values, "gate": values}
     table = {f"attention.{ours}.kernel": rows.entry(widths.get(ours)) for ours, rows in projections.items()}
@@ -176,7 +176,7 @@ def _mlp(config: ModelConfig, kind: LayerKind) -> Entries:
     return table
 
 
-def _table(projections: Callable[[LayerKind], dict[str, _Rows]], config: ModelConfig) -> Table:
+def _table(projections: Callable[[LayerKind], dict[str, _TensorRows]], config: ModelConfig) -> Table:
     def block(kind: LayerKind) -> Entries:
         mixer = _delta_net(projections(kind), kind) if kind.recurrent else _gated_attention(config, kind)
         return norms(LLAMA_NORMS) | mixer | _mlp(config, kind)

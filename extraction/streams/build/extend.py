@@ -17,11 +17,11 @@ from ...format.extension_names import extension_name
 from ...storage import Storage, open_storage
 from ..columns import TOKENS
 from ..extensions import encode_extension, join_parts, load_manifest, parts_of
-from ..manifest import Manifest, Part, canonical_json, is_outside, sha256
+from ..manifest import Manifest, StreamsPart, canonical_json, is_outside, sha256
 from ..stream import open_stream
 from .check import id_problems
 from .publish import OtherStreams, Published
-from .source_reading import FILES
+from .read_log import FILES
 from .sources import Known, without_revision
 
 _ALIKE = ("spans", TOKENS, "tokenizer_digest", "chat_template_digest")  # options that one run can have once
@@ -57,7 +57,7 @@ def extend_streams(
         raise InvalidRequest(f"{error}; {how}, and start the same command again") from None
     _check_alike(before, added, location)
     data = encode_extension(before.digest, folder, added)
-    after = join_parts([*parts_of(before), Part(folder, added, sha256(data))])
+    after = join_parts([*parts_of(before), StreamsPart(folder, added, sha256(data))])
     if not any(is_outside(file.name) for file in added.files):
         streams = (open_stream(after, home, index) for index in range(after.num_streams))
         for problem in id_problems(streams):

@@ -30,7 +30,7 @@ SOURCE = "source"
 
 
 @dataclass(frozen=True)
-class Part:
+class MixPart:
     """A folder of streams in a mixture; `name` is the beginning of its ids."""
 
     name: str
@@ -44,7 +44,7 @@ class Part:
             yield from open_stream(self.manifest, self.location, number).read_records()
 
 
-def parse_parts(texts: Sequence[str]) -> list[Part]:
+def parse_parts(texts: Sequence[str]) -> list[MixPart]:
     """Return the parts of `FOLDER=0.7 FOLDER=0.3`. Raises InvalidRequest for weights that do not sum to 1."""
     pairs = [text.rpartition("=") for text in texts]
     try:
@@ -60,13 +60,13 @@ def parse_parts(texts: Sequence[str]) -> list[Part]:
     if len(set(names)) < len(names):
         raise InvalidRequest(f"two folders have the same name, which their ids begin with: {', '.join(sorted(names))}")
     return [
-        Part(name, location, weight, load_manifest(location))
+        MixPart(name, location, weight, load_manifest(location))
         for name, (location, _, _), weight in zip(names, pairs, weights, strict=True)
     ]
 
 
 def publish_mixture(
-    storage: Storage, parts: Sequence[Part], num_streams: int, max_records: int | None = None
+    storage: Storage, parts: Sequence[MixPart], num_streams: int, max_records: int | None = None
 ) -> Published:
     """Publish `num_streams` streams of a mixture. Raises InvalidRequest for texts mixed with token ids."""
     forms = {OPTION in part.manifest.options for part in parts}
@@ -84,7 +84,7 @@ def publish_mixture(
         return publish_spool(storage, Origin("mix", source, options=options), spool, num_streams)
 
 
-def counts_of(parts: Sequence[Part], max_records: int | None) -> list[int]:
+def counts_of(parts: Sequence[MixPart], max_records: int | None) -> list[int]:
     """Return how many records of each part are in the largest mixture. Raises InvalidRequest if a part has none."""
     total = min(part.manifest.num_records / part.weight for part in parts)
     total = total if max_records is None else min(total, max_records)
@@ -96,7 +96,7 @@ def counts_of(parts: Sequence[Part], max_records: int | None) -> list[int]:
     return counts
 
 
-def mixed_rows(parts: Sequence[Part], counts: Sequence[int]) -> Iterator[Row]:
+def mixed_rows(parts: Sequence[MixPart], counts: Sequence[int]) -> Iterator[Row]:
     """Yield the records of all parts, each time of the part that is farthest behind its share."""
     taken, wanted = np.zeros(len(parts)), np.array(counts, np.float64)
     sources = [part.records() for part in parts]

@@ -1,6 +1,6 @@
 """Rows of files of all kinds, in any storage and compression, as Python values.
 
-In: a `Reading`, and the requested columns. Out: each row with its place, in order. Other columns are ignored: they may
+In: a `ReadLog`, and the requested columns. Out: each row with its place, in order. Other columns are ignored: they may
 change their type, be null or appear later.
 
 Guarantee: no row is skipped; a row that cannot be read is a `Located` with the problem, and a file that is cut or not
@@ -24,7 +24,7 @@ from ..columns import is_token_ids, python_values, token_arrays
 from ..parquet import Files, damage_named, read_footer, row_group_sizes
 from ..row_filter import RowFilter
 from .file_kinds import packing_of
-from .source_reading import MissingColumn, Reading, file_sha256
+from .read_log import MissingColumn, ReadLog, file_sha256
 from .sources import SourceFile
 
 ROWS_AT_A_TIME = 64
@@ -57,7 +57,7 @@ class Located(NamedTuple):
         return checked_text(self.value(column), f"{self.where}: {column}")
 
 
-Rows = Generator[Located, None, None]
+LocatedRows = Generator[Located, None, None]
 
 
 def checked_text(value: Any, what: str) -> str:
@@ -74,7 +74,7 @@ def checked_text(value: Any, what: str) -> str:
     return value
 
 
-class Wanted(NamedTuple):
+class WantedRows(NamedTuple):
     """The columns that are read, and which rows have to be.
 
     The columns `tokens` hold lists of token ids: of Parquet and Arrow files their values are arrays, int32 [n]. Row
@@ -86,15 +86,15 @@ class Wanted(NamedTuple):
     filter: RowFilter = RowFilter()
 
 
-def read_rows(reading: Reading, wanted: Wanted) -> Rows:
+def read_rows(log: ReadLog, wanted: WantedRows) -> LocatedRows:
     """Yield the rows of all files, one file after the other, with these columns."""
-    files, source, columns = Files(), reading.source, wanted.columns
+    files, source, columns = Files(), log.source, wanted.columns
     before = 0  # rows of the files before this one
     for file in source.files:
         opened = files.open(file.name, file.info)
         with opened.handle as handle:
             is_parquet = file.kind == "Parquet"
-            rows = _parquet_rows(opened, wanted) if is_parquet else _plain_rows(file, handle, reading, wanted)
+            rows = _parquet_rows(opened, wanted) if is_parquet else _plain_rows(file, handle, log, wanted)
             number = -1
             for number, located in enumerate(rows):
                 number = located.number if is_parquet else number
@@ -103,7 +103,7 @@ def read_rows(reading: Reading, wanted: Wanted) -> Rows:
                 yield Located(located.where, row, names, split, located.problem, before + number)
             before += number + 1
         if file.kind == "Parquet":
-            reading.finish(file, "" if file.info else _digest(file.name))
+            log.finish(file, "" if file.info else _digest(file.name))
 
 
 def _digest(name: str) -> str:
@@ -114,7 +114,7 @@ def _digest(name: str) -> str:
 # ---------------------------------------------------------------------------------------------- Parquet
 
 
-def _parquet_rows(opened: Any, wanted: Wanted) -> Iterator[Located]:
+def _parquet_rows(opened: Any, wanted: WantedRows) -> Iterator[Located]:
     import pyarrow.parquet
 
     _, metadata = read_footer(opened)
@@ -130,7 +130,7 @@ def _parquet_rows(opened: Any, wanted: Wanted) -> Iterator[Located]:
 
 
 def _rows_of_batches(
-    file: str, batches: Iterator[Any], names: Sequence[str], wanted: Wanted, number: int = 0
+    file: str, batches: Iterator[Any], names: Sequence[str], wanted: WantedRows, number: int = 0
 ) -> Iterator[Located]:
     """Yield the rows of Arrow record batches; `names` are all columns of the file, `number` is the first row's."""
     while True:
@@ -174,14 +174,14 @@ class _Digested(io.RawIOBase):
         """Do nothing: the caller closes the file, and not the readers around this one."""
 
 
-def _plain_rows(file: SourceFile, handle: Any, reading: Reading, wanted: Wanted) -> Iterator[Located]:
+def _plain_rows(file: SourceFile, handle: Any, log: ReadLog, wanted: WantedRows) -> Iterator[Located]:
     raw = _Digested(handle)
     read = partial(_arrow, wanted=wanted) if file.kind == "Arrow" else _READERS[file.kind]
     with damage_named(file.name):
         yield from read(file.name, unpacked(file.name, io.BufferedReader(raw, READ_AHEAD)))
         while raw.read(READ_AHEAD):  # bytes after the end of a compressed file
             pass
-    reading.finish(file, f"sha256:{raw.digest.hexdigest()}")
+    log.finish(file, f"sha256:{raw.digest.hexdigest()}")
 
 
 def unpacked(name: str, stored: Any) -> io.BufferedReader:
@@ -258,7 +258,7 @@ def _lines(name: str, handle: io.BufferedReader) -> Iterator[Located]:
         yield Located(f"{name}: line {number}", {LINES: line.removesuffix("\n")})
 
 
-def _arrow(name: str, handle: io.BufferedReader, wanted: Wanted) -> Iterator[Located]:
+def _arrow(name: str, handle: io.BufferedReader, wanted: WantedRows) -> Iterator[Located]:
     """Yield the rows of an Arrow stream, or of an Arrow file: a stream between a mark and a footer."""
     import pyarrow
 

@@ -33,7 +33,7 @@ class MissingColumn(DamagedData):
     """A row lacks a requested column; in the first row this is an error of the request."""
 
 
-class Reading:
+class ReadLog:
     """The digests and skipped records of a reading, for the manifest."""
 
     def __init__(self, source: Source, skip_bad: bool):
@@ -42,7 +42,7 @@ class Reading:
         self._skipped = Skipped()
         self._files: dict[str, list[Any]] = {file.name: [file.name, file.size, None] for file in source.files}
 
-    def refuse(self, error: DamagedData, is_first: bool = False) -> None:
+    def skip_or_raise(self, error: DamagedData, is_first: bool = False) -> None:
         """Leave out the damaged record of the error, or raise the error."""
         if not self._skip_bad:
             raise InvalidRequest(str(error)) if is_first and isinstance(error, MissingColumn) else error
@@ -52,7 +52,7 @@ class Reading:
         """Note that a file was read to its end; `digest` is of its content."""
         self._files[file.name] = [file.name, file.size, etag_of(file.info) if file.info else digest]
 
-    def nothing(self, what: str = "records") -> InvalidRequest:
+    def no_records_error(self, what: str = "records") -> InvalidRequest:
         """Return the error for a source without records."""
         skipped = self._skipped
         why = f": all {skipped.count} are damaged, the first: {skipped.first[0]}" if skipped.count else ""
@@ -99,7 +99,7 @@ def file_sha256(file: io.BufferedReader) -> str:
     return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def sound(rows: Generator[Any, None, None], make: Callable[[int, Any], Made], reading: Reading) -> Iterator[Made]:
+def without_damaged(rows: Generator[Any, None, None], make: Callable[[int, Any], Made], log: ReadLog) -> Iterator[Made]:
     """Yield `make(number, row)` of each located row, without damaged rows.
 
     Raises InvalidRequest when the first row lacks a column.
@@ -111,7 +111,7 @@ def sound(rows: Generator[Any, None, None], make: Callable[[int, Any], Made], re
                     raise located.problem
                 made = make(number, located)
             except DamagedData as error:
-                reading.refuse(error, number == 0)
+                log.skip_or_raise(error, number == 0)
             else:
                 yield made
 
@@ -120,13 +120,13 @@ def publish_read(
     storage: Storage,
     origin: Origin,
     rows: Iterable[Row],
-    reading: Reading,
+    log: ReadLog,
     num_streams: int,
     stored: Stored = AS_TEXT,
 ) -> Published:
     """Publish the records of a reading as streams. Raises InvalidRequest when there are none, and as `publish_rows`."""
     with Spool(rows, stored) as spool:
         if not len(spool):
-            raise reading.nothing()
-        options = origin.options | reading.to_json()
+            raise log.no_records_error()
+        options = origin.options | log.to_json()
         return publish_spool(storage, replace(origin, options=options), spool, num_streams)

@@ -16,7 +16,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 
 from ..batching.packing import Cut
-from ..batching.size_estimate import Sample, check_spans, take_sample
+from ..batching.first_records import Sample, check_spans, count_first_records
 from ..batching.token_selection import Selection, Selector
 from ..batching.tokenizer import RecordTokenizer
 from ..core.amounts import format_seconds
@@ -236,7 +236,7 @@ def _sample(flags: PlanFlags, selection: Selection, manifest: Manifest, model: M
     check_spans(selection, manifest, str(flags.streams))
     tokenizer = RecordTokenizer(model.folder.path)
     cut = Cut(flags.seq_len, "split", Selector(selection, tokenizer.special_ids))
-    return take_sample(manifest, str(flags.streams), tokenizer, cut)
+    return count_first_records(manifest, str(flags.streams), tokenizer, cut)
 
 
 def _whole(plan: Plan, flags: PlanFlags, manifest: Manifest, sample: Sample) -> Whole:

@@ -12,7 +12,7 @@ from pathlib import Path
 import checkpoint
 
 from ..batching.packing import Cut
-from ..batching.size_estimate import Sample, all_records, check_spans, take_sample
+from ..batching.first_records import Sample, all_records, check_spans, count_first_records
 from ..batching.token_selection import Selection, Selector
 from ..batching.tokenizer import RecordTokenizer
 from ..core.errors import InvalidRequest, ObjectNotFound
@@ -140,7 +140,7 @@ def resolve_run(flags: RunFlags, model: ModelPlan | None = None) -> RunPlan:
         share = 1.0
         if not selection.is_everything:
             cut = Cut(flags.seq_len, flags.long_documents, selector)
-            share = stored_share(take_sample(manifest, flags.streams, tokenizer, cut))
+            share = stored_share(count_first_records(manifest, flags.streams, tokenizer, cut))
         steps_per_batch = default_steps_per_batch(model.config, step, share)
     return RunPlan(
         model=model, step=step, tokenizer=tokenizer, selector=selector, manifest=manifest,

@@ -1,8 +1,8 @@
-"""Size estimate: length and stored share of records, from the first records of a manifest.
+"""Read the first records of a manifest: count their tokens and stored rows, look for spans in their meta.
 
-In: the location of the streams, a tokenizer, and the rule that cuts records. Out: counts. Guarantee: the same streams
-and flags give the same counts, so that workers that start at the same time agree. Cost: the first row group of one
-stream.
+In: the location of the streams, a tokenizer, and the rule that cuts records. Out: records, and `Sample`, the counts from
+which the size of a batch is estimated. Guarantee: the same streams and flags give the same counts, so that workers that
+start at the same time agree. Cost: the first row group of one stream; `all_records` reads as far as its caller does.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class Sample(NamedTuple):
         return self.rows / max(self.tokens, 1)
 
 
-def take_sample(manifest: Manifest, location: str, tokenizer: RecordTokenizer, cut: Cut) -> Sample:
+def count_first_records(manifest: Manifest, location: str, tokenizer: RecordTokenizer, cut: Cut) -> Sample:
     """Count the first records of the first stream. Raises as reading a stream does."""
     records = first_records(manifest, location, _RECORDS)
     with_offsets = cut.selector.selection.span is not None

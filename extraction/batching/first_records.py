@@ -1,8 +1,9 @@
 """Read the first records of a manifest: count their tokens and stored rows, look for spans in their meta.
 
-In: the location of the streams, a tokenizer, and the rule that cuts records. Out: records, and `Sample`, the counts from
-which the size of a batch is estimated. Guarantee: the same streams and flags give the same counts, so that workers that
-start at the same time agree. Cost: the first row group of one stream; `all_records` reads as far as its caller does.
+In: the location of the streams, a tokenizer, and the rule that cuts records. Out: records, and `Sample`, the counts
+from which the size of a batch is estimated. Guarantee: the same streams and flags give the same counts, so that workers
+that start at the same time agree. Cost: the first row group of one stream; `all_records` reads as far as its caller
+does.
 """
 
 import contextlib

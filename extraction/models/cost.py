@@ -19,9 +19,10 @@ from ..format.dtypes import STORE_DTYPES, dtype_named, has_scale, stored_dtype
 from .capture_plan import CapturePlan
 from .config import LayerKind, Mamba, ModelConfig
 from .mesh import Demand, choose_mesh
+from .splash_blocks import multiplied_pairs
+from .state_scan import CHUNK, chunk_flops
 from .step import Model, weight_shapes
 from .step_options import StepOptions
-from .tiling import CHUNK, chunk_flops, multiplied_pairs
 from .weights import leaves_of
 
 _TOKENS_ON_A_DEVICE, _TOKENS_ON_A_CPU = 32768, 4096  # more in one step gain little, and take memory

@@ -1,8 +1,9 @@
 """Attention on a TPU: jax's splash kernel, which keeps the scores on the chip and skips blocks without visible pairs.
 
 In, out and guarantee are those of `attention.attention`, on one device and for any T: rows are padded to the kernel's
-blocks. Cost: about half of the T x T scores, or those of the window, in whole blocks (`tiling.multiplied_pairs`), so
-for T=2048 a quarter more. The kernel reads heads before tokens, the layout of the products before it: no copy.
+blocks. Cost: about half of the T x T scores, or those of the window, in whole blocks
+(`splash_blocks.multiplied_pairs`), so for T=2048 a quarter more. The kernel reads heads before tokens, the layout of
+the products before it: no copy.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from .attention_rule import AttentionRule
 from .devices import current_device
-from .tiling import block_of
+from .splash_blocks import splash_block
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -32,7 +33,7 @@ def attend_splash(
 ) -> Float[jax.Array, "B T H Dv"]:
     """Compute attention on one device; on another platform than a TPU the kernel is run in Python."""
     length, heads = q.shape[1:3]
-    block = block_of(length)
+    block = splash_block(length)
     added = -length % block
     q, k, v = (
         jnp.pad(part, ((0, 0), (0, added), (0, 0), (0, 0))).transpose(0, 2, 1, 3) for part in (q * rule.scale, k, v)

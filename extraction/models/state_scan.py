@@ -6,9 +6,9 @@ key, and reads with its query. It adds its value times its rate, or corrects wha
 value by the delta rule (arXiv 2412.06464). Guarantee: no state crosses a document, wherever in the row it begins;
 padding gives finite values. The state is kept and accumulated in float32.
 
-Cost: T is cut into chunks of 64 tokens, which are scanned. The corrections of a chunk depend on each other as a
-triangular system (the WY form), whose inverse is made of matrix products. One state of each head and the 64 x 64 scores
-of one chunk are in memory.
+Cost: `chunk_flops`. T is cut into chunks of 64 tokens, which are scanned. The corrections of a chunk depend on each
+other as a triangular system (the WY form), whose inverse is made of matrix products. One state of each head and the 64
+x 64 scores of one chunk are in memory.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from .tiling import CHUNK
+from .config import LayerKind, Mamba
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
+CHUNK = 64  # tokens that are scanned at once
 _L2_EPSILON = 1e-6
 
 
@@ -66,6 +67,16 @@ def scan_states(rows: ScanRows, corrects: bool) -> Float[jax.Array, "B T H Dv"]:
     specs = (*(heads,) * 5, PartitionSpec("data"))
     mapped = partial(jax.shard_map, in_specs=specs, out_specs=heads, check_vma=False)
     return mapped(lambda *own: _scan(ScanRows(*own), corrects))(*rows)
+
+
+def chunk_flops(kind: LayerKind) -> float:
+    """Return the operations of a recurrence for one chunk of one row: products of [C, C] and with the state."""
+    keys, values, group = kind.recurrence.key_width, kind.head_width, kind.num_heads // kind.num_kv_heads
+    products = CHUNK**2 * (keys / group + values + CHUNK) + 2 * CHUNK * keys * values
+    if not isinstance(kind.recurrent, Mamba):  # the answers, the system and its inverse, the corrections
+        inverse = 2 * (CHUNK.bit_length() - 2)  # two products for each size of blocks from 2 on
+        products += CHUNK**2 * (keys / group + values + CHUNK * inverse) + CHUNK * keys * values
+    return 2.0 * kind.num_heads * products
 
 
 def _scan(rows: ScanRows, corrects: bool) -> jax.Array:

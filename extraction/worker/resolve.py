@@ -11,8 +11,8 @@ from pathlib import Path
 
 import checkpoint
 
-from ..batching.packing import Cut
 from ..batching.first_records import Sample, all_records, check_spans, count_first_records
+from ..batching.packing import Cut
 from ..batching.token_selection import Selection, Selector
 from ..batching.tokenizer import RecordTokenizer
 from ..core.errors import InvalidRequest, ObjectNotFound

@@ -24,7 +24,7 @@ from extraction.models.attention_rule import AttentionRule
 from extraction.models.devices import DeviceKind
 from extraction.models.fused_attention import FusedAttention
 from extraction.models.splash_attention import attend_splash
-from extraction.models.tiling import block_of, multiplied_pairs
+from extraction.models.splash_blocks import multiplied_pairs, splash_block
 from tests.helpers.attention_reference import exact_attention, relative_error
 
 pytestmark = pytest.mark.slow
@@ -123,14 +123,14 @@ for kv_heads, mesh in ((4, (2, 2)), (2, (1, 4)), (1, (1, 4))):
 
 @pytest.mark.parametrize("length, block", [(1, 128), (512, 512), (1152, 384), (2048, 512), (1664, 128)])
 def test_blocks_of_splash_add_no_more_than_lanes(length, block):
-    assert block_of(length) == block
+    assert splash_block(length) == block
 
 
 @pytest.mark.parametrize("window", [None, 1, 128, 300, 512, 513, 700, 1024, 4096])
 @pytest.mark.parametrize("length", [100, 512, 1024, 2048])
 def test_splash_multiplies_whole_blocks(length, window):
     """Those of which a pair is seen."""
-    block = block_of(length)
+    block = splash_block(length)
     blocks = -(-length // block)
     back = np.arange(blocks * block)[:, None] - np.arange(blocks * block)[None, :]
     seen = (back >= 0) & (back < (window or len(back)))

@@ -1,8 +1,9 @@
-"""The notes of an attempt in the folder of its stream: for people, and for workers that choose a stream.
+"""Write the notes of an attempt: for people, for workers that choose a stream, and for launch_worker.sh.
 
-In: when an attempt begins to work on a stream, and the error that ends it. Out: create-only objects in the `attempts`
-folder, which `format/stream_state.py` reads. Guarantee: nothing that is committed depends on a note, and a note that
-fails to be written does not end the attempt. Cost: one small object for each note.
+In: when an attempt begins to work on a stream, its first commit, and the error that ends it. Out: create-only objects
+in the `attempts` folder of the stream, which `format/stream_state.py` reads, and two local files for the launcher.
+Guarantee: nothing that is committed depends on a note, and a note that fails to be written does not end the attempt.
+Cost: one small object for each note.
 """
 
 import contextlib
@@ -10,11 +11,12 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from ..core.errors import ExtractionError, Fenced, Stopped, TryAgain
 from ..core.google_machine import zone
 from ..core.logs import say
-from ..format.commit import Attempt
+from ..format.commit import Attempt, Commit, commit_name
 from ..format.run_config import FORMAT
 from ..format.stream_state import BEGIN, END, Ending, note_name
 from ..storage import Storage
@@ -31,6 +33,17 @@ def new_attempt() -> Attempt:
 def note_begin(storage: Storage, stream: int, attempt: Attempt) -> None:
     """Write the note that this attempt begins to work on the stream."""
     _write(storage, note_name(stream, attempt.id, BEGIN), {"host": attempt.host})
+
+
+def note_first_commit(commit: Commit) -> None:
+    """Write the commit's name to the local file LAUNCH_COMMIT_FILE, if set: launch_worker.sh sees the progress."""
+    path = os.environ.get("LAUNCH_COMMIT_FILE")
+    if not path:
+        return
+    try:
+        Path(path).write_text(f"{commit_name(commit.stream, commit.batch)}\n")
+    except OSError as error:
+        say(f"LAUNCH_COMMIT_FILE {path} is not written: {error}", "WARNING")
 
 
 @contextlib.contextmanager

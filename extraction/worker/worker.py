@@ -31,13 +31,13 @@ from ..models.step import Step, load_step
 from ..streams.extensions import parts_of
 from ..streams.manifest import Manifest
 from ..streams.stream import Stream, open_stream
-from .attempts import new_attempt, no_rival_to_itself, note_begin, noted_ending
+from .attempts import new_attempt, no_rival_to_itself, note_begin, note_first_commit, noted_ending
 from .claims import StreamChooser, work_all
 from .compile_cache import CompileCache
 from .known_answer import answer_of, check_answer
 from .loop import BatchLayout, run_pipeline
 from .metrics import Metrics
-from .progress import Progress
+from .progress_writer import ProgressWriter
 from .resolve import RunPlan
 from .shutdown import Stop
 from .uploader import Uploader
@@ -129,11 +129,14 @@ def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) ->
         say("the stream is complete", worker=number)
         return
     batches = until(in_background(batches_from(run.plan, run.config, stream, chain.cursor), BATCHES_AHEAD), stop)
-    progress = Progress(chain.storage, number, total, chain.cursor.record, run.plan.progress)
-    progress.peak_rate = peak_rate(run.plan)
+    done, visible = chain.cursor.record, run.plan.progress
+    progress = ProgressWriter(chain.storage, number, total, done, visible, peak_rate(run.plan))
+    first_batch = chain.next_batch
     layout = BatchLayout(number, run.step.widths, dtype_named(run.config.store_dtype))
 
     def on_commit(commit: checkpoint.Commit) -> None:
+        if commit.batch == first_batch:
+            note_first_commit(commit)
         progress.on_commit(commit)
         if run.metrics:
             run.metrics.on_commit(commit)

@@ -20,7 +20,7 @@ from extraction.format.commit import parse_commit
 from extraction.format.records import Cursor, TokenizedRecord
 from extraction.format.stream_state import read_stream_state
 from extraction.storage import open_storage
-from extraction.worker import progress as progress_module
+from extraction.worker import progress_writer as progress_module
 from extraction.worker.metrics import Metrics
 from tests.helpers.runs import make_run
 from tests.helpers.workers import MODEL, python
@@ -73,8 +73,7 @@ def test_the_pace_is_of_tokens_that_were_read(tmp_path, monkeypatch):
     storage = open_storage(str(tmp_path))
     make_run(storage, [[8] * 6], selector=Selector(Selection.parse("last")))
     name = checkpoint.list_commits(storage, 0)[-1]
-    progress = progress_module.Progress(storage, 0, 6, 0, visible=False)
-    progress.peak_rate = 32.0
+    progress = progress_module.ProgressWriter(storage, 0, 6, 0, visible=False, peak_rate=32.0)
     clock.monotonic = lambda: 102.0
     progress.on_commit(parse_commit(storage.read(name), name))
     assert json.loads(storage.read("worker-00000/progress.json"))["tokens_per_second"] == 8.0
@@ -87,7 +86,7 @@ def test_the_first_step_tells_the_pace_and_the_time_left(tmp_path, monkeypatch, 
     monkeypatch.setattr(progress_module, "time", clock)
     records = [TokenizedRecord(i, str(i), np.arange(8)) for i in range(10)]
     (batch,) = pack_batches(records, Cursor(0, 0), BatchShape(5, 1, 16), "split", Selector(Selection.parse("all")))
-    progress = progress_module.Progress(open_storage(str(tmp_path)), 7, 20, 0, visible=True)
+    progress = progress_module.ProgressWriter(open_storage(str(tmp_path)), 7, 20, 0, visible=True)
     for now, share in ((104.0, 0.2), (108.0, 0.4), (135.0, 1.0)):
         clock.monotonic = lambda now=now: now
         progress.on_step(batch, share)

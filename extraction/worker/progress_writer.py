@@ -1,15 +1,11 @@
-"""The progress of a running worker for people: a bar on a terminal, a line every 30 s elsewhere, `progress.json`.
+"""Show the progress of a running worker: a bar on a terminal, a line every 30 s elsewhere, `progress.json`.
 
-In: each step, each commit. Out: text on stderr, at most one overwrite of `progress.json` in 10 s, and the name of the
-first commit of an attempt in the local file LAUNCH_COMMIT_FILE, if that is set, which tells launch_worker.sh that the
-attempt made progress. Guarantee: resuming trusts nothing of it; where overwriting is refused it is not written.
-Cost: some microseconds for each step.
+In: each step, each commit. Out: text on stderr, and at most one overwrite of `progress.json` in 10 s. Guarantee:
+resuming trusts nothing of it; where overwriting is refused it is not written. Cost: some microseconds for each step.
 """
 
 import json
-import os
 import time
-from pathlib import Path
 
 from ..batching.packing import PackedBatch
 from ..core.amounts import format_seconds
@@ -23,13 +19,15 @@ from ..storage import Storage
 FILE_EVERY = 10.0
 
 
-class Progress:
+class ProgressWriter:
     """Follows one worker through a stream of `total` records, of which `done` are committed.
 
-    `peak_rate`: the tokens per second at the peak of the chips, if known.
+    `peak_rate`: the tokens per second at the peak of the chips, None if unknown.
     """
 
-    def __init__(self, storage: Storage, stream: int, total: int, done: int, visible: bool):
+    def __init__(
+        self, storage: Storage, stream: int, total: int, done: int, visible: bool, peak_rate: float | None = None
+    ):
         self._storage, self._stream, self._total, self._done = storage, stream, total, done
         self._tokens = self._computed = 0
         self._begin = time.monotonic()
@@ -37,8 +35,7 @@ class Progress:
         self._last_file = self._begin - FILE_EVERY
         self._writes_file = True
         self._begun: float | None = None
-        self._told_launcher = False
-        self.peak_rate: float | None = None
+        self._peak_rate = peak_rate
         self._bar = ProgressBar(f"worker {stream}", total, done, visible)
         self._lines = visible and not self._bar
 
@@ -57,23 +54,12 @@ class Progress:
 
     def on_commit(self, commit: Commit) -> None:
         """Note one more commit."""
-        self._tell_launcher(commit)
         self._tokens += commit.num_tokens
         now = time.monotonic()
         rate = self._tokens / max(now - self._begin, 1e-9)
         if self._writes_file and (now - self._last_file >= FILE_EVERY or commit.end_of_stream):
             self._last_file = now
             self._write_file(commit, rate)
-
-    def _tell_launcher(self, commit: Commit) -> None:
-        path = os.environ.get("LAUNCH_COMMIT_FILE")
-        if not path or self._told_launcher:
-            return
-        self._told_launcher = True
-        try:
-            Path(path).write_text(f"{commit_name(commit.stream, commit.batch)}\n")
-        except OSError as error:
-            say(f"LAUNCH_COMMIT_FILE {path} is not written: {error}", "WARNING")
 
     def close(self) -> None:
         """Remove the bar."""
@@ -90,7 +76,7 @@ class Progress:
                 "records": commit.cursor_after.record,
                 "num_records": self._total,
                 "tokens_per_second": round(rate, 1),
-                "mfu": self.peak_rate and round(rate / self.peak_rate, 4),
+                "mfu": self._peak_rate and round(rate / self._peak_rate, 4),
                 "host": commit.host,
                 "finished": commit.end_of_stream,
             }

@@ -45,7 +45,7 @@ from extraction.core.printable import prepare_streams, printable
 from extraction.worker.flags import NumberOr, ParityFlags, PlanFlags, RunFlags, SelectFlags
 
 if TYPE_CHECKING:
-    from extraction.audit.recompute import Compute
+    from extraction.audit.compare_recomputed import Compute
 
 ADVICE = {
     DamagedData: "nothing was deleted; `repair OUTPUT` recomputes a batch file; restore another object from a copy, or "
@@ -189,7 +189,7 @@ def verify(output: str, streams: str | None, as_json: bool, deep: bool, **given:
     Exit 0: proven. 65: damaged, one line for each problem. 75: no problem, but not all streams are finished.
     """
     without_torch()
-    from extraction.audit.recompute import Draw
+    from extraction.audit.compare_recomputed import Draw
     from extraction.audit.verify import Checks, audit_run
 
     draw = None

@@ -37,7 +37,7 @@ from ..core.printable import printable
 from ..format.digests import digest_of
 from ..format.extension_names import extension_name
 from .audited_run import AuditedRun
-from .recompute import Recomputation
+from .compare_recomputed import Recomputation
 
 SCHEMA = 1
 LINES = 20  # of a kind and stream that people see

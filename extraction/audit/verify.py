@@ -33,8 +33,8 @@ from ..streams.stream import Stream, load_manifest, open_stream
 from .audited_run import AuditedRun
 from .check_against_streams import TokenCheck, tokenizer_of
 from .check_chain import Expected, Reading, audit_stream
+from .compare_recomputed import Compute, Draw, recompute
 from .findings import RunAudit, StreamAudit
-from .recompute import Compute, Draw, recompute
 
 __all__ = ["Checks", "RunAudit", "StreamAudit", "audit_run", "read_description"]
 

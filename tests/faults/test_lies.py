@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extraction.audit.recompute import Draw, missed
+from extraction.audit.compare_recomputed import Draw, missed
 from extraction.audit.verify import Checks, audit_run
 from extraction.core.errors import ConfigurationMismatch
 from extraction.worker.recompute import Recomputer

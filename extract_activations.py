@@ -45,7 +45,7 @@ from extraction.core.printable import prepare_streams, printable
 from extraction.worker.flags import NumberOr, ParityFlags, PlanFlags, RunFlags, SelectFlags
 
 if TYPE_CHECKING:
-    from extraction.audit.compare_recomputed import Compute
+    from extraction.worker.recompute import Recomputer
 
 ADVICE = {
     DamagedData: "nothing was deleted; `repair OUTPUT` recomputes a batch file; restore another object from a copy, or "
@@ -197,11 +197,10 @@ def verify(output: str, streams: str | None, as_json: bool, deep: bool, **given:
         count = None if given["recompute"] in (None, "all") else given["recompute"]
         draw = Draw(count, secrets.randbits(32) if given["seed"] is None else given["seed"], given["stream"])
 
-    def computer(run: Any) -> "tuple[Compute, dict[str, str]]":
+    def computer(run: Any) -> "Recomputer":
         from extraction.worker.recompute import Recomputer
 
-        made = Recomputer.of(run, output, given["model"], streams)
-        return made.compute, made.versions
+        return Recomputer.of(run, output, given["model"], streams)
 
     tokens = deep if given["tokens"] is None else given["tokens"]
     checks = Checks(tokens, given["model"], draw, computer, given["expect"], sys.stderr.isatty())

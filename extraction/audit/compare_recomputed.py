@@ -7,9 +7,10 @@ be equal, and each row within `TOLERANCES`. Cost: that of the batches in the run
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import comb
+from typing import Protocol
 
 import numpy as np
 
@@ -25,7 +26,19 @@ from ..storage import Storage, crc32c_base64
 # Of the difference of a row, relative to the larger norm of the row: by the coarser of the dtypes of compute and store.
 TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2, "int8": 6e-2, "float8_e4m3fn": 1.5e-1}
 _STATISTICS = (".sum", ".sum_of_squares", ".norm_counts", ".max", ".max_at", SCALE)  # follow from the rows
-Compute = Callable[[Commit], memoryview]
+
+
+class Computer(Protocol):
+    """Computes batch files of a run with the software and the chips that `versions` names."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """As commits name them."""
+        ...
+
+    def compute(self, commit: Commit) -> memoryview:
+        """Return the batch file of a commit."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -87,10 +100,9 @@ def missed(total: int, wrong: int, drawn: int) -> float:
 
 
 def recompute(
-    storage: Storage, streams: Iterable[int], config: RunConfig, draw: Draw, computer: tuple[Compute, dict[str, str]]
+    storage: Storage, streams: Iterable[int], config: RunConfig, draw: Draw, computer: Computer
 ) -> Recomputation:
-    """Compute the drawn batches again and compare them. `computer` computes one, and names its software and chips."""
-    compute, versions = computer
+    """Compute the drawn batches again and compare them."""
     names = [name for stream in streams for name in _names(storage, stream)]
     chosen = names if draw.count is None else random.Random(draw.seed).sample(names, min(draw.count, len(names)))
     found = Recomputation(draw, len(names))
@@ -100,7 +112,7 @@ def recompute(
             if commit.data is None:
                 found.total -= 1
                 continue
-            _compare(storage, commit, compute(commit), (config, versions), found)
+            _compare(storage, commit, computer.compute(commit), (config, computer.versions), found)
         except (DamagedData, ObjectNotFound) as error:
             found.problems.append(str(error))
     return found

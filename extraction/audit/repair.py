@@ -8,7 +8,7 @@ Cost: a look at each batch file (a local one is read), and the batch's own cost 
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from ..core.errors import DamagedData
 from ..core.versions import version_differences
@@ -16,6 +16,7 @@ from ..format.chain import check_data, commit_objects
 from ..format.commit import Commit, data_name, read_commit, worker_number
 from ..format.run_config import RunDescription
 from ..storage import Storage, crc32c_base64, open_storage
+from .compare_recomputed import Computer
 from .verify import read_description
 
 
@@ -24,19 +25,6 @@ class Repair(NamedTuple):
 
     text: str
     whole: bool
-
-
-class Computer(Protocol):
-    """Computes batch files of a run with the software and the chips that `versions` names."""
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """As commits name them."""
-        ...
-
-    def compute(self, commit: Commit) -> memoryview:
-        """Return the batch file of a commit."""
-        ...
 
 
 def repair_run(output: str, load: Callable[[RunDescription], Computer]) -> Iterator[Repair]:

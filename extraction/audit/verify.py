@@ -33,7 +33,7 @@ from ..streams.stream import Stream, load_manifest, open_stream
 from .audited_run import AuditedRun
 from .check_against_streams import TokenCheck, tokenizer_of
 from .check_chain import Expected, Reading, audit_stream
-from .compare_recomputed import Compute, Draw, recompute
+from .compare_recomputed import Computer, Draw, recompute
 from .findings import RunAudit, StreamAudit
 
 __all__ = ["Checks", "RunAudit", "StreamAudit", "audit_run", "read_description"]
@@ -48,15 +48,15 @@ _WORKER_FOLDER = re.compile(r"worker-[0-9]{5,}")
 class Checks:
     """What is checked besides the chain, and against what.
 
-    `tokens`: the streams are tokenized again, by the tokenizer of `model`, where
-    `run.json` says unless given. `recompute`: batches are drawn, and computed by what `computer` returns for a run.
-    `expected`: a digest, of the run or of a stream, that a person kept. `visible`: show a bar on stderr.
+    `tokens`: the streams are tokenized again, by the tokenizer of `model`, where `run.json` says unless given.
+    `recompute`: the batches to draw; what `computer` returns for a run computes them. `expected`: a digest, of the run
+    or of a stream, that a person kept. `visible`: show a bar on stderr.
     """
 
     tokens: bool = False
     model: str | None = None
     recompute: Draw | None = None
-    computer: Callable[[RunDescription], tuple[Compute, dict[str, str]]] | None = None
+    computer: Callable[[RunDescription], Computer] | None = None
     expected: str | None = None
     visible: bool = False
 

@@ -20,7 +20,7 @@ import click
 from extraction.core.command_group import SETTINGS, CommandGroup, version_option
 from extraction.core.count_of import count_of
 from extraction.core.flags import flag, option, options_of, with_flags
-from extraction.core.printable import prepare_streams
+from extraction.core.printable import prepare_stdout_and_stderr
 
 # The rest of `extraction` is imported where it is used, so that `--help` answers at once.
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def _size_of(manifest: "Manifest") -> str:
 
 def main() -> None:
     """Entry point of the command."""
-    prepare_streams()
+    prepare_stdout_and_stderr()
     cli(prog_name="create_dataset_streams.py")
 
 

@@ -41,7 +41,7 @@ from extraction.core.errors import (
 )
 from extraction.core.flags import with_flags
 from extraction.core.logs import is_json, say, use_format
-from extraction.core.printable import prepare_streams, printable
+from extraction.core.printable import prepare_stdout_and_stderr, printable
 from extraction.worker.flags import NumberOr, ParityFlags, PlanFlags, RunFlags, SelectFlags
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ def parity(flags: ParityFlags, max_error: float | None, output: str | None, as_j
 def main() -> None:
     """Run the command line; a domain error is one line with advice, and its exit code."""
     code: object = 0
-    prepare_streams()
+    prepare_stdout_and_stderr()
     try:
         cli()
     except SystemExit as ended:

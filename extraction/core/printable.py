@@ -21,7 +21,7 @@ def shown_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def prepare_streams() -> None:
+def prepare_stdout_and_stderr() -> None:
     """Make stdout and stderr usable for any text.
 
     A character that the locale cannot encode is written as its escape. A closed descriptor is opened on /dev/null:

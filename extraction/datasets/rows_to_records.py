@@ -22,7 +22,7 @@ from ..core.errors import DamagedData, InvalidRequest
 from ..core.flags import flag
 from ..storage import Storage
 from ..streams.build.file_kinds import KINDS
-from ..streams.build.materialize import TEXT, Row, Stored
+from ..streams.build.materialize import TEXT_COLUMNS, Row, Stored
 from ..streams.build.publish import Origin, Published
 from ..streams.build.read_log import ReadLog, publish_read, without_damaged
 from ..streams.build.row_files import Located, WantedRows, checked_text, read_rows
@@ -85,7 +85,7 @@ class Form:
         columns: that are read, where they exist; `tokens` those of them that hold token ids.
         make: the content of the records of a row. Raises DamagedData for a damaged row.
         options: of the manifest; everything else that decides the records.
-        stored: the columns of the stream files, `materialize.TEXT` or `TOKENS`.
+        stored: the columns of the stream files, `materialize.TEXT_COLUMNS` or `TOKEN_COLUMNS`.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Form:
     make: Callable[[Located], Iterable[Content]]
     options: dict[str, Any]
     tokens: tuple[str, ...] = ()
-    stored: tuple[str, ...] = TEXT
+    stored: tuple[str, ...] = TEXT_COLUMNS
 
 
 def publish_form(storage: Storage, source: str, num_streams: int, options: RowOptions, form: Form) -> Published:

@@ -17,11 +17,11 @@ import click
 from ..core.errors import DamagedData, InvalidRequest
 from ..core.flags import flag
 from ..storage import Storage
-from ..streams.build.materialize import TOKENS
+from ..streams.build.materialize import TOKEN_COLUMNS
 from ..streams.build.publish import Published
 from ..streams.build.read_log import MissingColumn
 from ..streams.build.row_files import Located
-from ..streams.columns import TOKENS as OPTION
+from ..streams.columns import TOKENS_OPTION
 from .command import PLACES, Dataset
 from .rows_to_records import Content, Form, RowOptions, publish_form
 
@@ -57,9 +57,9 @@ def create(storage: Storage, source: str, num_streams: int, options: TokenOption
     """Publish `num_streams` streams of the token ids of a source. Raises InvalidRequest when there are none."""
     limit = _vocabulary(options.model) if options.model else None
     columns = (options.tokens_column,) if options.tokens_column else COLUMNS
-    said = options.to_json() | {OPTION: "tokens"} | ({"vocabulary": limit} if limit else {})
+    said = options.to_json() | {TOKENS_OPTION: "tokens"} | ({"vocabulary": limit} if limit else {})
     make = partial(_documents, columns=columns, options=options, limit=limit)
-    form = Form("tokens", (), make, said, tokens=(*columns, MASK), stored=TOKENS)
+    form = Form("tokens", (), make, said, tokens=(*columns, MASK), stored=TOKEN_COLUMNS)
     return publish_form(storage, source, num_streams, options, form)
 
 

@@ -80,7 +80,7 @@ class Storage(abc.ABC):
         return f"{scheme}://{root}", path.strip("/")
 
     @property
-    def place(self) -> str:
+    def unpinned_location(self) -> str:
         """The location without the revision."""
         return self.location
 

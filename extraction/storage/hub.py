@@ -79,7 +79,7 @@ class HubStorage(Storage):
         return str(replace(place, path="")), place.path
 
     @property
-    def place(self) -> str:
+    def unpinned_location(self) -> str:
         return self._place.at(None)
 
     def _resolve(self) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow
 
-TOKENS = "tokens_column"  # the option of a manifest whose records are token ids
+TOKENS_OPTION = "tokens_column"  # the option of a manifest whose records are token ids
 ROW_ID = "\0row"  # in place of the name of an id column: the id is made of the file and the row
 
 
@@ -46,7 +46,7 @@ class Columns:
         usual = {"text_column": "text", "id_column": "id", "meta_columns": []}
         if self.id == ROW_ID:
             named |= {"id_column": None, "ids_under": self.ids_under}
-        named |= {TOKENS: self.tokens} if self.tokens else {}
+        named |= {TOKENS_OPTION: self.tokens} if self.tokens else {}
         return {name: value for name, value in named.items() if name not in usual or value != usual[name]}
 
     def row_ids(self, file: str, rows: Any) -> list[str]:
@@ -63,7 +63,7 @@ def columns_of(options: Mapping[str, Any]) -> Columns:
         ROW_ID if id_column is None else id_column,
         tuple(options.get("meta_columns", ())),
         options.get("ids_under", ""),
-        options.get(TOKENS),
+        options.get(TOKENS_OPTION),
     )
 
 

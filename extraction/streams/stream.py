@@ -26,7 +26,7 @@ from ..core.threads import Budget, read_ahead
 from ..format.records import Record
 from ..storage import Storage, open_storage
 from .column_chunks import TABLE_BYTES, ColumnChunks, open_chunks
-from .columns import ROW_ID, TOKENS, Columns, as_strings, columns_of, python_values, token_arrays
+from .columns import ROW_ID, TOKENS_OPTION, Columns, as_strings, columns_of, python_values, token_arrays
 from .extensions import home_of, load_manifest
 from .manifest import Manifest, Piece, is_outside
 from .parquet import Files, row_group_sizes
@@ -56,7 +56,7 @@ class Stream:
         self._files, self._entry, self._home = manifest.files, manifest.streams[index], home
         self._filter = manifest.filter
         self._is_ours = bool(self._entry.pieces) and not is_outside(self._files[self._entry.pieces[0].file].name)
-        ours = Columns(meta=("meta",), tokens="tokens" if TOKENS in manifest.options else None)
+        ours = Columns(meta=("meta",), tokens="tokens" if TOKENS_OPTION in manifest.options else None)
         self._columns = ours if self._is_ours else columns_of(manifest.options)
         self._ends = list(itertools.accumulate(piece.records for piece in self._entry.pieces))
 

@@ -14,7 +14,7 @@ from extraction.read.reader import ActivationReader
 from extraction.read.shuffle import ShuffleOptions
 from extraction.storage import open_storage
 from extraction.streams.build.check import check_streams
-from extraction.streams.build.materialize import TOKENS, Spool, Stored, publish_spool
+from extraction.streams.build.materialize import TOKEN_COLUMNS, Spool, Stored, publish_spool
 from extraction.streams.stream import load_manifest, open_stream
 from tests.helpers.runs import WIDTHS, expected, make_run
 
@@ -80,7 +80,7 @@ def test_one_folder_two_of_one_name_and_two_forms_are_refused(tmp_path):
     a = folder(tmp_path / "a", 10)
     assert "give two or more" in mix(tmp_path, (a, 1)).output
     assert "the same name" in mix(tmp_path, (a, 0.5), (folder(tmp_path / "x/a", 10), 0.5)).output
-    with Spool([Row("0", "", None, np.array([1], np.int32))], Stored(TOKENS)) as spool:
+    with Spool([Row("0", "", None, np.array([1], np.int32))], Stored(TOKEN_COLUMNS)) as spool:
         publish_spool(
             open_storage(str(tmp_path / "t")), Origin("tokens", "", options={"tokens_column": "tokens"}), spool, 1
         )

@@ -15,7 +15,7 @@ from ...core.errors import DamagedData, InvalidRequest, ObjectExists, TryAgain
 from ...core.fault_points import kill_point
 from ...format.extension_names import extension_name
 from ...storage import Storage, open_storage
-from ..columns import TOKENS
+from ..columns import TOKENS_OPTION
 from ..extensions import encode_extension, join_parts, load_manifest, parts_of
 from ..manifest import Manifest, StreamsPart, canonical_json, is_outside, sha256
 from ..stream import open_stream
@@ -24,7 +24,7 @@ from .publish import OtherStreams, Published
 from .read_log import FILES
 from .sources import Known, without_revision
 
-_ALIKE = ("spans", TOKENS, "tokenizer_digest", "chat_template_digest")  # options that one run can have once
+_ALIKE = ("spans", TOKENS_OPTION, "tokenizer_digest", "chat_template_digest")  # options that one run can have once
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def known_of(manifest: Manifest, by_row_number: bool = False) -> Known:
 def _check_alike(before: Manifest, added: Manifest, location: str) -> None:
     for name in _ALIKE:
         old, new = before.options.get(name), added.options.get(name)
-        if name == TOKENS:
+        if name == TOKENS_OPTION:
             old, new = old is not None, new is not None
         if old != new:
             raise InvalidRequest(

@@ -113,8 +113,9 @@ def remote_place(storage: Storage, path: str) -> Place:
     infos = [single] if single else _listed(storage, base if wildcard is None else path[:wildcard])
     known = {info.name: info for info in infos if not info.name.endswith("/")}
     names = sorted({name.removeprefix(base) for name in _expand(_children_of(known), base, rest)})
+    unpinned = storage.unpinned_location
     return Place(
-        name=f"{storage.place}/{path}" if path else storage.place, base=f"{storage}/{base}", names=tuple(names),
+        name=f"{unpinned}/{path}" if path else unpinned, base=f"{storage}/{base}", names=tuple(names),
         read=lambda name: storage.read(base + name), revision=storage.revision,
         facts=lambda name: (known[base + name], known[base + name].size),
         is_file=single is not None, is_folder=bool(names) and not single and wildcard is None,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 THREADS = 16
 AHEAD = 4 * THREADS  # footers that are requested before the first of them is used
-TOKENS = "token_count"
+TOKEN_COUNT = "token_count"
 ROWS_AT_A_TIME = 4096
 _OTHER_TEXT = "; name the text's column by --text-column"
 _OTHER_ID = "; name the id's column by --id-column, or give --id-column '' for ids of the form FILE#ROW"
@@ -56,12 +56,12 @@ class Wanted:
     def typed_columns(self) -> tuple[str, ...]:
         """Those whose type is known."""
         named = (SCORE,) * (self.filter.min_language_score is not None) + (DUMP,) * bool(self.filter.dumps)
-        return named + ((TOKENS,) if self.max_tokens is not None else ())
+        return named + ((TOKEN_COUNT,) if self.max_tokens is not None else ())
 
     @property
     def small_columns(self) -> tuple[str, ...]:
         """The columns that decide which rows are records."""
-        return tuple(dict.fromkeys(self.filter.columns + ((TOKENS,) if self.max_tokens is not None else ())))
+        return tuple(dict.fromkeys(self.filter.columns + ((TOKEN_COUNT,) if self.max_tokens is not None else ())))
 
 
 def read_groups(files: Sequence[SourceFile], wanted: Wanted, cache: Path | None) -> list[FileGroups]:
@@ -170,11 +170,11 @@ def _small_columns(parquet: Any, number: int, wanted: Wanted, name: str) -> tupl
             masks.append(wanted.filter.mask(table).to_numpy())
             if wanted.max_tokens is None:
                 continue
-            column = table[TOKENS]
+            column = table[TOKEN_COUNT]
             tokens.append(column.fill_null(-1).to_numpy())
             if tokens[-1].min(initial=0) < 0:
                 raise InvalidRequest(
-                    f"{name}: row group {number} has a {TOKENS} that is null or negative; --max-tokens needs it"
+                    f"{name}: row group {number} has a {TOKEN_COUNT} that is null or negative; --max-tokens needs it"
                 )
     return np.concatenate(masks), np.concatenate(tokens) if wanted.max_tokens is not None else np.zeros(rows, np.int64)
 
@@ -186,7 +186,7 @@ def _check_columns(name: str, schema: "pyarrow.Schema", wanted: Wanted) -> None:
             raise InvalidRequest(has + (_OTHER_ID if column == "id" else _OTHER_TEXT if column == "text" else ""))
     from pyarrow import types
 
-    small = {SCORE: (types.is_floating, "a float"), TOKENS: (types.is_integer, "a whole number"),
+    small = {SCORE: (types.is_floating, "a float"), TOKEN_COUNT: (types.is_integer, "a whole number"),
              DUMP: (is_string, "a string")}  # fmt: skip
     kinds = [(column, *small[column]) for column in wanted.typed_columns]
     if wanted.columns.tokens:

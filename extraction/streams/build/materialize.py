@@ -51,7 +51,7 @@ META_BYTES = 64 << 10
 PREFIX = "stream-"
 
 
-TEXT, TOKENS = ("id", "text", "meta"), ("id", "tokens", "meta")  # the columns of a stream file
+TEXT_COLUMNS, TOKEN_COLUMNS = ("id", "text", "meta"), ("id", "tokens", "meta")  # the columns of a stream file
 
 
 class Row(NamedTuple):
@@ -70,9 +70,9 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """How rows are stored: with the columns TEXT or TOKENS, in their order or in that of the seed `shuffle`."""
+    """How rows are stored: with TEXT_COLUMNS or TOKEN_COLUMNS, in their order or in that of the seed `shuffle`."""
 
-    columns: tuple[str, ...] = TEXT
+    columns: tuple[str, ...] = TEXT_COLUMNS
     shuffle: int | None = None
 
 

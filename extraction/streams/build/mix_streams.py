@@ -19,11 +19,11 @@ from ...core.count_of import count_of
 from ...core.errors import InvalidRequest
 from ...format.records import Record
 from ...storage import Storage
-from ..columns import TOKENS as OPTION
+from ..columns import TOKENS_OPTION
 from ..extensions import load_manifest
 from ..manifest import Manifest
 from ..stream import open_stream
-from .materialize import TEXT, TOKENS, Row, Spool, Stored, publish_spool
+from .materialize import TEXT_COLUMNS, TOKEN_COLUMNS, Row, Spool, Stored, publish_spool
 from .publish import Origin, Published
 
 SOURCE = "source"
@@ -69,7 +69,7 @@ def publish_mixture(
     storage: Storage, parts: Sequence[MixPart], num_streams: int, max_records: int | None = None
 ) -> Published:
     """Publish `num_streams` streams of a mixture. Raises InvalidRequest for texts mixed with token ids."""
-    forms = {OPTION in part.manifest.options for part in parts}
+    forms = {TOKENS_OPTION in part.manifest.options for part in parts}
     if len(forms) > 1:
         raise InvalidRequest("some of the folders have texts and some token ids: they cannot be mixed")
     counts = counts_of(parts, max_records)
@@ -78,8 +78,8 @@ def publish_mixture(
         [part.location, part.weight, part.manifest.digest, count] for part, count in zip(parts, counts, strict=True)
     ]
     options: dict[str, Any] = {"mixture": mixed} | ({"spans": spans} if spans else {})
-    options |= {OPTION: "tokens"} if True in forms else {}
-    with Spool(mixed_rows(parts, counts), Stored(TOKENS if True in forms else TEXT)) as spool:
+    options |= {TOKENS_OPTION: "tokens"} if True in forms else {}
+    with Spool(mixed_rows(parts, counts), Stored(TOKEN_COLUMNS if True in forms else TEXT_COLUMNS)) as spool:
         source = " ".join(f"{part.location}={part.weight:g}" for part in parts)
         return publish_spool(storage, Origin("mix", source, options=options), spool, num_streams)
 

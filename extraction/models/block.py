@@ -95,7 +95,7 @@ class Shared:
         cls, layers: tuple[LayerKind, ...], segment_ids: Int[jax.Array, "B T"], positions: Int[jax.Array, "B T"]
     ) -> Shared:
         """Return the values for these layers."""
-        wanted = dict.fromkeys((kind.rope, kind.turned_width) for kind in layers if kind.rope is not None)
+        wanted = dict.fromkeys((kind.rope, kind.rotated_width) for kind in layers if kind.rope is not None)
         rotations = {(rope, width): rotation(positions, segment_ids, width, rope) for rope, width in wanted}
         return cls(segment_ids, positions, rotations)
 
@@ -107,11 +107,11 @@ class Shared:
         first = (self.segment_ids - 1) * -(-length // kind.window) + 1
         return jnp.where(self.segment_ids > 0, first + self.positions // kind.window, 0)
 
-    def turning(self, kind: LayerKind) -> Callable[[jax.Array], jax.Array]:
+    def rotation_of(self, kind: LayerKind) -> Callable[[jax.Array], jax.Array]:
         """Return the function that rotates heads [B, T, H, R] of a kind of layer, which has a rotation."""
         if kind.rope is None:
             raise ValueError("this kind of layer has no rotation")
-        cos, sin = self.rotations[kind.rope, kind.turned_width]
+        cos, sin = self.rotations[kind.rope, kind.rotated_width]
         return partial(rotate, cos=cos, sin=sin, interleaved=kind.rope.interleaved)
 
 
@@ -143,8 +143,8 @@ class Attention(nnx.Module):
         for name, heads in (("q", q), ("k", k), ("v", v)):
             tap(f"attn.hook_{name}", heads.reshape(*x.shape[:2], -1))
         if self.kind.rope is not None:
-            turn = shared.turning(self.kind)
-            q, k = turn(q), turn(k)
+            rotation = shared.rotation_of(self.kind)
+            q, k = rotation(q), rotation(k)
         if self.kind.unit_heads:
             q, k = (over_rms(heads, self.config.norm_epsilon).astype(heads.dtype) for heads in (q, k))
         if self.kind.growth:

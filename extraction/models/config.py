@@ -108,13 +108,13 @@ class Latent:
 
     Attributes:
         q_rank: the width of the vector that q is made of, None for x itself.
-        turned_width: the last columns of a head of q and k, which are rotated; those of k are common to all heads.
+        rotated_width: the last columns of a head of q and k, which are rotated; those of k are common to all heads.
         value_width: the width of a head of v.
     """
 
     kv_rank: int
     q_rank: int | None
-    turned_width: int
+    rotated_width: int
     value_width: int
 
 
@@ -202,9 +202,9 @@ class LayerKind:
         return self.latent.value_width if self.latent else self.head_width
 
     @property
-    def turned_width(self) -> int:
+    def rotated_width(self) -> int:
         """The width of the part of a head that a rotation is for."""
-        return self.latent.turned_width if self.latent else self.head_width
+        return self.latent.rotated_width if self.latent else self.head_width
 
     @property
     def heads_width(self) -> int:

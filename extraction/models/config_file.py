@@ -143,7 +143,7 @@ def _checked(config: ModelConfig, path: Path) -> ModelConfig:
             raise DamagedData(f"{path}: {name} is {size}")
     for kind in dict.fromkeys(config.layers):
         if kind.rope is not None:
-            _check_rope(kind.rope, kind.turned_width, path)
+            _check_rope(kind.rope, kind.rotated_width, path)
         if kind.num_heads % kind.num_kv_heads:
             shared = f"{kind.num_heads} heads do not share {kind.num_kv_heads} key-value heads evenly"
             raise DamagedData(f"{path}: {shared}")

@@ -56,7 +56,7 @@ class SharedAttention(Attention):
 
     def _rotated(self, heads: jax.Array, shared: Shared) -> jax.Array:
         """Return heads [B, T, H, Dh] with the rotation of this kind of layer, if it has one."""
-        return shared.turning(self.kind)(heads) if self.kind.rope else heads
+        return shared.rotation_of(self.kind)(heads) if self.kind.rope else heads
 
     def _keys_and_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return k and v [B, T, K, Dh], normalized; v has no gain."""

@@ -33,7 +33,7 @@ class LatentAttention(nnx.Module):
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype, norm: Callable):
         if kind.latent is None:
             raise ValueError("this kind of layer has no latent attention")
-        self.config, self.kind, self.kept = config, kind, kind.head_width - kind.turned_width
+        self.config, self.kind, self.kept = config, kind, kind.head_width - kind.rotated_width
         heads, width, latent, bias = kind.num_heads, config.width, kind.latent, config.qkv_bias
         self.narrow_q = latent.q_rank is not None
         if latent.q_rank is not None:
@@ -43,7 +43,7 @@ class LatentAttention(nnx.Module):
         self.kv_down = Linear(width, latent.kv_rank, bias, dtype)
         self.kv_norm = norm(latent.kv_rank, _EPSILON, dtype)
         self.k = ToHeads(heads, self.kept, latent.kv_rank, False, dtype)
-        self.k_turned = Linear(width, latent.turned_width, bias, dtype)
+        self.k_rotated = Linear(width, latent.rotated_width, bias, dtype)
         self.v = ToHeads(heads, latent.value_width, latent.kv_rank, False, dtype)
         self.o = FromHeads(heads, latent.value_width, width, config.output_bias, dtype)
 
@@ -53,9 +53,9 @@ class LatentAttention(nnx.Module):
         q, k, v = self._queries(x), self.k(of_kv), self.v(of_kv)
         tap("attn.hook_q", q.reshape(*x.shape[:2], -1))
         tap("attn.hook_v", v.reshape(*x.shape[:2], -1))
-        turn = shared.turning(self.kind)
-        common = turn(self.k_turned(x)[:, :, None])  # [B, T, 1, R]
-        q = jnp.concatenate([q[..., : self.kept], turn(q[..., self.kept :])], axis=-1)
+        rotation = shared.rotation_of(self.kind)
+        common = rotation(self.k_rotated(x)[:, :, None])  # [B, T, 1, R]
+        q = jnp.concatenate([q[..., : self.kept], rotation(q[..., self.kept :])], axis=-1)
         k = jnp.concatenate([k, jnp.broadcast_to(common, (*k.shape[:3], common.shape[-1]))], axis=-1)
         z = attention(q, k, v, shared.segment_ids, rule_of(self.config, self.kind, x.shape[1]))  # [B, T, H, Dv]
         tap("attn.hook_z", z.reshape(*x.shape[:2], -1))

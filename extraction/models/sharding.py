@@ -36,7 +36,7 @@ _AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embedding\.(table|positions|per_layer\.(table|kernel))", (None, "model")),
     (r"head\.table", ("model", None)),
     (r"head\.bias", ("model",)),
-    (r"attention\.(q_down|kv_down|k_turned)\..*|mlp\.correction", ()),
+    (r"attention\.(q_down|kv_down|k_rotated)\..*|mlp\.correction", ()),
     (r"(mlp|mixture)\.(router|shared_gate)\..*|.*norm.*\.(scale|bias)|.*(o|down)\.bias|factor", ()),
     (r"attention\.(queries|keys|values)\.filter(_bias)?|attention\.decay\.(log_rate|bias)|attention\.skip", ()),
 )
@@ -81,12 +81,12 @@ class Placement:
         """Return a parameter of zeros, to be filled."""
         return jnp.zeros(shape, dtype, device=self.sharding(path, shape))
 
-    def turn(
+    def transform(
         self, path: Sequence[str], sources: Sequence[jax.Array], transform: Callable, like: jax.ShapeDtypeStruct
     ) -> jax.Array:
         """Return tensors transformed to one, cast and sharded: a parameter, or one part of a stacked one."""
         own = self.sharding(path, like.shape)
-        return _turner(transform, jnp.dtype(like.dtype), own)(*sources)
+        return _compiled_transform(transform, jnp.dtype(like.dtype), own)(*sources)
 
     def fill(self, path: Sequence[str], parameter: jax.Array, index: tuple[int, ...], part: jax.Array) -> jax.Array:
         """Return the parameter with `part` at `index` of its leading axes, in the same memory."""
@@ -137,13 +137,13 @@ class Layout:
 
 # A program of its own: as part of the write, a CPU is thirty times slower.
 @lru_cache(256)
-def _turner(transform: Callable, dtype: jnp.dtype, sharding: NamedSharding) -> Callable:
-    def turn(*sources: jax.Array) -> jax.Array:
+def _compiled_transform(transform: Callable, dtype: jnp.dtype, sharding: NamedSharding) -> Callable:
+    def transformed(*sources: jax.Array) -> jax.Array:
         # Whole on each device, exchanged between them, before each takes its part.
         whole = jax.lax.with_sharding_constraint(sources, NamedSharding(sharding.mesh, PartitionSpec()))
         return transform(*whole).astype(dtype)
 
-    return jax.jit(turn, out_shardings=sharding)
+    return jax.jit(transformed, out_shardings=sharding)
 
 
 @lru_cache(256)

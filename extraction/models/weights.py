@@ -56,7 +56,7 @@ def load_params(
         for parameter, index, transform, _ in fills[name]:
             path, shape = parameter.path, parameter.shape
             like = jax.ShapeDtypeStruct(shape[len(index) :], parameter.dtype)
-            part = placement.turn(path, sources, transform, like)
+            part = placement.transform(path, sources, transform, like)
             if index and path not in params:
                 params[path] = placement.empty(path, shape, parameter.dtype)
             params[path] = placement.fill(path, params[path], index, part) if index else part

@@ -222,7 +222,7 @@ def test_every_parameter_of_every_family_has_its_place(tmp_path, on_a_mesh, name
     placement = Placement(jax.sharding.AbstractMesh((2, 2), ("data", "model")))
     for path, leaf in parts.parameters:
         spec = placement.spec(path, leaf.shape)
-        whole = ("router", "shared_gate", "q_down", "kv_down", "k_turned")  # narrow ones
+        whole = ("router", "shared_gate", "q_down", "kv_down", "k_rotated")  # narrow ones
         kernel = path[-1] in ("kernel", "table", "positions", "sinks") and path[-2] not in whole
         of_keys = path[-2] in ("k", "v", "queries", "keys")
         has_heads = not of_keys or leaf.shape[-3 if path[-1] == "kernel" else -2] % 2 == 0

@@ -97,7 +97,7 @@ def _block(config: ModelConfig, kind: LayerKind) -> Entries:
 
 
 def _attention(config: ModelConfig, kind: LayerKind) -> Entries:
-    heads, kept = partial(to_heads, kind.head_width), kind.head_width - kind.turned_width
+    heads, kept = partial(to_heads, kind.head_width), kind.head_width - kind.rotated_width
     table = output(config, kind, f"{_ATTENTION}.o_proj")
     if kind.latent and kind.latent.q_rank is not None:
         table |= linear("attention.q_down", f"{_ATTENTION}.q_a_proj", config.qkv_bias)
@@ -105,7 +105,7 @@ def _attention(config: ModelConfig, kind: LayerKind) -> Entries:
         table["attention.q.kernel"] = Entry(f"{_ATTENTION}.q_b_proj.weight", heads)
     else:
         table["attention.q.kernel"] = Entry(f"{_ATTENTION}.q_proj.weight", heads)
-    for ours, columns in (("kv_down", slice(-kind.turned_width)), ("k_turned", slice(-kind.turned_width, None))):
+    for ours, columns in (("kv_down", slice(-kind.rotated_width)), ("k_rotated", slice(-kind.rotated_width, None))):
         down = f"{_ATTENTION}.kv_a_proj_with_mqa"
         table[f"attention.{ours}.kernel"] = Entry(f"{down}.weight", partial(_rows_transposed, columns))
         if config.qkv_bias:

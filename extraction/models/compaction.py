@@ -80,7 +80,7 @@ class Compaction:
         own = self.layout.compacted(tensor.reshape(groups, size, tensor.shape[-1]))
         return self.layout.compacted(jax.vmap(lambda values, at: values[at])(own, slots.at))
 
-    def store(self, rows: Num[jax.Array, "groups size width"], counts: Int[jax.Array, " groups"]) -> Compacted:
+    def to_stored(self, rows: Num[jax.Array, "groups size width"], counts: Int[jax.Array, " groups"]) -> Compacted:
         """Return [groups, size, width] as stored, with statistics over the first `counts` rows of each group."""
         real = jnp.arange(rows.shape[1])[None, :] < counts[:, None]
         if self.skips_nan:

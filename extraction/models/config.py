@@ -183,15 +183,15 @@ class LayerKind:
     parts: tuple[str, ...] = ("attention", "mlp")
 
     @property
-    def recurrence(self) -> Recurrence:
-        """The recurrence. Raises ValueError for a layer with attention."""
+    def required_recurrence(self) -> Recurrence:
+        """Return the recurrence. Raises ValueError for a layer with attention."""
         if self.recurrent is None:
             raise ValueError("this kind of layer has attention")
         return self.recurrent
 
     @property
-    def mixture(self) -> Experts:
-        """The experts. Raises ValueError for a layer without a mixture."""
+    def required_experts(self) -> Experts:
+        """Return the experts. Raises ValueError for a layer without a mixture."""
         if self.experts is None:
             raise ValueError("this kind of layer has no mixture of experts")
         return self.experts
@@ -239,12 +239,12 @@ class LayerKind:
     @property
     def num_experts(self) -> int:
         """E, the experts of a mixture."""
-        return self.mixture.count
+        return self.required_experts.count
 
     @property
     def experts_per_token(self) -> int:
         """k, the experts that see a token."""
-        return self.mixture.per_token
+        return self.required_experts.per_token
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def _widest(config: ModelConfig, kind: LayerKind) -> int:
 
 def _key_elements(kind: LayerKind) -> int:
     """Return the elements of one token in q and k of a recurrence."""
-    return 2 * kind.num_kv_heads * kind.recurrence.key_width
+    return 2 * kind.num_kv_heads * kind.required_recurrence.key_width
 
 
 def _state_bytes(kind: LayerKind) -> int:

@@ -86,7 +86,7 @@ class GatedDeltaNet(nnx.Module):
     """The layer. Values have `num_heads` heads; each of the `num_kv_heads` heads of queries and keys serves a few."""
 
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype):
-        heads, key_heads, width, delta = kind.num_heads, kind.num_kv_heads, kind.head_width, kind.recurrence
+        heads, key_heads, width, delta = kind.num_heads, kind.num_kv_heads, kind.head_width, kind.required_recurrence
         inputs, taps, activation = config.width, delta.taps, config.activation
         self.queries = ConvolvedHeads(key_heads, delta.key_width, inputs, taps, activation, dtype)
         self.keys = ConvolvedHeads(key_heads, delta.key_width, inputs, taps, activation, dtype)

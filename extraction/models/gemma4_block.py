@@ -90,7 +90,7 @@ class ScaledMixture(Mixture):
 
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype):
         super().__init__(config, kind, dtype)
-        self.router = Router(config, kind.mixture.count, dtype)
+        self.router = Router(config, kind.required_experts.count, dtype)
 
     def _choose(self, logits: jax.Array, correction: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Return weights and experts of each token, the most likely first."""

@@ -37,7 +37,7 @@ class ExpertMlps(nnx.Module):
     """The kernels of mlps."""
 
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype):
-        experts = kind.mixture
+        experts = kind.required_experts
         width = experts.width or kind.mlp_width
         self.gate = Kernels(experts, config.width, width, dtype) if experts.gated else None
         self.up = Kernels(experts, config.width, width, dtype)
@@ -48,14 +48,15 @@ class Mixture(nnx.Module):
     """x [B, T, D] -> [B, T, D]. On a mesh each device routes its own rows, with its part of every expert's width."""
 
     def __init__(self, config: ModelConfig, kind: LayerKind, dtype: jnp.dtype):
-        self.activation, self.mixture = ACTIVATIONS[config.activation], kind.mixture
-        self.router = Linear(config.width, kind.mixture.count, kind.mixture.biases, dtype)
+        mixture = kind.required_experts
+        self.activation, self.mixture = ACTIVATIONS[config.activation], mixture
+        self.router = Linear(config.width, mixture.count, mixture.biases, dtype)
         self.experts = ExpertMlps(config, kind, dtype)
         # In float32 whatever the weights are: rounded, it would change which experts are chosen.
-        self.correction = nnx.Param(jnp.zeros((kind.mixture.count,), jnp.float32)) if kind.mixture.corrected else None
-        if width := kind.mixture.shared_width:
-            self.shared = (GatedMLP if kind.mixture.gated else MLP)(config, replace(kind, mlp_width=width), dtype)
-        self.shared_gate = Linear(config.width, 1, False, dtype) if kind.mixture.shared_gate else None
+        self.correction = nnx.Param(jnp.zeros((mixture.count,), jnp.float32)) if mixture.corrected else None
+        if width := mixture.shared_width:
+            self.shared = (GatedMLP if mixture.gated else MLP)(config, replace(kind, mlp_width=width), dtype)
+        self.shared_gate = Linear(config.width, 1, False, dtype) if mixture.shared_gate else None
 
     def __call__(self, x: Float[jax.Array, "B T D"], tap: Tap) -> Float[jax.Array, "B T D"]:
         """Return the weighted sum of the chosen experts of each token, [B, T, D]."""

@@ -71,7 +71,7 @@ def scan_states(rows: ScanRows, corrects: bool) -> Float[jax.Array, "B T H Dv"]:
 
 def chunk_flops(kind: LayerKind) -> float:
     """Return the operations of a recurrence for one chunk of one row: products of [C, C] and with the state."""
-    keys, values, group = kind.recurrence.key_width, kind.head_width, kind.num_heads // kind.num_kv_heads
+    keys, values, group = kind.required_recurrence.key_width, kind.head_width, kind.num_heads // kind.num_kv_heads
     products = CHUNK**2 * (keys / group + values + CHUNK) + 2 * CHUNK * keys * values
     if not isinstance(kind.recurrent, Mamba):  # the answers, the system and its inverse, the corrections
         inverse = 2 * (CHUNK.bit_length() - 2)  # two products for each size of blocks from 2 on

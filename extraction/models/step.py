@@ -262,7 +262,7 @@ def make_step(model: Model, options: StepOptions, layout: Layout) -> Callable:
         def one(tensor: jax.Array) -> Compacted:
             if inputs.pooled is not None:
                 tensor = window_means(tensor, inputs.segment_ids, inputs.pooled)
-            return compaction.store(compaction.gather(tensor, Slots(inputs.slots, inputs.counts)), inputs.counts)
+            return compaction.to_stored(compaction.gather(tensor, Slots(inputs.slots, inputs.counts)), inputs.counts)
 
         found = jax.lax.map(one, tensors)
         return found._replace(values=layout.stacked(found.values))

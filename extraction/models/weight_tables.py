@@ -165,7 +165,7 @@ def mixture_entries(place: str, names: Mapping[str, str], kind: LayerKind) -> En
     entries = {"mlp.router.kernel": Entry(f"{mixture}.gate.weight", transposed)}
     for ours, theirs in names.items():
         name = f"{mixture}.experts.{{e}}.{theirs}.weight"
-        entries[f"mlp.experts.{ours}.kernel"] = Entry(name, transposed, kind.mixture.count)
+        entries[f"mlp.experts.{ours}.kernel"] = Entry(name, transposed, kind.required_experts.count)
     return entries
 
 

@@ -34,7 +34,7 @@ def make_rows() -> np.ndarray:
 
 @cache
 def compiled_store(dtype: str):
-    return jax.jit(Compaction(dtype, 2, Layout(MESH)).store)
+    return jax.jit(Compaction(dtype, 2, Layout(MESH)).to_stored)
 
 
 def stored(rows: np.ndarray, dtype: str):

@@ -119,7 +119,7 @@ def _attention(config: ModelConfig, kind: LayerKind) -> Entries:
 
 def _mixture(config: ModelConfig, kind: LayerKind) -> Entries:
     table = named_experts(kind)
-    if kind.mixture.corrected:
+    if kind.required_experts.corrected:
         table["mlp.correction"] = Entry(f"{_MLP}.gate.e_score_correction_bias")
     return table | shared_entries(config, f"{_MLP}.shared_experts")
 

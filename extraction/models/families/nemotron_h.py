@@ -103,7 +103,8 @@ def _mixture(kind: LayerKind, bias: bool) -> Entries:
 
 def _mamba(kind: LayerKind) -> Entries:
     """Return the entries of Mamba-2, whose projections are below each other in one tensor."""
-    values, keys, state = kind.heads_width, kind.num_kv_heads * kind.recurrence.key_width, kind.recurrence.key_width
+    values, state = kind.heads_width, kind.required_recurrence.key_width
+    keys = kind.num_kv_heads * state
     widths = (values, values, keys, keys, kind.num_heads)
     heads, of_keys = partial(to_heads, kind.head_width), partial(to_heads, state)
     table: Entries = {}

@@ -120,7 +120,7 @@ def _in_turn(kind: LayerKind) -> dict[str, _TensorRows]:
 
 def _by_key_head(kind: LayerKind) -> dict[str, _TensorRows]:
     """Return the rows of Qwen3-Next's projections: for each head of keys all that belongs to it."""
-    heads, width, shared = kind.num_kv_heads, kind.recurrence.key_width, kind.num_heads // kind.num_kv_heads
+    heads, width, shared = kind.num_kv_heads, kind.required_recurrence.key_width, kind.num_heads // kind.num_kv_heads
     values = 2 * width + shared * kind.head_width
     return {
         "queries": _TensorRows("in_proj_qkvz", heads, 0, width),
@@ -133,7 +133,7 @@ def _by_key_head(kind: LayerKind) -> dict[str, _TensorRows]:
 
 
 def _q_k_v(theirs: str, kind: LayerKind) -> dict[str, _TensorRows]:
-    keys = kind.num_kv_heads * kind.recurrence.key_width
+    keys = kind.num_kv_heads * kind.required_recurrence.key_width
     return {
         "queries": _TensorRows(theirs, 1, 0, keys),
         "keys": _TensorRows(theirs, 1, keys, 2 * keys),
@@ -142,7 +142,7 @@ def _q_k_v(theirs: str, kind: LayerKind) -> dict[str, _TensorRows]:
 
 
 def _delta_net(projections: dict[str, _TensorRows], kind: LayerKind) -> Entries:
-    keys, values, place = kind.recurrence.key_width, kind.head_width, f"{_BLOCK}.linear_attn"
+    keys, values, place = kind.required_recurrence.key_width, kind.head_width, f"{_BLOCK}.linear_attn"
     widths = {"queries": keys, "keys": keys, "values": values, "gate": values}
     table = {f"attention.{ours}.kernel": rows.entry(widths.get(ours)) for ours, rows in projections.items()}
     for ours, rows in _q_k_v("conv1d", kind).items():

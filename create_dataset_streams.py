@@ -106,14 +106,14 @@ def check(streams: str, flags: CheckFlags) -> None:
     from extraction.core.errors import DamagedData
     from extraction.streams.build.check import check_streams
     from extraction.streams.build.read_log import changed_sources
-    from extraction.streams.build.skipped_records import told_skipped
+    from extraction.streams.build.skipped_records import skipped_sentences
     from extraction.streams.extensions import parts_of
 
     manifest, problems, proven = check_streams(streams, flags.ids, flags.content)
     for problem in problems:
         click.echo(problem)
     for part in parts_of(manifest):
-        for sentence in (*told_skipped(part.manifest.options), *changed_sources(part.manifest)):
+        for sentence in (*skipped_sentences(part.manifest.options), *changed_sources(part.manifest)):
             click.echo(sentence, err=True)
     if problems:
         raise DamagedData(f"{streams}: {count_of(len(problems), 'problem')} found")
@@ -208,12 +208,12 @@ def _publish(dataset: "Dataset", source: str, num_streams: int, output: str, **g
 
 
 def _warn(dataset: "Dataset", manifest: "Manifest") -> None:
-    from extraction.streams.build.skipped_records import told_skipped
+    from extraction.streams.build.skipped_records import skipped_sentences
 
     if empty := sum(stream.num_records == 0 for stream in manifest.streams):
         why = dataset.why_empty.format(full=manifest.num_streams - empty)
         click.echo(f"warning: {empty} of {manifest.num_streams} streams are empty: {why}", err=True)
-    for sentence in told_skipped(manifest.options):
+    for sentence in skipped_sentences(manifest.options):
         click.echo(f"warning: {sentence}", err=True)
 
 

@@ -99,13 +99,13 @@ def _check_rows(arrays: Arrays, lengths: np.ndarray, commit: Commit, run: Audite
         first = commit.cursor_before.token_offset if number == 0 else 0
         goes_on = number == last and commit.cursor_after.token_offset > 0
         part = _RecordPart(first, first + length, None if goes_on else first + length)
-        if not _may_be(positions[offsets[number] : offsets[number + 1]], part, selection, run.config.seq_len):
+        if not _fits_selection(positions[offsets[number] : offsets[number + 1]], part, selection, run.config.seq_len):
             record = commit.cursor_before.record + number
             yield f"the rows of record {record} are not those that --positions {selection} stores of its tokens"
             return
 
 
-def _may_be(positions: np.ndarray, part: _RecordPart, selection: Selection, seq_len: int) -> bool:
+def _fits_selection(positions: np.ndarray, part: _RecordPart, selection: Selection, seq_len: int) -> bool:
     """Are these the positions of the rows of a part of a record?"""
     if selection.pools:
         places = np.minimum(np.arange(part.first + seq_len, part.last + seq_len, seq_len), part.last) - 1
@@ -114,13 +114,13 @@ def _may_be(positions: np.ndarray, part: _RecordPart, selection: Selection, seq_
     if part.length is None and selection.reach > 1:
         some = places if selection.is_told_by_lengths else places[:0]
         late = np.arange(max(part.first, part.last + 1 - selection.reach), part.last)
-        return _is_within(some, positions) and _is_within(positions, np.union1d(places, late))
+        return _rises_within(some, positions) and _rises_within(positions, np.union1d(places, late))
     if selection.is_told_by_lengths:
         return np.array_equal(positions, places)
-    return _is_within(positions, places)
+    return _rises_within(positions, places)
 
 
-def _is_within(some: np.ndarray, all_of_them: np.ndarray) -> bool:
+def _rises_within(some: np.ndarray, all_of_them: np.ndarray) -> bool:
     """Do the former rise, and are they among the latter?"""
     return bool((np.diff(some) > 0).all() and np.isin(some, all_of_them).all())
 

@@ -75,16 +75,16 @@ class StreamState:
         return self.last is not None and self.last.end_of_stream
 
     @property
-    def stopped(self) -> float | None:
+    def stopped_at(self) -> float | None:
         """When the last attempt ended by a shutdown signal; None if it did not, or another one began since."""
         return self.ended if self.ending is not None and self.ending.state == "stopped" else None
 
     @property
-    def active(self) -> float:
+    def last_active(self) -> float:
         """When an attempt last began or committed; 0 if never."""
         return max(self.commit_times[-1:] + (self.attempt_begun or 0.0,))
 
-    def name(self, now: float, stuck_after: float) -> str:
+    def state_at(self, now: float, stuck_after: float) -> str:
         """Return which of `STATES` it is at the time `now`; `stuck_after` seconds without a sign of work are stuck."""
         if self.damage:
             return "failed"
@@ -92,11 +92,11 @@ class StreamState:
             return "finished"
         if self.ending is not None:
             return self.ending.state
-        if not self.active:
+        if not self.last_active:
             return "waiting"
         if self.died >= _DEATHS:
             return "crashing"
-        if now - self.active > stuck_after:
+        if now - self.last_active > stuck_after:
             return "stuck"
         return "running" if self.commit_times else "starting"
 
@@ -167,14 +167,14 @@ def _time(info: ObjectInfo) -> float:
     return info.updated or 0.0
 
 
-def _read_progress(storage: Storage, stream: int) -> "Hint | None":
+def _read_progress(storage: Storage, stream: int) -> "ProgressFile | None":
     try:
         return parse_progress(storage.read_small(f"{worker_folder(stream)}/progress.json", _MAX_NOTE))
     except (ObjectNotFound, DamagedData):
         return None
 
 
-def _list_end(storage: Storage, stream: int, hint: "Hint | None") -> tuple[list[ObjectInfo], float | None]:
+def _list_end(storage: Storage, stream: int, hint: "ProgressFile | None") -> tuple[list[ObjectInfo], float | None]:
     """Return the objects of the last commits, and when batch 0 was committed."""
     if hint is not None:
         known = _find_end(storage, stream, hint.batch)
@@ -219,7 +219,7 @@ def _is_committed(storage: Storage, stream: int, batch: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Hint:
+class ProgressFile:
     """What `progress.json` says: a batch that was committed, and when batch 0 was, by the store's clock.
 
     `mfu`: the share of the chips' peak that the worker reached, None if it is unknown.
@@ -230,12 +230,12 @@ class Hint:
     mfu: float | None = None
 
 
-def parse_progress(data: bytes) -> Hint | None:
+def parse_progress(data: bytes) -> ProgressFile | None:
     """Return what `progress.json` says, None if it is not readable."""
     try:
         value: Any = loads(data)
         mfu = value.get("mfu")
-        hint = Hint(value["batch"], float(value["begun"]), None if mfu is None else float(mfu))
+        hint = ProgressFile(value["batch"], float(value["begun"]), None if mfu is None else float(mfu))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
     numbers = (hint.begun, hint.mfu or 0.0)

@@ -203,8 +203,8 @@ def _with_slow(streams: list[StreamStatus]) -> Iterator[StreamStatus]:
 def _status(found: StreamState, num_records: int | None, now: float, stuck_after: float) -> StreamStatus:
     last = found.last
     age = max(now - found.commit_times[-1], 0.0) if found.commit_times else None
-    state = found.name(now, _late_after(found, stuck_after))
-    is_long_stuck = state == "stuck" and now - found.active > stuck_after
+    state = found.state_at(now, _late_after(found, stuck_after))
+    is_long_stuck = state == "stuck" and now - found.last_active > stuck_after
     message = _message(found, state, now)
     not_finite = last.totals.not_finite if last else {}
     notes = [message] * bool(message) + [f"not finite: {described(not_finite)}"] * bool(not_finite)
@@ -249,7 +249,7 @@ def _late_after(found: StreamState, stuck_after: float) -> float:
     An attempt that has not committed yet loads and compiles, which may take long.
     """
     gaps = [later - earlier for earlier, later in pairwise(found.commit_times)]
-    if len(gaps) < 2 or found.active > found.commit_times[-1]:
+    if len(gaps) < 2 or found.last_active > found.commit_times[-1]:
         return stuck_after
     return min(stuck_after, max(BATCHES_LATE * median(gaps), LEAST_LATE))
 
@@ -258,7 +258,7 @@ def _message(found: StreamState, state: str, now: float) -> str:
     if state == "crashing":
         return f"{count_of(found.died, 'attempt died', 'attempts died')} without a commit; see the logs of the last one"
     if state == "stuck":
-        return f"nothing for {format_seconds(now - found.active)}"
+        return f"nothing for {format_seconds(now - found.last_active)}"
     return found.damage or (found.ending.message if found.ending and not found.finished else "")
 
 

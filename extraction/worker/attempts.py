@@ -47,7 +47,7 @@ def note_first_commit(commit: Commit) -> None:
 
 
 @contextlib.contextmanager
-def noted_ending(storage: Storage, stream: int, attempt: Attempt) -> Iterator[None]:
+def note_failure(storage: Storage, stream: int, attempt: Attempt) -> Iterator[None]:
     """Write the note of an error that passes through, unless the next attempt is likely to succeed."""
     try:
         yield
@@ -62,7 +62,7 @@ def noted_ending(storage: Storage, stream: int, attempt: Attempt) -> Iterator[No
 
 
 @contextlib.contextmanager
-def no_rival_to_itself(attempt: Attempt) -> Iterator[None]:
+def retry_if_fenced_by_own_launcher(attempt: Attempt) -> Iterator[None]:
     """Raise TryAgain for a Fenced whose winner is an earlier attempt of the same launcher.
 
     A request of a killed worker may land after its successor has listed the commits. That attempt is no rival:

@@ -61,10 +61,10 @@ class StreamChooser:
         if state.finished:
             self.close(state.stream)
             return False
-        if state.stopped is not None:
-            self._stopped[state.stream] = state.stopped
+        if state.stopped_at is not None:
+            self._stopped[state.stream] = state.stopped_at
             return True
-        self._free_at[state.stream] = state.active + self._idle_after
+        self._free_at[state.stream] = state.last_active + self._idle_after
         return self._free_at[state.stream] <= now
 
     def take(self, stream: int) -> Attempt | None:

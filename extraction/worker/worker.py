@@ -31,7 +31,7 @@ from ..models.step import Step, load_step
 from ..streams.extensions import parts_of
 from ..streams.manifest import Manifest
 from ..streams.stream import Stream, open_stream
-from .attempts import new_attempt, no_rival_to_itself, note_begin, note_first_commit, noted_ending
+from .attempts import new_attempt, note_begin, note_failure, note_first_commit, retry_if_fenced_by_own_launcher
 from .claims import StreamChooser, work_all
 from .compile_cache import CompileCache
 from .known_answer import answer_of, check_answer
@@ -66,7 +66,7 @@ def extract(plan: RunPlan, stop: Stop, begin: float) -> None:
         _extract_any(join(plan, begin), stop)
         return
     attempt = new_attempt()
-    with noted_ending(plan.output, plan.stream, attempt), no_rival_to_itself(attempt):
+    with note_failure(plan.output, plan.stream, attempt), retry_if_fenced_by_own_launcher(attempt):
         note_begin(plan.output, plan.stream, attempt)
         extract_stream(join(plan, begin), plan.stream, attempt, stop)
 
@@ -76,7 +76,7 @@ def _extract_any(run: JoinedRun, stop: Stop) -> None:
     chooser = StreamChooser(output, run.plan.manifest.num_streams, run.plan.idle_after)
 
     def work_one(number: int, attempt: Attempt) -> None:
-        with noted_ending(output, number, attempt):
+        with note_failure(output, number, attempt):
             extract_stream(run, number, attempt, stop)
 
     work_all(chooser, work_one, say, stop)

@@ -14,7 +14,7 @@ from extraction.format.stream_state import Ending, parse_ending, read_stream_sta
 from extraction.read.reader import ActivationReader
 from extraction.storage import open_storage
 from extraction.tools.status import read_status
-from extraction.worker.attempts import note_begin, noted_ending
+from extraction.worker.attempts import note_begin, note_failure
 from extraction.worker.claims import StreamChooser, work_all
 from tests.helpers.runs import FINGERPRINT, WIDTHS, extract, make_run, tokens_of
 from tests.helpers.workers import MODEL, ROOT, SMALL, make_streams, text_of, verify, write_corpus
@@ -116,7 +116,7 @@ def test_a_stream_whose_worker_was_told_to_stop_is_free_at_once(output):
     attempt = checkpoint.Attempt()
     note_begin(output, 0, attempt)
     assert StreamChooser(output, 1, 1000.0).choose() is None
-    with pytest.raises(Stopped), noted_ending(output, 0, attempt):
+    with pytest.raises(Stopped), note_failure(output, 0, attempt):
         raise Stopped("told to stop")
     choosers = [StreamChooser(output, 1, 1000.0) for _ in range(2)]
     assert [chooser.choose() for chooser in choosers] == [0, 0]
@@ -167,7 +167,7 @@ def test_a_damaged_stream_stops_no_other(output, tmp_path):
 )
 def test_how_an_attempt_ended_is_noted(output, error, state):
     attempt = checkpoint.Attempt()
-    with pytest.raises(type(error)), noted_ending(output, 7, attempt):
+    with pytest.raises(type(error)), note_failure(output, 7, attempt):
         raise error
     ending = read_stream_state(output, 7).ending
     assert (ending and ending.state) == state
@@ -177,13 +177,13 @@ def test_how_an_attempt_ended_is_noted(output, error, state):
 @pytest.mark.parametrize("error, lines", [(InvalidRequest("a file is there"), 0), (DamagedData("bad"), 1)])
 def test_a_place_that_takes_no_note_either_is_told_of_once(tmp_path, capfd, error, lines):
     (tmp_path / "file").touch()
-    with pytest.raises(type(error)), noted_ending(open_storage(str(tmp_path / "file")), 0, checkpoint.Attempt()):
+    with pytest.raises(type(error)), note_failure(open_storage(str(tmp_path / "file")), 0, checkpoint.Attempt()):
         raise error
     assert capfd.readouterr().err.count("is not written") == lines
 
 
 def test_a_commit_after_an_ending_outdates_it(output):
-    with pytest.raises(DamagedData), noted_ending(output, 0, checkpoint.Attempt()):
+    with pytest.raises(DamagedData), note_failure(output, 0, checkpoint.Attempt()):
         raise DamagedData("bad")
     extract(checkpoint.CommitChain.load(output, 0, FINGERPRINT), STREAMS[0], stop_after=1)
     assert read_stream_state(output, 0).ending is None

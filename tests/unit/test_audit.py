@@ -17,7 +17,7 @@ from extraction.format.commit import MAX_COMMIT, parse_commit
 from extraction.format.records import Cursor
 from extraction.format.run_config import FORMAT, RunConfig
 from extraction.storage import open_storage
-from extraction.worker.attempts import noted_ending
+from extraction.worker.attempts import note_failure
 from tests.helpers.batches import SHAPE
 from tests.helpers.stream_runs import (
     COMMIT,
@@ -213,7 +213,7 @@ def test_an_output_of_something_else_holds_no_run(empty):
 
 
 def test_the_note_of_a_start_that_failed_before_it_joined_is_no_run(empty):
-    with pytest.raises(InvalidRequest), noted_ending(empty.storage, 0, checkpoint.Attempt()):
+    with pytest.raises(InvalidRequest), note_failure(empty.storage, 0, checkpoint.Attempt()):
         raise InvalidRequest("--layers 99")
     assert empty.storage.folders() == ["worker-00000"]
     with pytest.raises(InvalidRequest, match="holds no run"):

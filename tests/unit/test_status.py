@@ -27,7 +27,7 @@ from extraction.format.stream_state import BEGIN, StreamState, note_name
 from extraction.storage import open_storage
 from extraction.tools.status import _mean_rate, _rate_now, read_status, watch
 from extraction.tools.status_table import table
-from extraction.worker.attempts import new_attempt, note_begin, noted_ending
+from extraction.worker.attempts import new_attempt, note_begin, note_failure
 from tests.helpers import fake_gcs
 from tests.helpers.fake_metadata import FakeMetadata
 from tests.helpers.runs import FINGERPRINT, extract, make_run
@@ -43,7 +43,7 @@ def make_fleet(storage):
         extract(checkpoint.CommitChain.load(storage, 1, FINGERPRINT), STREAMS[1], stop_after)
     extract(checkpoint.CommitChain.load(storage, 2, FINGERPRINT), STREAMS[2], stop_after=2)
     for number, error in ((2, DamagedData("a bad file")), (3, Fenced("another has it"))):
-        with pytest.raises(type(error)), noted_ending(storage, number, checkpoint.Attempt()):
+        with pytest.raises(type(error)), note_failure(storage, number, checkpoint.Attempt()):
             raise error
     extract(checkpoint.CommitChain.load(storage, 4, FINGERPRINT), [4, 9, 9, 9], stop_after=1)
     note_begin(storage, 5, checkpoint.Attempt())
@@ -226,7 +226,7 @@ def test_causes_that_streams_share_are_said_once(tmp_path):
     describe_streams(storage, *[1] * 8)
     for number in (1, 2, 3, 6, 7):
         message = "no space" if number == 7 else f"worker-{number:05d}/batches/00000000.safetensors: 12{number} bytes"
-        with pytest.raises(DamagedData), noted_ending(storage, number, checkpoint.Attempt()):
+        with pytest.raises(DamagedData), note_failure(storage, number, checkpoint.Attempt()):
             raise DamagedData(message)
     found = read_status(str(tmp_path))
     first = "worker-00001/batches/00000000.safetensors: 121 bytes"

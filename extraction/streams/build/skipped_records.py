@@ -32,7 +32,7 @@ class Skipped:
         return {SKIPPED: {"count": self.count, "first": self.first}} if self.count else {}
 
 
-def told_skipped(options: Mapping[str, Any]) -> list[str]:
+def skipped_sentences(options: Mapping[str, Any]) -> list[str]:
     """Return sentences about the records that were left out, from the options of a manifest."""
     skipped = options.get(SKIPPED)
     if not skipped:

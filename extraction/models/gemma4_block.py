@@ -133,8 +133,3 @@ class Gemma4Block(Block):
             return added
         mixed = self.mixture.routed(self.norm_mixture(residual), self.mixture.router(residual), tap)
         return self.norm_dense_out(added) + self.norm_mixture_out(mixed)
-
-
-def make_gemma4_block(config: ModelConfig, kind: LayerKind, dtype: jnp.dtype, modules: Modules) -> nnx.Module:
-    """Return a block of this kind."""
-    return Gemma4Block(config, kind, dtype, modules)

@@ -109,16 +109,12 @@ class Layout:
         return x if BY_SUFFIX[kind].is_split else self.rows(x)
 
     def captured(self, x: jax.Array) -> jax.Array:
-        """Return x [places, B, T, width], sharded so that each device has its own columns."""
+        """Return x [places, B or groups, T or tokens, width], sharded so that each device has its own columns."""
         return self._put(x, None, "data", None, self._columns(x))
 
     def compacted(self, x: jax.Array) -> jax.Array:
         """Return x [groups, tokens, width], sharded as captured tensors."""
         return self._put(x, "data", None, self._columns(x))
-
-    def stacked(self, x: jax.Array) -> jax.Array:
-        """Return x [places, groups, tokens, width], sharded as captured tensors."""
-        return self._put(x, None, "data", None, self._columns(x))
 
     def parts(self, x: jax.Array) -> int:
         """Return the number of parts that the columns of [..., width] are split into."""

@@ -265,7 +265,7 @@ def make_step(model: Model, options: StepOptions, layout: Layout) -> Callable:
             return compaction.to_stored(compaction.gather(tensor, Slots(inputs.slots, inputs.counts)), inputs.counts)
 
         found = jax.lax.map(one, tensors)
-        return found._replace(values=layout.stacked(found.values))
+        return found._replace(values=layout.captured(found.values))
 
     def step(params: dict[str, Any], inputs: Inputs) -> dict[Buffer, Compacted]:
         with jax.default_matmul_precision(precision), attention_form(options.attention):

@@ -116,12 +116,6 @@ class StepOutput:
         return {name: unscaled(values[name], facts[name].scales) for name in values}, facts
 
 
-def _on_host(results: Compacted) -> dict[str, np.ndarray]:
-    """Return the fields that there are, but for the values."""
-    fields = {name: field for name, field in results._asdict().items() if name != "values" and field is not None}
-    return {name: np.asarray(field) for name, field in fields.items()}
-
-
 def start_transfer(arrays: Compacted, num_rows: int) -> Compacted:
     """Send the results to the host, the values cut to a part that holds the real rows of every group."""
     size = arrays.values.shape[2]

@@ -17,12 +17,12 @@ from ..used_config_keys import ModelView
 from ..weight_tables import (
     EXPERT_STACKS,
     LLAMA_NORMS,
-    LM_HEAD,
     Entries,
     Entry,
     Table,
     gated_mlp,
     linear,
+    llama_table,
     named_experts,
     norms,
     output,
@@ -83,12 +83,7 @@ def _deepseek(config: ModelView, path: Path, experts: Experts, interleaved: bool
 
 
 def _weight_table(config: ModelConfig) -> Table:
-    return Table(
-        embedding={"table": Entry("model.embed_tokens.weight")},
-        block=partial(_block, config),
-        final_norm={"scale": Entry("model.norm.weight")},
-        head=LM_HEAD,
-    )
+    return llama_table(config)._replace(block=partial(_block, config))
 
 
 def _block(config: ModelConfig, kind: LayerKind) -> Entries:

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     import jax
 
 _BLOCK = "model.layers.{l}"
-_MODULES = Modules(
-    "WideRMSNorm", embedding="PerLayerEmbedding", block="extraction.models.gemma4_block:make_gemma4_block"
-)
+_MODULES = Modules("WideRMSNorm", embedding="PerLayerEmbedding", block="extraction.models.gemma4_block:Gemma4Block")
 _PLACES = (
     LLAMA_PLACES
     | GEMMA_PLACES

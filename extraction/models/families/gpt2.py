@@ -12,8 +12,8 @@ import numpy as np
 from ..config import LayerKind, ModelConfig
 from ..used_config_keys import ModelView
 from ..weight_tables import LM_HEAD, Entries, Entry, Table, affine, to_heads
-from .base import Family, Modules, ReferencePlace
-from .reading import activation
+from .base import Family, Modules, ReferencePlace, renamed
+from .reading import activation, alike, decoder, layer_kind
 
 if TYPE_CHECKING:
     import jax
@@ -26,45 +26,38 @@ def _part(index: int) -> ReferencePlace:
     return ReferencePlace(f"{_BLOCK}.attn.c_attn", "out", lambda _, y: np.split(y, 3, axis=-1)[index])
 
 
-_PLACES = {
-    "hook_embed": ReferencePlace("transformer.h.0", "in"),
-    "hook_resid_pre": ReferencePlace(_BLOCK, "in"),
-    "ln1.hook_normalized": ReferencePlace(f"{_BLOCK}.ln_1", "normalized"),
-    "hook_attn_in": ReferencePlace(f"{_BLOCK}.attn", "in"),
-    "attn.hook_q": _part(0),
-    "attn.hook_k": _part(1),
-    "attn.hook_v": _part(2),
-    "attn.hook_z": ReferencePlace(f"{_BLOCK}.attn.c_proj", "in"),
-    "hook_attn_out": ReferencePlace(f"{_BLOCK}.attn.c_proj", "out"),
-    "hook_resid_mid": ReferencePlace(f"{_BLOCK}.ln_2", "in"),
-    "ln2.hook_normalized": ReferencePlace(f"{_BLOCK}.ln_2", "normalized"),
-    "hook_mlp_in": ReferencePlace(f"{_BLOCK}.mlp", "in"),
-    "mlp.hook_pre": ReferencePlace(f"{_BLOCK}.mlp.c_fc", "out"),
-    "mlp.hook_post": ReferencePlace(f"{_BLOCK}.mlp.c_proj", "in"),
-    "hook_mlp_out": ReferencePlace(f"{_BLOCK}.mlp", "out"),
-    "hook_resid_post": ReferencePlace(_BLOCK, "out"),
-    "ln_final.hook_normalized": ReferencePlace("transformer.ln_f", "out"),
-}
+_PLACES = renamed(
+    {
+        "model.layers": "transformer.h",
+        "model.norm": "transformer.ln_f",
+        "input_layernorm": "ln_1",
+        "post_attention_layernorm": "ln_2",
+        "self_attn": "attn",
+        "o_proj": "c_proj",
+        "gate_proj": "c_fc",
+        "down_proj": "c_proj",
+    }
+) | {f"attn.hook_{name}": _part(index) for index, name in enumerate("qkv")}
 
 
 def _read(config: ModelView, path: Path) -> ModelConfig:
-    kind = LayerKind(
-        num_heads=config.n_head,
-        num_kv_heads=config.n_head,
-        head_width=config.n_embd // config.n_head,
-        mlp_width=config.n_inner or 4 * config.n_embd,
+    kind = layer_kind(
+        config,
+        path,
+        head_width=config.hidden_size // config.num_attention_heads,
+        mlp_width=config.n_inner or 4 * config.hidden_size,
+        rope=None,
     )
-    return ModelConfig(
-        family="gpt2",
-        layers=(kind,) * config.n_layer,
-        width=config.n_embd,
-        vocab_size=config.vocab_size,
+    return decoder(
+        config,
+        path,
+        alike(config, kind),
         norm_epsilon=config.layer_norm_epsilon,
         activation=activation(config.activation_function, path),
         qkv_bias=True,
         output_bias=True,
         mlp_bias=True,
-        max_positions=config.n_positions,
+        max_positions=config.max_position_embeddings,
         attention_scale=None if config.scale_attn_weights else 1.0,
         scaled_by_layer=bool(config.scale_attn_by_inverse_layer_idx),
     )

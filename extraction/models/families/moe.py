@@ -22,7 +22,7 @@ from ..weight_tables import (
     transposed,
 )
 from .base import LLAMA_PLACES, QK_NORM_PLACES, ROUTER_PLACES, Family
-from .reading import alike, checked_experts, decoder, layer_kind, windowed
+from .reading import alike, checked_experts, decoder, has_mixture, layer_kind, windowed
 
 
 def _mixtral(config: ModelView, path: Path) -> ModelConfig:
@@ -49,13 +49,11 @@ def _qwen3_moe(config: ModelView, path: Path) -> ModelConfig:
 
 
 def _sparse(config: ModelView, path: Path, layers: list[LayerKind], **shared: Any) -> list[LayerKind]:
-    """Return the layers with a mixture in each of the `decoder_sparse_step`, but for `mlp_only_layers`."""
+    """Return the layers, with a mixture in those that have one."""
     experts = Experts(config.num_experts, config.num_experts_per_tok, bool(config.norm_topk_prob), **shared)
     checked_experts(experts, path)
     return [
-        dense
-        if layer in config.mlp_only_layers or (layer + 1) % config.decoder_sparse_step
-        else replace(dense, mlp_width=config.moe_intermediate_size, experts=experts)
+        replace(dense, mlp_width=config.moe_intermediate_size, experts=experts) if has_mixture(config, layer) else dense
         for layer, dense in enumerate(layers)
     ]
 

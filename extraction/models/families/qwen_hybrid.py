@@ -27,10 +27,11 @@ from ..weight_tables import (
     llama_table,
     named_experts,
     norms,
+    shared_entries,
     to_heads,
 )
 from .base import LLAMA_PLACES, QK_NORM_PLACES, ROUTER_PLACES, Family, Modules, ReferencePlace
-from .reading import by_layer_types, checked_experts, decoder, layer_kind, rope
+from .reading import by_layer_types, checked_experts, decoder, has_mixture, layer_kind, rope
 
 if TYPE_CHECKING:
     import jax
@@ -86,11 +87,11 @@ def _qwen3_5_moe(config: ModelView, path: Path) -> ModelConfig:
 
 
 def _qwen3_next(config: ModelView, path: Path) -> ModelConfig:
-    """Read a model with a mixture in each layer of its `decoder_sparse_step`, but for `mlp_only_layers`."""
+    """Read a model in which some layers have a dense mlp in place of the mixture."""
     found = _mixture(config, path, bool(config.norm_topk_prob))
     layers, dense_width = list(found.layers), config.intermediate_size
     for at, kind in enumerate(layers):
-        if at in config.mlp_only_layers or (at + 1) % config.decoder_sparse_step:
+        if not has_mixture(config, at):
             layers[at] = replace(kind, mlp_width=dense_width, experts=None)
     return replace(found, layers=tuple(layers))
 
@@ -170,10 +171,8 @@ def _half(index: int, head_width: int, tensor: "jax.Array") -> "jax.Array":
 def _mlp(config: ModelConfig, kind: LayerKind) -> Entries:
     if not kind.experts:
         return gated_mlp(config)
-    table = named_experts(kind) | linear("mlp.shared_gate", f"{_BLOCK}.mlp.shared_expert_gate", False)
-    for name in ("gate", "up", "down"):
-        table |= linear(f"mlp.shared.{name}", f"{_BLOCK}.mlp.shared_expert.{name}_proj", False)
-    return table
+    gate = linear("mlp.shared_gate", f"{_BLOCK}.mlp.shared_expert_gate", False)
+    return named_experts(kind) | gate | shared_entries(config, f"{_BLOCK}.mlp.shared_expert")
 
 
 def _table(projections: Callable[[LayerKind], dict[str, _TensorRows]], config: ModelConfig) -> Table:

@@ -74,6 +74,11 @@ def checked_experts(experts: Experts, path: Path) -> Experts:
     return experts
 
 
+def has_mixture(config: ModelView, layer: int) -> bool:
+    """Return whether a layer of Qwen has a mixture: each `decoder_sparse_step`-th, but for `mlp_only_layers`."""
+    return layer not in config.mlp_only_layers and (layer + 1) % config.decoder_sparse_step == 0
+
+
 def alike(config: ModelView, kind: LayerKind) -> list[LayerKind]:
     """Return the layers of a model that are all of this kind, with its window if it has one."""
     window = getattr(config, "sliding_window", None)

@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from extraction.core.errors import DamagedData, InvalidRequest
-from extraction.datasets.arc_agi.dataset import ArcOptions, create, original_of
+from extraction.datasets.arc_agi.dataset import ArcOptions, create
 from extraction.datasets.arc_agi.prompts import Prompter, PromptOptions
 from extraction.datasets.arc_agi.tasks import find_tasks
 from extraction.storage import open_storage
 from extraction.streams.stream import open_stream
+from tests.helpers.arc_grids import original_of
 
 TASK = {
     "train": [{"input": [[1, 2, 3], [4, 5, 6]], "output": [[0]]}, {"input": [[7]], "output": [[8], [9]]}],

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from extraction.core.errors import InvalidRequest
-from extraction.datasets.arc_agi.dataset import ArcOptions, augmentation_of, create, original_of
+from extraction.datasets.arc_agi.dataset import ArcOptions, create
 from extraction.datasets.arc_agi.grids import check_grid, parse_encoder
 from extraction.datasets.arc_agi.prompts import Prompter, PromptOptions
 from extraction.storage import open_storage
 from extraction.streams.stream import load_manifest, open_stream
+from tests.helpers.arc_grids import augmentation_of, decode, original_of, undo
 from tests.helpers.workers import MODEL
 from tests.unit.test_arc_agi import PROMPT, TASK, meta_of, pairs_of, records_of, write_json
 
@@ -35,7 +36,7 @@ def test_templates_and_encodings_are_chosen_by_name(tmp_path):
 def test_the_largest_grid_is_taken():
     largest = [[cell % 10 for cell in range(30)]] * 30
     check_grid(largest, "here")
-    assert parse_encoder("shape(rows(minimal))").encode(largest).endswith("30 012345678901234567890123456789")
+    assert parse_encoder("shape(rows(minimal))")(largest).endswith("30 012345678901234567890123456789")
 
 
 def test_the_answer_is_in_the_meta_and_not_in_the_prompt(tmp_path):
@@ -56,13 +57,12 @@ def test_eight_predictions_for_each_test_input_can_be_traced_back(tmp_path):
     source = write_json(tmp_path / "all.json", {"a": TASK, "b": TASK})
     records = records_of(tmp_path, source, 3, predictions_per_task=8)
     assert [record.id for record in records] == [f"{t}/{i}/{n}" for t in "ab" for i in range(2) for n in range(8)]
-    encoder = parse_encoder("shape(rows(minimal))")
     for record in records:
         meta = meta_of(record)
         original, how = original_of(meta), augmentation_of(meta)
         assert original == {"train": TASK["train"], "test": [TASK["test"][meta["test_index"]]]}
         blocks = filter(None, map(str.strip, re.split("Input:|Output:", record.text)))
-        grids = [how.undo(encoder.decode(block)) for block in blocks]
+        grids = [undo(how, decode("shape(rows(minimal))", block)) for block in blocks]
         expected = [original["train"][i][key] for i in how.order for key in ("input", "output")]
         assert grids == [*expected, original["test"][0]["input"]]
     assert len({record.text for record in records[:8]}) == 8

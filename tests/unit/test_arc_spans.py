@@ -2,10 +2,10 @@
 
 import pytest
 
-from extraction.datasets.arc_agi.dataset import augmentation_of, original_of
 from extraction.datasets.arc_agi.grids import parse_encoder
 from extraction.datasets.arc_agi.prompts import Prompter, PromptOptions
 from extraction.streams.stream import load_manifest
+from tests.helpers.arc_grids import augmentation_of, decode, original_of, undo
 from tests.helpers.workers import MODEL
 from tests.unit.test_arc_agi import TASK, meta_of, pairs_of, records_of, write_json
 from tests.unit.test_arc_prompts import PLENTY, shown
@@ -24,11 +24,11 @@ def test_spans_are_the_test_input_and_the_answer_as_they_are_shown(tmp_path, enc
     for record, bare in zip(records_of(tmp_path, source, **options), without, strict=True):
         meta = meta_of(record)
         how, test = augmentation_of(meta), original_of(meta)["test"][0]
-        assert shown(record, "test-input") == encoder.encode(how.apply(test["input"])) == shown(bare, "test-input")
+        assert shown(record, "test-input") == encoder(how.apply(test["input"])) == shown(bare, "test-input")
         assert record.text.index("Output:", meta["spans"]["test-input"][1]) == len(bare.text) - len("Output:\n")
         if "output" in test:
             assert record.text == bare.text + shown(record, "answer")
-            assert how.undo(encoder.decode(shown(record, "answer"))) == test["output"]
+            assert undo(how, decode(encoding, shown(record, "answer"))) == test["output"]
         else:  # an answer that nobody knows
             assert (record.text, meta["spans"].keys()) == (bare.text, {"test-input"})
     options = load_manifest(str(tmp_path / "out")).options

@@ -2,8 +2,7 @@
 
 In: tasks (see `tasks`) and `ArcOptions`. Out: the published manifest and stream files. Ids are
 `task/test/augmentation`. A record's meta keeps the task, the test index, the augmentation, the number of dropped
-examples, the original grids (`original_of` and `augmentation_of` parse them), and `spans`: the characters of the test
-input and of the answer.
+examples, the original grids, and `spans`: the characters of the test input and of the answer.
 
 Guarantee: a prompt with too many tokens loses its first examples, never its test input; a prompt that cannot fit is
 left out with a warning and counted in the manifest. Cost: tasks of JSON files are all in memory, those of Parquet and
@@ -20,11 +19,11 @@ from ...storage import Storage
 from ...streams.build.materialize import META_BYTES, Row, Spool, publish_spool
 from ...streams.build.publish import Origin, Published
 from ..command import PLACES, Dataset
-from .augmentation import Augmentation, augmentation, from_json, unchanged
+from .augmentation import Augmentation, augmentation, unchanged
 from .grids import Grid
 from .options import ArcOptions
 from .prompts import Prompt, Prompter
-from .tasks import NamedTask, Task, find_tasks
+from .tasks import NamedTask, find_tasks
 
 _MOST_WARNINGS = 20
 
@@ -113,23 +112,6 @@ def _meta(named: NamedTask, place: tuple[int, int], how: Augmentation, prompt: P
 
 def _packed(grid: Grid) -> str:
     return "/".join("".join(map(str, row)) for row in grid)
-
-
-def _unpacked(text: str) -> Grid:
-    return [[int(cell) for cell in row] for row in text.split("/")]
-
-
-def original_of(meta: dict[str, Any]) -> Task:
-    """Return the task of a record, with the one test input that the record is about, from its parsed meta."""
-    given, answer = meta["original"]["test"]
-    test = {"input": _unpacked(given)} | ({"output": _unpacked(answer)} if answer is not None else {})
-    train = [{"input": _unpacked(one), "output": _unpacked(other)} for one, other in meta["original"]["train"]]
-    return {"train": train, "test": [test]}
-
-
-def augmentation_of(meta: dict[str, Any]) -> Augmentation:
-    """Return the augmentation of a record, from its parsed meta."""
-    return from_json(meta["augmentation"])
 
 
 DATASET = Dataset(

@@ -94,14 +94,14 @@ class Prompter:
 
     def text(self, pairs: Sequence[Pair], test: Grid) -> str:
         """Return a prompt with all of the pairs."""
-        return self._written(self.encoder.encode, pairs, test)
+        return self._written(self.encoder, pairs, test)
 
     def fitted(self, pairs: Sequence[Pair], test: Grid, answer: Grid | None = None) -> Prompt | None:
         """Return the prompt, followed by the answer if there is one, with as many of the last pairs as fit.
 
         Returns None when the test input and the answer alone do not fit.
         """
-        said = "" if answer is None else self.encoder.encode(answer)
+        said = "" if answer is None else self.encoder(answer)
         for dropped in range(len(pairs) + 1):
             text = self.text(pairs[dropped:], test)
             if self._options.seq_len is None or self.num_tokens(text + said) <= self._options.seq_len:
@@ -116,8 +116,8 @@ class Prompter:
 
     def _test_span(self, pairs: Sequence[Pair], test: Grid, text: str) -> dict[str, list[int]]:
         """Return the span of the test input, found by a mark in its place; none if a chat template changes it."""
-        shown = self.encoder.encode(test)
-        marked = self._written(lambda grid: _MARK if grid is test else self.encoder.encode(grid), pairs, test)
+        shown = self.encoder(test)
+        marked = self._written(lambda grid: _MARK if grid is test else self.encoder(grid), pairs, test)
         before, _, after = marked.partition(_MARK)
         found = before + shown + after == text
         return {"test-input": [len(before), len(before) + len(shown)]} if found else {}

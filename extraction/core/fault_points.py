@@ -7,8 +7,6 @@ Guarantee: without the variable nothing happens. Cost: one dictionary look-up.
 import os
 import signal
 
-KILL_POINTS = ("before-run", "after-run", "before-data", "after-data", "before-commit", "after-commit")
-
 
 def kill_point(name: str, batch: int = 0) -> None:
     """Kill this process if this point is armed, for this batch or for all batches."""

@@ -69,7 +69,6 @@ class Accelerator:
 #   figure: that of v5e is assumed.
 # - GPU: NVIDIA's data sheets of H100 SXM, H200 SXM, A100 80GB SXM and L4, as quoted by pages on them. jax reserves 75%
 #   of a GPU's memory (XLA_PYTHON_CLIENT_MEM_FRACTION). NVLink is a switch: one direction of it is one link here.
-FIGURES_OF = "2026-11-27"
 _GPU_SHARE = 0.75
 # Prices of Google Cloud in us-central1, an hour of one chip: catalogs/v8/gcp/vms.csv of github.com/skypilot-org/
 # skypilot-catalog, commit 006059e, read on 2026-11-27. It has none for v4 there, and contradictory ones for GPUs.

@@ -151,7 +151,8 @@ class GcsStorage(Storage):
             data, length = answer.raw.read(), answer.headers.get("Content-Length")
             if length is not None and len(data) != int(length):
                 raise ConnectionError("the answer was cut")
-            whole = answer.status_code == 200 or answer.headers.get("Content-Range", "") == _whole_range(len(data))
+            all_bytes = f"bytes 0-{len(data) - 1}/{len(data)}"
+            whole = answer.status_code == 200 or answer.headers.get("Content-Range") == all_bytes
             return data, found[1] if found and whole else ""
 
     def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
@@ -273,11 +274,6 @@ class GcsStorage(Storage):
         if isinstance(error, exceptions.GoogleAPICallError):
             return InvalidRequest(f"{self._url(name)}: the service refused: {reason(error)}")
         return error
-
-
-def _whole_range(size: int) -> str:
-    """Return the header of an answer with all bytes of an object."""
-    return f"bytes 0-{size - 1}/{size}"
 
 
 def _make_client() -> Any:

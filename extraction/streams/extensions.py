@@ -14,9 +14,10 @@ from dataclasses import replace
 
 from ..core import strict_json
 from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound
+from ..format.digests import digest_of
 from ..format.extension_names import list_extensions
 from ..storage import Storage, check_name, open_storage
-from .manifest import MANIFEST_NAME, SCHEMA, Manifest, StreamsPart, canonical_json, parse_manifest, sha256
+from .manifest import MANIFEST_NAME, SCHEMA, Manifest, StreamsPart, canonical_json, parse_manifest
 
 _KEYS = {"schema", "previous", "folder", "manifest"}
 
@@ -95,7 +96,7 @@ def _extension(home: Storage, name: str, previous: str) -> StreamsPart:
         raise DamagedData(f"{where} names {folder}/{MANIFEST_NAME}, which is missing: restore it") from None
     if manifest.digest != value["manifest"]:
         raise DamagedData(f"{home}/{folder}/{MANIFEST_NAME}: not the manifest that {name} names")
-    return StreamsPart(folder, manifest, sha256(data))
+    return StreamsPart(folder, manifest, digest_of(data))
 
 
 def _read(home: Storage, folder: str) -> Manifest:

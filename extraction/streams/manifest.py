@@ -9,7 +9,6 @@ Guarantee: a manifest was checked field by field. Its streams hold no row twice 
 the source was requested, every row of every file. Cost: one pass over its entries.
 """
 
-import hashlib
 import itertools
 import json
 from bisect import bisect_left
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 from ..core import strict_json
 from ..core.errors import DamagedData
+from ..format.digests import digest_of
 from .columns import columns_of
 from .row_filter import RowFilter, for_ids, parse_filter
 
@@ -128,11 +128,6 @@ class StreamsPart(NamedTuple):
     digest: str
 
 
-def sha256(data: bytes) -> str:
-    """Return the digest of some bytes as the manifest spells it."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
 def canonical_json(value: object) -> bytes:
     """Return one line of JSON that is the same bytes for equal values."""
     return (json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n").encode()
@@ -200,7 +195,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         num_records=top.count("num_records"),
         files=files,
         streams=tuple(_parse_stream(fields, len(files)) for fields in top.objects("streams")),
-        digest=sha256(data),
+        digest=digest_of(data),
     )
     _check_whole(manifest, top)
     return manifest

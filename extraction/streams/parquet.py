@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound, TryAgain
+from ..format.digests import digest_of
 from ..storage import ObjectInfo, Storage, backend_of, open_storage
 from ..storage.base import RangedFile
-from .manifest import ParquetFacts, is_outside, sha256
+from .manifest import ParquetFacts, is_outside
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -107,7 +108,7 @@ def read_footer(file: OpenFile) -> tuple[ParquetFacts, "pyarrow.parquet.FileMeta
             end = handle.read(missing) + end
         tail = end[-TAIL_BYTES - length :]
         metadata = pyarrow.parquet.read_metadata(io.BytesIO(MAGIC + tail))
-    return ParquetFacts(name, size, metadata.num_rows, sha256(tail[:-TAIL_BYTES]), file.etag), metadata
+    return ParquetFacts(name, size, metadata.num_rows, digest_of(tail[:-TAIL_BYTES]), file.etag), metadata
 
 
 def check_pinned(found: ParquetFacts, pinned: ParquetFacts) -> None:

@@ -65,11 +65,6 @@ class Stream:
         """How many records the stream has."""
         return self._entry.num_records
 
-    @property
-    def digest(self) -> str:
-        """The digest that the manifest gives for this stream."""
-        return self._entry.digest
-
     def read_records(self, start: int = 0) -> Iterator[Record]:
         """Return the records from number `start` on. Raises InvalidRequest at once for a start beyond the end."""
         self._check_range(start, self.num_records)

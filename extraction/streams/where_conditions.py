@@ -131,15 +131,21 @@ class _Field:
 
 
 @dataclass(frozen=True)
-class _Compared(_Node):
-    """`field order constant`."""
+class _OfField(_Node):
+    """A condition on one field."""
 
     field: _Field
-    order: type
-    constant: Any
 
     def columns(self) -> Sequence[str]:
         return self.field.path[:1]
+
+
+@dataclass(frozen=True)
+class _Compared(_OfField):
+    """`field order constant`."""
+
+    order: type
+    constant: Any
 
     def mask(self, table: Any, compute: Any) -> Any:
         import pyarrow
@@ -176,13 +182,8 @@ class _Compared(_Node):
 
 
 @dataclass(frozen=True)
-class _Null(_Node):
+class _Null(_OfField):
     """`field is None`."""
-
-    field: _Field
-
-    def columns(self) -> Sequence[str]:
-        return self.field.path[:1]
 
     def mask(self, table: Any, compute: Any) -> Any:
         return compute.is_null(self.field.array(table, compute))
@@ -192,14 +193,10 @@ class _Null(_Node):
 
 
 @dataclass(frozen=True)
-class _Contains(_Node):
+class _Contains(_OfField):
     """`'part' in field`."""
 
-    field: _Field
     part: str
-
-    def columns(self) -> Sequence[str]:
-        return self.field.path[:1]
 
     def mask(self, table: Any, compute: Any) -> Any:
         return compute.match_substring(self.field.array(table, compute), self.part)

@@ -23,12 +23,11 @@ from ..storage import backend_of, open_storage
 from ..storage.hub import HubStorage
 from ..storage.hub_upload import File, upload
 
-FORMS = ("safetensors", "parquet")
 CARD = "README.md"
 
 
 def publish(output: str, target: str, form: str, licence: str) -> int:
-    """Publish the run at `output` as one of FORMS; return how many files it has. Raises InvalidRequest."""
+    """Publish the run at `output` as `safetensors` or `parquet`; return how many files. Raises InvalidRequest."""
     reader = ActivationReader(output)
     _require_finished(reader)
     made = list[str]()

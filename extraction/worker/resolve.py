@@ -9,8 +9,6 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import checkpoint
-
 from ..batching.first_records import Sample, all_records, check_spans, count_first_records
 from ..batching.packing import Cut
 from ..batching.token_selection import Selection, Selector
@@ -18,7 +16,7 @@ from ..batching.tokenizer import RecordTokenizer
 from ..core.errors import InvalidRequest, ObjectNotFound
 from ..core.logs import say
 from ..core.versions import DEVICE, cpu_features, software_versions
-from ..format.run_config import RunConfig, RunDescription
+from ..format.run_config import RunConfig, RunDescription, read_run
 from ..models.config import ModelConfig
 from ..models.config_file import read_model_config
 from ..models.cost import choose_rows, demand_of, ideal_flops, stored_bytes
@@ -203,7 +201,7 @@ def _stream_of(flags: RunFlags) -> int | None:
 
 def _run_in(output: Storage) -> RunDescription | None:
     try:
-        return checkpoint.read_run(output)
+        return read_run(output)
     except ObjectNotFound:
         return None
 

@@ -50,11 +50,6 @@ class Uploader:
             self._waiting_bytes += size
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """Wait until everything submitted is committed. Raises the error that ended the uploader."""
-        self._drain()
-        self._raise()
-
     def __enter__(self) -> "Uploader":
         return self
 

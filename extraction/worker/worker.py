@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import checkpoint
-from checkpoint import Attempt
 
 from ..batching.packing import BatchShape, Cut, PackedBatch, pack_batches
 from ..core.count_of import count_of
@@ -20,6 +19,7 @@ from ..core.errors import Stopped
 from ..core.logs import say
 from ..core.threads import in_background
 from ..core.versions import version_differences
+from ..format.commit import Attempt, Commit
 from ..format.dtypes import dtype_named
 from ..format.not_finite import described
 from ..format.records import Cursor
@@ -134,7 +134,7 @@ def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) ->
     first_batch = chain.next_batch
     layout = BatchLayout(number, run.step.widths, dtype_named(run.config.store_dtype))
 
-    def on_commit(commit: checkpoint.Commit) -> None:
+    def on_commit(commit: Commit) -> None:
         if commit.batch == first_batch:
             note_first_commit(commit)
         progress.on_commit(commit)

@@ -18,6 +18,7 @@ import pyarrow
 
 from extraction.batching.token_selection import Selection, Selector
 from extraction.core.threads import Budget
+from extraction.format.digests import digest_of
 from extraction.format.dtypes import dtype_named
 from extraction.format.records import Record, TokenizedRecord
 from extraction.format.run_config import SpecialTokenIds
@@ -27,7 +28,7 @@ from extraction.models.location import ModelFolder
 from extraction.models.step_options import StepOptions
 from extraction.models.step_output import ValuesPart
 from extraction.storage import Storage
-from extraction.streams.manifest import Manifest, StreamEntry, sha256
+from extraction.streams.manifest import Manifest, StreamEntry
 from extraction.streams.stream import Stream, _Rows
 from extraction.worker.resolve import ModelPlan, RunPlan
 from tests.simulation.scheduler import Scheduler
@@ -125,8 +126,8 @@ class Workload:
         self.seconds_of_a_step = draw.choice((0.05, 1.0, 20.0))
         rows = [self._rows(draw, stream) for stream in range(self.num_streams)]
         self._tables = [pyarrow.Table.from_pydict({"id": ids, "text": texts}, _SCHEMA) for ids, texts in rows]
-        entries = tuple(StreamEntry(len(ids), sha256(repr(ids).encode()), ()) for ids, _ in rows)
-        total, digest = sum(entry.num_records for entry in entries), sha256(repr(rows).encode())
+        entries = tuple(StreamEntry(len(ids), digest_of(repr(ids).encode()), ()) for ids, _ in rows)
+        total, digest = sum(entry.num_records for entry in entries), digest_of(repr(rows).encode())
         self.manifest = Manifest("text", "memory", None, {}, self.num_streams, total, (), entries, digest)
         selection = Selection.parse(draw.choice(_SELECTIONS))
         self.selector = Selector(selection)

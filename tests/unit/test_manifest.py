@@ -6,9 +6,10 @@ import pytest
 
 from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.datasets import fineweb
+from extraction.format.digests import digest_of
 from extraction.storage import open_storage
 from extraction.streams.extensions import load_manifest
-from extraction.streams.manifest import canonical_json, parse_manifest, sha256
+from extraction.streams.manifest import canonical_json, parse_manifest
 from extraction.streams.stream import open_stream
 from tests.helpers.corpora import (
     write_corpus,
@@ -27,7 +28,7 @@ def corpus(tmp_path):
 def test_the_digest_is_that_of_the_bytes(corpus):
     data = open_storage(corpus[1]).read("manifest.json")
     manifest = load_manifest(corpus[1])
-    assert manifest.digest == sha256(data)
+    assert manifest.digest == digest_of(data)
     assert data == canonical_json(json.loads(data)) and data.endswith(b"}\n")
 
 

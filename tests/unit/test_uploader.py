@@ -31,15 +31,14 @@ def test_submit_waits_while_the_queue_is_full():
         released.wait(10)
         committed.append(batch)
 
-    writer = Uploader(commit, 10, lambda commit: None)
-    writer.submit(0, memoryview(bytes(6)), {})
-    third = threading.Thread(target=writer.submit, args=(1, memoryview(bytes(6)), {}))
-    third.start()
-    third.join(0.2)
-    assert third.is_alive()
-    released.set()
-    third.join(10)
-    writer.close()
+    with Uploader(commit, 10, lambda commit: None) as writer:
+        writer.submit(0, memoryview(bytes(6)), {})
+        third = threading.Thread(target=writer.submit, args=(1, memoryview(bytes(6)), {}))
+        third.start()
+        third.join(0.2)
+        assert third.is_alive()
+        released.set()
+        third.join(10)
     assert committed == [0, 1]
 
 
@@ -58,11 +57,12 @@ def test_an_error_reaches_the_caller_and_nothing_is_written_after_it():
             raise TryAgain("storage is away")
         committed.append(batch)
 
-    writer = Uploader(commit, 100, lambda commit: None)
-    with pytest.raises(TryAgain, match="storage is away"):
+    with (
+        pytest.raises(TryAgain, match="storage is away"),
+        Uploader(commit, 100, lambda commit: None) as writer,
+    ):
         for number in range(10):
             writer.submit(number, memoryview(b""), {})
-        writer.close()
     assert committed == [0]
 
 

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData, InvalidRequest, PermissionDenied
 from ...core.progress_bar import track
+from ...format.digests import digest_of
 from ...streams.build.file_kinds import stem_of
 from ...streams.build.read_log import ReadLog
 from ...streams.build.row_files import unpacked
 from ...streams.build.sources import SourceFile, find_source
 from ...streams.build.splits import ALL, canonical
-from ...streams.manifest import sha256
 from ...streams.parquet import Files, damage_named
 from .options import ArcOptions
 
@@ -151,7 +151,7 @@ def _bytes_of(opener: Files, file: SourceFile) -> bytes:
 
 def _value_of(file: SourceFile, data: bytes, log: ReadLog) -> Any:
     """Return the JSON object or list of a file."""
-    log.finish(file, sha256(data))
+    log.finish(file, digest_of(data))
     try:
         with damage_named(file.name):
             text = unpacked(file.name, io.BytesIO(data)).read()

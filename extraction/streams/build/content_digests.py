@@ -19,7 +19,7 @@ import numpy as np
 from ...core.errors import DamagedData
 from ...core.progress_bar import track
 from ..column_chunks import ColumnChunks, open_chunks
-from ..columns import Columns, as_strings, token_arrays
+from ..columns import Columns, as_strings, python_values, token_arrays
 from ..manifest import ParquetFacts
 from ..parquet import Files
 from .assign_row_groups import FileGroups
@@ -128,13 +128,8 @@ def _undecodable(column: str, values: "pyarrow.ChunkedArray") -> dict[int, str]:
         values.validate(full=True)
         return {}
     except pyarrow.ArrowInvalid:  # which does not say all the rows
-        bad = {}
-        for row, value in enumerate(values):
-            try:
-                value.as_py()
-            except UnicodeDecodeError as error:
-                bad[row] = f"{column} is {error}"
-        return bad
+        found = enumerate(python_values(values))
+        return {row: f"{column} is {value}" for row, value in found if isinstance(value, UnicodeDecodeError)}
 
 
 def _with_content(file: FileGroups, found: Sequence[_Group], wanted: Wanted) -> FileGroups:

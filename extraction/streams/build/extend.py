@@ -13,11 +13,12 @@ from typing import Any
 
 from ...core.errors import DamagedData, InvalidRequest, ObjectExists, TryAgain
 from ...core.fault_points import kill_point
+from ...format.digests import digest_of
 from ...format.extension_names import extension_name
 from ...storage import Storage, open_storage
 from ..columns import TOKENS_OPTION
 from ..extensions import encode_extension, join_parts, load_manifest, parts_of
-from ..manifest import Manifest, StreamsPart, canonical_json, is_outside, sha256
+from ..manifest import Manifest, StreamsPart, canonical_json, is_outside
 from ..stream import open_stream
 from .check import id_problems
 from .publish import OtherStreams, Published
@@ -47,7 +48,7 @@ def extend_streams(
     """
     home, before = open_storage(location), load_manifest(location)
     number = len(before.digests)
-    digest = sha256(canonical_json(request)).removeprefix("sha256:")
+    digest = digest_of(canonical_json(request)).removeprefix("sha256:")
     folder, name = f"streams-{number:04d}-{digest[:16]}", extension_name(number)
     own_home = open_storage(f"{home.location}/{folder}")
     try:
@@ -57,7 +58,7 @@ def extend_streams(
         raise InvalidRequest(f"{error}; {how}, and start the same command again") from None
     _check_alike(before, added, location)
     data = encode_extension(before.digest, folder, added)
-    after = join_parts([*parts_of(before), StreamsPart(folder, added, sha256(data))])
+    after = join_parts([*parts_of(before), StreamsPart(folder, added, digest_of(data))])
     if not any(is_outside(file.name) for file in added.files):
         streams = (open_stream(after, home, index) for index in range(after.num_streams))
         for problem in id_problems(streams):

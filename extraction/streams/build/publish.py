@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ...core.errors import InvalidRequest, ObjectExists, ObjectNotFound
+from ...format.digests import digest_of
 from ...storage import Storage
 from ..manifest import (
     MANIFEST_NAME,
@@ -23,7 +24,6 @@ from ..manifest import (
     StreamEntry,
     encode_manifest,
     parse_manifest,
-    sha256,
 )
 
 
@@ -60,7 +60,7 @@ def manifest_of(origin: Origin, files: Sequence[ParquetFacts], streams: Sequence
     values = {field.name: getattr(origin, field.name) for field in fields(origin)}
     draft = Manifest(**values, num_streams=len(streams), num_records=num_records, files=tuple(files),
                      streams=tuple(streams), digest="")  # fmt: skip
-    return replace(draft, digest=sha256(encode_manifest(draft)))
+    return replace(draft, digest=digest_of(encode_manifest(draft)))
 
 
 def manifest_there(storage: Storage) -> Manifest | None:

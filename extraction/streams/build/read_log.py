@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 from ...core.errors import DamagedData, InvalidRequest, ObjectNotFound
 from ...core.progress_bar import track
+from ...format.digests import digest_of
 from ...storage import Storage
-from ..manifest import Manifest, canonical_json, sha256
+from ..manifest import Manifest, canonical_json
 from ..parquet import Files, etag_of
 from .materialize import AS_TEXT, Row, Spool, Stored, publish_spool
 from .publish import Origin, Published
@@ -67,7 +68,7 @@ class ReadLog:
 def _pinned(files: list[list[Any]]) -> dict[str, Any]:
     """Return [name, size, digest] of each file, or a digest of that list where it is long."""
     facts = {"count": len(files), "size": sum(size for _, size, _ in files)}
-    return facts | ({"digest": sha256(canonical_json(files))} if len(files) > MOST_FILES else {"files": files})
+    return facts | ({"digest": digest_of(canonical_json(files))} if len(files) > MOST_FILES else {"files": files})
 
 
 def changed_sources(manifest: Manifest) -> Iterator[str]:

@@ -115,16 +115,6 @@ class ReportFacts:
         """Tokens that are stored, or means over windows."""
         return sum(commit.rows for commit in self.commits)
 
-    @property
-    def seq_len(self) -> int:
-        """T, tokens in a window."""
-        return self.run.config.seq_len
-
-    @property
-    def slots_per_batch(self) -> int:
-        """Places for tokens in one batch, padding included."""
-        return self.run.config.num_slots
-
     def interruptions(self) -> list[CommitFact]:
         """The first commit of every attempt that took over from another one."""
         by_stream: dict[int, list[CommitFact]] = defaultdict(list)

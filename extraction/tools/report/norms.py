@@ -10,6 +10,7 @@ from html import escape
 
 import numpy as np
 
+from ...models.hooks import layer_of, suffix_of
 from . import charts
 from .charts import Axes, section, short
 from .facts import HookFacts, Outstanding, ReportFacts
@@ -19,17 +20,12 @@ _FEW = 12  # rows that are shown without being asked for
 _COLORS = 6
 
 
-def kind(name: str) -> str:
-    """A hook point's name without its layer."""
-    return name.split(".", 2)[2] if name.startswith("blocks.") else name
-
-
 def _layers(facts: ReportFacts) -> dict[str, list[tuple[int, HookFacts]]]:
     """The hook points of each kind that has several layers, by layer."""
     found: dict[str, list[tuple[int, HookFacts]]] = defaultdict(list)
     for hook in facts.hooks:
         if hook.name.startswith("blocks.") and hook.median > 0:
-            found[kind(hook.name)].append((int(hook.name.split(".")[1]), hook))
+            found[suffix_of(hook.name)].append((layer_of(hook.name), hook))
     return {name: sorted(hooks, key=lambda pair: pair[0]) for name, hooks in found.items() if len(hooks) > 2}
 
 
@@ -99,7 +95,7 @@ def spreads(facts: ReportFacts) -> str:
     scale = (low / 1.1, max([low, *(hook.largest for hook in counted)]) * 1.1)
     cells = ['<div class="head">hook point</div><div class="head">1 to 99%, middle half, median; largest</div>']
     cells += [f'<div class="head number">{name}</div>' for name in ("r.m.s.", "median", "largest")]
-    for hook in sorted(facts.hooks, key=lambda hook: kind(hook.name)):  # by layer within a kind
+    for hook in sorted(facts.hooks, key=lambda hook: suffix_of(hook.name)):  # by layer within a kind
         cells.append(
             f'<div class="name">{escape(hook.name)}</div>'
             f'<div class="picture">{_spread(hook, scale)}</div>'
@@ -127,7 +123,7 @@ def outstanding(facts: ReportFacts, words: Words | None) -> str:
     head = "".join(f'<th class="number">{name}</th>' for name in names)
     head = f"<tr><th>hook point</th>{head}<th>record</th></tr>"
     strong = [found for hook in facts.hooks for found in hook.outstanding if found.times > 5]
-    first = sum(found.position % facts.seq_len == 0 for found in strong)
+    first = sum(found.position % facts.run.config.seq_len == 0 for found in strong)
     note = "Tokens far above the median weigh most in a squared error; leave them out or scale them when training. "
     note += f"Those of a sample of {facts.sampled_tokens:,}, and of all tokens the one with the largest coordinate. "
     note += (

@@ -13,10 +13,11 @@ import numpy as np
 
 from ...core.amounts import format_bytes, format_seconds
 from ...format.not_finite import described
+from ...models.hooks import suffix_of
 from . import charts, norms, over_time
 from .charts import section, short
 from .facts import ReportFacts
-from .norms import Words, kind
+from .norms import Words
 
 _STYLE = Path(__file__).with_name("style.css")
 
@@ -44,7 +45,7 @@ def render(facts: ReportFacts, words: Words | None = None) -> str:
 
 def _kinds(facts: ReportFacts) -> list[str]:
     """The kinds of hook points, and from how many layers."""
-    kinds = Counter(kind(hook.name) for hook in facts.hooks)
+    kinds = Counter(suffix_of(hook.name) for hook in facts.hooks)
     return [f"{kind} of {count} layers" if count > 1 else kind for kind, count in kinds.items()] or ["nothing yet"]
 
 
@@ -123,7 +124,7 @@ def _lengths(facts: ReportFacts) -> str:
 
 
 def _padding(facts: ReportFacts) -> str:
-    slots = facts.slots_per_batch
+    slots = facts.run.config.num_slots
     if not facts.commits:
         return ""
     padding = np.array([100 * (1 - commit.tokens / slots) for commit in facts.commits])

@@ -74,7 +74,7 @@ class DatasetCommands(CommandGroup):
 
 def _advice(error: Exception) -> str:
     from extraction.core.errors import TryAgain
-    from extraction.datasets import OtherStreams
+    from extraction.streams.build.publish import OtherStreams
 
     advice = {OtherStreams: "; choose another --output", TryAgain: "; start the same command again"}
     return next((text for kind, text in advice.items() if isinstance(error, kind)), "")

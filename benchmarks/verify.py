@@ -38,7 +38,7 @@ from extraction.format.records import Cursor, TokenizedRecord  # noqa: E402
 from extraction.format.run_config import RunConfig, RunDescription  # noqa: E402
 from extraction.format.statistics import norm_counts  # noqa: E402
 from extraction.storage import crc32c_base64, open_storage  # noqa: E402
-from extraction.streams.stream import load_manifest  # noqa: E402
+from extraction.streams.extensions import load_manifest  # noqa: E402
 from extraction.worker.loop import BatchInFlight, BatchLayout  # noqa: E402
 
 HOOK = "blocks.0.hook_resid_post"

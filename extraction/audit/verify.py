@@ -28,8 +28,8 @@ from ..core.progress_bar import ProgressBar
 from ..format.commit import worker_folder
 from ..format.run_config import RUN, RunDescription, no_run, read_run
 from ..storage import Storage, open_storage
-from ..streams.extensions import up_to
-from ..streams.stream import Stream, load_manifest, open_stream
+from ..streams.extensions import load_manifest, up_to
+from ..streams.stream import Stream, open_stream
 from .audited_run import AuditedRun
 from .check_against_streams import TokenCheck, tokenizer_of
 from .check_chain import Expected, Reading, audit_stream

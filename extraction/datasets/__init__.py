@@ -4,11 +4,6 @@ In: the name of a command. Out: the place of its `Dataset` (`command`), which `c
 the command is used. `streams/build` has the parts that datasets share. Cost: a dataset's own.
 """
 
-from ..streams.build.materialize import Row, publish_rows
-from ..streams.build.publish import Origin, OtherStreams, Published
-
-__all__ = ["DATASETS", "Origin", "OtherStreams", "Published", "Row", "publish_rows"]
-
 # Name of a command -> its `Dataset`, imported on first use.
 DATASETS = {
     "ai2-arc": "extraction.datasets.ai2_arc:DATASET",

@@ -17,7 +17,9 @@ import numpy as np
 from ..core.errors import InvalidRequest
 from ..format.records import Record
 from ..format.run_config import RunDescription
-from ..streams.stream import Manifest, load_manifest, open_stream
+from ..streams.extensions import load_manifest
+from ..streams.manifest import Manifest
+from ..streams.stream import open_stream
 
 if TYPE_CHECKING:
     from jaxtyping import Int

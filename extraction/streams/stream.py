@@ -27,11 +27,9 @@ from ..format.records import Record
 from ..storage import Storage, open_storage
 from .column_chunks import TABLE_BYTES, ColumnChunks, open_chunks
 from .columns import ROW_ID, TOKENS_OPTION, Columns, as_strings, columns_of, python_values, token_arrays
-from .extensions import home_of, load_manifest
+from .extensions import home_of
 from .manifest import Manifest, Piece, is_outside
 from .parquet import Files, row_group_sizes
-
-__all__ = ["Manifest", "Stream", "load_manifest", "open_stream"]
 
 ROWS_AT_A_TIME = 256
 PREFETCH_BYTES = 64 << 20

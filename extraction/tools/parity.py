@@ -34,7 +34,8 @@ from ..models.hooks import layer_of, suffix_of
 from ..models.location import ModelFolder
 from ..models.step import Step, load_step
 from ..storage import open_storage
-from ..streams.stream import load_manifest, open_stream
+from ..streams.extensions import load_manifest
+from ..streams.stream import open_stream
 from ..worker.flags import ParityFlags
 from ..worker.resolve import resolve_model, resolve_step
 from .reference_ids import IdComparison, OurIds, compare_ids

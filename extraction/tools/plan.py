@@ -38,7 +38,8 @@ from ..models.devices import Hardware
 from ..models.mesh import USABLE
 from ..models.step import lower_step
 from ..models.step_options import StepOptions
-from ..streams.stream import Manifest, load_manifest
+from ..streams.extensions import load_manifest
+from ..streams.manifest import Manifest
 from ..worker.flags import PlanFlags
 from ..worker.resolve import ModelPlan, resolve_model, resolve_step
 

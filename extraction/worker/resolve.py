@@ -26,8 +26,9 @@ from ..models.location import ModelFolder, locate_model
 from ..models.mesh import MeshShape, choose_mesh
 from ..models.step_options import StepOptions, check_step
 from ..storage import Storage, backend_of, open_storage
+from ..streams.extensions import load_manifest
 from ..streams.manifest import Manifest
-from ..streams.stream import load_manifest, open_stream
+from ..streams.stream import open_stream
 from .flags import ANY_STREAM, RunFlags, StepFlags
 
 _LEAST_SHARE = 1 / 32  # of the tokens that are stored; batches stay within 32 times their size if a sample misleads

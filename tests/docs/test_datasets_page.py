@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import extract_activations
 from create_dataset_streams import cli
 from extraction.datasets import DATASETS
-from extraction.streams.stream import load_manifest
+from extraction.streams.extensions import load_manifest
 from extraction.streams.where_conditions import Condition
 from tests.helpers.chat_templates import CHATML
 from tests.helpers.fake_hub import FakeHub

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from create_dataset_streams import cli
 from extraction.core import errors
 from extraction.models.hooks import BY_SHORT_NAME
-from extraction.streams.stream import load_manifest
+from extraction.streams.extensions import load_manifest
 from extraction.tools.status_table import COLUMNS
 from tests.helpers.fake_hub import FakeHub
 from tests.helpers.workers import ROOT, extract, make_streams, python, text_of, write_corpus

@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.extensions import load_manifest
+from extraction.streams.stream import open_stream
 
 
 def id_of(number: int) -> str:

@@ -22,7 +22,8 @@ from extraction.format.records import Cursor, Record, TokenizedRecord
 from extraction.format.run_config import RunConfig, RunDescription, SpecialTokenIds
 from extraction.format.safetensors import SafetensorsFile, decode
 from extraction.storage import Storage, crc32c_base64, open_storage
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.extensions import load_manifest
+from extraction.streams.stream import open_stream
 from extraction.worker.loop import BatchInFlight, BatchLayout
 from tests.helpers.batches import LENGTHS, SHAPE, fill_hook
 from tests.helpers.corpora import write_corpus

@@ -9,7 +9,8 @@ import pytest
 from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.datasets import ai2_arc
 from extraction.storage import open_storage
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.extensions import load_manifest
+from extraction.streams.stream import open_stream
 from tests.helpers.fake_hub import COMMIT, FakeHub
 
 ROW = {

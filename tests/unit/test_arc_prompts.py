@@ -12,7 +12,8 @@ from extraction.datasets.arc_agi.dataset import ArcOptions, create
 from extraction.datasets.arc_agi.grids import check_grid, parse_encoder
 from extraction.datasets.arc_agi.prompts import Prompter, PromptOptions
 from extraction.storage import open_storage
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.extensions import load_manifest
+from extraction.streams.stream import open_stream
 from tests.helpers.arc_grids import augmentation_of, decode, original_of, undo
 from tests.helpers.workers import MODEL
 from tests.unit.test_arc_agi import PROMPT, TASK, meta_of, pairs_of, records_of, write_json

@@ -9,7 +9,8 @@ import pytest
 
 from extraction.datasets.arc_agi.files import load_carried
 from extraction.datasets.arc_agi.tasks import find_tasks
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.extensions import load_manifest
+from extraction.streams.stream import open_stream
 from tests.helpers.fake_hub import COMMIT, FakeHub
 from tests.unit.test_ai2_arc import NUMBERED, ROW
 from tests.unit.test_check_streams import check

@@ -4,7 +4,7 @@ import pytest
 
 from extraction.datasets.arc_agi.grids import parse_encoder
 from extraction.datasets.arc_agi.prompts import Prompter, PromptOptions
-from extraction.streams.stream import load_manifest
+from extraction.streams.extensions import load_manifest
 from tests.helpers.arc_grids import augmentation_of, decode, original_of, undo
 from tests.helpers.workers import MODEL
 from tests.unit.test_arc_agi import TASK, meta_of, pairs_of, records_of, write_json

@@ -16,7 +16,8 @@ from extraction.datasets import chat
 from extraction.format.records import Record
 from extraction.read.reader import ActivationReader
 from extraction.storage import open_storage
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.extensions import load_manifest
+from extraction.streams.stream import open_stream
 from tests.helpers import chat_templates as templates
 from tests.helpers.workers import MODEL, extract_here
 

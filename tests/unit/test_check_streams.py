@@ -9,9 +9,11 @@ from click.testing import CliRunner
 
 from create_dataset_streams import cli
 from extraction.core.count_of import count_of
-from extraction.datasets import Origin, Row, fineweb, publish_rows
+from extraction.datasets import fineweb
 from extraction.datasets.fineweb import FinewebOptions
 from extraction.storage import open_storage
+from extraction.streams.build.materialize import Row, publish_rows
+from extraction.streams.build.publish import Origin
 from extraction.streams.manifest import canonical_json
 from tests.helpers.corpora import column_chunks, write_corpus, write_parquet
 from tests.helpers.fake_hub import FakeHub

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from create_dataset_streams import cli
 from extraction.storage import open_storage
-from extraction.streams.stream import load_manifest
+from extraction.streams.extensions import load_manifest
 from tests.helpers.corpora import contents, documents, read_all, snapshot, write_corpus, write_parquet
 from tests.helpers.fake_hub import FakeHub
 from tests.helpers.workers import MODEL

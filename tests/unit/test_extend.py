@@ -11,7 +11,8 @@ from extraction.core.errors import TryAgain
 from extraction.datasets import fineweb
 from extraction.storage import open_storage
 from extraction.streams.build.extend import extend_streams
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.extensions import load_manifest
+from extraction.streams.stream import open_stream
 from tests.helpers import workers
 from tests.helpers.workers import python, text_of, verify
 

@@ -16,9 +16,10 @@ from extraction.datasets.fineweb import FinewebOptions
 from extraction.storage import open_storage
 from extraction.streams.build.footers import Wanted, inspect
 from extraction.streams.build.sources import SourceFile
+from extraction.streams.extensions import load_manifest
 from extraction.streams.manifest import canonical_json, parse_manifest
 from extraction.streams.parquet import Files
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.stream import open_stream
 from tests.helpers.corpora import column_chunks, documents, read_all, write_corpus, write_parquet
 from tests.helpers.fake_hub import COMMIT, FakeHub
 

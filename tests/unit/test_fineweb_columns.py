@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from create_dataset_streams import cli
 from extraction.core.errors import DamagedData
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.extensions import load_manifest
+from extraction.streams.stream import open_stream
 from tests.helpers.corpora import column_chunks, read_all
 from tests.helpers.fake_hub import FakeHub
 

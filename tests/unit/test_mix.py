@@ -8,14 +8,15 @@ from click.testing import CliRunner
 
 from create_dataset_streams import cli
 from extraction.core.errors import InvalidRequest
-from extraction.datasets import Origin, Row, publish_rows
 from extraction.read.mixed_runs import MixedReader
 from extraction.read.reader import ActivationReader
 from extraction.read.shuffle import ShuffleOptions
 from extraction.storage import open_storage
 from extraction.streams.build.check import check_streams
-from extraction.streams.build.materialize import TOKEN_COLUMNS, Spool, Stored, publish_spool
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.build.materialize import TOKEN_COLUMNS, Row, Spool, Stored, publish_rows, publish_spool
+from extraction.streams.build.publish import Origin
+from extraction.streams.extensions import load_manifest
+from extraction.streams.stream import open_stream
 from tests.helpers.runs import WIDTHS, expected, make_run
 
 HOOK = next(iter(WIDTHS))

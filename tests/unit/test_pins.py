@@ -11,12 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from extraction.core.errors import DamagedData
-from extraction.datasets import Origin, Row, fineweb, publish_rows
+from extraction.datasets import fineweb
 from extraction.storage import open_storage
 from extraction.streams import stream as reading
+from extraction.streams.build.materialize import Row, publish_rows
+from extraction.streams.build.publish import Origin
 from extraction.streams.column_chunks import open_chunks
+from extraction.streams.extensions import load_manifest
 from extraction.streams.parquet import Files
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.stream import open_stream
 from tests.helpers.corpora import column_chunks
 from tests.helpers.workers import extract, make_streams, python, verify
 

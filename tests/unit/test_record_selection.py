@@ -13,7 +13,8 @@ from extraction.datasets import fineweb, text
 from extraction.storage import open_storage
 from extraction.streams.build import external_shuffle
 from extraction.streams.build.check import check_streams
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.extensions import load_manifest
+from extraction.streams.stream import open_stream
 from tests.helpers.workers import MODEL, text_of
 
 N = 300

@@ -2,7 +2,8 @@
 
 import pytest
 
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.extensions import load_manifest
+from extraction.streams.stream import open_stream
 from tests.helpers.fake_hub import COMMIT, FakeHub
 from tests.unit.test_check_streams import check
 from tests.unit.test_create_dataset_streams import assert_refused, create

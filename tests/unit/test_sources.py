@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from extraction.streams.stream import load_manifest
+from extraction.streams.extensions import load_manifest
 from tests.helpers.corpora import read_all
 from tests.unit.test_check_streams import check
 from tests.unit.test_create_dataset_streams import assert_refused, create

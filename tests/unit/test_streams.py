@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extraction.core.errors import DamagedData, InvalidRequest
-from extraction.datasets import Origin, Row, fineweb, publish_rows
+from extraction.datasets import fineweb
 from extraction.storage import open_storage
 from extraction.streams import stream as reading
 from extraction.streams.build.footers import Wanted, inspect
+from extraction.streams.build.materialize import Row, publish_rows
+from extraction.streams.build.publish import Origin
 from extraction.streams.build.sources import SourceFile
+from extraction.streams.extensions import load_manifest
 from extraction.streams.parquet import Files
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.stream import open_stream
 from tests.helpers.corpora import (
     column_chunks,
     contents,

@@ -14,7 +14,8 @@ from extraction.format.records import Record
 from extraction.read.reader import ActivationReader
 from extraction.storage import open_storage
 from extraction.streams.build.check import check_streams
-from extraction.streams.stream import load_manifest, open_stream
+from extraction.streams.extensions import load_manifest
+from extraction.streams.stream import open_stream
 from tests.helpers.workers import MODEL, extract_here, verify
 
 ROWS = [[5, 6, 7, 0, 8, 9, 0], [0, 1], [], [3] * 40]

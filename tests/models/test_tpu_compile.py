@@ -7,9 +7,11 @@ most are compiled with its least effort, which changes none of this; `benchmarks
 import math
 import re
 
+import jax
 import pytest
 
 from extraction.models.accelerators import SLICES, can_describe
+from extraction.models.config import Mamba
 from extraction.models.cost import running_layers
 from extraction.models.layer_groups import group_layers
 from extraction.tools.plan import counts_of
@@ -31,8 +33,10 @@ CASES = [
     Case("gemma-3-1b-pt", "v6e-1", (1, 1), 8, 2048),
     Case("Qwen3-0.6B", "v6e-4", (4, 1), 32, 2048),
     Case("Llama-3.1-8B", "v6e-8", (8, 1), 16, 2048),
+    Case("Olmo-3-7B", "v5litepod-8", (4, 2), 16, 2048),
     Case("phi-4", "v5litepod-4", (4, 1), 8, 2048),
     Case("gemma-4-E4B", "v6e-4", (2, 2), 8, 2048),
+    Case("OLMoE-1B-7B-0924", "v6e-1", (1, 1), 4, 2048),
     Case("meta-llama--Llama-4-Scout-17B-16E-Instruct", "v5p-8", (1, 4), 2, 2048),
     Case("Qwen--Qwen3.5-27B", "v5p-8", (2, 2), 8, 2048),
     Case("nvidia--Nemotron-H-56B-Base-8K", "v5p-8", (1, 4), 4, 2048),
@@ -66,14 +70,15 @@ def test_no_weight_is_widened(step):
 
 
 def test_no_activation_is_copied_or_transposed_in_the_loop(step):
-    """But for one copy of x into its place if it is captured, what a scan of states reads, cut into chunks, and one copy
-    of the embeddings that layers have of their own, by jax 0.12 with least effort."""
+    """But for one copy of x into its place if it is captured, and what a scan of states reads, cut into chunks; newer
+    versions of jax, with least effort, also copy the embeddings that layers have of their own."""
+    recurrent = [kind for kind in step.config.layers if kind.recurrent]
+    axes = {5, 6} if any(isinstance(kind.recurrent, Mamba) for kind in recurrent) else {6} if recurrent else set()
+    chunked = [shape for shape in step.moved() if len(shape) in axes]
     captured = [shape for shape in step.moved() if shape[0] == 1 and len(shape) == 4]
-    chunked = [shape for shape in step.moved() if len(shape) > 4]
-    of_layers = [shape for shape in step.moved() if step.config.per_layer and len(shape) == 4 and shape[0] > 1]
-    assert max(len(captured), len(of_layers)) <= 1
+    of_layers = [shape for shape in step.moved() if step.config.per_layer and shape[0] > 1 and len(shape) == 4]
+    assert len(captured) <= 1 and len(of_layers) <= (not jax.__version__.startswith("0.10."))
     assert len(step.moved()) == len(captured) + len(chunked) + len(of_layers)
-    assert not chunked or any(kind.recurrent for kind in step.config.layers)
 
 
 def test_attention_is_the_kernel(step):

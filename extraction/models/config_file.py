@@ -37,7 +37,10 @@ def read_model_config(folder: Path) -> ModelConfig:
     try:
         _refuse_by_hand(path, written, family)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        view = ModelView(getattr(config, family.inside) if family.inside else config)
+        part = getattr(config, family.inside) if family.inside else config
+        if getattr(part, "rope_parameters", None):
+            part.standardize_rope_params()  # again, as the reference does when it has all attributes
+        view = ModelView(part)
         found = replace(
             family.read(view, path),
             family=written["model_type"],

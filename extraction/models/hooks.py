@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .config import ModelConfig
 
 EMBED_HOOK, FINAL_HOOK = "hook_embed", "ln_final.hook_normalized"
+EXPERT_INDICES = "mlp.hook_expert_indices"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ HOOK_KINDS = (
     HookKind("mlp_in", "hook_mlp_in"),
     HookKind("router", "mlp.hook_router_logits", "num_experts"),
     HookKind("expert_weights", "mlp.hook_expert_weights", "experts_per_token"),
-    HookKind("expert_indices", "mlp.hook_expert_indices", "experts_per_token"),
+    HookKind("expert_indices", EXPERT_INDICES, "experts_per_token"),
     HookKind("mlp_pre", "mlp.hook_pre", "mlp_width", is_split=True),
     HookKind("post", "mlp.hook_post", "mlp_width", is_split=True),
     HookKind("mlp_out", "hook_mlp_out"),

@@ -93,7 +93,7 @@ def find_tensors(files: WeightFiles, model: TextModel) -> dict[str, TensorPlace]
             raise DamagedData(f"{files}: {_missing(files, model, prefix, name)}")
         found[model.family.prefix + name] = files.places[stored]
     for entry in model.table.head.values() if model.head else ():
-        stored = _above(files, prefix, [entry.name])
+        stored = _above(files, prefix, [entry.name, *(_HEADS if entry.name in _HEADS else ())])
         if not stored and model.tied:
             stored = [found[model.family.prefix + model.embedding].name]
         if not stored:

@@ -37,6 +37,11 @@ _WITHOUT_EFFECT = {
     "chunk_size",  # of the scan of Mamba-2, which has the same values for any
     "use_mamba_kernels",
     "pad_token_id",  # the row of the embedding that is not trained
+    "use_cache",
+    "output_hidden_states",
+    "output_attentions",
+    "return_dict",  # what is returned besides
+    "_is_quantized",  # of flash attention
 }
 
 _HEADS = ("ForCausalLM", "LMHeadModel")
@@ -72,6 +77,10 @@ class ModelView:
         view._asked = self._asked
         return view
 
+    def pass_over(self, *names: str) -> None:
+        """Take attributes as read that only layers read which this model does not have."""
+        self._asked |= set(map(self._real, names))
+
     def left(self) -> dict[str, Any]:
         """Return the attributes that the model reads, that were not read here, and that differ from their defaults."""
         default = type(self._config)()
@@ -94,7 +103,10 @@ class ModelView:
         """Return the keys of a file that neither the class of the configuration nor the model has."""
         kind = type(self._config)
         own = _strings(_definitions(Path(inspect.getfile(kind)))[kind.__name__])
-        known = self._read.keys() | kind.__dataclass_fields__.keys() | own
+        rotation = getattr(self._config, "rope_parameters", None) or {}
+        inner = {key for value in rotation.values() if isinstance(value, dict) for key in value}
+        moved = {"original_max_position_embeddings"} & (rotation.keys() | inner)  # by the class of the configuration
+        known = self._read.keys() | kind.__dataclass_fields__.keys() | own | moved
         return sorted(key for key in written if key in vars(self._config) and self._real(key) not in known)
 
     def rope_keys(self, kind: str) -> set[str]:

@@ -103,6 +103,23 @@ def test_configurations_as_they_are_found(configured, attributes, expected):
     assert {name: field_of(config, name) for name in expected} == expected
 
 
+NEMOTRON_H = {"model_type": "nemotron_h", **SIZES, "mamba_num_heads": 8, "n_groups": 2}
+
+
+@pytest.mark.parametrize("attributes", [
+    NEMOTRON_H | {"hybrid_override_pattern": "M-*", "n_routed_experts": 128, "moe_intermediate_size": 1856},
+    NEMOTRON_H | {"hybrid_override_pattern": "M-", "norm_topk_prob": False, "moe_latent_size": 32},
+    {"model_type": "llama4_text", **SIZES, "no_rope_layers": [1, 1, 1], "attn_temperature_tuning": False},
+    {"model_type": "llama4_text", **SIZES, "attn_temperature_tuning": False, "floor_scale": 4},
+    {"model_type": "llama4_text", **SIZES, "no_rope_layers": [0, 0, 0], "use_qk_norm": False},
+    {"model_type": "smollm3", **SIZES, "use_sliding_window": False, "sliding_window": 4096},
+    {"model_type": "gpt_neo", "use_cache": False, "output_hidden_states": True, "return_dict": False},
+    {"model_type": "bloom", "use_cache": False, "output_attentions": True},
+])  # fmt: skip
+def test_keys_that_change_nothing_in_this_model_refuse_nothing(configured, attributes):
+    assert not any(kind.experts and attributes["model_type"] == "nemotron_h" for kind in configured(attributes).layers)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -131,6 +148,7 @@ def test_configurations_as_they_are_found(configured, attributes, expected):
         ({"model_type": "opt", "layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine = false"),
         ({"model_type": "bloom", "apply_residual_connection_post_layernorm": True}, "residual_connection_post"),
         ({"model_type": "bloom", "slow_but_exact": True}, "slow_but_exact = true"),
+        ({"model_type": "olmoe", "sliding_window": 128}, "sliding_window = 128"),
     ],
 )
 def test_what_is_not_handled_is_refused_by_name(configured, change, message):

@@ -1,5 +1,6 @@
 """Rotary frequencies against transformers': each type, far positions, packed documents."""
 
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 import transformers
 
 from extraction.models.config import Rope
+from extraction.models.config_file import read_model_config
 from extraction.models.families.reading import rope as rope_of
 from extraction.models.rope import rope_frequencies, rotation
 from extraction.models.used_config_keys import ModelView
@@ -71,3 +73,20 @@ def test_frequencies_of_a_document_are_those_of_a_model_that_sees_it_first(param
     alone, _ = rotation(jnp.asarray(positions[:, :5]), jnp.asarray(segments[:, :5]), 8, rope)
     np.testing.assert_array_equal(packed[0, :5], alone[0])
     np.testing.assert_array_equal(packed[0, -7:-2], alone[0])
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("parameters", [LLAMA3, YARN, LONGROPE], ids=lambda each: each["rope_type"])
+def test_original_positions_beside_the_parameters_are_those_of_the_rotation(parameters, inside, tmp_path, capsys):
+    """As Phi-3's files have them; the reference takes them also where the parameters have others."""
+    written = parameters | {"rope_theta": 1e4, "original_max_position_embeddings": 64}
+    if not inside:
+        del written["original_max_position_embeddings"]
+    value = SIZES | {"model_type": "llama", "max_position_embeddings": 128, "original_max_position_embeddings": 32}
+    (tmp_path / "config.json").write_text(json.dumps(value | {"rope_scaling": written}))
+    (rope,) = {kind.rope for kind in read_model_config(tmp_path).layers}
+    reference = LlamaRotaryEmbedding(transformers.AutoConfig.from_pretrained(tmp_path))
+    assert rope.original_max_positions == 32 and "ignored" not in capsys.readouterr().err
+    assert rope.attention_factor == pytest.approx(reference.attention_scaling, rel=1e-12)
+    width = SIZES["hidden_size"] // SIZES["num_attention_heads"]
+    assert rope_frequencies(width, rope) == pytest.approx(reference.inv_freq.numpy(), rel=1e-6)

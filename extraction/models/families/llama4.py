@@ -42,17 +42,19 @@ def _read(config: ModelView, path: Path) -> ModelConfig:
         raise DamagedData(f"{path}: layer_types has chunked_attention, but attention_chunk_size is null")
     full = layer_kind(config, path, rope=None, mlp_width=config.intermediate_size_mlp)
     kinds = {"full_attention": full, "chunked_attention": replace(full, window=chunk, chunked=True)}
-    layers = by_layer_types(config, path, kinds)
+    rotation = replace(rope(config.rope_parameters, config, path), interleaved=True)
+    growth = QueryGrowth(float(config.attn_scale), int(config.floor_scale), ahead=1)
+    rotated = {"rope": rotation, "unit_heads": bool(config.use_qk_norm)}
+    unrotated = {"growth": growth} if config.attn_temperature_tuning else {}
+    layers = [
+        replace(kind, **(rotated if config.no_rope_layers[layer] else unrotated))
+        for layer, kind in enumerate(by_layer_types(config, path, kinds))
+    ]
     return decoder(config, path, [_layer(config, path, at, kind) for at, kind in enumerate(layers)])
 
 
 def _layer(config: ModelView, path: Path, layer: int, kind: LayerKind) -> LayerKind:
-    """Return the kind of this layer, with its rotation and its mixture if it has them."""
-    if config.no_rope_layers[layer]:
-        rotation = replace(rope(config.rope_parameters, config, path), interleaved=True)
-        kind = replace(kind, rope=rotation, unit_heads=bool(config.use_qk_norm))
-    elif config.attn_temperature_tuning:
-        kind = replace(kind, growth=QueryGrowth(float(config.attn_scale), int(config.floor_scale), ahead=1))
+    """Return the kind of this layer, with its mixture if it has one."""
     if layer not in config.moe_layers:
         return kind
     width = config.intermediate_size

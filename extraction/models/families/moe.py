@@ -34,7 +34,8 @@ def _mixtral(config: ModelView, path: Path) -> ModelConfig:
 def _olmoe(config: ModelView, path: Path) -> ModelConfig:
     experts = Experts(config.num_experts, config.num_experts_per_tok, bool(config.norm_topk_prob))
     kind = layer_kind(config, path, experts=checked_experts(experts, path))
-    return decoder(config, path, alike(config, kind), qk_norm="width")
+    layers = [kind] * config.num_hidden_layers  # the reference makes no mask of a window
+    return decoder(config, path, layers, qk_norm="width")
 
 
 def _qwen2_moe(config: ModelView, path: Path) -> ModelConfig:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 _BLOCK = "model.layers.{l}"
 _MIXER = f"{_BLOCK}.mixer"
+_OF_MIXTURES = ("n_routed_experts", "num_experts_per_tok", "norm_topk_prob", "n_group", "topk_group")
+_OF_MIXTURES += ("routed_scaling_factor", "moe_intermediate_size", "moe_shared_expert_intermediate_size")
+_OF_MIXTURES += ("moe_latent_size",)
 _OUTPUT = f"{_MIXER}.o_proj|{_MIXER}.out_proj"
 
 
@@ -51,6 +54,8 @@ def _read(config: ModelView, path: Path) -> ModelConfig:
     kinds = {"full_attention": kind, "linear_attention": mamba, "mlp": dense}
     if "moe" in config.layer_types:
         kinds["moe"] = replace(dense, mlp_width=config.moe_intermediate_size, experts=_experts(config, path))
+    else:
+        config.pass_over(*_OF_MIXTURES)
     return decoder(
         config,
         path,

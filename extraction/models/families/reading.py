@@ -96,7 +96,9 @@ def by_layer_types(config: ModelView, path: Path, kinds: Mapping[str, LayerKind]
 
 def windowed(config: ModelView, path: Path, full: LayerKind, sliding: LayerKind | None = None) -> list[LayerKind]:
     """Return the layers of a model whose `layer_types` name those with the window; `sliding` is `full` by default."""
-    window = config.sliding_window if getattr(config, "use_sliding_window", True) else None
+    window = config.sliding_window
+    if not getattr(config, "use_sliding_window", True):
+        window = None
     if window is None and "sliding_attention" in config.layer_types:
         raise DamagedData(f"{path}: layer_types has sliding_attention, but sliding_window is off")
     kinds = {"full_attention": full, "sliding_attention": replace(sliding or full, window=window)}

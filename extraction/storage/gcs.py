@@ -21,7 +21,6 @@ from ..core.errors import (
     NoCredentials,
     ObjectExists,
     ObjectNotFound,
-    PermissionDenied,
 )
 from .base import ObjectInfo, RangedFile, Storage, check_name, crc32c_base64, read_in_parallel
 from .gcs_errors import is_bucket_missing, is_passing, is_worth_another_upload, reason
@@ -30,9 +29,8 @@ from .retries import Passing, RetryPolicy
 READ_AHEAD = 1 << 20
 _SINGLE_REQUEST = 8 << 20
 _CHUNK = 32 << 20
-_READ_TRIES = 3
+_READ_TRIES = 6
 _TIMEOUT = (10, 60)  # seconds to connect, and between two bytes of an answer
-_GRANTED: set[tuple[str, str]] = set()  # (bucket of a service, permission) that requests of this process had
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 Result = TypeVar("Result")
 
@@ -247,14 +245,9 @@ class GcsStorage(Storage):
         def judge(error: Exception) -> Passing | Exception:
             if is_passing(error):
                 return Passing(reason(error))
-            found = self._domain_error(error, permission, name)
-            if isinstance(found, PermissionDenied) and (self._service, permission) in _GRANTED:
-                return Passing(reason(error), final=found)  # what was granted a moment ago is seldom taken back
-            return found
+            return self._domain_error(error, permission, name)
 
-        result = self._retries.call(self._url(name), attempt, judge, tries)
-        _GRANTED.add((self._service, permission))
-        return result
+        return self._retries.call(self._url(name), attempt, judge, tries, f"{permission} on {self._service}")
 
     def _domain_error(self, error: Exception, permission: str, name: str) -> Exception:
         """Return the domain error for an error of the client; the error itself if it is not one of the client's."""

@@ -3,7 +3,8 @@
 In: a request, and a judge of its errors. Out: the request's result, or a domain error. Guarantee: an error that may
 pass is retried with growing, jittered pauses, or the pause that the service asks for, until `EXTRACT_RETRY_DEADLINE`
 seconds after the first failure; then `TryAgain` is raised. The deadline counts from the first failure so that a long
-upload that breaks at its end has another try. Cost: none without an error.
+upload that breaks at its end has another try. A permission that a request of this process had is seldom taken back: its
+refusal may pass, too. Cost: none without an error.
 """
 
 import math
@@ -13,11 +14,12 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from ..core.errors import InvalidRequest, TryAgain
+from ..core.errors import InvalidRequest, PermissionDenied, TryAgain
 
 Result = TypeVar("Result")
 _VARIABLE, _DEFAULT_DEADLINE = "EXTRACT_RETRY_DEADLINE", 120.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+_GRANTED: set[str] = set()  # the permissions that requests of this process had
 
 
 class Passing(NamedTuple):
@@ -47,6 +49,7 @@ class RetryPolicy:
         attempt: Callable[[], Result],
         judge: Callable[[Exception], Passing | Exception],
         tries: float = math.inf,
+        permission: str = "",
     ) -> Result:
         """Return the result of `attempt`.
 
@@ -55,6 +58,7 @@ class RetryPolicy:
             attempt: the request.
             judge: returns `Passing` for an error after which the request may succeed, else the error to raise.
             tries: the most attempts.
+            permission: that the request needs, with the bucket and service that grant it; empty if it has no name.
 
         Raises:
             TryAgain: when the deadline or the number of tries is reached; or the `final` error of the last failure.
@@ -62,10 +66,15 @@ class RetryPolicy:
         end, pause, done = math.inf, _FIRST_PAUSE, 0
         while True:
             try:
-                return attempt()
+                result = attempt()
+                if permission:
+                    _GRANTED.add(permission)
+                return result
             except Exception as error:
                 done, end = done + 1, min(end, time.monotonic() + self._deadline)
                 verdict, ended = judge(error), None
+                if isinstance(verdict, PermissionDenied) and permission in _GRANTED:
+                    verdict = Passing(str(verdict), final=verdict)
                 try:
                     if verdict is error:
                         raise

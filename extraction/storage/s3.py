@@ -2,15 +2,17 @@
 
 In: names and bytes. Out: objects of the bucket under a prefix. Guarantee: as in the package; a create is conditional
 (`If-None-Match: *`), and after a write with a lost or unexpected answer the object is read back. The first create of a
-process is repeated to prove that the service honours the condition. Each object has its crc32c in its metadata, which
-the service compares with the content where it can. Cost: one request for an operation; a large upload: one more for
-each 32 MiB. Parts of an upload that a kill interrupts stay in the bucket until a lifecycle rule removes them.
+process is repeated, in one request and in parts, to prove that the service honours the condition. Each object has its
+crc32c in its metadata, which the service compares with the content where it can. Cost: one request for an operation; a
+large upload: one more for each 32 MiB. Parts of an upload that was refused or interrupted, the proof's among them, stay
+in the bucket until a lifecycle rule removes them.
 
 Credentials, region and endpoint are those of AWS's own tools (AWS_ENDPOINT_URL_S3 names another service).
 """
 
 import io
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -23,8 +25,9 @@ from .s3_errors import domain_error, is_missing, is_passing, is_worth_another_up
 READ_AHEAD = 1 << 20
 _SINGLE_REQUEST = 8 << 20
 _PART = 32 << 20
-_READ_TRIES = 3
+_READ_TRIES = 6
 _CRC = "crc32c"  # the key in an object's metadata
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")  # as the client accepts
 Result = TypeVar("Result")
 
 
@@ -35,11 +38,14 @@ class S3Storage(Storage):
         path = location.removeprefix("s3://").rstrip("/")
         self.location = f"s3://{path}"
         self._bucket, _, prefix = path.partition("/")
-        if not self._bucket:
-            raise InvalidRequest(f"{location}: give s3://bucket/prefix")
+        if not _BUCKET.fullmatch(self._bucket):
+            raise InvalidRequest(
+                f"{location}: give s3://bucket/prefix; a bucket's name has three or more of a-z, 0-9, - . _"
+            )
         self._prefix = prefix + "/" if prefix else ""
-        self._retries = RetryPolicy()
+        self._retries, self._service = RetryPolicy(), ""
         self._client = self._call("GetObject", "", _make_client)
+        self._service = f"{self._client.meta.endpoint_url}/{self._bucket}"
         self._is_proven = False
 
     def create(self, name: str, data: bytes | memoryview) -> ObjectInfo:
@@ -48,7 +54,8 @@ class S3Storage(Storage):
 
         def attempt() -> ObjectInfo:
             try:
-                tag = self._upload(name, view, checksum)
+                upload = self._upload if len(view) <= _SINGLE_REQUEST else self._upload_parts
+                tag = upload(name, view, checksum)
                 return ObjectInfo(name, len(view), checksum, etag=tag)
             except Exception as error:
                 # After any error the object may exist: look for it first.
@@ -62,16 +69,21 @@ class S3Storage(Storage):
         info = self._call("PutObject", name, attempt)
         if not info.holds(len(view), checksum):
             raise ObjectExists(f"{self._url(name)} is there with other bytes")
-        if not self._is_proven and len(view) <= _SINGLE_REQUEST:
-            self._prove(name, view, checksum)
+        if not self._is_proven and 0 < len(view) <= _SINGLE_REQUEST:
+            for upload in (self._upload, self._upload_parts):
+                self._prove(name, lambda upload=upload: upload(name, view, checksum))
+            self._is_proven = True
         return info
 
     def _upload(self, name: str, view: memoryview, checksum: str) -> str | None:
-        """Create an object; return its tag."""
+        """Create an object in one request; return its tag."""
+        place = {"Bucket": self._bucket, "Key": self._key(name)}
+        checked = {"ChecksumCRC32C": checksum, "Metadata": {_CRC: checksum}}
+        return self._client.put_object(**place, Body=bytes(view), IfNoneMatch="*", **checked).get("ETag")
+
+    def _upload_parts(self, name: str, view: memoryview, checksum: str) -> str | None:
+        """Create an object in parts; return its tag."""
         place: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(name)}
-        if len(view) <= _SINGLE_REQUEST:
-            checked = {"ChecksumCRC32C": checksum, "Metadata": {_CRC: checksum}}
-            return self._client.put_object(**place, Body=bytes(view), IfNoneMatch="*", **checked).get("ETag")
         kind = {"ChecksumAlgorithm": "CRC32C", "ChecksumType": "FULL_OBJECT"}
         upload = self._client.create_multipart_upload(**place, **kind, Metadata={_CRC: checksum})["UploadId"]
         parts = []
@@ -84,12 +96,12 @@ class S3Storage(Storage):
         asked = {"UploadId": upload, "MultipartUpload": {"Parts": parts}, "IfNoneMatch": "*"}
         return self._client.complete_multipart_upload(**place, **whole, **asked).get("ETag")
 
-    def _prove(self, name: str, view: memoryview, checksum: str) -> None:
+    def _prove(self, name: str, upload: Callable[[], object]) -> None:
         """Create the object once more, with the same bytes. Raises InvalidRequest if the service permits it."""
 
         def attempt() -> bool:
             try:
-                self._upload(name, view, checksum)
+                upload()
             except Exception as error:
                 if status_of(error) == 412:
                     return True
@@ -101,7 +113,6 @@ class S3Storage(Storage):
                 f"s3://{self._bucket}: the service ignores If-None-Match: *, and without create-only writes workers "
                 "could overwrite each other's batches; use another service"
             )
-        self._is_proven = True
 
     def _find(self, name: str) -> ObjectInfo | None:
         try:
@@ -130,12 +141,12 @@ class S3Storage(Storage):
         asked = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if is_part else {}
         for _ in range(_READ_TRIES):
             data, checksum = self._call("GetObject", name, lambda: self._download(name, asked | version))
-            if is_part or checksum in ("", crc32c_base64(data)):
+            if checksum in ("", crc32c_base64(data)):
                 return data
         raise DamagedData(f"{self._url(name)}: the bytes read do not match its crc32c, {_READ_TRIES} times")
 
     def _download(self, name: str, asked: dict[str, str]) -> tuple[bytes, str]:
-        """Return the content, and the crc32c of the whole object if it is known."""
+        """Return the content, and its crc32c if it is the whole object and that is known."""
         try:
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name), **asked)
         except Exception as error:
@@ -148,7 +159,8 @@ class S3Storage(Storage):
             raise ConnectionError("the answer was cut")
         if "Range" in asked and answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
             raise InvalidRequest(f"{self._url(name)}: the service does not give parts of it")
-        return data, answer.get("Metadata", {}).get(_CRC, "")
+        is_whole = "Range" not in asked or answer["ContentRange"] == f"bytes 0-{len(data) - 1}/{len(data)}"
+        return data, answer.get("Metadata", {}).get(_CRC, "") if is_whole else ""
 
     def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         end = self.stat(name).size if end is None else end
@@ -218,7 +230,7 @@ class S3Storage(Storage):
                 return Passing(reason(error))
             return domain_error(error, permission, self._bucket, self._url(name))
 
-        return self._retries.call(self._url(name), attempt, judge, tries)
+        return self._retries.call(self._url(name), attempt, judge, tries, f"{permission} on {self._service}")
 
 
 def _make_client() -> Any:
@@ -226,9 +238,12 @@ def _make_client() -> Any:
         from boto3.session import Session
         from botocore.config import Config
     except ImportError as error:
-        raise InvalidRequest("s3:// needs the package boto3: pip install 'activation-extraction[s3]'") from error
+        raise InvalidRequest("s3:// needs the package boto3: pip install '.[s3]'") from error
     settings = Config(
         connect_timeout=10, read_timeout=60, max_pool_connections=32, retries={"total_max_attempts": 1},
         request_checksum_calculation="when_required", response_checksum_validation="when_required",
     )  # fmt: skip
-    return Session().client("s3", config=settings)
+    try:
+        return Session().client("s3", config=settings)
+    except ValueError as error:  # AWS_ENDPOINT_URL_S3 without https://
+        raise InvalidRequest(f"s3:// is not configured: {reason(error)}") from error

@@ -18,6 +18,7 @@ _PASSING_CODES = {
     "SlowDown",
     "RequestTimeTooSkewed",
 }
+_EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
 _LOST_UPLOAD = {"NoSuchUpload", "BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "PreconditionFailed"}
 
 
@@ -47,8 +48,8 @@ def is_passing(error: Exception) -> bool:
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
-    network = exceptions.HTTPClientError | exceptions.IncompleteReadError | ResponseParserError
-    if isinstance(error, network | HTTPError | ConnectionError | TimeoutError):
+    network = exceptions.HTTPClientError | exceptions.ConnectionError | exceptions.IncompleteReadError
+    if isinstance(error, network | ResponseParserError | HTTPError | ConnectionError | TimeoutError):
         return not isinstance(error, exceptions.ProxyConnectionError | exceptions.SSLError)
     if isinstance(error, exceptions.ClientError):
         return is_passing_status(status_of(error)) or code_of(error) in _PASSING_CODES
@@ -72,10 +73,12 @@ def domain_error(error: Exception, permission: str, bucket: str, url: str) -> Ex
     credentials = (
         exceptions.NoCredentialsError | exceptions.PartialCredentialsError | exceptions.CredentialRetrievalError
     )
-    if isinstance(error, credentials | exceptions.ProfileNotFound):
+    session = exceptions.SSOError | exceptions.TokenRetrievalError | exceptions.ProfileNotFound
+    status, code = status_of(error), code_of(error)
+    # The answer to a HEAD request has no code: with expired credentials it is a bare 400.
+    if isinstance(error, credentials | session) or code in _EXPIRED_CODES or (status, code) == (400, "400"):
         return NoCredentials(f"s3://{bucket}: there are no AWS credentials that can be used: {reason(error)}")
     if isinstance(error, exceptions.ClientError):
-        status, code = status_of(error), code_of(error)
         if code == "NoSuchBucket":
             return InvalidRequest(f"s3://{bucket}: there is no such bucket")
         if status == 404:

@@ -24,7 +24,7 @@ from typing import Self
 from extraction.audit import verify
 from extraction.format.commit import Commit, data_name
 from extraction.format.run_config import KnownAnswer
-from extraction.storage import gcs
+from extraction.storage import gcs, retries
 from extraction.worker import worker
 from tests.simulation import shims
 from tests.simulation.network import Transport, make_client
@@ -62,7 +62,7 @@ class Simulator:
         for module, name, stand_in in (
             (gcs, "_make_client", self._make_client),
             (gcs, "_SINGLE_REQUEST", gcs._SINGLE_REQUEST),
-            (gcs, "_GRANTED", shims.ProcessSet()),
+            (retries, "_GRANTED", shims.ProcessSet()),
             (worker, "load_step", self._load_step),
             (worker, "answer_of", lambda step, vocab_size: KnownAnswer()),
             (worker, "open_stream", self._open_stream),

@@ -7,7 +7,7 @@ from botocore.exceptions import ClientError
 
 from extraction.audit.verify import audit_run
 from extraction.core.errors import DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
-from extraction.storage import crc32c_base64, open_storage
+from extraction.storage import crc32c_base64, open_storage, retries
 from extraction.storage import s3 as library
 from extraction.storage.s3_errors import reason
 from tests.helpers.fake_s3 import ENVIRONMENT
@@ -96,10 +96,55 @@ def test_a_conflict_of_two_conditional_writes_passes(s3, bucket):
     assert s3.data("run/x") == SMALL
 
 
-def test_a_service_that_ignores_the_condition_is_refused_at_the_first_create(s3, bucket):
-    s3.instruct("put", "ignore-condition", count=2)
+@pytest.mark.parametrize("operation", ["put", "complete"])
+def test_a_service_that_ignores_the_condition_is_refused_at_the_first_create(s3, bucket, operation):
+    s3.instruct(operation, "ignore-condition", count=2)
     with pytest.raises(InvalidRequest, match="the service ignores If-None-Match"):
         bucket.create("x", SMALL)
+    assert s3.data("run/x") == SMALL
+
+
+def test_a_service_that_nobody_reaches_is_tried_again(s3, monkeypatch):
+    monkeypatch.setenv("EXTRACT_RETRY_DEADLINE", "0.3")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(TryAgain, match="Could not connect"):
+        open_storage("s3://bucket/run").stat("x")
+
+
+@pytest.mark.parametrize("status, code", [(400, "ExpiredToken"), (403, "InvalidToken")])
+def test_expired_credentials_are_named(s3, bucket, status, code):
+    for operation in ("put", "stat"):
+        s3.instruct(operation, "fail", status=status, code=code, count=10)
+    with pytest.raises(PermissionDenied, match="no AWS credentials that can be used|was refused"):
+        bucket.create("x", SMALL)
+
+
+def test_a_permission_that_was_granted_is_sought_again(s3, bucket):
+    bucket.create("x", SMALL)
+    assert bucket.read("x") == SMALL
+    s3.instruct("read", "fail", status=403, code="AccessDenied", count=2)
+    assert bucket.read("x") == SMALL and s3.instructions[-1].count == 0
+
+
+def test_a_small_object_is_read_with_its_checksum(s3, bucket):
+    bucket.create("x", SMALL)
+    s3.instruct("read", "corrupt")
+    assert bucket.read_small("x", 1000) == SMALL
+    s3.instruct("read", "corrupt", count=100)
+    with pytest.raises(DamagedData, match="do not match its crc32c"):
+        bucket.read_small("x", 1000)
+
+
+@pytest.mark.parametrize("location", ["s3://", "s3://My_Bucket!/run"])
+def test_a_location_without_a_bucket_is_named(s3, location):
+    with pytest.raises(InvalidRequest, match=f"{location}: give s3://bucket/prefix"):
+        open_storage(location)
+
+
+def test_an_endpoint_without_a_scheme_is_named(s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "minio.local:9000")
+    with pytest.raises(InvalidRequest, match="Invalid endpoint: minio.local:9000"):
+        open_storage("s3://bucket/run")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +175,7 @@ def test_what_is_read_is_whole_and_right(s3, bucket, action):
     s3.instruct("read", action)
     assert bucket.read("x") == LARGE
     s3.instruct("read", "corrupt", count=100)
-    with pytest.raises(DamagedData, match="do not match its crc32c, 3 times"):
+    with pytest.raises(DamagedData, match="do not match its crc32c, 6 times"):
         bucket.read("x")
 
 
@@ -138,8 +183,9 @@ def test_what_is_read_is_whole_and_right(s3, bucket, action):
     ("PutObject", "put", lambda b: b.create("new", SMALL)), ("GetObject", "read", lambda b: b.read("x")),
     ("ListBucket", "list", lambda b: list(b.list())),
 ])  # fmt: skip
-def test_the_permission_that_is_missing_is_named(s3, bucket, permission, operation, act):
-    bucket.create("x", SMALL)
+def test_the_permission_that_is_missing_is_named(s3, bucket, monkeypatch, permission, operation, act):
+    monkeypatch.setattr(retries, "_GRANTED", set())
+    s3.put("run/x", SMALL)
     s3.instruct(operation, "fail", status=403, code="AccessDenied", count=10)
     with pytest.raises(PermissionDenied, match=f"s3:{permission} on s3://bucket was refused"):
         act(bucket)
@@ -155,11 +201,9 @@ def test_an_open_object_that_is_replaced_is_noticed(s3, bucket):
             file.read(10)
 
 
-def test_a_bucket_that_is_not_there_and_a_location_without_one_are_named(s3):
+def test_a_bucket_that_is_not_there_is_named(s3):
     with pytest.raises(InvalidRequest, match="s3://nowhere: there is no such bucket"):
         open_storage("s3://nowhere/run").create("x", SMALL)
-    with pytest.raises(InvalidRequest, match="give s3://bucket/prefix"):
-        open_storage("s3://")
 
 
 def test_without_credentials_that_is_what_is_said_and_no_secret_is_told(s3, monkeypatch):

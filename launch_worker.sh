@@ -23,6 +23,7 @@
 # The exit code is the worker's last one. SIGTERM, SIGINT and SIGHUP are passed on as SIGTERM and end the restarts:
 # 75. A worker whose launcher was killed gets SIGTERM from the kernel.
 set -euo pipefail
+trap 'exit 75' TERM INT HUP # until a worker is there to be told
 
 here=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
 first_pause=${LAUNCH_FIRST_PAUSE:-1}
@@ -47,7 +48,7 @@ stop_with() { # exit code, message
 
 find_worker_id() {
     local name
-    for name in WORKER_ID TPU_WORKER_ID JOB_COMPLETION_INDEX SLURM_ARRAY_TASK_ID SKYPILOT_JOB_RANK; do
+    for name in WORKER_ID EXTRACT_WORKER_ID TPU_WORKER_ID JOB_COMPLETION_INDEX SLURM_ARRAY_TASK_ID SKYPILOT_JOB_RANK; do
         if [ -n "${!name:-}" ]; then echo "${!name}"; return; fi
     done
 }
@@ -58,7 +59,8 @@ if [ $# -gt 0 ] && [[ $1 != -* ]]; then
 else
     worker_id=$(find_worker_id)
 fi
-[ -n "$worker_id" ] || [ -n "${STREAM:-}" ] ||
+STREAM=${STREAM:-${EXTRACT_STREAM:-}}
+[ -n "$worker_id" ] || [ -n "$STREAM" ] ||
     stop_with 2 "no worker id; give a number: ./launch_worker.sh 0, or set WORKER_ID"
 [ -z "$worker_id" ] || [[ $worker_id =~ ^[0-9]+$ ]] || stop_with 2 "worker id '$worker_id' is not a number"
 for name in MODEL STREAMS OUTPUT; do
@@ -92,7 +94,7 @@ arguments=(--model "$MODEL" --streams "$STREAMS" --output "$OUTPUT")
 [ -z "$worker_id" ] || arguments+=(--worker-id "$worker_id")
 [ -z "${LAYERS:-}" ] || arguments+=(--layers "$LAYERS")
 [ -z "${HOOKS:-}" ] || arguments+=(--hooks "$HOOKS")
-[ -z "${STREAM:-}" ] || arguments+=(--stream "$STREAM")
+[ -z "$STREAM" ] || arguments+=(--stream "$STREAM")
 
 case ${TPU_HOST_CHIPS:-} in # libtpu's variables for a process that uses its host's chips alone
     '') ;;
@@ -144,11 +146,12 @@ give_up() { # exit code, what happened
 # id, so that the next one can tell its killed predecessor from a rival.
 notes=$(mktemp -d) || stop_with 2 "cannot make a temporary folder; set TMPDIR"
 export LAUNCH_COMMIT_FILE=$notes/commit LAUNCH_ATTEMPTS_FILE=$notes/attempts
-trap 'rm -f "$LAUNCH_COMMIT_FILE" "$LAUNCH_ATTEMPTS_FILE"; rmdir "$notes"' EXIT
+trap 'rm -rf "$notes"' EXIT
 
 pause=$first_pause failures=0 kills=0 committed=0
 while true; do
     [ "$stopping" -eq 0 ] || exit 75
+    mkdir -p "$notes" # a cleaner of temporary files may have removed it
     : > "$LAUNCH_COMMIT_FILE"
     began=$SECONDS code=0
     run_child "$python" "$here/extract_activations.py" run "${arguments[@]}" "$@" || code=$?

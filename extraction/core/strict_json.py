@@ -1,8 +1,8 @@
 """Strict JSON: one text has one meaning, and no text harms its reader.
 
-In: bytes from any source. Out: the value. Guarantee: bytes that are not UTF-8, a repeated key, too deep nesting, NaN,
-an infinity or half a surrogate pair raise ValueError. No other error is raised. Cost: at most 64 bytes of memory for
-each byte of input.
+In: bytes from any source, or a value. Out: the value, or its bytes. Guarantee: bytes that are not UTF-8, a repeated
+key, too deep nesting, NaN, an infinity or half a surrogate pair raise ValueError, when they are read and before they
+are written. No other error is raised. Cost: reading takes at most 64 bytes of memory for each byte of input.
 """
 
 import json
@@ -17,6 +17,14 @@ def loads(data: bytes) -> object:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return value
+
+
+def dumps(value: object, indent: int | None = None) -> bytes:
+    """Return a line of JSON that `loads` accepts, with sorted keys. Raises ValueError."""
+    text = json.dumps(value, indent=indent, sort_keys=True, allow_nan=False)
+    if "\\ud" in text:
+        json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair
+    return f"{text}\n".encode()
 
 
 def _unrepeated(pairs: list[tuple[str, object]]) -> dict:

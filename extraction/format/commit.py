@@ -6,7 +6,6 @@ folder of the stream; anything else raises DamagedData that names the object. Un
 at most 64 bytes for each byte that is parsed.
 """
 
-import json
 import math
 import platform
 import re
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from ..core.errors import DamagedData
-from ..core.strict_json import loads
+from ..core.strict_json import dumps, loads
 from ..core.versions import software_versions
 from ..storage import Storage
 from .digests import digest_of
@@ -173,7 +172,7 @@ class Commit:
 
     def to_bytes(self) -> bytes:
         """Return the bytes of the commit."""
-        return (json.dumps({"format": FORMAT} | asdict(self), sort_keys=True, allow_nan=False) + "\n").encode()
+        return dumps({"format": FORMAT} | asdict(self))
 
     @property
     def data_bytes(self) -> int:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 STORE_DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1, "float8_e4m3fn": 1}  # bytes of a value
 LOSS_HOOK = "hook_loss"
+LEAST_LOSS = 1.0  # nat: the difference of a smaller loss is measured against this, as it is one of large logits
 FIXED_DTYPES = {"hook_expert_indices": "int32", LOSS_HOOK: "float32"}  # of hook points stored in no other dtype
 LARGEST_CODE = {"int8": 127.0, "float8_e4m3fn": 448.0}  # of the dtypes whose rows have a scale
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from ..core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, ObjectNotFound
-from ..core.strict_json import loads
+from ..core.strict_json import dumps, loads
 from ..storage import Storage
 from .digests import digest_of
 from .dtypes import STORE_DTYPES
@@ -167,7 +167,7 @@ class RunDescription:
         """Return the bytes of the `run.json` of a run that was not extended."""
         value = asdict(self) | {"format": FORMAT, "config": self.config.to_json(), "fingerprint": self.fingerprint}
         del value["digest"], value["extensions"]
-        return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+        return dumps(value, indent=2)
 
 
 def read_run(storage: Storage) -> RunDescription:

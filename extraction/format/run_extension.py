@@ -5,12 +5,11 @@ Guarantee: an extension names the object before it by its digest, the first one 
 bytes, whichever worker writes them. Cost: one listing, and a read for each extension.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from ..core.errors import DamagedData
-from ..core.strict_json import loads
+from ..core.strict_json import dumps, loads
 from ..storage import Storage
 from .digests import digest_of
 from .extension_names import list_extensions
@@ -39,7 +38,7 @@ class RunExtension:
         """Return the bytes of the object."""
         value = asdict(self)
         del value["digest"]
-        return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+        return dumps(value, indent=2)
 
 
 def read_extensions(storage: Storage, number_of_format: int, previous: str) -> tuple[RunExtension, ...]:

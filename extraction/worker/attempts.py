@@ -7,7 +7,6 @@ Cost: one small object for each note.
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -16,6 +15,8 @@ from pathlib import Path
 from ..core.errors import ExtractionError, Fenced, Stopped, TryAgain
 from ..core.google_machine import zone
 from ..core.logs import say
+from ..core.printable import shown_lines
+from ..core.strict_json import dumps
 from ..format.commit import Attempt, Commit, commit_name
 from ..format.run_config import FORMAT
 from ..format.stream_state import BEGIN, END, Ending, note_name
@@ -98,7 +99,8 @@ def _earlier_attempts(attempt: Attempt) -> list[str]:
 def _write(storage: Storage, name: str, content: dict[str, str], known: type | None = None) -> None:
     """Write a note, or warn that it is not written unless the error is of the `known` type, which the note is about."""
     try:
-        storage.create(name, (json.dumps({"format": FORMAT} | content) + "\n").encode())
+        shown = {key: shown_lines(text) for key, text in content.items()}
+        storage.create(name, dumps({"format": FORMAT} | shown))
     except ExtractionError as error:
         if type(error) is not known:
             say(f"{name} is not written: {error}", "WARNING")

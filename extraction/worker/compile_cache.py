@@ -45,8 +45,8 @@ class CompileCache:
 
     def __enter__(self) -> Self:
         if self._location:
-            self.folder = tempfile.mkdtemp(prefix="xla-")
             try:
+                self.folder = tempfile.mkdtemp(prefix="xla-")
                 for name, data in self._usable(open_storage(self._location)):
                     Path(self.folder, name).write_bytes(data)
                     self._there.add(name)

@@ -4,12 +4,15 @@ In: a loaded step. Out: an answer, which the start that begins a run stores in `
 step gives values further from the run's than rounding explains does not begin. Cost: one step.
 """
 
+import ml_dtypes
 import numpy as np
 
 from ..core.errors import ConfigurationMismatch
 from ..core.logs import say
 from ..format.digests import digest_of
+from ..format.dtypes import LEAST_LOSS, LOSS_HOOK
 from ..format.run_config import KnownAnswer
+from ..models.hooks import EXPERT_INDICES, suffix_of
 from ..models.step import Step
 
 _ROWS = 16  # of which the answer is made
@@ -29,10 +32,15 @@ def answer_of(step: Step, vocab_size: int) -> KnownAnswer:
     targets = np.concatenate([tokens[:, 1:], np.full((options.batch_size, 1), -1, np.int32)], axis=1)
     values, _ = step(tokens, np.ones(shape, np.int32), positions, slots, pooled, targets).get()
     data = b"".join(np.ascontiguousarray(values[name]).tobytes() for name in sorted(values))
-    norms = {name: np.linalg.norm(np.nan_to_num(found.astype(np.float32)), axis=1) for name, found in values.items()}
-    return KnownAnswer(
-        digest_of(data), {name: [float(f"{norm:.6g}") for norm in norms[name]] for name in sorted(norms)}
-    )
+    compared = (name for name in sorted(values) if suffix_of(name) != EXPERT_INDICES)  # rounding chooses among experts
+    return KnownAnswer(digest_of(data), {name: _norms(values[name]) for name in compared})
+
+
+def _norms(values: np.ndarray) -> list[float]:
+    """Return the norm of each row, in which an infinity counts as the largest number of its dtype, and NaN as 0."""
+    largest = 0.0 if values.dtype.kind == "i" else float(ml_dtypes.finfo(values.dtype).max)
+    finite = np.nan_to_num(values.astype(np.float64), posinf=largest, neginf=-largest)
+    return [float(f"{norm:.6g}") for norm in np.linalg.norm(finite, axis=1)]
 
 
 def check_answer(stored: KnownAnswer, own: KnownAnswer, compute_dtype: str) -> None:
@@ -42,7 +50,7 @@ def check_answer(stored: KnownAnswer, own: KnownAnswer, compute_dtype: str) -> N
     """
     if own.digest == stored.digest or not stored.digest:
         return
-    worst, name = max((_distance(stored, own, name), name) for name in own.norms)
+    worst, name = max(((_distance(stored, own, name), name) for name in own.norms), default=(0.0, ""))
     most = TOLERANCES[compute_dtype]
     if not worst <= most:
         raise ConfigurationMismatch(
@@ -57,4 +65,5 @@ def _distance(stored: KnownAnswer, own: KnownAnswer, name: str) -> float:
     ours, theirs = own.norms[name], stored.norms.get(name, [])
     if len(ours) != len(theirs):
         return float("inf")
-    return max((abs(a - b) / max(abs(a), abs(b), 1e-30) for a, b in zip(ours, theirs, strict=True)), default=0.0)
+    least = LEAST_LOSS if name == LOSS_HOOK else 1e-30
+    return max((abs(a - b) / max(abs(a), abs(b), least) for a, b in zip(ours, theirs, strict=True)), default=0.0)

@@ -15,6 +15,7 @@ from ..batching.token_selection import Selection, Selector
 from ..batching.tokenizer import RecordTokenizer
 from ..core.errors import InvalidRequest, ObjectNotFound
 from ..core.logs import say
+from ..core.printable import printable
 from ..core.versions import DEVICE, cpu_features, software_versions
 from ..format.run_config import RunConfig, RunDescription, read_run
 from ..models.config import ModelConfig
@@ -208,8 +209,13 @@ def _run_in(output: Storage) -> RunDescription | None:
 
 
 def absolute(location: str) -> str:
-    """Return the location as other machines and folders would name it."""
-    return location if "://" in location else str(Path(location).resolve())
+    """Return the location as other machines and folders would name it. Raises InvalidRequest unless it is Unicode."""
+    found = location if "://" in location else str(Path(location).resolve())
+    try:
+        found.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{printable(found)}: the name is not UTF-8, and run.json has to name it") from None
+    return found
 
 
 def stored_share(sample: Sample) -> float:

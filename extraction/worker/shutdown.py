@@ -1,7 +1,8 @@
 """The shutdown signal: SIGTERM, SIGINT, SIGHUP or a preemption notice in, an event out, and an end within a fixed time.
 
-Guarantee: GRACE_SECONDS after the signal the process has ended with the exit code of `TryAgain`, whatever it does; at
-once if nothing is in flight. A second signal changes nothing. Nothing durable depends on those seconds.
+Guarantee: GRACE_SECONDS after the signal, and LOG_SECONDS more if nobody reads its log, the process has ended with the
+exit code of `TryAgain`, whatever it does; at once if nothing is in flight. A second signal changes nothing. Nothing
+durable depends on those seconds.
 
 The notice is that of Google's metadata server, `instance/preempted`, which is asked for on machines of Google's and
 wherever GCE_METADATA_HOST (the variable of Google's own libraries) names one. It may come before the signal; a server
@@ -21,6 +22,7 @@ from ..core.google_machine import metadata_host
 from ..core.logs import say
 
 GRACE_SECONDS = 8
+LOG_SECONDS = 1  # to write the last line
 NOTICE_PATH = "/computeMetadata/v1/instance/preempted"
 _WAIT_SECONDS = 60
 _LONGEST_PAUSE = 60.0
@@ -43,10 +45,14 @@ class Stop(threading.Event):
         if not self._once.acquire(blocking=False):
             return
         busy = self.busy
-        say(f"{reason}: {'finishing what is in flight' if busy else 'nothing is in flight'}")
+        # On a thread, since a log that nobody reads blocks who writes to it.
+        text = f"{reason}: {'finishing what is in flight' if busy else 'nothing is in flight'}"
+        log = threading.Thread(target=say, args=(text,), name="last words", daemon=True)
+        log.start()
         if busy:
             self.set()
             time.sleep(GRACE_SECONDS)
+        log.join(LOG_SECONDS)
         os._exit(TryAgain.exit_code)
 
 
@@ -79,7 +85,12 @@ def _end_with_launcher() -> None:
     if not launcher or prctl is None:
         return
     prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if str(os.getppid()) != launcher:  # it died before
+    if str(os.getppid()) == launcher:
+        return
+    if os.path.exists(f"/proc/{launcher}"):
+        say("PYTHON of launch_worker.sh is not the interpreter but starts it: if the launcher is killed, this goes on; "
+            "let the script `exec` the interpreter", "WARNING")  # fmt: skip
+    else:
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -187,7 +187,7 @@ def test_damage_is_exit_65_a_storm_75_and_no_permission_77(run, gcs, tmp_path):
     result = extract(streams, copy)
     assert result.returncode == 65, result.stderr
     assert f"error: worker-00000/batches/{last.name}" in result.stderr
-    assert "nothing was deleted; `repair OUTPUT` recomputes a batch file" in result.stderr
+    assert "restore what is named above from a copy (`repair OUTPUT` recomputes a batch file)" in result.stderr
     storm = gcs.instruct("insert", "run/*", "fail", count=10_000)
     result = extract(streams, "gs://bucket/run", EXTRACT_RETRY_DEADLINE="0.5")
     assert result.returncode == 75, result.stderr

@@ -24,13 +24,16 @@ STUB = """#!/bin/sh
 case "$1" in -c) exec {python} "$@";; esac
 shift
 code=$(head -n 1 {folder}/codes); sed -i 1d {folder}/codes
-case "$code" in commit*) echo a commit > "$LAUNCH_COMMIT_FILE" ;; esac
+case "$code" in
+  commit*) echo a commit > "$LAUNCH_COMMIT_FILE" ;;
+  swept*) rm -r "$(dirname "$LAUNCH_COMMIT_FILE")" ;;
+esac
 case "$code" in
   *kill) end='kill -KILL $$' ;;
   *term) end='kill -TERM $$' ;;
   *crash) end='kill -SEGV $$' ;;
   wait*) trap "echo TERM >> {folder}/signals; exit ${{code#wait}}" TERM; end='while :; do sleep 0.05; done' ;;
-  *) end="exit $code" ;;
+  *) end="exit ${{code#swept}}" ;;
 esac
 (IFS='|'; echo "$*") >> {folder}/starts
 eval "$end"
@@ -156,12 +159,36 @@ def test_pauses_grow_up_to_the_longest_and_start_anew_after_a_commit(launch):
         assert whole / 2 <= pause <= whole
 
 
-@pytest.mark.parametrize(
-    "name", ["WORKER_ID", "TPU_WORKER_ID", "JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID", "SKYPILOT_JOB_RANK"]
-)
+def test_a_temporary_folder_that_was_cleaned_up_is_made_again(launch):
+    assert launch(["swept75", "swept0"], "3")[0] == 0
+    assert len(launch.starts()) == 2
+
+
+IDS = ["WORKER_ID", "EXTRACT_WORKER_ID", "TPU_WORKER_ID", "JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID",
+       "SKYPILOT_JOB_RANK"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IDS)
 def test_the_worker_id_comes_from_the_scheduler(launch, name):
     assert launch([0], **{name: "7"})[0] == 0
     assert launch.starts()[0].endswith("--worker-id|7")
+    later = IDS[IDS.index(name) + 1 :]
+    assert launch([0], **{name: "7"} | dict.fromkeys(later, "0"))[0] == 0
+    assert launch.starts()[1].endswith("--worker-id|7")
+
+
+def test_any_stream_may_be_named_as_the_flag_is(launch):
+    assert launch([0], EXTRACT_STREAM="any")[0] == 0
+    assert launch.starts()[0].endswith("--stream|any")
+
+
+def test_a_signal_while_the_interpreter_is_checked_is_try_again(launch, tmp_path):
+    launch.stub.write_text(f"#!/bin/sh\ntouch {tmp_path}/checked; sleep 0.3; exit 0\n")
+    process = launch.start([], "3")
+    wait_for((tmp_path / "checked").exists)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert (process.returncode, launch.starts()) == (75, [])
 
 
 def test_further_arguments_and_settings_reach_the_worker(launch):

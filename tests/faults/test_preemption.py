@@ -1,5 +1,6 @@
 """Being told to stop: at every moment of a worker's life it is gone within 10 s, with 75, and nothing is lost."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -184,4 +185,20 @@ def test_a_log_that_nobody_reads_does_not_keep_it_alive():
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
+    assert process.returncode == TRY_AGAIN
+
+
+def test_a_log_that_is_full_does_not_keep_it_alive():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    process = subprocess.Popen([sys.executable, "-c", WAITING, "30"], cwd=ROOT, stdout=subprocess.PIPE, stderr=writer)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    os.close(reader)
+    os.close(writer)
     assert process.returncode == TRY_AGAIN

@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from extraction.core.errors import ConfigurationMismatch
 from extraction.format.digests import digest_of
-from extraction.format.run_config import KnownAnswer
+from extraction.format.run_config import KnownAnswer, read_run
 from extraction.storage import open_storage
 from extraction.worker.compile_cache import CompileCache
 from extraction.worker.known_answer import check_answer
@@ -154,3 +155,19 @@ def test_an_answer_that_rounding_does_not_explain_ends_the_start(capsys):
     for norms in ({"x": [1.0, 2.1], "y": [3.0]}, {"x": [1.0], "y": [3.0]}, {"x": [1.0, 2.0], "z": [3.0]}):
         with pytest.raises(ConfigurationMismatch, match="known answer"):
             check_answer(stored, KnownAnswer("sha256:1", norms), "float32")
+
+
+def test_an_answer_that_overflows_is_one_that_run_json_can_hold(undisturbed, tmp_path):
+    """A token that no record has overflows float16 in the known answer, and the run goes on."""
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.embed_tokens.weight"][0] = 60_000
+    tensors["model.embed_tokens.weight"][0, 0] = 1e6
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    flags = ("--model", model, "--layers", "0", "--hooks", "resid_pre", "--store-dtype", "float16")
+    for _ in range(2):
+        result = extract(undisturbed[0], tmp_path / "run", 0, *flags, "--compile-cache", "", "--max-records", 4)
+        assert result.returncode == 0, result.stderr
+    norms = read_run(open_storage(str(tmp_path / "run"))).known_answer.norms
+    assert max(norms["blocks.0.hook_resid_pre"]) >= 65504

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from extraction.core.strict_json import loads
+from extraction.core.strict_json import dumps, loads
 
 PER_BYTE, BASE = 64, 1 << 20  # bytes: of memory for each byte of input, and besides
 
@@ -62,3 +62,15 @@ def test_what_is_not_strict_json_is_refused(text):
 @pytest.mark.parametrize("text", ['"\\ud83d\\ude00"', '"😀"', '{"a": {"a": 1}}', "-1.5e3", '"\\u00e4"'])
 def test_what_is_strict_json_is_read(text):
     assert loads(text.encode()) == json.loads(text)
+
+
+@pytest.mark.parametrize("value", [float("nan"), [float("inf")], {"a": "\udce9"}, {"\udce9": 1}])
+def test_what_could_not_be_read_is_not_written(value):
+    with pytest.raises(ValueError):
+        dumps(value)
+
+
+@pytest.mark.parametrize("value", ["\N{GRINNING FACE}", {"b": [0.1, None], "a": "\\udce9"}, "\n"])
+def test_what_is_written_is_read(value):
+    data = dumps(value)
+    assert loads(data) == value and data.endswith(b"\n") and data.count(b"\n") == 1

@@ -153,7 +153,10 @@ class Extensions(CommandGroup):
 @cli.group(cls=Extensions)
 @click.argument("streams")
 def extend(streams: str) -> None:
-    """Add streams of new files to STREAMS, which stay as they are; a run over STREAMS takes them up."""
+    """Add streams of new files to STREAMS, which stay as they are.
+
+    A run over STREAMS then also extracts the new ones.
+    """
 
 
 def command_of(name: str, dataset: "Dataset", extend: click.Context | None = None) -> click.Command:

@@ -124,9 +124,12 @@ def without_torch() -> None:
     "--stuck-after",
     default=900.0,
     show_default=True,
-    help="Seconds without a commit after which a stream is stuck; one that commits batches, after five batch times.",
+    help="Seconds without a commit after which a stream is stuck. A stream that commits regularly is stuck earlier, "
+    "after five times its usual interval.",
 )
-@click.option("--price", type=click.FloatRange(0), help="Of one chip for one hour, for the cost so far and to come.")
+@click.option(
+    "--price", type=click.FloatRange(0), help="Price of one chip for one hour, for the cost so far and to come."
+)
 def status(
     output: str, as_json: bool, watch: bool, every: float, rows: int, stuck_after: float, price: float | None
 ) -> None:
@@ -178,7 +181,7 @@ STREAMS_OF_RUN = click.option("--streams", default=None, help="Location of the s
 @MODEL_OF_RUN
 @click.option("--deep", is_flag=True, help="Also read every batch file and check its content.")
 @click.option("--tokens/--no-tokens", default=None, help="Tokenize the streams again and compare; on with --deep.")
-@click.option("--recompute", type=NumberOr("all", 1), help="Compute so many batches again and compare; or all.")
+@click.option("--recompute", type=NumberOr("all", 1), help="Number of batches, or all, to compute again and compare.")
 @click.option("--stream", type=click.IntRange(0), help="Recompute only batches of this stream.")
 @click.option("--seed", type=int, default=None, help="Seed of the draw of --recompute; by default a new one.")
 @click.option("--expect", default=None, help="Digest of the run, or of one of its streams, that you kept.")
@@ -214,7 +217,7 @@ def verify(output: str, streams: str | None, as_json: bool, deep: bool, **given:
 @STREAMS_OF_RUN
 @MODEL_OF_RUN
 def repair(output: str, streams: str | None, model: str | None) -> None:
-    """Compute batch files again that are missing or damaged, and put those back that are as their commits say.
+    """Compute missing and damaged batch files again, and store each one whose bytes match its commit.
 
     Nothing is overwritten or deleted. Exit 0: every batch file is as committed. 65: not all of them are.
     """
@@ -251,7 +254,8 @@ def report(output: str, html: str, streams: str | None, tokenizer: str | None) -
 @click.option(
     "--context-size",
     type=click.IntRange(1),
-    help="Tokens in a row: 128 by default for saelens; for openmoss each row has one record, by default no rows.",
+    help="Tokens in a row: 128 by default for saelens; for openmoss a row holds tokens of one record; without the "
+    "flag tokens are not arranged in rows.",
 )
 @with_flags(SelectFlags)
 def export(

@@ -113,12 +113,13 @@ def _differences(stored: _Stored, batch: PackedBatch) -> Iterator[str]:
     """Yield what a commit or its batch file has that the batch does not."""
     commit, file = stored.commit, stored.file
     if _span(commit) != (batch.cursor_before, batch.cursor_after):
-        yield f"it is from {commit.cursor_before} to {commit.cursor_after}, the batch of the stream from " + (
+        yield (
+            f"it covers {commit.cursor_before} to {commit.cursor_after}; packing the stream again gives "
             f"{batch.cursor_before} to {batch.cursor_after}"
         )
     for name in ("num_records", "num_rows", "num_tokens", "end_of_stream"):
         if getattr(commit, name) != getattr(batch, name):
-            yield f"its {name} is {getattr(commit, name)}, that of the stream {getattr(batch, name)}"
+            yield f"its {name} is {getattr(commit, name)}, the stream gives {getattr(batch, name)}"
     if file is None:
         return
     for name, ours in _arrays_of(batch).items():

@@ -168,7 +168,7 @@ class _Walk:
             return
         problems = [*self._check_identity(commit, batch), *self._check_cursors(commit), *self._check_sums(commit)]
         if audit.finished:
-            problems.append("stands after the end of the stream")
+            problems.append("comes after the commit that ended the stream")
         problems = problems or list(self._check_ids(commit))
         audit.problems += [f"{seen.name}: {problem}" for problem in problems]
         self._cursor, self._totals, self._digest = commit.cursor_after, commit.totals, seen.digest
@@ -226,11 +226,11 @@ class _Walk:
             theirs = (commit.totals.rows, commit.totals.tokens, commit.totals.bytes)
             if theirs != ours:
                 yield (
-                    f"its totals are {theirs[0]:,} rows of {theirs[1]:,} tokens and {theirs[2]:,} bytes, "
-                    f"those of its chain {ours[0]:,}, {ours[1]:,} and {ours[2]:,}"
+                    f"its totals say {theirs[0]:,} rows of {theirs[1]:,} tokens and {theirs[2]:,} bytes; "
+                    f"the commits up to it add up to {ours[0]:,}, {ours[1]:,} and {ours[2]:,}"
                 )
             if commit.totals.not_finite != added(self._totals.not_finite, commit.not_finite):
-                yield "its totals of not_finite are not those of its chain"
+                yield "its totals of not_finite are not the sums of the commits up to it"
 
     def _check_ids(self, commit: Commit) -> Iterator[str]:
         first = commit.cursor_before.record

@@ -38,7 +38,7 @@ class _RecordPart(NamedTuple):
 
 
 def check_cover(commit: Commit, run: AuditedRun) -> Iterator[str]:
-    """What is wrong, whatever its records are, with the tokens that a commit covers and with having no rows of them."""
+    """Yield what is wrong with the number of tokens and rows of a commit, without a look at its records."""
     before, after, read = commit.cursor_before, commit.cursor_after, commit.num_tokens
     num_ended = after.record - before.record
     if after <= before:
@@ -48,7 +48,7 @@ def check_cover(commit: Commit, run: AuditedRun) -> Iterator[str]:
     ended, least = read - going_on, int(num_ended > 0 and before.token_offset > 0)
     longest = min(read, run.config.seq_len) if run.config.truncates else read
     if not least <= ended <= num_ended * longest:
-        yield f"counts {read:,} tokens, which cannot be from {before} to {after}"
+        yield f"counts {read:,} tokens, which does not fit its cursors {before} and {after}"
     elif commit.num_rows == 0:
         most = run.selection.most_without_row
         first, others = (min(longest, most(offset, True)) for offset in (before.token_offset, 0))
@@ -58,7 +58,7 @@ def check_cover(commit: Commit, run: AuditedRun) -> Iterator[str]:
 
 
 def check_records(arrays: Arrays, commit: Commit, run: AuditedRun) -> Iterator[str]:
-    """What is wrong with the records of a batch file."""
+    """Yield what is wrong with the records of a batch file."""
     before, after, n = commit.cursor_before, commit.cursor_after, commit.num_rows
     index, offsets = arrays["record_index"], arrays["record_offsets"]
     if not np.array_equal(index, np.arange(before.record, before.record + commit.num_records)):
@@ -83,7 +83,7 @@ def check_records(arrays: Arrays, commit: Commit, run: AuditedRun) -> Iterator[s
 
 
 def _check_rows(arrays: Arrays, lengths: np.ndarray, commit: Commit, run: AuditedRun) -> Iterator[str]:
-    """Which tokens of the records have a row."""
+    """Yield what is wrong with the choice of tokens that have a row."""
     offsets, positions, selection = arrays["record_offsets"], arrays["positions"], run.selection
     if selection.is_everything:
         if not np.array_equal(np.diff(offsets), lengths):
@@ -106,7 +106,7 @@ def _check_rows(arrays: Arrays, lengths: np.ndarray, commit: Commit, run: Audite
 
 
 def _fits_selection(positions: np.ndarray, part: _RecordPart, selection: Selection, seq_len: int) -> bool:
-    """Are these the positions of the rows of a part of a record?"""
+    """Return whether these are the positions of the rows of a part of a record."""
     if selection.pools:
         places = np.minimum(np.arange(part.first + seq_len, part.last + seq_len, seq_len), part.last) - 1
     else:
@@ -121,7 +121,7 @@ def _fits_selection(positions: np.ndarray, part: _RecordPart, selection: Selecti
 
 
 def _rises_within(some: np.ndarray, all_of_them: np.ndarray) -> bool:
-    """Do the former rise, and are they among the latter?"""
+    """Return whether the positions `some` rise and are all in `all_of_them`."""
     return bool((np.diff(some) > 0).all() and np.isin(some, all_of_them).all())
 
 

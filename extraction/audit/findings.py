@@ -3,7 +3,7 @@
 In: what `check_chain` and `check_batch_file` found in each stream. Out: `RunAudit`, its verdict and exit code.
 Guarantee: equal findings give equal text and JSON, whatever threads found them. Cost: none to speak of.
 
-The JSON of `verify --json`; keys stay, more may follow:
+The JSON of `verify --json`; keys are never removed, new ones may be added:
 
     schema            1
     output, deep      what was read; whether the batch files were, too

@@ -79,7 +79,7 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, check
     if parts[0] is None:
         raise ConfigurationMismatch(f"{location}/manifest.json is not the manifest that {output} was made from")
     if (manifest := parts[-1]) is None:
-        raise ConfigurationMismatch(f"{location} has not the streams by which {output} was extended")
+        raise ConfigurationMismatch(f"{location} does not have the streams that extended {output}")
     tokenizer = tokenizer_of(described, checks.model) if checks.tokens else None
 
     def audit(index: int) -> StreamAudit:

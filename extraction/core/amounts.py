@@ -7,7 +7,7 @@ _MILLENNIUM = 1000 * 365.25 * 86400
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Return text such as `3 h 20 min` or `45 s`, none for None, `over 1,000 years` for what nobody waits for."""
+    """Return text such as `3 h 20 min` or `45 s`, none for None, `over 1,000 years` for more than that."""
     if seconds is None:
         return ""
     if not seconds < _MILLENNIUM:

@@ -1,4 +1,4 @@
-"""A group of commands that helps: whole summaries, `-h`, `--version`, and the name that a mistyped command comes near.
+"""A click group that shows whole summaries and suggests the nearest command.
 
 In: click's commands. Out: their help, or an error of one line. Cost: only click is imported.
 """

@@ -1,4 +1,4 @@
-"""Text from elsewhere, made safe to show: a name or a message in a bucket may hold any character.
+"""Escape control characters of untrusted text: a name or a message in a bucket may hold any character.
 
 In: text. Out: text without the characters that steer a terminal. Guarantee: the result has no control character but
 the line breaks that `shown_lines` keeps. Cost: a look at each character.

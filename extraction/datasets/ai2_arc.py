@@ -82,7 +82,7 @@ def _question(located: Located) -> tuple[Any, list[Any], list[Any]]:
         return question, choices["label"], choices["text"]
     if isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices):
         return question, [choice.get("label") for choice in choices], [choice.get("text") for choice in choices]
-    raise DamagedData(f"{located.where}: choices are neither a 'text' and a 'label' list nor a list of both")
+    raise DamagedData(f"{located.where}: choices must be lists `text` and `label`, or a list of {{text, label}}")
 
 
 DATASET = Dataset(

@@ -186,5 +186,7 @@ def _location(source: str, revision: str | None) -> str:
         return source
     at = re.fullmatch(r"(hf://datasets/[^/@]+/[^/@]+)(/.*)?", source)
     if not at:
-        raise InvalidRequest(f"--revision {revision}: {source} has none of its own; leave the flag out")
+        raise InvalidRequest(
+            f"--revision {revision}: only a data set of the hub has revisions, {source} has none; leave the flag out"
+        )
     return f"{at[1]}@{revision}{at[2] or ''}"

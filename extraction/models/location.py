@@ -138,7 +138,7 @@ def _download(model: str, revision: str | None, weights: bool) -> ModelFolder:
         raise InvalidRequest(f"--model {model}: no such folder, and no such repository on the hub") from error
     except (errors.HTTPError, OSError) as error:  # pyright: ignore[reportPrivateImportUsage] - of its HTTP library
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-            raise PermissionDenied(f"--model {model}: the hub refuses it to this HF_TOKEN") from error
+            raise PermissionDenied(f"--model {model}: this HF_TOKEN may not read it") from error
         raise TryAgain(f"--model {model}: no such folder here, and the hub does not answer ({error})") from error
 
 

@@ -1,8 +1,7 @@
 """The mesh `(data, model)` of one host, and the sharding of each parameter and result.
 
-In: the shape of a mesh, the devices. Out: a mesh, and arrays placed on it. `data` splits the rows
-of a step; `model` splits the heads and the inner width of each block. Guarantee: the mesh changes values by rounding
-only.
+In: the shape of a mesh, the devices. Out: a mesh, and arrays placed on it. `data` splits the rows of a step; `model`
+splits the heads and the inner width of each block. Guarantee: the mesh changes values by rounding only.
 
 Cost: with `model` above 1, two sums over the chips in each block. Weights cross from the host once, spread over all
 chips, and are exchanged between these.

@@ -44,10 +44,12 @@ class MixedReader:
         self, readers: Sequence[ActivationReader], weights: Sequence[float], hook_point: str, options: ShuffleOptions
     ):
         if len(readers) != len(weights) or min(weights, default=0) <= 0 or abs(sum(weights) - 1) > 1e-6:
-            raise InvalidRequest(f"the weights {list(weights)} of {len(readers)} runs must be above 0 and make 1")
+            raise InvalidRequest(f"the weights {list(weights)} of {len(readers)} runs must be above 0 and sum to 1")
         self.options, self._sizes = options, _shares(weights, options.batch_size)
         if min(self._sizes) < 1:
-            raise InvalidRequest(f"a batch of {options.batch_size} rows has none of some run: make batch_size larger")
+            raise InvalidRequest(
+                f"a batch of {options.batch_size} rows has no row of at least one run: make batch_size larger"
+            )
         self._parts = [
             ShuffledReader(reader, hook_point, replace(options, batch_size=size, drop_last=True,
                                                        buffer=max(options.buffer * size // options.batch_size, size)))

@@ -79,7 +79,7 @@ class ActivationReader:
         return self.num_rows()
 
     def __bool__(self) -> bool:
-        """Return True: a reader of a run without rows is a reader, and nothing is read to say so."""
+        """Return True, so that `if reader` does not count rows."""
         return True
 
     # ------------------------------------------------------------------------------------------ what is there
@@ -231,7 +231,7 @@ class ActivationReader:
         """
         names = self.checked(hook_points)
         if not self.select.keeps_all_rows:
-            raise InvalidRequest("statistics are of all rows of a batch: read them without a selection of rows")
+            raise InvalidRequest("statistics cover all rows: open the reader without `where` and `positions`")
         found = statistics_of(self.headers(names), names)
         if not found:
             raise InvalidRequest(f"{self.storage.location} holds no tokens yet")

@@ -42,9 +42,8 @@ class Batch:
     """One batch: N rows of R records. A record that continues in the next batch is in both.
 
     `activations`: {hook point: [N, width]}, `tokens`, `positions`: int32 [N], `record_index`: int64 [R],
-    `record_offsets`: int64 [R+1] into the N rows, `record_ids`: the R ids, `record_meta`: the R metas or
-    None. `mean_over`: int32 [N], of how many tokens each row is the mean; None if rows are
-    tokens.
+    `record_offsets`: int64 [R+1] into the N rows, `record_ids`: the R ids, `record_meta`: the R metas or None.
+    `mean_over`: int32 [N], of how many tokens each row is the mean; None if rows are tokens.
     """
 
     ref: BatchRef

@@ -118,17 +118,20 @@ class ShuffledReader(Generic[Values]):
         self._num_rows = smallest // options.batch_size * options.batch_size if options.drop_last else len(self._span)
 
     def __len__(self) -> int:
-        """Batches in an epoch; with `drop_last` the same on every rank."""
+        """Return the number of batches in an epoch; with `drop_last` the same on every rank."""
         return -(-self._num_rows // self.options.batch_size)
 
     def state(self) -> State:
-        """Where iterating stands, as JSON: after the batch that was given last."""
+        """Return the position as JSON: after the batch that was given last."""
         return {"epoch": self.epoch, "position": self.position, "of": self._of}
 
     def restore(self, state: State) -> None:
         """Go on from a state. Raises InvalidRequest if it is of other options, another run or other commits."""
         if state.get("of") != self._of:
-            raise InvalidRequest(f"the state is of {state.get('of')}, this reader of {self._of}: no common order")
+            raise InvalidRequest(
+                f"the state belongs to {state.get('of')}, this reader reads {self._of}: make the reader with the same "
+                "run, commits and options"
+            )
         self.epoch, self.position = state["epoch"], state["position"]
 
     def __iter__(self) -> Iterator[Rows[Values]]:

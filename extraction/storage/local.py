@@ -152,7 +152,7 @@ def _open(path: Path) -> io.BufferedReader:
         os.close(descriptor)
         if is_folder:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        raise DamagedData(f"{path}: a pipe or a device is no file; copy its content into one")
+        raise DamagedData(f"{path}: this is a pipe or a device; copy its content into a file")
     return os.fdopen(descriptor, "rb")
 
 

@@ -2,8 +2,8 @@
 
 In: an open file, its footer, and its content digests in the manifest. Out: Arrow tables of single row groups.
 Guarantee: each value comes from bytes whose crc32c was compared, if the manifest has one; otherwise the store's etag of
-the whole file was compared when the file was opened. Cost: one read for each chunk, and a pass of
-crc32c over its bytes; in memory are the chunks of one row group, compressed, and a table of `TABLE_BYTES`.
+the whole file was compared when the file was opened. Cost: one read for each chunk, and a pass of crc32c over its
+bytes; in memory are the chunks of one row group, compressed, and a table of `TABLE_BYTES`.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """The manifest of a set of streams: their files and rows, pinned.
 
-In: the bytes of a `manifest.json`. Out: `Manifest`. A stream is always a
-list of pieces (runs of rows) of Parquet files: of materialised files next to the manifest, or of the source's own
-files. The manifest holds no text; its size follows the number of files, and of row groups where rows are left out or
-content is pinned by row group (about 11 bytes for each column of each).
+In: the bytes of a `manifest.json`. Out: `Manifest`. A stream is always a list of pieces (runs of rows) of Parquet
+files: of materialised files next to the manifest, or of the source's own files. The manifest holds no text; its size
+follows the number of files, and of row groups where rows are left out or content is pinned by row group (about 11 bytes
+for each column of each).
 
 Guarantee: a manifest was checked field by field. Its streams hold no row twice and, unless it records that a part of
 the source was requested, every row of every file. Cost: one pass over its entries.

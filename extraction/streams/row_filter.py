@@ -170,5 +170,5 @@ def parse_filter(value: Mapping[str, Any], where: str) -> RowFilter:
 def for_ids(row_filter: RowFilter, id_column: str) -> RowFilter:
     """Return the filter with the column that has the ids. Raises InvalidRequest for shares without such a column."""
     if row_filter.shares and id_column == ROW_ID:
-        raise InvalidRequest("--part and --sample go by ids: they need --id-column")
+        raise InvalidRequest("--part and --sample choose rows by the hash of the id: give --id-column")
     return replace(row_filter, id_column=id_column)

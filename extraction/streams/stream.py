@@ -91,7 +91,8 @@ class Stream:
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.num_records:
             raise InvalidRequest(
-                f"stream {self.index} has {count_of(self.num_records, 'record')}: no range {start} to {stop}"
+                f"stream {self.index} has {count_of(self.num_records, 'record')}; "
+                f"the requested ones are {start} to {stop}"
             )
 
     # ------------------------------------------------------------------------------------------ in the background
@@ -241,7 +242,7 @@ class Stream:
     def _bad_value(self, group: _Rows, row: int, column: str, value: object) -> DamagedData:
         what = "null" if value is None else str(value) if isinstance(value, UnicodeDecodeError) else "not a string"
         if column == self._columns.tokens:
-            what = "null, or has ids that are none"
+            what = "null, or holds a number that is not a token id"
         file, _, number = group.place.rpartition(": row group ")
         return DamagedData(
             f"{file}: row {group.rows[row]} of row group {number} "

@@ -278,7 +278,7 @@ def _comparison(left: ast.expr, order: ast.cmpop, right: ast.expr) -> _Node:
         found = _Null(_field(left))
         return found if isinstance(order, ast.Is) else _Not(found)
     if type(order) not in ORDERS:
-        raise ValueError(f"{ast.unparse(left)!r} is compared in a way that is not known")
+        raise ValueError(f"{ast.unparse(left)!r} uses an operator that is not supported (== != < <= > >= in, is None)")
     if _is_constant(left):
         return _Compared(_field(right), _MIRRORED[type(order)], _constant(left))
     return _Compared(_field(left), type(order), _constant(right))

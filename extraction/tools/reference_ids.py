@@ -1,7 +1,7 @@
 """Token ids on two other paths: from the file that the model was trained with alone, and from AutoTokenizer.
 
-In: a model's folder, records and our ids of them. Out: an `IdComparison`. Guarantee: nothing of `tokenization` is used,
-so that an error there shows. Cost: the tokenizer is built twice more.
+In: a model's folder, records and our ids of them. Out: an `IdComparison`. Guarantee: nothing of `batching.tokenizer` is
+used, so that an error there shows. Cost: the tokenizer is built twice more.
 """
 
 import json

@@ -189,7 +189,7 @@ def read_status(output: str, stuck_after: float = STUCK_AFTER, price: float | No
 
 
 def _with_slow(streams: list[StreamStatus]) -> Iterator[StreamStatus]:
-    """Yield the streams; those that run at less than a third of the median pace say so. Three make a median."""
+    """Yield the streams; those with less than a third of the median rate say so. At least three rates are needed."""
     rates = [stream.rate_now for stream in streams if stream.rate_now]
     middle = median(rates) if len(rates) >= 3 else 0.0
     for stream in streams:

@@ -1,4 +1,4 @@
-"""Choosing a stream: workers without numbers, as many as there happen to be, on as many streams as were cut.
+"""Choose a stream for a worker without a number (`--stream any`).
 
 In: the output of a run and the number of its streams. Out: the number of the stream to work on next. Streams on which
 no attempt began or committed lately, or whose last attempt ended by a shutdown signal, come first, in an order that
@@ -86,8 +86,8 @@ class StreamChooser:
             if not waiting:
                 waiting = True
                 say(
-                    f"waits until a stream is free: others work on {count_of(len(self._free_at), 'stream')}, or "
-                    f"did within --idle-after {self._idle_after:g} s"
+                    f"waiting for a free stream: other workers used the remaining "
+                    f"{count_of(len(self._free_at), 'stream')} within the last {self._idle_after:g} s (--idle-after)"
                 )
             stop.wait(min(self._idle_after / 4, _LONGEST_WAIT) * self._random.uniform(0.5, 1.0))
         raise TryAgain("shutdown signal while waiting for a stream")

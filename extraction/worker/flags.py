@@ -41,7 +41,7 @@ class StepFlags:
 
     model: str = flag(help="Hub id, folder or gs:// folder of a Hugging Face model.")
     revision: str | None = flag(None, help="Branch, tag or commit of a hub model; pinned to a commit in run.json.")
-    layers: str | None = flag(None, help="all, a list, ranges 0:24:2, negatives.")
+    layers: str | None = flag(None, help="Layers from 0: all, a list 0,6,12 or a range 0:24:2; -1 is the last.")
     hooks: str = flag("resid_post", help="Short names such as resid_post, mlp_in; or transcoder, clt, crosscoder.")
     hook_points: str | None = flag(None, help="Full names or globs, besides or instead of --layers.")
     seq_len: int = flag(2048, type=AT_LEAST_1, help="T, tokens in a row.")
@@ -60,7 +60,9 @@ class StepFlags:
         help="auto is the kernel for the device, checked at the start; plain is XLA's and slower.",
     )
     mesh: str | None = flag(
-        None, help="data=4,model=2: devices that share the rows, and the weights; chosen by memory."
+        None,
+        help="data=4,model=2: 4 groups of devices split the rows, 2 devices in each group split the weights. By "
+        "default chosen by memory.",
     )
 
 
@@ -82,11 +84,19 @@ class RunFlags(StepFlags):
         help="With --stream any: seconds without a commit after which another worker's stream may be taken.",
     )
     steps_per_batch: int | None = flag(
-        None, type=AT_LEAST_1, help="Steps in one batch file; by default 128 MiB of them, or 30 s."
+        None,
+        type=AT_LEAST_1,
+        help="Steps in one batch file; by default as many as give 128 MiB or take 30 s, whichever is less.",
     )
-    bos: str = flag("auto", type=click.Choice(["auto", "always", "never"]), help="Begin each record with this token?")
+    bos: str = flag(
+        "auto",
+        type=click.Choice(["auto", "always", "never"]),
+        help="Whether a record begins with the beginning-of-text token; auto: as the model was trained.",
+    )
     long_documents: str = flag(
-        "split", type=click.Choice(["split", "truncate"]), help="Records longer than T: windows of T, or cut."
+        "split",
+        type=click.Choice(["split", "truncate"]),
+        help="Records longer than T: split into windows of T, or cut after T.",
     )
     positions: str = flag(
         "all",
@@ -96,7 +106,9 @@ class RunFlags(StepFlags):
     drop_special: bool = flag(False, is_flag=True, help="Store no special tokens, and leave them out of means.")
     max_records: int | None = flag(None, type=AT_LEAST_0, help="Use only the first records of each stream.")
     compile_cache: str = flag("~/.cache/activation-extraction/xla", help="Folder or gs:// prefix of compiled steps.")
-    queue_mib: int = flag(512, type=AT_LEAST_1, help="Data that may wait for upload; then the device waits.")
+    queue_mib: int = flag(
+        512, type=AT_LEAST_1, help="MiB of batch files that may wait for upload; when they are full, computing waits."
+    )
     progress: bool = flag(True, name="--progress/--no-progress", help="Show progress.")
     metrics_port: int | None = flag(None, type=click.IntRange(0, 65535), help="Serve Prometheus metrics on this port.")
     metrics_host: str = flag("127.0.0.1", help="Address to serve metrics on; 0.0.0.0 is all of them.")
@@ -106,7 +118,9 @@ class RunFlags(StepFlags):
 class PlanFlags(StepFlags):
     """The flags of `plan`. Rates in GB/s of one host, prices in `currency`, the deadline in hours."""
 
-    accelerator: str = flag(help="v5litepod-8, v6e-4, ...; h100, h200, a100, l4, of which h100:8 is eight; or cpu.")
+    accelerator: str = flag(
+        help="v5litepod-8, v6e-4, ...; a GPU: h100, h200, a100, l4 (h100:8 is eight of them); or cpu."
+    )
     streams: str | None = flag(None, help="For the time, size and price of a whole manifest.")
     positions: str = flag("all", help="As for run.")
     drop_special: bool = flag(False, is_flag=True, help="As for run.")
@@ -119,15 +133,15 @@ class PlanFlags(StepFlags):
     peak: float | None = flag(None, type=POSITIVE, help="TFLOP/s of a chip, as measured; by default as published.")
     to_host: float = flag(8.0, type=POSITIVE, help="GB/s from devices to host, assumed.")
     upload: float = flag(1.0, type=POSITIVE, help="GB/s from host to bucket, assumed.")
-    spot: bool = flag(True, name="--spot/--on-demand", is_flag=True, help="Which of the known prices is taken.")
-    price: float | None = flag(None, type=click.FloatRange(0), help="Of one chip for one hour; TPUs have a known one.")
+    spot: bool = flag(True, name="--spot/--on-demand", is_flag=True, help="Use the spot or the on-demand price.")
+    price: float | None = flag(
+        None, type=click.FloatRange(0), help="Price of one chip for one hour; those of TPUs are known."
+    )
     storage_price: float | None = flag(
-        None, type=click.FloatRange(0), help="Of one GiB for one month; by default that of Cloud Storage."
+        None, type=click.FloatRange(0), help="Price of one GiB for one month; by default that of Cloud Storage."
     )
-    currency: str = flag("USD", help="Of --price and --storage-price; known prices are in USD.")
-    workers: int | None = flag(
-        None, type=AT_LEAST_1, help="Machines that can be had at once; by default one for each stream."
-    )
+    currency: str = flag("USD", help="Currency of --price and --storage-price; known prices are in USD.")
+    workers: int | None = flag(None, type=AT_LEAST_1, help="Machines that run at once; by default one for each stream.")
     deadline: float | None = flag(None, type=POSITIVE, help="Hours that the whole manifest may take.")
 
 
@@ -142,7 +156,11 @@ class ParityFlags(StepFlags):
     records: int = flag(24, type=AT_LEAST_1, help="How many records to compare on.")
     seq_len: int = flag(512, type=AT_LEAST_1, help="T; longer records are cut.")
     batch_size: int | str = flag(2, type=AT_LEAST_1, help="B, rows in a step.")
-    bos: str = flag("auto", type=click.Choice(["auto", "always", "never"]), help="Begin each record with this token?")
+    bos: str = flag(
+        "auto",
+        type=click.Choice(["auto", "always", "never"]),
+        help="Whether a record begins with the beginning-of-text token; auto: as the model was trained.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

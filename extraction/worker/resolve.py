@@ -128,7 +128,7 @@ def resolve_run(flags: RunFlags, model: ModelPlan | None = None) -> RunPlan:
     tokenizer = RecordTokenizer(model.folder.path, flags.bos, model.config.vocab_size)
     tokenizer.require_tokens(all_records(manifest, flags.streams, stream or 0))
     if manifest.options.get("tokenizer_digest", tokenizer.digest) != tokenizer.digest:
-        say(f"{flags.streams} was written with another tokenizer than that of --model", "WARNING")
+        say(f"the streams {flags.streams} were made with another tokenizer than the one of --model", "WARNING")
     selector = Selector(selection, tokenizer.special_ids)
     hardware, there = open_devices(), _run_in(output)
     run = there.config if there else None

@@ -1,10 +1,9 @@
 """The uploader: finished batches in, commits out, in order, on a thread of its own.
 
 In: batches with their batch files from the loop, and the facts of their commits. Out: commits through the chain, in the
-order of submission. Guarantee: at most `max_bytes` of batch files wait (one batch may always wait, however
-large); beyond that `submit` blocks, so compute waits for the bucket and the bucket never waits for compute while there
-is data. The first error ends the uploader; the next `submit`, or `close`, raises it with its traceback, and nothing
-after the failed batch is written.
+order of submission. Guarantee: at most `max_bytes` of batch files wait (one batch may always wait, however large); a
+full queue blocks `submit`. The first error ends the uploader; the next `submit`, or leaving the `with` block, raises it
+with its traceback, and nothing after the failed batch is written.
 
 Cost: host memory, however slow the bucket: `max_bytes` or one batch file, whichever is larger, that waits or is being
 stored; two batch files that the loop fills (STEPS_IN_FLIGHT reaches into the next one, not further); and the request in

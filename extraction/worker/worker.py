@@ -1,9 +1,8 @@
 """One worker: a plan in, its stream extracted to the end or a domain error out.
 
 In: a `RunPlan`, and an event that asks the worker to stop. Out: commits in the worker's folder. Guarantee: a worker
-that
-is started again with the same flags continues at the cursor of its chain, whatever ended it before. Cost: the start,
-which is imports, the weights and one compilation; then what the loop costs.
+that is started again with the same flags continues at the cursor of its chain, whatever ended it before. Cost: the
+start, which is imports, the weights and one compilation; then what the loop costs.
 """
 
 import time
@@ -103,7 +102,10 @@ def join(plan: RunPlan, begin: float) -> JoinedRun:
     origin, answer = "from the cache" if cache.held_step else "compiled", own.known_answer
     if cache.held_step and answer.digest != run.known_answer.digest:
         step = load_step(plan.model.folder, plan.model.config, plan.step)
-        origin, answer = "compiled, as that of the cache gives other values than the run's", answer_of(step, vocab_size)
+        origin, answer = (
+            "compiled again, because the cached step gives other values than the run",
+            answer_of(step, vocab_size),
+        )
     check_answer(run.known_answer, answer, plan.step.compute_dtype)
     seconds = time.perf_counter() - begin
     say(f"ready on {plan.hardware.name} (mesh {plan.step.mesh}), step {origin}, after {seconds:.1f} s")

@@ -74,7 +74,7 @@ def test_from_the_hub_at_a_commit(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("change, error, said", [
-    ({"choices": None}, DamagedData, "line 1: choices are neither"),
+    ({"choices": None}, DamagedData, "line 1: choices must be lists"),
     ({"answerKey": "E"}, DamagedData, "the answer key 'E' is not one of the choices A, B, C"),
     ({"question": 3}, DamagedData, "line 1: its question is not a string"), ({"id": None}, DamagedData, "its id is null"),
     ({"choices": {"text": ["a"], "label": ["A", "B"]}}, DamagedData, "2 labels and 1 text"),

@@ -101,7 +101,7 @@ def test_kaggle_files_with_their_solutions(tmp_path, beside):
 
 
 @pytest.mark.parametrize("answers, said", [
-    ({"b": [[[1]]]}, "b is not a task"), ({"a": [[[1]]]}, "has 2 test inputs, and not as many solutions"),
+    ({"b": [[[1]]]}, "b is not a task"), ({"a": [[[1]]]}, "the number of test inputs is 2, of solutions 1"),
     ({"a": [[[1]], [[11]]]}, "has 11"),
 ])  # fmt: skip
 def test_solutions_that_do_not_fit_their_challenges(tmp_path, answers, said):

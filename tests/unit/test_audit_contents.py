@@ -161,7 +161,7 @@ def test_values_that_are_not_finite_are_counted_and_no_damage_if_the_commit_coun
     assert store.problems(deep=True) == [said]
     counts = {HOOK: {"nan": 1, "inf": 2}}
     store.edit(COMMIT, not_finite=counts)
-    assert store.problems() == [f"{COMMIT}: its totals of not_finite are not those of its chain"]
+    assert store.problems() == [f"{COMMIT}: its totals of not_finite are not the sums of the commits up to it"]
     for info in store.storage.list("worker-00000/commits/"):
         if info.name >= COMMIT:
             store.edit(info.name, totals__not_finite=counts)

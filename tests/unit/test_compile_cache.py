@@ -119,7 +119,7 @@ def test_a_wrong_step_under_an_agreed_name_is_not_used_for_a_batch(undisturbed, 
     value = json.loads(path.read_text())
     path.write_text(json.dumps(value | {"known_answer": value["known_answer"] | {"digest": "sha256:0"}}))
     said = start(undisturbed, tmp_path / "run")
-    assert "step compiled, as that of the cache gives other values than the run's" in said
+    assert "step compiled again, because the cached step gives other values than the run" in said
     assert "rounds otherwise than that of the run" in said
 
 
@@ -143,7 +143,7 @@ def test_a_step_of_a_model_with_another_epsilon_is_compiled_anew(undisturbed, tm
     shutil.rmtree(tmp_path / "right/worker-00000")
     flags = ("--compile-cache", tmp_path / "right-cache", "--max-records", 4)
     said = extract(undisturbed[0], tmp_path / "right", 0, *flags).stderr
-    assert "step compiled, as that of the cache gives other values than the run's" in said
+    assert "step compiled again, because the cached step gives other values than the run" in said
     assert stored and {file: file.read_bytes() for file in stored} == stored
 
 

@@ -257,7 +257,9 @@ def test_what_others_left_unfinished_is_refused_and_not_touched(tasks, tmp_path,
     create("arc-agi", tasks, 3, tmp_path / "out")
     (tmp_path / "out" / "manifest.json").unlink()
     before = snapshot(tmp_path / "out")
-    assert_refused(create("arc-agi", tasks, num_streams, tmp_path / "out"), 2, name, "never finished")
+    assert_refused(
+        create("arc-agi", tasks, num_streams, tmp_path / "out"), 2, name, "left by another unfinished command"
+    )
     assert snapshot(tmp_path / "out") == before
 
 

@@ -102,7 +102,7 @@ def test_ids_by_row_number_are_told_apart(tmp_path):
         ("same id", 65, "the id 'a' is in two records: record 0 of stream 0 and record 0 of stream 3; nothing was"),
         ("changed", 2, "when the streams were made"),
         ("cut", 2, "only the first records, by --max-records"),
-        ("token ids", 2, "one run needs streams of one form"),
+        ("token ids", 2, "one run needs one value"),
     ],
 )
 def test_documents_that_the_streams_have_are_refused(tmp_path, how, code, message):

@@ -65,7 +65,7 @@ def test_the_largest_mixture_takes_all_of_the_scarcest(tmp_path):
 @pytest.mark.parametrize(
     "weights, said",
     [
-        ((0.7, 0.4), "the weights 0.7 + 0.4 make 1.1: they must be above 0 and make 1"),
+        ((0.7, 0.4), "the weights 0.7 + 0.4 sum to 1.1: they must be above 0 and sum to 1"),
         ((1.5, -0.5), "must be above 0"),
         (("x", 1), "give two or more folders of streams with weights"),
         ((0.999, 0.001), "a share of 0.001 is less than one record"),
@@ -140,9 +140,9 @@ def test_a_mixture_goes_on_from_its_state(readers):
 def test_weights_of_runs_that_make_no_batch_are_refused(readers):
     options = ShuffleOptions(batch_size=8, buffer=40)
     for weights in ([0.5, 0.6], [1.0], [1.5, -0.5]):
-        with pytest.raises(InvalidRequest, match="must be above 0 and make 1"):
+        with pytest.raises(InvalidRequest, match="must be above 0 and sum to 1"):
             MixedReader(readers, weights, HOOK, options)
-    with pytest.raises(InvalidRequest, match="has none of some run"):
+    with pytest.raises(InvalidRequest, match="has no row of at least one run"):
         MixedReader(readers, [0.99, 0.01], HOOK, options)
     with pytest.raises(InvalidRequest, match="the state is of 1 runs"):
         MixedReader(readers, [0.5, 0.5], HOOK, options).restore([{}])

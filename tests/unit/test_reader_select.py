@@ -100,7 +100,7 @@ def test_ranks_share_a_selection(output):
 def test_a_state_of_another_selection_is_refused(output):
     options = ShuffleOptions(batch_size=4, buffer=8)
     one, other = (ShuffledReader(ActivationReader(output, select), HOOK, options) for select in SELECTIONS[3:5])
-    with pytest.raises(InvalidRequest, match="no common order"):
+    with pytest.raises(InvalidRequest, match="make the reader with the same"):
         other.restore(one.state())
 
 
@@ -140,5 +140,5 @@ def test_a_selection_that_is_none_is_refused(output, settings, error, said):
 
 def test_statistics_are_of_all_rows(output):
     assert ActivationReader(output, Select(streams=(1,))).statistics()[HOOK].count == sum(STREAMS[1])
-    with pytest.raises(InvalidRequest, match="statistics are of all rows"):
+    with pytest.raises(InvalidRequest, match="statistics cover all rows"):
         ActivationReader(output, Select(positions="1:")).statistics()

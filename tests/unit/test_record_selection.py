@@ -96,7 +96,7 @@ def test_copies_and_references_have_the_same_part(source, tmp_path):
 
 
 def test_parts_need_ids(source, tmp_path):
-    with pytest.raises(InvalidRequest, match="--part and --sample go by ids"):
+    with pytest.raises(InvalidRequest, match="--part and --sample choose rows by the hash of the id"):
         made(fineweb, source, tmp_path / "out", id_column="", part="0.5:train")
 
 

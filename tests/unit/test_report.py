@@ -90,7 +90,7 @@ def test_lengths_are_known_where_batches_without_rows_tell_them(tmp_path, rule, 
     facts = gather(str(tmp_path))
     assert sorted(facts.record_lengths.tolist()) == known
     total = sum(map(len, streams))
-    said = f"Known of {len(known)} of {total} records" in render(facts)
+    said = f"{len(known)} of {total} records have a known length" in render(facts)
     assert said == (len(known) < total)
 
 

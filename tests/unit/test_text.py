@@ -114,7 +114,8 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path, rows, options, erro
 
 
 @pytest.mark.parametrize(
-    "source, said", [("./nowhere", "no such file"), ("nowhere", "is named OWNER/NAME"), ("x.bin", "a file is one of")]
+    "source, said",
+    [("./nowhere", "no such file"), ("nowhere", "is named OWNER/NAME"), ("x.bin", "this kind of file is not read")],
 )
 def test_a_source_that_is_none(tmp_path, source, said, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -208,7 +208,7 @@ def test_named_tokens_are_special_and_those_that_tokenizer_json_has_not_are_told
     (record,) = tokenizer.tokenize([Record(0, "", "a <x> <pad> <y>")])
     assert record.tokens.tolist() == [3, 4, 4, 4]
     (line,) = capsys.readouterr().err.splitlines()
-    assert "'<pad>', '<x>', '<y>' and 1 more" in line and "its own ids are used" in line
+    assert "'<pad>', '<x>', '<y>' and 1 more" in line and "the ids of tokenizer.json are used" in line
 
 
 # ----------------------------------------------------------------------------------------------------- the digest

@@ -3,8 +3,8 @@
 In: the folder of a model with its `tokenizer.json`, and records. Out: `TokenizedRecord`s. Guarantee: the ids are those
 of `tokenizers.Tokenizer.from_file("tokenizer.json")` and depend on the record and the configuration alone; ids are not
 cut, padded or reordered. A record of token ids keeps its own; a text that begins with the prefix gets no second one.
-Cost: the pipeline's, on `group_size` records at a time, so at most that many texts are held;
-memory and time as `bounds` says.
+Cost: the pipeline's, on `group_size` records at a time, so at most that many texts are held; memory and time as
+`bounds` says.
 
 The tokenizer classes of transformers are not used: some build another pipeline from the vocabulary.
 """

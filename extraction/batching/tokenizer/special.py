@@ -72,7 +72,7 @@ def _prefix(files: TokenizerFiles, begin: int | None, before: list[int]) -> tupl
     puts = "does not put the beginning-of-text token before a text" if wanted else "puts it before a text"
     return prefix, [
         f"tokenizer_config.json says add_bos_token {str(wanted).lower()}, {files.source} {puts}: records begin "
-        f"{'with' if wanted else 'without'} it, as the first says; --bos always or never chooses"
+        f"{'with' if wanted else 'without'} it, because tokenizer_config.json decides; --bos always or never chooses"
     ]
 
 
@@ -80,4 +80,6 @@ def _strangers(files: TokenizerFiles, tokens: list[str]) -> list[str]:
     if not tokens or files.source != PIPELINE:
         return []
     shown = ", ".join(map(repr, tokens[:_SHOWN])) + (f" and {len(tokens) - _SHOWN} more" if tokens[_SHOWN:] else "")
-    return [f"files beside {PIPELINE} name tokens that it has not, or with other ids: {shown}; its own ids are used"]
+    return [
+        f"other files name tokens that {PIPELINE} lacks or numbers differently: {shown}; the ids of {PIPELINE} are used"
+    ]

@@ -113,8 +113,10 @@ def _with_answers(tasks: dict[str, Any], name: str, answers: SourceFile, log: Re
     for task, grids in found.items():
         tests = as_object(tasks[task], f"{name}: task {task}").get("test")
         if not isinstance(grids, list) or not isinstance(tests, list) or len(grids) != len(tests):
-            count = len(tests) if isinstance(tests, list) else "no"
-            raise DamagedData(f"{answers.name}: task {task} has {count} test inputs, and not as many solutions")
+            inputs, solutions = (len(one) if isinstance(one, list) else "no" for one in (tests, grids))
+            raise DamagedData(
+                f"{answers.name}: task {task}: the number of test inputs is {inputs}, of solutions {solutions}"
+            )
         pairs = zip(tests, grids, strict=True)
         tasks[task]["test"] = [pair | {"output": grid} if isinstance(pair, dict) else pair for pair, grid in pairs]
     return tasks

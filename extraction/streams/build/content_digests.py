@@ -110,7 +110,11 @@ def _bad_rows(table: "pyarrow.Table", columns: Columns, kept: np.ndarray) -> dic
     bad: dict[int, str] = {}
     if columns.tokens:
         places = enumerate(token_arrays(table[columns.tokens]))
-        bad |= {row: f"{columns.tokens} is null, or has ids that are none" for row, ids in places if ids is None}
+        bad |= {
+            row: f"{columns.tokens} is null, or holds a number that is not a token id"
+            for row, ids in places
+            if ids is None
+        }
     for column in columns.strings:
         values = as_strings(table[column])
         if values.null_count:

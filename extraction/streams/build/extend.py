@@ -100,6 +100,6 @@ def _check_alike(before: Manifest, added: Manifest, location: str) -> None:
             old, new = old is not None, new is not None
         if old != new:
             raise InvalidRequest(
-                f"{location}: its records have {name} {old}, the new ones {new}: one run needs streams of one form; "
-                "make streams of their own with --output"
+                f"{location}: {name} is {old} in the existing streams and {new} in the new ones, and one run needs one "
+                "value: write the new ones to another --output"
             )

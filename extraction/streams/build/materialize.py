@@ -198,7 +198,7 @@ def publish_spool(storage: Storage, origin: Origin, spool: Spool, num_streams: i
     if published := published_before(storage, manifest):
         return published
     for name in sorted([*differing, *uncompared]):
-        raise OtherStreams(f"the output has {name} of other streams, which were never finished")
+        raise OtherStreams(f"the output has {name}, left by another unfinished command")
     return publish_manifest(storage, _make(origin, spool, num_streams, write_missing) if missing else manifest)
 
 

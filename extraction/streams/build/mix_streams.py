@@ -55,7 +55,7 @@ def parse_parts(texts: Sequence[str]) -> list[MixPart]:
         raise InvalidRequest("give two or more folders of streams with weights: streams/a=0.7 streams/b=0.3")
     if not all(weight > 0 for weight in weights) or abs(sum(weights) - 1) > 1e-6:
         said = " + ".join(f"{weight:g}" for weight in weights)
-        raise InvalidRequest(f"the weights {said} make {sum(weights):g}: they must be above 0 and make 1")
+        raise InvalidRequest(f"the weights {said} sum to {sum(weights):g}: they must be above 0 and sum to 1")
     names = [location.rstrip("/").rpartition("/")[2] for location, _, _ in pairs]
     if len(set(names)) < len(names):
         raise InvalidRequest(f"two folders have the same name, which their ids begin with: {', '.join(sorted(names))}")

@@ -164,7 +164,7 @@ def _nothing(source: str, place: Place, kinds: Sequence[str]) -> InvalidRequest:
     packed = f", also packed ({', '.join(COMPRESSED)})" if set(kinds) - {"Parquet"} else ""
     what = f"no {kinds[0]} file" if len(kinds) == 1 else "no data"
     if place.is_file:
-        return InvalidRequest(f"{source}: a file is one of {read}{packed}")
+        return InvalidRequest(f"{source}: this kind of file is not read; read are {read}{packed}")
     if not place.names:
         there = "no file in this folder" if place.is_folder else "no such file or folder"
         return InvalidRequest(f"{source}: {what} there: {there}")

@@ -76,7 +76,7 @@ def _damaged(facts: ReportFacts) -> str:
     rows = "".join(
         f"<tr><td>{number}</td><td><code>{escape(said)}</code></td></tr>" for number, said in facts.damaged.items()
     )
-    note = "Nothing else on this page is of these streams."
+    note = "The rest of this page leaves these streams out."
     table = f'<div class="scroll"><table><tr><th>stream</th><th>what is wrong</th></tr>{rows}</table></div>'
     return section("Damaged streams", note, table, wide=True)
 
@@ -111,8 +111,8 @@ def _lengths(facts: ReportFacts) -> str:
     lengths = facts.record_lengths
     known = ""
     if len(lengths) < facts.num_records:
-        known = (f"Known of {len(lengths):,} of {facts.num_records:,} records: of the others several end in one batch "
-                 "that stores no rows. ")  # fmt: skip
+        known = (f"{len(lengths):,} of {facts.num_records:,} records have a known length; the others ended in batches "
+                 "without rows. ")  # fmt: skip
     if not len(lengths):
         return section("Record lengths", known, "") if known else ""
     width = int(np.quantile(lengths, 0.99)) // 40 + 1

@@ -4,19 +4,23 @@ In: rows with a list of messages: `role` and `content`, or `from` and `value` (S
 and stream files. A record's meta has `spans`, the characters of what each role says (`system`, `user`, `assistant`), of
 the model's thoughts (`think`) and of the tokens that end turns (`turn-end`), which `--positions` names.
 
-Guarantee: the text is that of transformers' `apply_chat_template`; it begins with no token that the model's tokenizer
-adds. Tool calls, images, roles that do not alternate and a conversation that the template refuses are damaged records.
+Guarantee: the text is that of transformers' `apply_chat_template`, on a fixed date. Tool calls, images, roles that do
+not alternate and a conversation that the template refuses are damaged records.
 Cost: the template, twice for each conversation.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import click
+
 from ..core.errors import DamagedData, InvalidRequest
 from ..core.flags import flag
+from ..core.logs import say
 from ..storage import Storage
 from ..streams.build.publish import Published
 from ..streams.build.read_log import MissingColumn
@@ -30,7 +34,7 @@ ROLES = {"system": "system", "user": "user", "assistant": "assistant", "develope
          "model": "assistant"}  # fmt: skip
 LEADING = ("system", "developer")
 TOOLS = ("tool_calls", "function_call", "tool_call_id")
-THOUGHTS = ("reasoning_content", "thinking")
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,9 @@ class ChatOptions(RowOptions):
     model: str = flag(help="Folder of the model whose tokenizer has the chat template.")
     messages_column: str | None = flag(None, help=f"The column of messages, by default {', '.join(COLUMNS)}.")
     next_turn: bool = flag(False, is_flag=True, help="End each record with the beginning of the model's next turn.")
+    date: datetime | None = flag(
+        None, type=click.DateTime(["%Y-%m-%d"]), help="What a template writes as today's date, by default 2024-07-26."
+    )
 
 
 def create(storage: Storage, source: str, num_streams: int, options: ChatOptions) -> Published:
@@ -48,24 +55,30 @@ def create(storage: Storage, source: str, num_streams: int, options: ChatOptions
     Raises InvalidRequest when there are none, or if the model has no chat template.
     """
     from ..batching.tokenizer import RecordTokenizer
-    from ..batching.tokenizer.chat import TURN_END, RefusedByTemplate
+    from ..batching.tokenizer.chat import TEMPLATE_DATE, TURN_END, RefusedByTemplate
 
     tokenizer = RecordTokenizer(Path(options.model).expanduser())
     if not tokenizer.has_chat_template:
         raise InvalidRequest(f"--model {options.model}: this tokenizer has no chat template")
     columns = (options.messages_column,) if options.messages_column else COLUMNS
+    date, is_first = options.date or TEMPLATE_DATE, [True]
 
     def make(located: Located) -> list[Content]:
         messages = messages_of(located, columns)
         try:
-            text, spans = tokenizer.converse(messages, options.next_turn)
+            text, spans = tokenizer.converse(messages, options.next_turn, date)
         except (RefusedByTemplate, DamagedData) as error:
             raise DamagedData(f"{located.where}: {error}") from error
+        if is_first and tokenizer.adds_prefix(text):
+            say("the chat template writes no beginning-of-text token, which a worker adds: for the ids of "
+                "apply_chat_template give `run --bos never`", "WARNING")  # fmt: skip
+        is_first.clear()
         return [Content(text, {"spans": spans})]
 
     said = {"spans": sorted({*LEADING, "user", "assistant", TURN_END}), "next_turn": options.next_turn,
             "tokenizer_digest": tokenizer.digest, "chat_template_digest": tokenizer.chat_digest}  # fmt: skip
     said |= {"messages_column": options.messages_column} if options.messages_column else {}
+    said |= {"date": date.date().isoformat()}
     return publish_form(storage, source, num_streams, options, Form("chat", columns, make, said))
 
 

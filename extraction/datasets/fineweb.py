@@ -20,6 +20,7 @@ import click
 
 from ..core.errors import InvalidRequest
 from ..core.flags import flag
+from ..core.logs import say
 from ..storage import Storage
 from ..streams.build.publish import Origin, Published
 from ..streams.build.sources import SourceFile, find_source
@@ -112,6 +113,8 @@ def create(storage: Storage, source: str, num_streams: int, options: FinewebOpti
     from ..streams.build.footers import Wanted, read_groups
 
     found = find_source(source, choice=options.choice).announced()
+    if "://" in storage.location and "://" not in found.place:
+        say("the streams point to these files: every worker needs them under the same path", "WARNING")
     columns, said, by_model = options.columns(found.files), options.to_json(), options.model is not None
     wanted = Wanted(columns, options.filter, options.max_records, None if by_model else options.max_tokens)
 
@@ -125,6 +128,8 @@ def create(storage: Storage, source: str, num_streams: int, options: FinewebOpti
         said |= columns.to_json() | counter.to_json()
         most = _records_within(counter, read, said, most)
     groups, skipped = read(most)
+    if (options.filter.to_json() or options.max_tokens) and not any(file.records.any() for file in groups):
+        raise InvalidRequest(f"{found.place}: the flags keep none of its rows, or it has none")
     origin = Origin("fineweb", found.place, found.revision, said | columns.to_json() | skipped.to_json())
     return publish_references(storage, origin, groups, num_streams, options.shuffle)
 
@@ -151,8 +156,6 @@ def _records_within(
         if stream.num_records < asked or asked == limit:
             return limit
         most *= 8
-    if not number:
-        raise InvalidRequest("--max-tokens: the first record alone has more tokens")
     asked = number
     while (sound := whole_stream(read(asked)[0], options).num_records) < number:  # damaged records are between them
         asked += number - sound

@@ -7,7 +7,6 @@ source.
 """
 
 import itertools
-import json
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -27,6 +26,7 @@ from ..streams.build.publish import Origin, Published
 from ..streams.build.read_log import ReadLog, publish_read, without_damaged
 from ..streams.build.row_files import Located, WantedRows, checked_text, read_rows
 from ..streams.build.sources import find_source
+from ..streams.columns import meta_text
 from ..streams.row_filter import RowFilter
 from ..streams.where_conditions import Condition
 from .command import META_COLUMNS, Names, SelectOptions
@@ -113,10 +113,10 @@ def publish_form(storage: Storage, source: str, num_streams: int, options: RowOp
 
 
 def _first(made: Iterator[list[Row]], limit: int | None, counter: TokenCounter | None) -> Iterator[Row]:
-    """Yield the records of the first `limit` rows that have any, up to the tokens of the counter."""
+    """Yield the first `limit` records, up to the tokens of the counter."""
     with closing(cast(Generator[list[Row], None, None], made)):
-        some = itertools.islice(filter(None, made), limit)
-        yield from counter.first(chain.from_iterable(some)) if counter else chain.from_iterable(some)
+        some = itertools.islice(chain.from_iterable(made), limit)
+        yield from counter.first(some) if counter else some
 
 
 def _token_counter(options: RowOptions) -> TokenCounter | None:
@@ -136,9 +136,13 @@ def _records(located: Located, options: RowOptions, kept: RowFilter, form: Form)
         if not is_number and not isinstance(value, str | bytes | None):
             raise DamagedData(f"{located.where}: its {options.id_column} is neither a string nor a whole number")
         name = str(value) if is_number else checked_text(value, f"{located.where}: its {options.id_column}")
-    name = name if located.split is None else f"{located.split}/{name}"
-    if not kept.has_id(name) or (kept.where and not _holds(kept.where, located)):
+    whole = name if located.split is None else f"{located.split}/{name}"
+    # A share goes by the id in the source, which is the same with `--split all` and with one split.
+    if not kept.has_id(whole if options.id_column is None else name) or (
+        kept.where and not _holds(kept.where, located)
+    ):
         return
+    name = whole
     meta = {column: located.value(column) for column in options.meta_columns}
     meta |= {} if located.split is None else {"split": located.split}
     contents = list(form.make(located))
@@ -159,13 +163,10 @@ def _holds(where: Condition, located: Located) -> bool:
 
 
 def _meta_text(meta: dict[str, Any], text: str, where: str) -> str | None:
-    """Return the JSON of a meta, None if it is empty. Raises DamagedData for a NaN, or a span outside the text."""
+    """Return the JSON of a meta, None if it is empty. Raises as `meta_text`, and for a span outside the text."""
     if not meta:
         return None
-    try:
-        written = json.dumps(meta, ensure_ascii=False, default=str, allow_nan=False)
-    except ValueError as error:
-        raise DamagedData(f"{where}: its meta has a number that JSON does not have: {error}") from error
+    written = meta_text(meta, where)
     if "spans" in meta:
         from ..batching.token_selection import spans_of
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import InvalidRequest
 from ..format.records import Record
 from ..streams.build.materialize import Row
 
@@ -28,17 +29,23 @@ class TokenCounter:
         return {"counted_with": self._tokenizer.digest}
 
     def first(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Yield the first rows that together have at most the limit of tokens."""
-        left, source = self._limit, iter(rows)
+        """Yield the first rows that together have at most the limit of tokens.
+
+        Raises InvalidRequest if the first row alone has more.
+        """
+        left, source, is_first = self._limit, iter(rows), True
         while group := list(itertools.islice(source, AT_A_TIME)):
             for row, count in zip(group, self._counts(group), strict=True):
                 left -= count
+                if left < 0 and is_first:
+                    raise InvalidRequest(f"--max-tokens {self._limit}: the first record alone has {count} tokens")
                 if left < 0:
                     return
                 yield row
+                is_first = False
 
     def number_within(self, records: Iterable[Record]) -> int:
-        """Return how many of the first records together have at most the limit of tokens."""
+        """Return how many of the first records together have at most the limit of tokens. Raises as `first`."""
         rows = (Row(record.id, record.text, record.meta, record.tokens) for record in records)
         return sum(1 for _ in self.first(rows))
 

@@ -5,9 +5,12 @@ whole number becomes its decimal digits, bytes and dictionary values their strin
 that are not UTF-8 are found where a value is read. Cost: none for a column of strings.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from ..core.errors import DamagedData
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,6 +143,29 @@ def python_values(column: "pyarrow.ChunkedArray | pyarrow.Array") -> list[Any]:
         return column.to_pylist()
     except UnicodeDecodeError:
         return [_decoded(scalar) for scalar in column]
+
+
+def meta_text(values: dict[str, Any], where: str) -> str:
+    """Return the values of a record's meta as JSON; a NaN, as Parquet has for no value, becomes null.
+
+    Raises DamagedData for an infinity, and for bytes that are not UTF-8.
+    """
+    try:
+        return json.dumps(_without_nan(values), ensure_ascii=False, default=_shown, allow_nan=False)
+    except ValueError as error:  # of which an error of decoding is a kind
+        raise DamagedData(f"{where}: its meta is none that JSON can hold: {error}") from error
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _shown(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _decoded(scalar: Any) -> Any:

@@ -61,7 +61,8 @@ class Files:
             # Arrow asks for a column chunk in one read: a buffer would only make two requests of it.
             return OpenFile(name, storage.open_version(info), etag_of(info))
         except ObjectNotFound:
-            raise DamagedData(f"{name}: the file is missing") from None
+            whose = "the streams point to it, so every worker needs it" if is_outside(name) else "restore it"
+            raise DamagedData(f"{name}: the file is missing; {whose}") from None
 
     def locate(self, name: str) -> tuple[Storage, str]:
         """Return the storage of the bucket or repository that a URL is in, and the name there."""

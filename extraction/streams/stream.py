@@ -14,7 +14,6 @@ compressed.
 
 import contextlib
 import itertools
-import json
 from bisect import bisect_right
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from ..core.threads import Budget, read_ahead
 from ..format.records import Record
 from ..storage import Storage, open_storage
 from .column_chunks import TABLE_BYTES, ColumnChunks, open_chunks
-from .columns import ROW_ID, TOKENS_OPTION, Columns, as_strings, columns_of, python_values, token_arrays
+from .columns import ROW_ID, TOKENS_OPTION, Columns, as_strings, columns_of, meta_text, python_values, token_arrays
 from .extensions import home_of
 from .manifest import Manifest, Piece, is_outside
 from .parquet import Files, row_group_sizes
@@ -70,17 +69,18 @@ class Stream:
         content = columns.tokens or columns.text
         rows = self._values((columns.id, content), columns.meta, (start, self.num_records))
         return (
-            Record(index, row[0], "", self._meta(row[2:]), row[1])
+            Record(index, row[0], "", self._meta(row), row[1])
             if columns.tokens
-            else Record(index, row[0], row[1], self._meta(row[2:]))
+            else Record(index, row[0], row[1], self._meta(row))
             for index, row in enumerate(rows, start)
         )
 
-    def _meta(self, values: tuple[Any, ...]) -> str | None:
-        """Return the meta of a record: ours as it is, else its values of the columns that the manifest names."""
+    def _meta(self, row: tuple[Any, ...]) -> str | None:
+        """Return the meta of a row: ours as it is, else its values of the columns that the manifest names."""
+        name, _, *values = row
         if not values or self._is_ours:
             return values[0] if values else None
-        return json.dumps(dict(zip(self._columns.meta, values, strict=True)), ensure_ascii=False, default=str)
+        return meta_text(dict(zip(self._columns.meta, values, strict=True)), f"record {name}")
 
     def read_ids(self, start: int = 0, stop: int | None = None) -> Iterator[str]:
         """Return the ids of records [start, stop), from the id column alone (and those of the manifest's filter)."""

@@ -130,9 +130,8 @@ def chatty(tmp_path):
 def test_the_chat_template_is_used_where_there_is_one(tmp_path, chatty):
     pairs, test = pairs_of(TASK), TASK["test"][0]["input"]
     assert Prompter(PromptOptions(model=chatty)).text(pairs, test) == f"<|endoftext|><user>{PROMPT}<assistant>"
-    # What the tokenizer begins each text with, the template does not say as well.
-    once = Prompter(PromptOptions(model=chatty, bos="always"))
-    assert once.text(pairs, test) == f"<user>{PROMPT}<assistant>"
+    once = Prompter(PromptOptions(model=chatty, bos="always"))  # a worker adds no second one
+    assert once.text(pairs, test) == f"<|endoftext|><user>{PROMPT}<assistant>"
     assert Prompter(PromptOptions(model=chatty, chat="never")).text(pairs, test) == PROMPT
     assert Prompter(PromptOptions(model=str(MODEL))).text(pairs, test) == PROMPT
     turns = Prompter(PromptOptions(model=chatty, template="turns", grid_encoding="minimal")).text(pairs, test)

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from datetime import datetime
 
 import pytest
 
 from extraction.batching.tokenizer import RecordTokenizer
 from extraction.core.errors import InvalidRequest
+from extraction.format.records import Record
 from tests.helpers.workers import MODEL
 
 TEMPLATE = (
@@ -47,7 +49,7 @@ def test_a_conversation_is_written_as_transformers_does(folder, write):
     expected = theirs.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
     assert expected == "<|endoftext|>[user] a grid\n[assistant] 1 2\n[user] b\n[assistant]"
     assert RecordTokenizer(folder).has_chat_template and RecordTokenizer(folder).chat(TALK) == expected
-    assert RecordTokenizer(folder, "always").chat(TALK) == expected.removeprefix("<|endoftext|>")
+    assert RecordTokenizer(folder, "always").chat(TALK) == expected
 
 
 def test_the_template_of_a_processor_is_taken_where_there_is_no_other(folder):
@@ -70,3 +72,33 @@ def test_the_digest_of_a_template_changes_with_it(folder):
     first = RecordTokenizer(folder).chat_digest
     setting(folder, OTHER)
     assert RecordTokenizer(folder).chat_digest != first
+
+
+DATED = "{{ strftime_now('%d %b %Y') }}: {% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def test_the_date_that_a_template_writes_is_not_that_of_today(folder):
+    setting(folder, DATED)
+    assert RecordTokenizer(folder).chat(TALK[:1]) == "26 Jul 2024:  a grid  "
+    assert RecordTokenizer(folder).converse(TALK[:1], date=datetime(2025, 1, 2)).text == "02 Jan 2025:  a grid  "
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bos", ["auto", "always"])
+def test_ids_are_those_of_apply_chat_template_where_a_text_begins_otherwise_than_its_middle(tmp_path, bos):
+    """As Llama 2's pipeline marks the first word of a text, which is not first behind a token that the template wrote."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast  # slow to import
+
+    vocab = {"<s>": 0, "<unk>": 1, "\u2581": 2} | {letter: 3 + n for n, letter in enumerate("abcdefgh")}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
+    theirs.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    theirs.save_pretrained(tmp_path)
+    talk = [{"role": "user", "content": "abc"}]
+    ours = RecordTokenizer(tmp_path, bos)
+    (record,) = ours.tokenize([Record(0, "r", ours.converse(talk).text)])
+    assert record.tokens.tolist() == theirs.apply_chat_template(talk, return_dict=False) == [0, 3, 4, 5]

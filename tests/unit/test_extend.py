@@ -93,7 +93,7 @@ def test_streams_by_reference_are_extended_by_reference(tmp_path):
 def test_ids_by_row_number_are_told_apart(tmp_path):
     create(tmp_path / "s", write_lines(tmp_path / "in/a.jsonl", ["x", "y"]))
     assert extend(tmp_path / "s", write_lines(tmp_path / "in/b.jsonl", ["x", "y"])).returncode == 0
-    assert ids_of(tmp_path / "s") == [["0"], ["1"], ["1/0"], ["1/1"]]
+    assert ids_of(tmp_path / "s") == [["0"], ["1"], ["+1/0"], ["+1/1"]]
 
 
 @pytest.mark.parametrize(
@@ -239,3 +239,13 @@ def test_a_run_that_began_over_extended_streams_goes_on_after_the_next_extension
     name = output / "extensions/0001.json"
     name.write_text(name.read_text().replace('"format": 4', '"format": 3'))
     assert verify(output).returncode == 65
+
+
+def test_packed_documents_are_extended_without_an_id_column(tmp_path):
+    """Their ids are ROW/PART, and no new row may be called so."""
+    for name, rows in (("a", [[5, 0], [6, 0, 7, 0]]), ("b", [[8, 0], [9, 0, 9, 9, 0]])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    create(tmp_path / "streams", tmp_path / "a.jsonl", "--separator", 0, dataset="tokens")
+    result = extend(tmp_path / "streams", tmp_path / "b.jsonl", "--separator", 0, dataset="tokens")
+    assert result.returncode == 0, result.stderr
+    assert sum(ids_of(tmp_path / "streams"), []) == ["0", "1/0", "1/1", "+1/0", "+1/1/0", "+1/1/1"]

@@ -146,3 +146,24 @@ def test_weights_of_runs_that_make_no_batch_are_refused(readers):
         MixedReader(readers, [0.99, 0.01], HOOK, options)
     with pytest.raises(InvalidRequest, match="the state is of 1 runs"):
         MixedReader(readers, [0.5, 0.5], HOOK, options).restore([{}])
+
+
+def test_a_source_that_records_had_is_kept(tmp_path):
+    a, b = folder(tmp_path / "a", 4, meta='{"source": "wiki"}'), folder(tmp_path / "b", 4, meta='{"inner_source": 1}')
+    assert mix(tmp_path, (a, 0.5), (b, 0.5)).exit_code == 0
+    metas = [json.loads(record.meta) for record in records(tmp_path / "mixed")]
+    assert {"source": "a", "inner_source": "wiki"} in metas and {"source": "b", "inner_inner_source": 1} in metas
+
+
+@pytest.mark.parametrize("other", ["sha256:1", "sha256:2", None])
+def test_conversations_of_one_template_stay_so(tmp_path, other):
+    parts = []
+    for name, digest in (("a", "sha256:1"), ("b", other)):
+        origin = Origin("chat", "here", options={"chat_template_digest": digest} if digest else {})
+        publish_rows(open_storage(str(tmp_path / name)), origin, (Row(str(n), "x") for n in range(4)), 1)
+        parts.append((tmp_path / name, 0.5))
+    result = mix(tmp_path, *parts)
+    if other == "sha256:2":
+        assert result.exit_code == 2 and "more than one chat_template" in result.output
+    else:
+        assert load_manifest(str(tmp_path / "mixed")).options["chat_template_digest"] == "sha256:1"

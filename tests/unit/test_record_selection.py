@@ -126,9 +126,10 @@ def test_tokens_of_the_model_are_counted(source, tmp_path, dataset, limit):
 def test_without_a_model_copied_rows_have_no_tokens_to_count(source, tmp_path):
     with pytest.raises(InvalidRequest, match="--max-tokens counts the tokens of a model"):
         made(text, source, tmp_path / "out", max_tokens=10)
-    with pytest.raises(InvalidRequest, match="the first record alone has more tokens"):
-        pq.write_table(pa.table({"text": ["a b c d e f"], "id": ["1"]}), tmp_path / "x.parquet")
-        made(fineweb, str(tmp_path / "x.parquet"), tmp_path / "out", max_tokens=1, model=str(MODEL))
+    pq.write_table(pa.table({"text": ["a b c d e f"], "id": ["1"]}), tmp_path / "x.parquet")
+    for dataset in (fineweb, text):
+        with pytest.raises(InvalidRequest, match=r"--max-tokens 1: the first record alone has \d+ tokens"):
+            made(dataset, str(tmp_path / "x.parquet"), tmp_path / "out", max_tokens=1, model=str(MODEL))
 
 
 def one_group(path, rows):
@@ -182,3 +183,48 @@ def test_token_ids_by_reference(tmp_path):
     pq.write_table(pa.table({"input_ids": rows, "id": list("abcd")}), tmp_path / "y.parquet")
     with pytest.raises(DamagedData, match="row 3 of row group 0: input_ids is null"):
         fineweb.create(open_storage(str(tmp_path / "no")), str(tmp_path / "y.parquet"), 1, options)
+
+
+def test_parts_of_a_filtered_and_of_a_whole_source_share_no_row(tmp_path):
+    """Without an id column ids are numbers of rows, whichever row groups are left out."""
+    for number in (0, 1):
+        columns = {"text": [f"{number} {n}" for n in range(20)], "s": [0 if n >= 10 else 5 for n in range(20)]}
+        pq.write_table(pa.table(columns), tmp_path / f"{number}.parquet", row_group_size=10)
+    for name, options in (("train", {"part": "0.5:train", "where": "s >= 3"}), ("test", {"part": "0.5:test"})):
+        output = str(tmp_path / name)
+        text.create(open_storage(output), str(tmp_path / "*.parquet"), 1, text.TextOptions(**options))
+    train, test = (
+        {r.text: r.id for r in open_stream(load_manifest(str(tmp_path / n)), str(tmp_path / n), 0).read_records()}
+        for n in ("train", "test")
+    )
+    assert train and not train.keys() & test.keys()
+    assert all(int(number) == 20 * int(content[0]) + int(content[2:]) for content, number in (train | test).items())
+
+
+@pytest.mark.parametrize("dataset", [fineweb, text])
+def test_parts_of_all_splits_and_of_one_share_no_document(tmp_path, dataset):
+    for split in ("train", "test"):
+        ids = [f"{split} {n}" for n in range(20)]
+        (tmp_path / "data" / split).mkdir(parents=True)
+        pq.write_table(pa.table({"text": ids, "id": ids}), tmp_path / f"data/{split}/0.parquet")
+    source = str(tmp_path / "data")
+    train = flat(made(dataset, source, tmp_path / "a", 1, split="train", part="0.5:train"))
+    test = flat(made(text, source, tmp_path / "b", 1, split="all", part="0.5:test"))
+    assert train and not set(train) & {one.partition("/")[2] for one in test}
+
+
+@pytest.mark.parametrize("dataset", [fineweb, text])
+def test_conditions_that_keep_nothing_are_named(source, tmp_path, dataset):
+    with pytest.raises(InvalidRequest, match="the flags keep none of its (300 )?rows"):
+        made(dataset, source, tmp_path / "out", where="score > 99")
+
+
+@pytest.mark.parametrize("dataset", [fineweb, text])
+def test_a_meta_is_json(tmp_path, dataset):
+    columns = {"text": ["a", "b"], "id": ["1", "2"], "score": [float("nan"), 1.5], "raw": [b"en", b"de"]}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    options = {"meta_columns": ("score", "raw")}
+    made(dataset, str(tmp_path / "x.parquet"), tmp_path / "out", 1, **options)
+    stream = open_stream(load_manifest(str(tmp_path / "out")), str(tmp_path / "out"), 0)
+    metas = [json.loads(record.meta) for record in stream.read_records()]
+    assert metas == [{"score": None, "raw": "en"}, {"score": 1.5, "raw": "de"}]

@@ -13,6 +13,7 @@ from extraction.batching.tokenizer import RecordTokenizer
 from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.format.records import Record
 from extraction.format.run_config import SpecialTokenIds
+from tests.helpers.published_tokenizers import llama3, qwen2
 from tests.helpers.workers import MODEL, text_of
 
 pytestmark = pytest.mark.slow
@@ -208,3 +209,12 @@ def test_a_beginning_beyond_the_embedding_is_refused(folder, tmp_path):
     (copy / "tokenizer_config.json").write_text(json.dumps(names))
     with pytest.raises(InvalidRequest, match=f"ids up to {rows}, "):
         RecordTokenizer(copy, "always", rows)
+
+
+@pytest.mark.parametrize("make", [llama3, qwen2])
+def test_blanks_have_places_too(tmp_path, make):
+    """A pipeline that trims offsets would leave tokens of blanks without any, and so outside of every span."""
+    make().save(str(tmp_path / "tokenizer.json"))
+    text = "f:    r\n        x  y"
+    (record,) = RecordTokenizer(tmp_path, "never").tokenize([Record(0, "r", text)], offsets=True)
+    assert "".join(text[first:last] for first, last in record.offsets.tolist()) == text

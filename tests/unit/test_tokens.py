@@ -134,3 +134,8 @@ def test_ids_are_extracted_as_they_are_and_proven(tmp_path):
     assert [r.tokens.tolist() for r in ActivationReader(str(tmp_path / "run")).records()] == [row[1:] for row in rows]
     result = verify(tmp_path / "run", "--deep")
     assert result.returncode == 0, result.stdout
+
+
+def test_a_limit_counts_the_documents_of_packed_rows(tmp_path):
+    create(write(tmp_path / "x.parquet"), tmp_path / "out", separator=0, max_records=2)
+    assert ids_of(tmp_path / "out") == [[5, 6, 7, 0], [8, 9, 0]]

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -25,13 +26,13 @@ from ...core.errors import DamagedData, ExtractionError, InvalidRequest
 from ...core.logs import say
 from ...format.records import Record, TokenizedRecord
 from ...format.run_config import SpecialTokenIds
-from .bounds import groups, shortened, within_time
-from .chat import Conversation, find_template, render, write_conversation
+from .bounds import MOST_CHARACTERS, groups, shortened, within_time
+from .chat import TEMPLATE_DATE, Conversation, find_template, render, write_conversation
 from .files import TokenizerFiles, read_files
 from .special import SpecialTokens, find_special_tokens
 
 GROUP_SIZE = 256  # records tokenized at once: enough for all cores to have work
-_RULE = 3  # of how ids come from files
+_RULE = 4  # of how ids and offsets come from files
 _TRIED = 256  # first records, one of which must give a token
 
 
@@ -58,6 +59,7 @@ class RecordTokenizer:
                 "they do not belong together"
             )
         self._tokenizer = self._without_rowless(whole)
+        self._tokenizer.post_processor = None  # without special tokens it only trims offsets, of blanks to nothing
         for line in self._special.disagreements:
             say(f"{folder}: {line}", "WARNING")
 
@@ -94,21 +96,24 @@ class RecordTokenizer:
         return f"sha256:{hashlib.sha256((self._chat_template or '').encode()).hexdigest()}"
 
     def chat(self, messages: list[dict[str, str]]) -> str:
-        """Return a conversation as text, up to the model's next turn, without the prefix that `tokenize` adds.
+        """Return a conversation as text, up to the model's next turn.
 
         Raises InvalidRequest if there is no chat template, or if it refuses these messages.
         """
-        return render(self._template(), messages, self._files.named, True).removeprefix(self._written_prefix)
+        return render(self._template(), messages, self._files.named, True)
 
-    def converse(self, messages: list[dict[str, str]], next_turn: bool = False) -> Conversation:
+    def converse(
+        self, messages: list[dict[str, str]], next_turn: bool = False, date: datetime = TEMPLATE_DATE
+    ) -> Conversation:
         """Return a conversation as text with its spans; with `next_turn` up to the model's next turn.
 
-        Raises as `chat`, and DamagedData if the template changes what a message says.
+        A template that writes the date of today writes `date`. Raises as `chat`, and DamagedData if the template
+        changes what a message says.
         """
         template = self._template()
 
         def write(messages: list[dict[str, str]]) -> str:
-            return render(template, messages, self._files.named, next_turn).removeprefix(self._written_prefix)
+            return render(template, messages, self._files.named, next_turn, date)
 
         return write_conversation(write, messages, list(self._special.ids))
 
@@ -117,10 +122,9 @@ class RecordTokenizer:
             raise InvalidRequest(f"{self._files.folder}: this tokenizer has no chat template")
         return self._chat_template
 
-    @property
-    def _written_prefix(self) -> str:
-        """What a template writes at the beginning of a text, and `tokenize` adds."""
-        return self._files.named.get("bos_token", "") if self._prefix else ""
+    def adds_prefix(self, text: str) -> bool:
+        """Return whether `tokenize` puts the ids that begin each record before those of this text."""
+        return self._encode([Record(0, "", text)], offsets=False)[0].ids[: len(self._prefix)] != self._prefix
 
     def _find_prefix(self, bos: str) -> list[int]:
         if bos == "always" and self._special.begin is None:
@@ -141,7 +145,8 @@ class RecordTokenizer:
         """Raise InvalidRequest if the first records have text, and no text has a token that the tokenizer knows."""
         tried = 0
         for record in filter(lambda record: record.text.strip(), islice(records, _TRIED)):
-            if set(self._encode([record], offsets=False)[0].ids) - {self._special.unknown}:
+            beginning = replace(record, text=record.text[:MOST_CHARACTERS])
+            if set(self._encode([beginning], offsets=False)[0].ids) - {self._special.unknown}:
                 return
             tried += 1
         if tried:

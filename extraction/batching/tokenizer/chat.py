@@ -1,12 +1,14 @@
 """Write conversations as text with the chat template of a model, and find the messages in that text.
 
-In: a folder's files, messages. Out: text, and its spans. Guarantee: the text equals that of transformers' tokenizers.
+In: a folder's files, messages. Out: text, and its spans. Guarantee: the text equals that of transformers' tokenizers,
+but for the date of today, which would make each day's text another one.
 Each span is exact: the template also writes the messages with marks in place of what they say, and with these replaced
 the result must equal the text. Cost: jinja's, twice for spans.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData, InvalidRequest
@@ -15,10 +17,11 @@ from .files import TokenizerFiles, read_json
 Messages = list[dict[str, str]]
 Spans = dict[str, list[list[int]]]
 THINK, TURN_END = "think", "turn-end"
+TEMPLATE_DATE = datetime(2024, 7, 26)  # which Llama 3's template writes where it is not told the date
+_DIRECTIVES = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcdHIjmMpSUwWxXyYZ"]  # of strftime
 _NEEDS_JINJA = "chat templates need the jinja2 package: pip install 'jinja2>=3.1.6'"
 _MARK = re.compile("\ue000([0-9]+)\ue001")  # characters for private use, around a number
 _THINKING = re.compile(r"(\s*<think>\s*)(.*?)(\s*</think>\s*)", re.DOTALL)
-_THOUGHTS = ("reasoning_content", "thinking")  # keys of a message that templates read beside its content
 
 
 class RefusedByTemplate(InvalidRequest):
@@ -56,10 +59,13 @@ def find_template(files: TokenizerFiles) -> str | None:
     return by_name["default"]
 
 
-def render(template: str, messages: Messages, names: dict[str, Any], next_turn: bool) -> str:
+def render(
+    template: str, messages: Messages, names: dict[str, Any], next_turn: bool, date: datetime = TEMPLATE_DATE
+) -> str:
     """Return the text of a conversation, with `next_turn` up to the model's next turn.
 
-    `names` are the special tokens by name. Raises RefusedByTemplate, and InvalidRequest if jinja2 is missing.
+    `names` are the special tokens by name, `date` is what a template writes as today's. Raises RefusedByTemplate, and
+    InvalidRequest if jinja2 is missing.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -68,13 +74,24 @@ def render(template: str, messages: Messages, names: dict[str, Any], next_turn: 
     except ImportError as error:
         raise InvalidRequest(_NEEDS_JINJA) from error
     try:
-        (text,), _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=next_turn, **names)
+        (text,), _ = render_jinja_template(
+            [messages], chat_template=_on(date, template), add_generation_prompt=next_turn, **names
+        )
     except ImportError as error:  # jinja2 is older than transformers wants it
         raise InvalidRequest(_NEEDS_JINJA) from error
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # the template's own code
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RefusedByTemplate(f"the chat template of --model cannot write this conversation: {said}") from error
     return text
+
+
+def _on(date: datetime, template: str) -> str:
+    """Return a template that writes `date` where it would write the date of today."""
+    if "strftime_now" not in template:
+        return template
+    written = "".join(f" | replace({directive!r}, {date.strftime(directive)!r})" for directive in _DIRECTIVES)
+    macro = f"{{% macro strftime_now(format) %}}{{{{ format{written} }}}}{{% endmacro %}}"
+    return f"{macro}{{{{ '' }}}}{template}"  # behind a block, unlike behind a value, a line break would go
 
 
 def write_conversation(write: Callable[[Messages], str], messages: Messages, ends: Sequence[str]) -> Conversation:
@@ -116,7 +133,7 @@ def _marked(message: dict[str, str], number: int, parts: list[_MarkedText]) -> d
         return text.replace(core, f"\ue000{len(parts) - 1}\ue001")
 
     content, before = message["content"], ""
-    thoughts = {key: mark(message[key], role, THINK) for key in _THOUGHTS if message.get(key)}
+    thoughts = {key: mark(text, role, THINK) for key, text in message.items() if key not in ("role", "content")}
     if role == "assistant" and (match := _THINKING.match(content)):
         before, content = match[1] + mark(match[2], role, THINK) + match[3], content[match.end() :]
     return message | thoughts | {"content": before + mark(content, role)}

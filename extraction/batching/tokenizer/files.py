@@ -80,6 +80,8 @@ def _content(value: Any) -> str | None:
 
 def _advice(folder: Path) -> str:
     """Return an error message for a folder without tokenizer.json."""
+    if not folder.exists():
+        return f"--model {folder}: no such folder; `hf download NAME --local-dir FOLDER` downloads a model"
     for name, found in _OTHER_FORMS.items():
         if (folder / name).exists():
             return (

@@ -90,7 +90,7 @@ def known_of(manifest: Manifest, by_row_number: bool = False) -> Known:
         sizes |= files
         cut |= set(files) if "max_records" in options or "max_tokens" in options else set()
         under = options.get("ids_under") if under is None else under
-    return Known(sizes, frozenset(cut), f"{len(manifest.digests)}/", under)
+    return Known(sizes, frozenset(cut), f"+{len(manifest.digests)}/", under)
 
 
 def _check_alike(before: Manifest, added: Manifest, location: str) -> None:

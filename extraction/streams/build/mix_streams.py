@@ -4,11 +4,12 @@ In: folders of streams with a weight each. Out: the published manifest and strea
 taken in the order of its streams, as many as its share of the largest mixture that all folders have enough for.
 
 Guarantee: every run of records from the beginning has the shares, to within one record of each folder; the same folders
-and weights give the same bytes. An id is `FOLDER/ID`, and a record's meta has `source`, the folder's name. Cost: the
-records are read once; in memory are a few of each folder.
+and weights give the same bytes. An id is `FOLDER/ID`, and a record's meta has `source`, the folder's name; a `source`
+that it had is `inner_source`. Cost: the records are read once; in memory are a few of each folder.
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ from .materialize import TEXT_COLUMNS, TOKEN_COLUMNS, Row, Spool, Stored, publis
 from .publish import Origin, Published
 
 SOURCE = "source"
+_INNER = re.compile(f"(inner_)*{SOURCE}")
+_ALIKE = ("tokenizer_digest", "chat_template_digest")  # options that are the same in all folders that have them
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,10 @@ def parse_parts(texts: Sequence[str]) -> list[MixPart]:
 def publish_mixture(
     storage: Storage, parts: Sequence[MixPart], num_streams: int, max_records: int | None = None
 ) -> Published:
-    """Publish `num_streams` streams of a mixture. Raises InvalidRequest for texts mixed with token ids."""
+    """Publish `num_streams` streams of a mixture.
+
+    Raises InvalidRequest for texts mixed with token ids, and for conversations of two tokenizers or chat templates.
+    """
     forms = {TOKENS_OPTION in part.manifest.options for part in parts}
     if len(forms) > 1:
         raise InvalidRequest("some of the folders have texts and some token ids: they cannot be mixed")
@@ -78,10 +84,22 @@ def publish_mixture(
         [part.location, part.weight, part.manifest.digest, count] for part, count in zip(parts, counts, strict=True)
     ]
     options: dict[str, Any] = {"mixture": mixed} | ({"spans": spans} if spans else {})
-    options |= {TOKENS_OPTION: "tokens"} if True in forms else {}
+    options |= ({TOKENS_OPTION: "tokens"} if True in forms else {}) | _common(parts)
     with Spool(mixed_rows(parts, counts), Stored(TOKEN_COLUMNS if True in forms else TEXT_COLUMNS)) as spool:
         source = " ".join(f"{part.location}={part.weight:g}" for part in parts)
         return publish_spool(storage, Origin("mix", source, options=options), spool, num_streams)
+
+
+def _common(parts: Sequence[MixPart]) -> dict[str, str]:
+    """Return the options in which the parts have to agree. Raises InvalidRequest if they do not."""
+    found: dict[str, str] = {}
+    for name in _ALIKE:
+        values = {part.manifest.options[name] for part in parts if name in part.manifest.options}
+        if len(values) > 1:
+            raise InvalidRequest(f"the folders were made with more than one {name.removesuffix('_digest')}")
+        if values:
+            found[name] = values.pop()
+    return found
 
 
 def counts_of(parts: Sequence[MixPart], max_records: int | None) -> list[int]:
@@ -112,4 +130,5 @@ def _meta(record: Record, name: str) -> str:
     """Return the meta of a record with its source."""
     meta = {} if record.meta is None else json.loads(record.meta)
     meta = meta if isinstance(meta, dict) else {"meta": meta}
-    return json.dumps(meta | {SOURCE: name}, ensure_ascii=False)
+    inner = {f"inner_{key}" if _INNER.fullmatch(key) else key: value for key, value in meta.items()}
+    return json.dumps(inner | {SOURCE: name}, ensure_ascii=False)

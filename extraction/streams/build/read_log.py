@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ...core.count_of import count_of
 from ...core.errors import DamagedData, InvalidRequest, ObjectNotFound
 from ...core.progress_bar import track
 from ...format.digests import digest_of
@@ -41,6 +42,7 @@ class ReadLog:
         self.source = source
         self._skip_bad = skip_bad
         self._skipped = Skipped()
+        self.num_rows = 0
         self._files: dict[str, list[Any]] = {file.name: [file.name, file.size, None] for file in source.files}
 
     def skip_or_raise(self, error: DamagedData, is_first: bool = False) -> None:
@@ -56,7 +58,10 @@ class ReadLog:
     def no_records_error(self, what: str = "records") -> InvalidRequest:
         """Return the error for a source without records."""
         skipped = self._skipped
-        why = f": all {skipped.count} are damaged, the first: {skipped.first[0]}" if skipped.count else ""
+        why = f": the flags keep none of its {count_of(self.num_rows, 'row')}" if self.num_rows else ""
+        if skipped.count:
+            all_of_them = "all " if skipped.count == self.num_rows else ""
+            why = f": {all_of_them}{skipped.count} are damaged, the first: {skipped.first[0]}"
         return InvalidRequest(f"{self.source.place}: it has no {what}{why}")
 
     def to_json(self) -> dict[str, Any]:

@@ -93,16 +93,21 @@ def read_rows(log: ReadLog, wanted: WantedRows) -> LocatedRows:
     for file in source.files:
         opened = files.open(file.name, file.info)
         with opened.handle as handle:
-            is_parquet = file.kind == "Parquet"
-            rows = _parquet_rows(opened, wanted) if is_parquet else _plain_rows(file, handle, log, wanted)
-            number = -1
-            for number, located in enumerate(rows):
-                number = located.number if is_parquet else number
+            is_parquet, count = file.kind == "Parquet", 0
+            if is_parquet:
+                _, metadata = read_footer(opened)
+                rows, count = _parquet_rows(opened, metadata, wanted), metadata.num_rows
+            else:
+                rows = _plain_rows(file, handle, log, wanted)
+            for at, located in enumerate(rows):
+                number = located.number if is_parquet else at
                 row = {name: located.row[name] for name in columns if name in located.row}
                 split, names = file.split if source.is_mixed else None, located.names or list(located.row)
                 yield Located(located.where, row, names, split, located.problem, before + number)
-            before += number + 1
-        if file.kind == "Parquet":
+                count = max(count, number + 1)
+            before += count
+            log.num_rows += count
+        if is_parquet:
             log.finish(file, "" if file.info else _digest(file.name))
 
 
@@ -114,10 +119,9 @@ def _digest(name: str) -> str:
 # ---------------------------------------------------------------------------------------------- Parquet
 
 
-def _parquet_rows(opened: Any, wanted: WantedRows) -> Iterator[Located]:
+def _parquet_rows(opened: Any, metadata: Any, wanted: WantedRows) -> Iterator[Located]:
     import pyarrow.parquet
 
-    _, metadata = read_footer(opened)
     parquet = pyarrow.parquet.ParquetFile(opened.handle, metadata=metadata)
     names = parquet.schema_arrow.names
     present = [name for name in wanted.columns if name in names]

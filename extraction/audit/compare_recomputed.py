@@ -18,9 +18,11 @@ from ..core.errors import DamagedData, ObjectNotFound
 from ..core.versions import version_differences
 from ..format.chain import commit_objects
 from ..format.commit import Commit, data_name, read_commit
+from ..format.dtypes import LEAST_LOSS, LOSS_HOOK
 from ..format.run_config import RunConfig
 from ..format.safetensors import SafetensorsFile, decode
 from ..format.statistics import SCALE, unscaled
+from ..models.hooks import EXPERT_INDICES, suffix_of
 from ..storage import Storage, crc32c_base64
 
 # Of the difference of a row, relative to the larger norm of the row: by the coarser of the dtypes of compute and store.
@@ -139,7 +141,7 @@ def _compare(
     odd = next(_exact_differences(stored, ours, config), None)
     if odd:
         raise DamagedData(f"{name}: computed again, {odd}")
-    worst, hook_point, row = _worst_row(stored, ours, config)
+    worst, hook_point, row = worst_row(stored, ours, config)
     tolerance = max(TOLERANCES[config.compute_dtype], TOLERANCES[config.store_dtype])
     place = f"{row} ({hook_point}) of {name}"
     others = version_differences(commit.versions, versions)
@@ -168,20 +170,37 @@ def _exact_differences(stored: SafetensorsFile, ours: SafetensorsFile, config: R
             yield f"{name} differs"
 
 
-def _worst_row(stored: SafetensorsFile, ours: SafetensorsFile, config: RunConfig) -> tuple[float, str, int]:
+def worst_row(stored: SafetensorsFile, ours: SafetensorsFile, config: RunConfig) -> tuple[float, str, int]:
     """Return the largest relative difference of a row, its hook point and its number; infinite for NaN in one only."""
     worst = (0.0, config.hook_points[0], 0)
     for name in config.hook_points:
         one, other = (_values(file, name) for file in (stored, ours))
-        with np.errstate(all="ignore"):
-            alike = (one == other) | (np.isnan(one) & np.isnan(other))
-            error = np.sqrt(np.square(np.where(alike, 0.0, one - other)).sum(axis=1))
-            norms = [np.sqrt(np.square(np.nan_to_num(part)).sum(axis=1)) for part in (one, other)]
-            relative = np.where(error == 0, 0.0, error / np.maximum(np.maximum(*norms), 1e-30))
-        relative = np.nan_to_num(relative, nan=np.inf)
+        if suffix_of(name) == EXPERT_INDICES:
+            relative = _expert_differences(one, other)
+        else:
+            relative = _relative_differences(one, other, LEAST_LOSS if name == LOSS_HOOK else 1e-30)
         row = int(np.argmax(relative))
         worst = max(worst, (float(relative[row]), name, row))
     return worst
+
+
+def _relative_differences(one: np.ndarray, other: np.ndarray, least: float) -> np.ndarray:
+    """Return float64 [N], the norm of the difference of each row over the larger of their norms and `least`."""
+    with np.errstate(all="ignore"):
+        alike = (one == other) | (np.isnan(one) & np.isnan(other))
+        error = np.sqrt(np.square(np.where(alike, 0.0, one - other)).sum(axis=1))
+        norms = [np.sqrt(np.square(np.nan_to_num(part)).sum(axis=1)) for part in (one, other)]
+        relative = np.where(error == 0, 0.0, error / np.maximum(np.maximum(*norms), least))
+    return np.nan_to_num(relative, nan=np.inf)
+
+
+def _expert_differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return float64 [N]: for rows with another set of experts, a fifth of their share of all rows; 0 for the others.
+
+    Rounding decides between experts whose scores are nearly equal, in any order; one row in a batch always may.
+    """
+    others = (np.sort(one, axis=1) != np.sort(other, axis=1)).any(axis=1)
+    return others * max(int(others.sum()) - 1, 0) / max(len(others), 1) / 5
 
 
 def _values(file: SafetensorsFile, name: str) -> np.ndarray:

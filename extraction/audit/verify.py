@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ..core.errors import ConfigurationMismatch, DamagedData, ObjectNotFound
+from ..core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, ObjectNotFound
 from ..core.progress_bar import ProgressBar
 from ..format.commit import worker_folder
 from ..format.run_config import RUN, RunDescription, no_run, read_run
@@ -104,7 +104,11 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, check
     _compare_widths(audits)
     strays, recomputed = _strays(storage, described, manifest.num_streams, every.num_streams), None
     if checks.recompute is not None and checks.computer is not None:
-        numbers = range(manifest.num_streams) if checks.recompute.stream is None else (checks.recompute.stream,)
+        numbers = range(manifest.num_streams)
+        if checks.recompute.stream is not None:
+            if checks.recompute.stream not in numbers:
+                raise InvalidRequest(f"--stream {checks.recompute.stream}: the run has streams 0 to {len(numbers) - 1}")
+            numbers = (checks.recompute.stream,)
         recomputed = recompute(storage, numbers, run.config, checks.recompute, checks.computer(described))
     ends = tuple(part.num_streams for part in parts if part is not None)
     ahead = every.num_streams - manifest.num_streams

@@ -85,6 +85,9 @@ class MixedReader:
             part.epoch, part.position = epoch, 0
 
     def _joined(self, rows: Sequence[Rows[np.ndarray]], number: int) -> MixedRows:
+        kinds = {(part.activations.shape[1:], part.activations.dtype) for part in rows}
+        if len(kinds) > 1:
+            raise InvalidRequest(f"rows of these runs have other widths or dtypes: {sorted(map(str, kinds))}")
         order = permutation(len(self._run), self.options.seed, self._parts[0].epoch, self.options.rank, number)
         columns = (np.concatenate(column)[order] for column in zip(*rows, strict=True))
         activations, tokens, record, positions = columns

@@ -91,11 +91,10 @@ class ActivationReader:
     def all_refs(self, streams: Iterable[int] | None = None) -> Iterator[BatchRef]:
         """Yield the batches of these streams, of all by default, reading commits ahead over the ends of streams."""
         wanted = self.streams if streams is None else self._known(streams)
-        unread = [stream for stream in dict.fromkeys(wanted) if stream not in self._refs]
-        commits, pending = walk(self.storage, unread, self.run.fingerprint, self._pool), set(unread)
+        unread = [stream for stream in wanted if stream not in self._refs]
+        commits = walk(self.storage, unread, self.run.fingerprint, self._pool)
         for stream in wanted:
-            if stream in pending:
-                pending.remove(stream)
+            if stream in unread:
                 yield from self._read_refs(stream, commits)
             else:
                 yield from self._refs[stream]
@@ -114,7 +113,7 @@ class ActivationReader:
 
     def _known(self, streams: Iterable[int]) -> tuple[int, ...]:
         """Return these streams. Raises InvalidRequest for one that the run does not have."""
-        wanted, planned = tuple(streams), len(self.run.records_per_stream)
+        wanted, planned = tuple(dict.fromkeys(streams)), len(self.run.records_per_stream)
         for number in wanted:
             if number not in self.streams and not 0 <= number < planned:
                 there = ", ".join(map(str, self.streams)) or "none yet"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..batching.token_selection import Selection
-from ..core.errors import InvalidRequest
+from ..core.errors import DamagedData, InvalidRequest
 from ..format.batch_file import StoredBatch
 from ..streams.where_conditions import Condition
 
@@ -30,10 +30,11 @@ class Kept(NamedTuple):
 
 
 class _Meta(dict[str, Any]):
-    """A record's meta in which any other key is null."""
+    """A record's meta, or an object in it, in which any other key is null."""
 
-    def __missing__(self, key: str) -> None:
-        return None
+    def __getitem__(self, key: str) -> Any:
+        value = self.get(key)
+        return _Meta(value) if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,15 @@ class Select:
         return self._condition is None and self._selection.is_everything
 
     def kept(self, stored: StoredBatch) -> Kept:
-        """Return what is read of a batch file. Raises DamagedData for a meta of another type than the condition's."""
+        """Return what is read of a batch file. Raises InvalidRequest if its condition compares other types."""
         offsets = stored.array("record_offsets")
         records = np.arange(len(offsets) - 1)
         if self._condition is not None:
-            metas = (_Meta(meta if isinstance(meta, dict) else {}) for meta in stored.record_meta)
-            records = np.flatnonzero(np.fromiter(map(self._condition.holds, metas), bool, len(records)))
+            metas = [_Meta(meta if isinstance(meta, dict) else {}) for meta in stored.record_meta]
+            try:
+                records = np.flatnonzero(np.fromiter(map(self._condition.holds, metas), bool, len(records)))
+            except DamagedData as error:
+                raise InvalidRequest(str(error)) from error
         sizes = np.diff(offsets)[records]
         rows = np.arange(sizes.sum()) + np.repeat(offsets[:-1][records] - (np.cumsum(sizes) - sizes), sizes)
         of_record = np.repeat(np.arange(len(records)), sizes)

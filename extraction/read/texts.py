@@ -58,7 +58,7 @@ class Texts:
                 folder = locate_model(place, config.revision, weights=False).path
             except InvalidRequest as error:
                 raise InvalidRequest(f"{error}; run.json names it: give the model's folder as the tokenizer") from None
-        tokenizer = RecordTokenizer(folder, config.bos)
+        tokenizer = RecordTokenizer(folder, config.bos, config.vocab_size)
         if tokenizer.digest != config.tokenizer_digest:
             raise InvalidRequest(f"{folder}: not the tokenizer of this run; give its folder as the tokenizer")
         return tokenizer
@@ -72,13 +72,17 @@ class Texts:
         record = self.record(stream, index)
         return record.text if record.tokens is None else "".join(self.pieces(record.tokens))
 
+    def ids(self, stream: int, index: int) -> Int[np.ndarray, " n"]:
+        """Return the ids of all tokens of a record, as the streams have it: int32 [n]."""
+        (found,) = self._tokenizer.tokenize([self.record(stream, index)])
+        return found.tokens
+
     def tokens(self, record: RecordActivations) -> Int[np.ndarray, " n"]:
         """Return the ids of all tokens of a record, stored or not: int32 [n].
 
         Raises InvalidRequest if a stored id is another.
         """
-        (found,) = self._tokenizer.tokenize([self.record(record.stream, record.index)])
-        ids, positions = found.tokens, record.positions
+        ids, positions = self.ids(record.stream, record.index), record.positions
         if len(positions) and (positions.max() >= len(ids) or not np.array_equal(ids[positions], record.tokens)):
             raise InvalidRequest(f"record {record.id}: its stored token ids are not those of its text in the streams")
         return ids

@@ -38,8 +38,10 @@ class TopRow(NamedTuple):
 def top_rows(reader: ActivationReader, hook_point: str, direction: Float[np.ndarray, " width"], k: int) -> list[TopRow]:
     """Return the `k` rows with the largest products; `direction` is [width].
 
-    Raises InvalidRequest for a direction of another width, or that has values that are not finite.
+    Raises InvalidRequest for a direction of another width, or that has values that are not finite, and for no rows.
     """
+    if k < 1:
+        raise InvalidRequest(f"{k} rows: give 1 or more")
     found: list[TopRow] = []
     for batch in reader.batches([hook_point]):
         values = project(batch.activations[hook_point], direction, hook_point)

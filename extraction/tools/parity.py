@@ -12,7 +12,6 @@ pass of torch for each record.
 
 import hashlib
 import importlib.util
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -26,6 +25,7 @@ from ..batching.packing import BatchShape, PackedBatch, pack_batches
 from ..batching.token_selection import Selection
 from ..batching.tokenizer import RecordTokenizer
 from ..core.errors import DamagedData, InvalidRequest
+from ..core.strict_json import dumps
 from ..format.dtypes import LOSS_HOOK
 from ..format.records import Cursor, Record
 from ..models.devices import open_devices
@@ -115,7 +115,7 @@ class Parity:
 
     def store(self, output: str) -> str:
         """Put it beside a run, under a name made of its content; the object's name. The same again is adopted."""
-        data = (json.dumps(self.to_json(), indent=2, sort_keys=True) + "\n").encode()
+        data = dumps(self.to_json(), indent=2)
         name = f"parity-{hashlib.sha256(data).hexdigest()[:16]}.json"
         open_storage(output).create(name, data)
         return name

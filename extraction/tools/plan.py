@@ -44,6 +44,7 @@ from ..worker.flags import PlanFlags
 from ..worker.resolve import ModelPlan, resolve_model, resolve_step
 
 FILL = 0.96  # share of slots that hold real tokens, as packing reaches it on web documents
+_STORED_FROM = ", as if --positions {} stored all of them (--streams tells the share)"
 _GIB = 1 << 30
 _EFFICIENCY, _EFFICIENCY_OF_CPU = 0.5, 0.84  # assumed; measured, as docs/performance.md says
 
@@ -75,8 +76,12 @@ class Prices:
 
 @dataclass(frozen=True)
 class Whole:
-    """What a whole manifest takes: `price` of the chips, `storage_price` for a month, `workers_for_deadline`."""
+    """What a whole manifest takes: `price` of the chips, `storage_price` for a month, `workers_for_deadline`.
 
+    A worker extracts whole streams, so that the hours are those of the worker with the most of them.
+    """
+
+    streams: int
     tokens: int
     stored_bytes: int
     workers: int
@@ -108,6 +113,7 @@ class Plan:
     tokens_per_second: float
     rate_from: str
     bytes_per_token: float
+    stored_from: str
     prices: Prices
     price_per_billion_tokens: float | None
     storage_price_per_million_tokens: float
@@ -151,9 +157,9 @@ class Plan:
                 f"billion, at {prices.chip_hour:g} for a chip and hour ({prices.chip_hour_from})"
             )
         return [
-            f"stored: {stored:,.0f} bytes a token, {stored / 1000:,.2f} GB for a million tokens, which costs "
-            f"{_money(self.storage_price_per_million_tokens)} {prices.currency} a month at {prices.gib_month:g} for a "
-            f"GiB ({prices.gib_month_from})",
+            f"stored: {stored:,.0f} bytes a token{self.stored_from}, {stored / 1000:,.2f} GB for a million tokens, "
+            f"which costs {_money(self.storage_price_per_million_tokens)} {prices.currency} a month at "
+            f"{prices.gib_month:g} for a GiB ({prices.gib_month_from})",
             f"price, estimated: {money}",
         ]
 
@@ -165,7 +171,9 @@ class Plan:
             f"and {_money(whole.storage_price)} {self.prices.currency} a month for storage"
         ]
         if whole.workers_for_deadline is not None:
-            lines.append(f"for the deadline: {count_of(whole.workers_for_deadline, 'worker')}")
+            more = f", and as many streams: these are {whole.streams}"
+            needed = whole.workers_for_deadline
+            lines.append(f"for the deadline: {count_of(needed, 'worker')}{more if needed > whole.streams else ''}")
         return lines
 
 
@@ -202,6 +210,7 @@ def make_plan(flags: PlanFlags) -> Plan:
         chip_memory_bytes=chip.memory_bytes, usable_share=USABLE, counts=counts.source, seconds=seconds,
         limited_by=max(seconds, key=seconds.__getitem__), tokens_per_second=tokens_per_second,
         rate_from=f"if a chip reaches {_efficiency(flags):.0%} of {peak}", bytes_per_token=stored, prices=prices,
+        stored_from="" if sample or selection.kind in ("all", "every") else _STORED_FROM.format(flags.positions),
         price_per_billion_tokens=price, storage_price_per_million_tokens=prices.gib_month * stored * 1e6 / _GIB,
     )  # fmt: skip
     return replace(plan, manifest=_whole(plan, flags, manifest, sample)) if manifest and sample else plan
@@ -242,16 +251,26 @@ def _sample(flags: PlanFlags, selection: Selection, manifest: Manifest, model: M
 
 def _whole(plan: Plan, flags: PlanFlags, manifest: Manifest, sample: Sample) -> Whole:
     tokens = round(sample.tokens_per_record * manifest.num_records)
-    stored, workers = round(tokens * plan.bytes_per_token), manifest.num_streams
-    workers = workers if flags.workers is None else min(workers, flags.workers)
+    stored, streams = round(tokens * plan.bytes_per_token), manifest.num_streams
+    workers = streams if flags.workers is None else min(streams, flags.workers)
     worker_hours = tokens / plan.tokens_per_second / 3600
     billion = plan.price_per_billion_tokens
     return Whole(
-        tokens=tokens, stored_bytes=stored, workers=workers, hours=worker_hours / workers,
+        streams=streams, tokens=tokens, stored_bytes=stored, workers=workers,
+        hours=math.ceil(streams / workers) * worker_hours / streams,
         price=None if billion is None else billion * tokens / 1e9,
         storage_price=plan.prices.gib_month * stored / _GIB,
-        workers_for_deadline=None if flags.deadline is None else max(1, math.ceil(worker_hours / flags.deadline)),
+        workers_for_deadline=None if flags.deadline is None else workers_within(flags.deadline, worker_hours, streams),
     )  # fmt: skip
+
+
+def workers_within(deadline: float, worker_hours: float, streams: int) -> int:
+    """Return how many workers end whole streams within the deadline, in hours.
+
+    They are more than the streams if one of these takes longer: as many streams are needed.
+    """
+    in_turn = int(deadline * streams / worker_hours)  # streams that a worker extracts
+    return math.ceil(streams / in_turn) if in_turn else math.ceil(worker_hours / deadline)
 
 
 def count(config: ModelConfig, step: StepOptions, wanted: Accelerator) -> Counts:

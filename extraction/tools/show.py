@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import InvalidRequest
+from ..core.errors import InvalidRequest, ObjectNotFound
 from ..read.reader import ActivationReader
 from ..read.row_types import RecordActivations
 from ..read.texts import Texts
@@ -68,9 +68,19 @@ def show_record(texts: Texts, record: RecordActivations, hook_point: str, direct
 def show_top(
     reader: ActivationReader, texts: Texts, hook_point: str, direction: np.ndarray, count: int
 ) -> Iterator[Marked]:
-    """Yield the surroundings of the rows that the direction responds to most, marked by it."""
+    """Yield the surroundings of the rows that the direction responds to most, marked by it.
+
+    Of a record that is not yet whole only the row itself is marked.
+    """
     for row in top_rows(reader, hook_point, direction, count):
-        whole = show_record(texts, reader.record_at(row.stream, row.record, [hook_point]), hook_point, direction)
+        try:
+            record = reader.record_at(row.stream, row.record, [hook_point])
+        except ObjectNotFound:
+            ids = texts.ids(row.stream, row.record)
+            whole = Marked(row.record_id, texts.pieces(ids), np.full(len(ids), np.nan, np.float32))
+            whole.values[row.position] = row.value
+        else:
+            whole = show_record(texts, record, hook_point, direction)
         yield _around(whole, row)
 
 

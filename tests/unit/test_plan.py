@@ -13,7 +13,7 @@ from extraction.core.errors import InvalidRequest
 from extraction.format.run_config import RunDescription
 from extraction.models.devices import Hardware
 from extraction.storage import open_storage
-from extraction.tools.plan import FILL, Whole, make_plan
+from extraction.tools.plan import FILL, Whole, make_plan, workers_within
 from extraction.worker.flags import PlanFlags, RunFlags
 from extraction.worker.resolve import resolve_run
 from extraction.worker.worker import peak_rate
@@ -71,7 +71,7 @@ def test_time_and_price_of_a_manifest(streams, given, workers):
     assert whole.workers == workers and 12 * 30 < whole.tokens < 12 * 30 * 4
     assert whole.stored_bytes == whole.tokens * 2 * 128 * 2
     seconds = whole.tokens / plan.tokens_per_second
-    assert whole.hours == pytest.approx(seconds / workers / 3600)
+    assert whole.hours == pytest.approx(seconds / workers / 3600)  # each has one stream, or one has both
     assert whole.price == pytest.approx(3.0 * 4 * seconds / 3600)  # of four chips
     assert whole.storage_price == pytest.approx(whole.stored_bytes / 1024**3)
     assert whole.workers_for_deadline >= seconds / 3600 / 1e-9 > whole.workers_for_deadline - 1
@@ -80,7 +80,7 @@ def test_time_and_price_of_a_manifest(streams, given, workers):
 
 @pytest.mark.parametrize("number, chips, workers", [(1, "1 chip", "1 worker"), (2, "2 chips", "2 workers")])
 def test_one_is_not_written_as_many(number, chips, workers):
-    whole = Whole(1, 1, number, 1.0, None, 1.0, number)
+    whole = Whole(number, 1, 1, number, 1.0, None, 1.0, number)
     text = replace(make_plan(FLAGS), chips=number, manifest=whole).to_text()
     assert f": {chips}, mesh" in text and f"1 h 0 min with {workers}, and 1.00 USD a month" in text
     assert text.endswith(f"for the deadline: {workers}")
@@ -297,3 +297,14 @@ def run_plan(given, output, streams, positions="all", attention="auto"):
             attention=attention,
         )  # fmt: skip
     )
+
+
+@pytest.mark.parametrize("deadline, workers", [(8.0, 1), (4.0, 2), (3.9, 4), (2.0, 4), (1.9, 5), (1.0, 8), (0.5, 16)])
+def test_a_deadline_counts_whole_streams(deadline, workers):
+    """Four streams of two hours each; within less than that, more streams are needed."""
+    assert workers_within(deadline, 8.0, 4) == workers
+
+
+def test_a_share_that_is_not_known_is_said():
+    assert "as if --positions last stored all of them" in make_plan(replace(FLAGS, positions="last")).to_text()
+    assert "as if" not in make_plan(replace(FLAGS, positions="every:4")).to_text()

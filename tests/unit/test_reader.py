@@ -226,7 +226,7 @@ def test_commits_of_several_workers_are_read_at_once(gcs):
             held.release.set()
         assert total.result() == 40
     gcs.history.clear()
-    assert [ref.stream for ref in reader.all_refs([4, 1, 4])] == [4, 1, 4]
+    assert [ref.stream for ref in reader.all_refs([4, 1, 4])] == [4, 1]
     assert gcs.history == [], "what was read once is known"
 
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 import extract_activations
-from extraction.core.errors import DamagedData, InvalidRequest
+from extraction.core.errors import InvalidRequest
 from extraction.read import datasets as hf
 from extraction.read.reader import ActivationReader
 from extraction.read.select import Select
@@ -130,7 +130,7 @@ def test_exports_have_it(output, tmp_path):
         ({"where": "answer"}, InvalidRequest, "no comparison"),
         ({"streams": (9,)}, InvalidRequest, "has no stream 9"),
         ({"where": "answer == 'Z'"}, InvalidRequest, "holds no rows of this selection"),
-        ({"where": "answer > 1"}, DamagedData, "cannot be applied"),
+        ({"where": "answer > 1"}, InvalidRequest, "cannot be applied"),
     ],
 )
 def test_a_selection_that_is_none_is_refused(output, settings, error, said):
@@ -142,3 +142,16 @@ def test_statistics_are_of_all_rows(output):
     assert ActivationReader(output, Select(streams=(1,))).statistics()[HOOK].count == sum(STREAMS[1])
     with pytest.raises(InvalidRequest, match="statistics cover all rows"):
         ActivationReader(output, Select(positions="1:")).statistics()
+
+
+def test_a_stream_that_is_named_twice_is_read_once(output):
+    twice, once = (ActivationReader(output, Select(streams=streams)) for streams in ((1, 1), (1,)))
+    assert twice.num_rows() == once.num_rows() == sum(map(len, (part.tokens for part in twice.rows(HOOK))))
+
+
+def test_a_key_that_a_meta_lacks_is_null_at_any_depth(output):
+    assert not ActivationReader(output, Select(where="spans.system is not None")).num_rows()
+    everything = ActivationReader(output, Select(where="spans.letter.case is None or answer is not None"))
+    with pytest.raises(InvalidRequest, match="answer is str, compared with 1"):
+        ActivationReader(output, Select(where="answer == 1")).num_rows()
+    assert everything.num_rows() == ActivationReader(output).num_rows()

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from extraction.worker.recompute import Recomputer
 
 ADVICE = {
-    DamagedData: "nothing was deleted; `repair OUTPUT` recomputes a batch file; restore another object from a copy, or "
-    "use a new --output",
+    DamagedData: "nothing was deleted; restore what is named above from a copy (`repair OUTPUT` recomputes a batch "
+    "file), or use a new --output",
     Fenced: "let that worker finish, or stop it and start this one again",
     TryAgain: "start the same command again; committed batches stay",
     BucketDenied: "a worker needs storage.objects.create, get and list on the bucket; of S3 PutObject, GetObject and "
@@ -363,7 +363,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] in ("extraction", "checkpoint"):
             raise
-        say(f"the package {error.name} is missing: this command needs pip install '.[worker]'", "ERROR")
+        extra = "datasets" if str(error.name).partition(".")[0] == "datasets" else "worker"
+        say(f"the package {error.name} is missing: this command needs pip install '.[{extra}]'", "ERROR")
         code = InvalidRequest.exit_code
     except Exception:
         if not is_json():

@@ -81,7 +81,7 @@ class Setting:
 
 def matmul_gflops(dtype: str) -> dict[str, float]:
     """GFLOP/s of each library, measured in a process of its own."""
-    command = [sys.executable, str(ROOT / "benchmarks/matmul_rate.py"), "--rounds", "3", "--json"]
+    command = [sys.executable, str(ROOT / "benchmarks/matmul_rate.py"), "--rounds", "3", "--dtypes", dtype, "--json"]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return {library: rates[dtype] for library, rates in found["gflops"].items()}
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from extraction.audit.recompute import TOLERANCES, worst_row
+from extraction.audit.compare_recomputed import TOLERANCES, worst_row
 
 RESID, LOSS, EXPERTS = "blocks.0.hook_resid_post", "hook_loss", "blocks.0.mlp.hook_expert_indices"
 BFLOAT16 = TOLERANCES["bfloat16"]

@@ -109,7 +109,7 @@ def _strings(text: str) -> list[str]:
 def _check_values(
     file: SafetensorsFile, hook_point: str, run: AuditedRun, found: Counter[tuple[str, str]]
 ) -> Iterator[str]:
-    """Scales and statistics of the values; what is not finite goes into `found`."""
+    """Yield what is wrong with scales and statistics of the values; count what is not finite in `found`."""
     arrays, width = file.arrays, file.arrays[hook_point].shape[1]
     values, scale = arrays[hook_point], arrays.get(hook_point + SCALE)
     total, squares, norms, largest = *np.zeros((2, width)), np.zeros(len(values)), 0.0
@@ -165,7 +165,7 @@ def _check_sums(
 
 
 def _check_scale(codes: np.ndarray, scale: np.ndarray, hook_point: str) -> Iterator[str]:
-    """A row with a scale uses the whole range of its dtype; one without, zero or NaN, is zeros."""
+    """Yield what is wrong with codes: a row with a scale uses the whole range, one whose scale is 0 or NaN is zeros."""
     largest = np.abs(codes.astype(np.float32)).max(axis=1, initial=0.0)
     expected = np.where((scale > 0) & np.isfinite(scale), LARGEST_CODE[codes.dtype.name], 0.0)
     wrong = (largest != expected) | (scale < 0) | np.isinf(scale)
@@ -175,7 +175,7 @@ def _check_scale(codes: np.ndarray, scale: np.ndarray, hook_point: str) -> Itera
 
 
 def _check_norms(counts: np.ndarray, norms: np.ndarray, width: int, hook_point: str) -> Iterator[str]:
-    """As many norms up to each bin as there are, but for those that float32 may have put across its edge."""
+    """Yield what is wrong with counts of norms; float32 may have put a norm across the edge of a bin."""
     if (counts < 0).any() or counts.sum() != len(norms) - np.isnan(norms).sum():
         yield f"{hook_point}{COUNTS} are of {counts.sum():,} norms, its rows have {(~np.isnan(norms)).sum():,}"
         return

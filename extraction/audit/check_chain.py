@@ -269,7 +269,7 @@ class _StreamIds:
         self._next, self._last = -1, ""
 
     def take(self, first: int, stop: int) -> list[str]:
-        """The ids of records [first, stop). Raises DamagedData for a stream that is not readable."""
+        """Return the ids of records [first, stop). Raises DamagedData for a stream that is not readable."""
         if first == stop:
             return []
         ids = [self._last] if first == self._next - 1 else []

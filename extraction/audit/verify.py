@@ -136,7 +136,7 @@ def read_description(storage: Storage) -> RunDescription:
 
 
 def _strays(storage: Storage, described: RunDescription, num_streams: int, planned: int) -> tuple[str, ...]:
-    """A line for each worker's folder that belongs to no stream of the run.
+    """Return a line for each worker's folder that belongs to no stream of the run.
 
     Of the `planned` streams those that the run has not taken up may have the note of an attempt, but no commit.
     """

@@ -54,7 +54,7 @@ def export(output: str, layout: str, folder: str, options: ExportOptions) -> int
 
 
 def _to_npy(reader: ActivationReader, names: Sequence[str], folder: Path, options: ExportOptions) -> int:
-    """`<hook point>.npy` float32 [N, width], `tokens.npy` [N], `record.npy` [N, 2], `positions.npy` [N]."""
+    """Write `<hook point>.npy` float32 [N, width], `tokens.npy` [N], `record.npy` [N, 2], `positions.npy` [N]."""
     total = reader.num_rows()
     for number, name in enumerate(names):
         arrays: dict[str, np.memmap] = {}
@@ -75,7 +75,7 @@ def _to_npy(reader: ActivationReader, names: Sequence[str], folder: Path, option
 
 
 def _to_openmoss(reader: ActivationReader, names: Sequence[str], folder: Path, options: ExportOptions) -> int:
-    """`<hook point>/chunk-NNNNNNNN.safetensors`: `activation` [n, width] as stored, `tokens`, `mask` and more [n].
+    """Write `<hook point>/chunk-NNNNNNNN.safetensors`: `activation` [n, width] as stored, `tokens`, `mask` and so on [n].
 
     As `CachedActivationLoader` of llamascopium (once lm-saes) reads it. With a context size the first axis becomes
     [rows, context_size], one record or a part of it in a row, and `chunk-NNNNNNNN.meta.json` says of which. As in the
@@ -105,13 +105,13 @@ Chunk = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], list[dict[str, obje
 
 
 def _flat_chunks(reader: ActivationReader, names: Sequence[str]) -> Iterator[Chunk]:
-    """Tokens int64 [n], which are no padding, activations and nothing about rows: for each batch."""
+    """Yield for each batch tokens int64 [n] without padding, activations, and nothing about rows."""
     for batch in reader.batches(names):
         yield batch.tokens.astype(np.int64), np.ones(len(batch.tokens), bool), batch.activations, None
 
 
 def _rows_of(reader: ActivationReader, names: Sequence[str], size: int) -> Iterator[Chunk]:
-    """The same with one more axis, [rows, size], and what each row is of: for about `_CHUNK` tokens."""
+    """Yield rows [rows, size] of about `_CHUNK` tokens: tokens, activations, and the record of each row."""
     rows: list[tuple[RecordActivations, int]] = []
     for record in reader.records(names):
         for first in range(0, len(record.tokens), size):
@@ -144,7 +144,7 @@ def _pad(rows: list[tuple[RecordActivations, int]], size: int) -> Chunk:
 
 
 def _to_saelens(reader: ActivationReader, names: Sequence[str], folder: Path, options: ExportOptions) -> int:
-    """A `datasets.Dataset` on disk: the hook point [context_size, width] float32, and `token_ids` [context_size]."""
+    """Write a `datasets.Dataset`: the hook point [context_size, width] float32, and `token_ids` [context_size]."""
     from datasets import Array2D, Dataset, Features, Sequence, Value
 
     if len(names) != 1:
@@ -167,13 +167,13 @@ def _to_saelens(reader: ActivationReader, names: Sequence[str], folder: Path, op
 
 
 def _saelens_rows(output: str, name: str, size: int, select: Select) -> Iterator[dict[str, np.ndarray]]:
-    """A function of plain values, since `datasets` pickles it."""
+    """Yield rows; the arguments are plain values, since `datasets` pickles them."""
     for values, tokens in _contexts(ActivationReader(output, select), name, size):
         yield {name: values.astype(np.float32), "token_ids": tokens}
 
 
 def _contexts(reader: ActivationReader, name: str, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Runs of `size` tokens, over the ends of records and batches."""
+    """Yield `size` tokens in a row at a time, over the ends of records and batches."""
     left_values, left_tokens = None, np.zeros(0, np.int32)
     for rows in reader.rows(name):
         values = rows.activations if left_values is None else np.concatenate([left_values, rows.activations])

@@ -58,7 +58,7 @@ class MixedReader:
         self._run = np.repeat(np.arange(len(readers)), self._sizes)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return min(map(len, self._parts))
 
     def state(self) -> list[dict[str, Any]]:

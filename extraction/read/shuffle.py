@@ -145,7 +145,7 @@ class ShuffledReader(Generic[Values]):
         self.epoch, self.position = self.epoch + 1, 0
 
     def _order(self) -> list[_Piece]:
-        """This rank's span of the epoch as pieces of objects."""
+        """Return this rank's span of the epoch as pieces of objects."""
         pieces, at = [], 0
         for number in permutation(len(self._refs), self.options.seed, self.epoch):
             ref = self._refs[number]
@@ -167,7 +167,7 @@ class ShuffledReader(Generic[Values]):
             yield Rows(cast(Values, activations), block.tokens[rows], block.record[rows], block.positions[rows])
 
     def _read_block(self, order: list[_Piece], first: int) -> _Block:
-        """The rows [first, first + block) of the span, in the order of the pieces."""
+        """Return the rows [first, first + block) of the span, in the order of the pieces."""
         last, at, pieces = min(first + self.options.block, len(self._span)), 0, []
         for piece in order:
             begin, end = max(first - at, 0), min(last - at, piece.last - piece.first)
@@ -190,6 +190,6 @@ class ShuffledReader(Generic[Values]):
 
 
 def permutation(size: int, *key: int) -> Int[np.ndarray, " size"]:
-    """A permutation of range(size) that is the same in every version of NumPy: bit streams are, shuffles are not."""
+    """Return a permutation of range(size), the same in every version of NumPy: bit streams are, shuffles are not."""
     bits = np.random.PCG64(np.random.SeedSequence(key)).random_raw(size)
     return np.argsort(bits, kind="stable")

@@ -96,7 +96,7 @@ class TorchActivations(IterableDataset[TorchRows]):
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """The array as a tensor of its dtype; torch does not take bfloat16 from NumPy, but its bits."""
+    """Return the array as a tensor of its dtype; torch does not take bfloat16 from NumPy, but its bits."""
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(np.ascontiguousarray(array))

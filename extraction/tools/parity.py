@@ -54,7 +54,7 @@ class Distance:
     worst: dict[str, Any] = field(default_factory=lambda: {"relative_error": -1.0})
 
     def add(self, record_id: str, ours: np.ndarray, theirs: np.ndarray) -> None:
-        """One document: [t, width] each."""
+        """Add one document: [t, width] each."""
         ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
         errors, norms = np.linalg.norm(ours - theirs, axis=1), np.linalg.norm(theirs, axis=1)
         tiny = np.finfo(np.float64).tiny
@@ -101,7 +101,7 @@ class Parity:
         return {"schema": SCHEMA, "setting": self.setting, "token_ids": token_ids, "hook_points": found}
 
     def to_text(self) -> str:
-        """A line for each hook point, and what there is to say of the token ids."""
+        """Return a line for each hook point, and what there is to say of the token ids."""
         width = max(map(len, self.distances))
         lines = [f"{'hook point':{width}}  relative error  mean cosine  worst token"]
         for name, distance in self.distances.items():
@@ -168,7 +168,7 @@ def _setting(flags: ParityFlags, folder: ModelFolder, step: Step) -> dict[str, A
 
 
 def _records(flags: ParityFlags) -> Iterator[Record]:
-    """The first records of stream 0, or the paragraphs of a text file."""
+    """Return the first records of stream 0, or the paragraphs of a text file."""
     if flags.streams is not None and flags.text is None:
         return open_stream(load_manifest(flags.streams), flags.streams, 0).read_records()
     if flags.text is None or flags.streams is not None:
@@ -184,7 +184,7 @@ def _records(flags: ParityFlags) -> Iterator[Record]:
 
 
 def documents_of(batch: PackedBatch, step: Step) -> Iterator[tuple[str, np.ndarray, dict[str, np.ndarray]]]:
-    """Id, token ids [t] and our values {hook point: [t, width]} of each document of a batch of one step."""
+    """Yield id, token ids [t] and our values {hook point: [t, width]} of each document of a batch of one step."""
     grids = batch.tokens[0], batch.segment_ids[0], batch.positions[0]
     ours, _ = step(*grids, batch.slots.astype(np.int32), targets=batch.targets[0]).get()
     tokens = batch.tokens.reshape(-1)[batch.slots]
@@ -211,7 +211,7 @@ class TorchReference:
 
     @classmethod
     def load(cls, folder: ModelFolder, hook_points: Iterable[str]) -> "TorchReference":
-        """The model of a folder, with transformers' plain attention."""
+        """Return the model of a folder, with transformers' plain attention."""
         import torch
         from transformers.utils import logging
 

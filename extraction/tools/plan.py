@@ -124,7 +124,7 @@ class Plan:
         return asdict(self)
 
     def to_text(self) -> str:
-        """One fact in a line."""
+        """Return the plan as text, one fact in a line."""
         times = ", ".join(f"{name} {value * 1e3:,.1f} ms" for name, value in self.seconds.items() if value)
         return "\n".join(
             [

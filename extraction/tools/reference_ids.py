@@ -41,7 +41,7 @@ class IdComparison:
         }
 
     def to_text(self) -> str:
-        """A line; further ones with an example, and where records begin otherwise."""
+        """Return a line; further ones with an example, and where records begin otherwise."""
         other = self.autotokenizer
         if not self.records:
             return "token ids: those of the streams, which have no texts"
@@ -62,7 +62,7 @@ class IdComparison:
 
 
 def compare_ids(folder: Path, records: Sequence[Record], ours: OurIds, num_rows: int) -> IdComparison:
-    """Raises DamagedData if our ids of a record are not those of the file that the model was trained with."""
+    """Compare our ids with both paths. Raises DamagedData if they differ from those of the model's own file."""
     texts, path = [record.text for record in records], folder / "tokenizer.json"
     if not records:
         return IdComparison(0, path.name, ours.prefix)
@@ -85,7 +85,7 @@ def compare_ids(folder: Path, records: Sequence[Record], ours: OurIds, num_rows:
 
 
 def _of_pipeline(path: Path, texts: list[str], num_rows: int) -> list[list[int]]:
-    """Of tokenizer.json; an added token without a row in the embedding is text."""
+    """Return the ids of tokenizer.json; an added token without a row in the embedding is text."""
     from tokenizers import Tokenizer
 
     state = json.loads(path.read_text("utf-8")) | {"truncation": None, "padding": None}
@@ -95,7 +95,7 @@ def _of_pipeline(path: Path, texts: list[str], num_rows: int) -> list[list[int]]
 
 
 def _of_sentencepiece(path: Path, texts: list[str], ours: list[list[int]]) -> list[list[int]]:
-    """Of tokenizer.model; it knows of no added tokens, so that texts with one are compared with nothing."""
+    """Return the ids of tokenizer.model; it knows no added tokens: texts with one are compared with nothing."""
     from sentencepiece import SentencePieceProcessor
 
     original = SentencePieceProcessor(model_file=str(path))
@@ -104,7 +104,7 @@ def _of_sentencepiece(path: Path, texts: list[str], ours: list[list[int]]) -> li
 
 
 def _of_transformers(folder: Path, records: Sequence[Record], right: list[list[int]]) -> dict[str, Any]:
-    """The class, how many records have other ids, one of them, and what it begins records with."""
+    """Return the class, how many records have other ids, one of them, and what it begins records with."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -120,7 +120,7 @@ def _of_transformers(folder: Path, records: Sequence[Record], right: list[list[i
 
 
 def _difference(right: list[int], theirs: list[int], tokenizer: Any) -> dict[str, Any]:
-    """A few tokens of each, from where they differ."""
+    """Return a few tokens of each, from where they differ."""
     pairs = enumerate(zip(right, theirs, strict=False))
     at = next((place for place, (one, other) in pairs if one != other), min(len(right), len(theirs)))
     words = [tokenizer.convert_ids_to_tokens(ids[at : at + 4]) for ids in (right, theirs)]

@@ -213,7 +213,7 @@ class RecordTokenizer:
         return [stream.step(self._tokenizer, token) or "" for token in ids]
 
     def _encode(self, records: list[Record], offsets: bool) -> list[Any]:
-        """An encoding of each record, on all cores; finding offsets takes longer. Raises DamagedData."""
+        """Encode each record, on all cores; finding offsets takes longer. Raises DamagedData."""
         encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
         try:
             return within_time(lambda: encode([record.text for record in records], add_special_tokens=False), records)
@@ -227,7 +227,7 @@ class RecordTokenizer:
 
 
 def load_pipeline(location: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a folder, or of a file such as tokenizer.json. Raises as RecordTokenizer does."""
+    """Return the `tokenizers.Tokenizer` of a folder or of a file such as tokenizer.json. Raises as RecordTokenizer."""
     if location.is_dir():
         files = read_files(location)
         return parse_pipeline(files.pipeline, location / files.source)

@@ -52,7 +52,7 @@ class Axes:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(max(share, 0.0), 1.0)
 
     def frame(self, format_x: Format, format_y: Format, label_x: str) -> str:
-        """Grid, tick labels and what x is."""
+        """Return the grid, tick labels and the name of x."""
         parts = []
         for value in self._ticks_y():
             height = self.up(value)
@@ -74,12 +74,12 @@ class Axes:
 
 
 def svg(content: str, label: str) -> str:
-    """A drawing; `label` is what is read to those who do not see it."""
+    """Return a drawing; a screen reader reads `label`."""
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{content}</svg>'
 
 
 def path(axes: Axes, points: Sequence[tuple[float, float]], css: str, title: str) -> str:
-    """A line through the points; to one alone, a dot."""
+    """Return a line through the points; of a single point, a dot."""
     places = [f"{axes.across(x):.1f},{axes.up(y):.1f}" for x, y in points]
     if len(places) == 1:
         x, y = places[0].split(",")
@@ -88,7 +88,7 @@ def path(axes: Axes, points: Sequence[tuple[float, float]], css: str, title: str
 
 
 def area(axes: Axes, points: Sequence[tuple[float, float]], css: str) -> str:
-    """The surface between the points and the bottom."""
+    """Return the surface between the points and the bottom."""
     bottom = HEIGHT - BOTTOM
     places = [f"{axes.across(x):.1f},{axes.up(y):.1f}" for x, y in points]
     first, last = axes.across(points[0][0]), axes.across(points[-1][0])
@@ -96,26 +96,26 @@ def area(axes: Axes, points: Sequence[tuple[float, float]], css: str) -> str:
 
 
 def band(axes: Axes, points: Sequence[tuple[float, float, float]], css: str) -> str:
-    """The surface between a lower and an upper line; points are x, lower, upper."""
+    """Return the surface between a lower and an upper line; points are x, lower, upper."""
     upper = [f"{axes.across(x):.1f},{axes.up(high):.1f}" for x, _, high in points]
     lower = [f"{axes.across(x):.1f},{axes.up(low):.1f}" for x, low, _ in reversed(points)]
     return f'<polygon class="band {css}" points="{" ".join(upper + lower)}"/>'
 
 
 def legend(names: Sequence[str]) -> str:
-    """What the colours stand for, as HTML."""
+    """Return the meaning of the colours, as HTML."""
     cells = "".join(f'<li><b class="s{number % 6}"></b>{escape(name)}</li>' for number, name in enumerate(names))
     return f'<ul class="legend">{cells}</ul>'
 
 
 def section(title: str, note: str, content: str, wide: bool = False) -> str:
-    """A card of the page."""
+    """Return a card of the page."""
     css = ' class="wide"' if wide else ""
     return f"<section{css}><h2>{escape(title)}</h2><p>{escape(note)}</p>{content}</section>"
 
 
 def marks(axes: Axes, at: Sequence[tuple[float, str]]) -> str:
-    """Short strokes on the bottom line, with what each stands for."""
+    """Return short strokes on the bottom line, each with its meaning."""
     bottom = HEIGHT - BOTTOM
     return "".join(
         f'<line class="mark" x1="{axes.across(x):.1f}" x2="{axes.across(x):.1f}" y1="{bottom - 12}" y2="{bottom}">'
@@ -125,7 +125,7 @@ def marks(axes: Axes, at: Sequence[tuple[float, str]]) -> str:
 
 
 def histogram(counts: Sequence[int], edges: Sequence[float], label: str, what: str) -> str:
-    """Bars of equal width; `edges` is one longer than `counts`."""
+    """Return bars of equal width; `edges` is one longer than `counts`."""
     axes = Axes((edges[0], edges[-1]), (0, max(counts) * 1.05 or 1))
     bars = []
     for count, low, high in zip(counts, edges, edges[1:], strict=False):
@@ -137,7 +137,7 @@ def histogram(counts: Sequence[int], edges: Sequence[float], label: str, what: s
 
 
 def stripe(parts: Sequence[tuple[str, float]]) -> str:
-    """One bar cut into shares, as HTML: name and share of each."""
+    """Return one bar cut into shares, as HTML: name and share of each."""
     total = sum(value for _, value in parts) or 1.0
     cells = "".join(
         f'<i class="s{number}" style="width:{value / total:.2%}" title="{escape(name)} {value / total:.1%}"></i>'
@@ -149,7 +149,7 @@ def stripe(parts: Sequence[tuple[str, float]]) -> str:
 
 
 def spread(quantiles: Sequence[float], mean: float, largest: float, scale: tuple[float, float]) -> str:
-    """A line of one distribution on a logarithmic scale that several share: 1 to 99%, the middle half, median, mean."""
+    """Return one distribution as a line on a shared logarithmic scale: 1 to 99%, the middle half, median, mean."""
     low, high = (math.log10(value) for value in scale)
 
     def at(value: float) -> float:

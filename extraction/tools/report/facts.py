@@ -116,7 +116,7 @@ class ReportFacts:
         return sum(commit.rows for commit in self.commits)
 
     def interruptions(self) -> list[CommitFact]:
-        """The first commit of every attempt that took over from another one."""
+        """Return the first commit of every attempt that continued after another one."""
         by_stream: dict[int, list[CommitFact]] = defaultdict(list)
         for commit in self.commits:
             by_stream[commit.stream].append(commit)

@@ -21,7 +21,7 @@ _COLORS = 6
 
 
 def _layers(facts: ReportFacts) -> dict[str, list[tuple[int, HookFacts]]]:
-    """The hook points of each kind that has several layers, by layer."""
+    """Return the hook points of each kind that has several layers, by layer."""
     found: dict[str, list[tuple[int, HookFacts]]] = defaultdict(list)
     for hook in facts.hooks:
         if hook.name.startswith("blocks.") and hook.median > 0:
@@ -30,7 +30,7 @@ def _layers(facts: ReportFacts) -> dict[str, list[tuple[int, HookFacts]]]:
 
 
 def by_layer(facts: ReportFacts) -> str:
-    """How norms grow with depth: the median of each kind, its middle half, and the largest."""
+    """Show how norms grow with depth: the median of each kind, its middle half, and the largest."""
     kinds = _layers(facts)
     if not kinds:
         return ""
@@ -53,7 +53,7 @@ def by_layer(facts: ReportFacts) -> str:
 
 
 def by_position(facts: ReportFacts) -> str:
-    """Attention sinks: the median norm at each position over the median of all."""
+    """Show attention sinks: the median norm at each position over the median of all."""
     curves = [(hook, _ratio_by_position(hook)) for hook in facts.hooks]
     curves = [(hook, points) for hook, points in curves if points]
     if not curves:
@@ -80,14 +80,14 @@ def _ratio_by_position(hook: HookFacts) -> list[tuple[float, float]]:
 
 
 def _folded(title: str, content: str, rows: int) -> str:
-    """Content that is shown when asked for, if it is long."""
+    """Return the content, folded if it is long."""
     if rows <= _FEW:
         return content
     return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
 def spreads(facts: ReportFacts) -> str:
-    """The distribution of each hook point's norms, a line for each."""
+    """Show the distribution of each hook point's norms, a line for each."""
     if not facts.hooks:
         return ""
     counted = [hook for hook in facts.hooks if not math.isnan(hook.largest)]
@@ -114,7 +114,7 @@ def _spread(hook: HookFacts, scale: tuple[float, float]) -> str:
 
 
 def outstanding(facts: ReportFacts, words: Words | None) -> str:
-    """The tokens that distort training: of the hook points where they stand out most."""
+    """List the tokens that distort training: of the hook points where their norms are largest."""
     ranked = sorted(facts.hooks, key=lambda hook: -hook.largest / max(hook.median, 1e-9))[:2]
     rows = [_outstanding_row(hook.name, found, words) for hook in ranked for found in hook.outstanding]
     if not rows:

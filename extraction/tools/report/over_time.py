@@ -42,7 +42,7 @@ def _interruptions(facts: ReportFacts, clock: _Clock) -> list[tuple[float, str]]
 
 
 def progress(facts: ReportFacts) -> str:
-    """Committed tokens over time."""
+    """Show committed tokens over time."""
     if len(facts.commits) < 2:
         return section(
             "Progress", "One batch is committed so far." if facts.commits else "Nothing is committed yet.", ""
@@ -59,7 +59,7 @@ def progress(facts: ReportFacts) -> str:
 
 
 def pace(facts: ReportFacts) -> str:
-    """Tokens per second over time."""
+    """Show tokens per second over time."""
     if len(facts.commits) < 2:
         return ""
     clock, times = _Clock(facts), np.array([commit.time for commit in facts.commits])
@@ -77,7 +77,7 @@ def pace(facts: ReportFacts) -> str:
 
 
 def streams(facts: ReportFacts) -> str:
-    """When each stream was worked on: a line for each, a bar for each attempt from its first to its last commit."""
+    """Show when workers worked on each stream: a bar for each attempt from its first to its last commit."""
     if len(facts.commits) < 2:
         return ""
     clock, rows = _Clock(facts), _attempts(facts)
@@ -99,7 +99,7 @@ def streams(facts: ReportFacts) -> str:
 
 
 def _attempts(facts: ReportFacts) -> list[list[list[CommitFact]]]:
-    """The commits by stream, and in it by attempt, in order."""
+    """Return the commits by stream, and in it by attempt, in order."""
     found: dict[int, list[list[CommitFact]]] = defaultdict(list)
     for commit in facts.commits:
         attempts = found[commit.stream]

@@ -23,7 +23,7 @@ _STYLE = Path(__file__).with_name("style.css")
 
 
 def render(facts: ReportFacts, words: Words | None = None) -> str:
-    """The whole page; `words` tells the text of a token id."""
+    """Return the whole page; `words` returns the text of a token id."""
     config = facts.run.config
     title = f"Activations of {config.model}"
     sections = [
@@ -44,7 +44,7 @@ def render(facts: ReportFacts, words: Words | None = None) -> str:
 
 
 def _kinds(facts: ReportFacts) -> list[str]:
-    """The kinds of hook points, and from how many layers."""
+    """Return the kinds of hook points, and from how many layers."""
     kinds = Counter(suffix_of(hook.name) for hook in facts.hooks)
     return [f"{kind} of {count} layers" if count > 1 else kind for kind, count in kinds.items()] or ["nothing yet"]
 

@@ -75,7 +75,7 @@ def _to_npy(reader: ActivationReader, names: Sequence[str], folder: Path, option
 
 
 def _to_openmoss(reader: ActivationReader, names: Sequence[str], folder: Path, options: ExportOptions) -> int:
-    """Write `<hook point>/chunk-NNNNNNNN.safetensors`: `activation` [n, width] as stored, `tokens`, `mask` and so on [n].
+    """Write `<hook point>/chunk-NNNNNNNN.safetensors`: `activation` [n, width] as stored, `tokens` and `mask` [n].
 
     As `CachedActivationLoader` of llamascopium (once lm-saes) reads it. With a context size the first axis becomes
     [rows, context_size], one record or a part of it in a row, and `chunk-NNNNNNNN.meta.json` says of which. As in the

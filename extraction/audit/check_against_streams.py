@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import takewhile
 
 import numpy as np
 
-from ..batching.packing import BatchShape, Cut, PackedBatch, pack_batches
+from ..batching.packing import PackedBatch
+from ..batching.stream_batches import stream_batches
 from ..batching.token_selection import Selector
 from ..batching.tokenizer import RecordTokenizer
 from ..core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, ObjectNotFound
@@ -65,7 +65,9 @@ class TokenCheck:
         """Yield a sentence for each batch of a stream that holds something else. Raises DamagedData for the stream."""
         commits = list_folder(self.storage, stream.index).commits
         found = prefetch(range(max(commits, default=-1) + 1), lambda n: self._read(commits.get(n)), AHEAD, self.pool)
-        for (number, stored), batch in zip(enumerate(found), self._batches(stream), strict=False):
+        selector = Selector(self.run.selection, self.tokenizer.special_ids)
+        batches = stream_batches(stream, self.run.config, self.tokenizer, selector, Cursor(0, 0))
+        for (number, stored), batch in zip(enumerate(found), batches, strict=False):
             if stored is None:  # named by the audit of the chain
                 continue
             wrong = next(_differences(stored, batch), None)
@@ -73,17 +75,6 @@ class TokenCheck:
                 yield f"{data_name(stored.commit) if stored.file else commit_name(stream.index, number)}: {wrong}"
                 if (batch.cursor_before, batch.cursor_after) != _span(stored.commit):
                     return  # what follows begins elsewhere
-
-    def _batches(self, stream: Stream) -> Iterator[PackedBatch]:
-        config = self.run.config
-        total = config.limit(stream.num_records)
-        records = takewhile(lambda record: record.index < total, stream.read_records())
-        selector = Selector(self.run.selection, self.tokenizer.special_ids)
-        cut = Cut(config.seq_len, config.long_documents, selector)
-        with_offsets = self.run.selection.span is not None
-        tokenized = self.tokenizer.tokenize(records, offsets=with_offsets, most=cut.most_tokens)
-        shape = BatchShape(config.steps_per_batch, config.batch_size, config.seq_len)
-        return pack_batches(tokenized, Cursor(0, 0), shape, config.long_documents, selector)
 
     def _read(self, info: ObjectInfo | None) -> "_Stored | None":
         """Return a commit with the first arrays of its batch file, None for what the audit of the chain names."""

@@ -7,6 +7,7 @@ the start of a worker, then what the batch cost in the run.
 
 from dataclasses import dataclass, replace
 
+from ..batching.stream_batches import stream_batches
 from ..core.errors import ConfigurationMismatch, DamagedData
 from ..format.commit import Commit
 from ..format.dtypes import dtype_named
@@ -16,7 +17,6 @@ from ..streams.stream import open_stream
 from .flags import ANY_STREAM, RunFlags
 from .loop import BatchLayout, run_pipeline
 from .resolve import RunPlan, resolve_run
-from .worker import batches_from
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Recomputer:
         """Return the batch file of a commit. Raises DamagedData if the stream has no such batch."""
         config, made = self.run.config, []
         stream = open_stream(self.plan.manifest, self.plan.streams, commit.stream)
-        batch = next(batches_from(self.plan, config, stream, commit.cursor_before))
+        batch = next(stream_batches(stream, config, self.plan.tokenizer, self.plan.selector, commit.cursor_before))
         layout = BatchLayout(commit.stream, self.step.widths, dtype_named(config.store_dtype))
         run_pipeline([batch], layout, self.step, commit.batch, lambda batch, data, *facts: made.append(data))
         if made[0] is None:

@@ -8,11 +8,11 @@ start, which is imports, the weights and one compilation; then what the loop cos
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import takewhile
 
 import checkpoint
 
-from ..batching.packing import BatchShape, Cut, PackedBatch, pack_batches
+from ..batching.packing import PackedBatch
+from ..batching.stream_batches import stream_batches
 from ..core.count_of import count_of
 from ..core.errors import Stopped
 from ..core.logs import say
@@ -21,7 +21,6 @@ from ..core.versions import version_differences
 from ..format.commit import Attempt, Commit
 from ..format.dtypes import dtype_named
 from ..format.not_finite import described
-from ..format.records import Cursor
 from ..format.run_config import RunConfig, RunDescription
 from ..format.run_extension import Extent
 from ..models.accelerators import KINDS
@@ -29,7 +28,7 @@ from ..models.cost import ideal_flops
 from ..models.step import Step, load_step
 from ..streams.extensions import parts_of
 from ..streams.manifest import Manifest
-from ..streams.stream import Stream, open_stream
+from ..streams.stream import open_stream
 from .attempts import new_attempt, note_begin, note_failure, note_first_commit, retry_if_fenced_by_own_launcher
 from .claims import StreamChooser, work_all
 from .compile_cache import CompileCache
@@ -130,7 +129,8 @@ def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) ->
     if chain.end_of_stream:
         say("the stream is complete", worker=number)
         return
-    batches = until(in_background(batches_from(run.plan, run.config, stream, chain.cursor), BATCHES_AHEAD), stop)
+    packed = stream_batches(stream, run.config, run.plan.tokenizer, run.plan.selector, chain.cursor)
+    batches = until(in_background(packed, BATCHES_AHEAD), stop)
     done, visible = chain.cursor.record, run.plan.progress
     progress = ProgressWriter(chain.storage, number, total, done, visible, peak_rate(run.plan))
     first_batch = chain.next_batch
@@ -165,17 +165,6 @@ def peak_rate(plan: RunPlan) -> float | None:
     """Return the tokens per second at the published peak of the chips, None for chips without one."""
     chip = KINDS.get(plan.hardware.name.partition(" x ")[2])
     return chip and plan.step.num_slots * chip.flops / ideal_flops(plan.model.config, plan.step)
-
-
-def batches_from(plan: RunPlan, config: RunConfig, stream: Stream, cursor: Cursor) -> Iterator[PackedBatch]:
-    """Return the packed batches of a stream from a cursor on."""
-    total = config.limit(stream.num_records)
-    records = takewhile(lambda record: record.index < total, stream.read_records(cursor.record))
-    cut = Cut(config.seq_len, config.long_documents, plan.selector)
-    with_offsets = plan.selector.selection.span is not None
-    tokenized = plan.tokenizer.tokenize(records, offsets=with_offsets, most=cut.most_tokens)
-    shape = BatchShape(config.steps_per_batch, config.batch_size, config.seq_len)
-    return pack_batches(tokenized, cursor, shape, config.long_documents, plan.selector)
 
 
 def until(items: Iterable[PackedBatch], stop: Stop) -> Iterator[PackedBatch]:

@@ -1,7 +1,10 @@
-"""Times and sizes written for people.
+"""Times, sizes and lists of numbers written for people.
 
-In: seconds, bytes. Out: short text with units. Guarantee: any number is written, however large. Cost: none.
+In: seconds, bytes, ascending numbers. Out: short text with units, or the runs of consecutive numbers. Guarantee: any
+number is written, however large. Cost: none.
 """
+
+from collections.abc import Iterable
 
 _MILLENNIUM = 1000 * 365.25 * 86400
 
@@ -26,3 +29,14 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def consecutive(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the runs of consecutive numbers among ascending ones, the first and the last of each."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number - 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found

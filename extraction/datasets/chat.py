@@ -23,7 +23,6 @@ from ..core.flags import flag
 from ..core.logs import say
 from ..storage import Storage
 from ..streams.build.publish import Published
-from ..streams.build.read_log import MissingColumn
 from ..streams.build.row_files import Located
 from .command import PLACES, Dataset
 from .rows_to_records import ANY_FILES, Content, Form, RowOptions, publish_form
@@ -85,9 +84,7 @@ def create(storage: Storage, source: str, num_streams: int, options: ChatOptions
 def messages_of(located: Located, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """Return the messages of a row, `role` and `content` each, as templates take them. Raises DamagedData."""
     where = located.where
-    name = next((column for column in columns if column in located.row), None)
-    if name is None:
-        raise MissingColumn(f"{where} has no column {' or '.join(columns)}; it has {', '.join(located.names)}")
+    name = located.first_of(columns)
     value = located.row[name]
     if isinstance(value, str):
         try:

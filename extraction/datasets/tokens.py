@@ -19,7 +19,6 @@ from ..core.flags import flag
 from ..storage import Storage
 from ..streams.build.materialize import TOKEN_COLUMNS
 from ..streams.build.publish import Published
-from ..streams.build.read_log import MissingColumn
 from ..streams.build.row_files import Located
 from ..streams.columns import TOKENS_OPTION
 from .command import PLACES, Dataset
@@ -81,9 +80,7 @@ def _documents(
     """Yield the documents of a row. Raises DamagedData for a value that is no list of ids of the vocabulary."""
     import numpy as np
 
-    name = next((column for column in columns if column in located.row), None)
-    if name is None:
-        raise MissingColumn(f"{located.where} has no column {' or '.join(columns)}; it has {', '.join(located.names)}")
+    name = located.first_of(columns)
     ids = _ids(located, name)
     if located.row.get(MASK) is not None:
         mask = _ids(located, MASK)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from ..core.amounts import consecutive
 from ..core.errors import InvalidRequest
 from ..format.dtypes import LOSS_HOOK
 
@@ -172,10 +173,4 @@ def _in_layer(kind: HookKind, layer: int, config: "ModelConfig") -> str:
 
 def _ranges(layers: list[int]) -> str:
     """Return sorted layers as text such as `3,7,11` or `0:3,5`, ranges as `--layers` takes them."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and parts[-1][-1] == layer - 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}:{part[-1] + 1}" for part in parts)
+    return ",".join(f"{first}" if first == last else f"{first}:{last + 1}" for first, last in consecutive(layers))

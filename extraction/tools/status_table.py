@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import compress
 from typing import TYPE_CHECKING
 
-from ..core.amounts import format_bytes, format_seconds
+from ..core.amounts import consecutive, format_bytes, format_seconds
 from ..core.printable import printable
 from ..format.stream_state import STATES
 from .status import RunStatus, StreamStatus, watch
@@ -145,13 +145,7 @@ def _of_run(status: RunStatus) -> list[str]:
 
 def _ranges(numbers: Sequence[int]) -> str:
     """Return text such as `2, 5-9` of ascending numbers."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1][1:] = [number]
-        else:
-            parts.append([number])
-    return ", ".join("-".join(map(str, part)) for part in parts)
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in consecutive(numbers))
 
 
 def _number(value: float | None) -> str:

@@ -52,6 +52,13 @@ class Located(NamedTuple):
             raise MissingColumn(f"{self.where} has no column {column!r}; it has {', '.join(self.names) or 'none'}")
         return self.row[column]
 
+    def first_of(self, columns: Sequence[str]) -> str:
+        """Return the first of these columns that the row has. Raises MissingColumn."""
+        found = next((column for column in columns if column in self.row), None)
+        if found is None:
+            raise MissingColumn(f"{self.where} has no column {' or '.join(columns)}; it has {', '.join(self.names)}")
+        return found
+
     def text(self, column: str) -> str:
         """Return the value of a column if it is Unicode text. Raises DamagedData."""
         return checked_text(self.value(column), f"{self.where}: {column}")

@@ -97,10 +97,10 @@ def cli() -> None:
 )
 def run(flags: RunFlags, log_format: str) -> None:
     """Extract the activations of one stream into this worker's folder; continue where its commits end."""
-    from extraction.worker.shutdown import stop_when_told
+    from extraction.worker.shutdown import watch_for_shutdown
 
     use_format(log_format)
-    stop = stop_when_told()
+    stop = watch_for_shutdown()
     without_torch()
     from extraction.worker.resolve import resolve_run
     from extraction.worker.worker import extract

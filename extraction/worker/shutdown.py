@@ -30,14 +30,14 @@ _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class Stop(threading.Event):
-    """Set when the worker shall stop. A worker with work in flight that is worth the grace sets `busy`."""
+    """Set when the worker has to stop. A worker with work in flight that is worth the grace sets `busy`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.busy = False
         self._once = threading.Lock()
 
-    def order(self, reason: str) -> None:
+    def end_process(self, reason: str) -> None:
         """End the process: at once, or with something in flight by the event, and by force when the grace is over.
 
         For a thread that may wait.
@@ -56,7 +56,7 @@ class Stop(threading.Event):
         os._exit(TryAgain.exit_code)
 
 
-def stop_when_told() -> Stop:
+def watch_for_shutdown() -> Stop:
     """Return an event that those signals and a preemption notice set; call it before any other thread starts.
 
     A thread waits for the signals, since a handler would not run while the main thread is inside a compilation.
@@ -69,7 +69,7 @@ def stop_when_told() -> Stop:
     _end_with_launcher()
 
     def wait() -> None:
-        stop.order(signal.Signals(signal.sigwait(signals)).name)
+        stop.end_process(signal.Signals(signal.sigwait(signals)).name)
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
     host = metadata_host()
@@ -105,7 +105,7 @@ def _watch(host: str, stop: Stop) -> None:
             value, etag = _ask(host, etag)
             pause = 1.0
             if value == "TRUE":
-                stop.order("preemption notice")
+                stop.end_process("preemption notice")
                 return
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, HTTPError) and error.code in (403, 404):

@@ -130,8 +130,8 @@ def test_a_preemption_notice_stops_a_worker_and_it_goes_on_elsewhere(undisturbed
 
 WAITING = """
 import sys
-from extraction.worker.shutdown import stop_when_told
-stop = stop_when_told()
+from extraction.worker.shutdown import watch_for_shutdown
+stop = watch_for_shutdown()
 print("ready", flush=True)
 stop.wait(float(sys.argv[1]))
 """

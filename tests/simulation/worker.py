@@ -39,7 +39,7 @@ class WorkerProcess(Process):
 
     def notify(self) -> None:
         """Let a shutdown signal or preemption notice reach the thread that waits for it."""
-        self.spawn(lambda: self.stop.order("preemption notice"))
+        self.spawn(lambda: self.stop.end_process("preemption notice"))
 
     def _main(self) -> None:
         world = self.launcher.world

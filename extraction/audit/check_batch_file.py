@@ -171,19 +171,19 @@ def _check_scale(codes: np.ndarray, scale: np.ndarray, hook_point: str) -> Itera
     wrong = (largest != expected) | (scale < 0) | np.isinf(scale)
     if wrong.any():
         row = int(np.argmax(wrong))
-        yield f"{hook_point}{SCALE}[{row}] is {scale[row]:g}, and the largest code of the row {largest[row]:g}"
+        yield f"{hook_point}{SCALE}[{row}] is {scale[row]:g}, but the largest code of the row is {largest[row]:g}"
 
 
 def _check_norms(counts: np.ndarray, norms: np.ndarray, width: int, hook_point: str) -> Iterator[str]:
     """Yield what is wrong with counts of norms; float32 may have put a norm across the edge of a bin."""
     if (counts < 0).any() or counts.sum() != len(norms) - np.isnan(norms).sum():
-        yield f"{hook_point}{COUNTS} are of {counts.sum():,} norms, its rows have {(~np.isnan(norms)).sum():,}"
+        yield f"{hook_point}{COUNTS} count {counts.sum():,} norms, its rows have {(~np.isnan(norms)).sum():,}"
         return
     slack, counted = (width + 8) * 2.0**-24, counts.cumsum()
     least, most = (norm_counts(norms * factor).cumsum() for factor in (1 + slack, 1 - slack))
     wrong = (counted < least) | (counted > most)
     if wrong.any():
-        yield f"{hook_point}{COUNTS} are not those of its rows, at bin {int(np.argmax(wrong))}"
+        yield f"{hook_point}{COUNTS} differ from the norms of its rows at bin {int(np.argmax(wrong))}"
 
 
 def _check_maximum(file: SafetensorsFile, hook_point: str, ours: float, first: list[int]) -> Iterator[str]:
@@ -193,7 +193,7 @@ def _check_maximum(file: SafetensorsFile, hook_point: str, ours: float, first: l
     if theirs != ours:
         yield f"{hook_point}{MAX} is {theirs:g}, the largest of its values {ours:g}"
     elif not ((place >= 0) & (place < values.shape)).all():
-        yield f"{hook_point}{MAX_AT} is {place.tolist()}, which is no place in {list(values.shape)}"
+        yield f"{hook_point}{MAX_AT} is {place.tolist()}, which is outside of {list(values.shape)}"
     elif place.tolist() != first:
         row, column = place.tolist()
         there = abs(float(unscaled(values[[row]], None if scale is None else scale[[row]])[0, column]))

@@ -77,7 +77,7 @@ def check_records(arrays: Arrays, commit: Commit, run: AuditedRun) -> Iterator[s
     if after.token_offset and start + lengths[-1] != after.token_offset:
         yield f"record {after.record} ends at token {start + lengths[-1]}, its commit says {after.token_offset}"
     if run.config.truncates and (lengths > run.config.seq_len).any():
-        yield f"a record has more than {run.config.seq_len} tokens, at which records were to be cut"
+        yield f"a record has more than {run.config.seq_len} tokens, after which --long-documents truncate cuts"
     yield from _check_rows(arrays, lengths, commit, run)
     yield from _check_tokens(arrays, run)
 
@@ -130,10 +130,10 @@ def _check_tokens(arrays: Arrays, run: AuditedRun) -> Iterator[str]:
     if len(tokens) and tokens.min() < 0:
         yield "it holds a token below 0"
     elif len(tokens) and tokens.max() >= run.config.vocab_size:
-        yield f"it holds the token {tokens.max():,}, and the model has {run.config.vocab_size:,}"
+        yield f"it holds the token id {tokens.max():,}, but those of the model are below {run.config.vocab_size:,}"
     if selection.pools:
         over, whole = arrays["mean_over"], arrays["positions"] % run.config.seq_len + 1
         if (over != whole).any() if selection.is_told_by_lengths else ((over < 1) | (over > whole)).any():
             yield "its mean_over are not numbers of tokens in its windows"
     elif selection.drop_special and np.isin(tokens, run.special_ids).any():
-        yield "it holds a special token, and those were to be dropped"
+        yield "it holds a special token, which --drop-special leaves out"

@@ -147,7 +147,7 @@ def _compare(
     others = version_differences(commit.versions, versions)
     what = f"{name}: computed again, row {row} of {hook_point} is off by {worst:.2g} of its norm"
     if not worst <= tolerance:
-        raise DamagedData(f"{what}, and rounding by at most {tolerance:g}")
+        raise DamagedData(f"{what}; rounding explains at most {tolerance:g}")
     if not others:
         raise DamagedData(f"{what}, though software and chips are those of the commit")
     found.close += 1

@@ -92,7 +92,7 @@ def messages_of(located: Located, columns: tuple[str, ...]) -> list[dict[str, st
         except ValueError as error:
             raise DamagedData(f"{where}: {name} is not JSON: {error}") from error
     if not isinstance(value, list) or not value or not all(isinstance(one, Mapping) for one in value):
-        raise DamagedData(f"{where}: {name} is no list of messages")
+        raise DamagedData(f"{where}: {name} is not a list of messages")
     messages = [_message(one, f"{where}: message {number}") for number, one in enumerate(value)]
     turns = [message["role"] for message in messages if message["role"] not in LEADING]
     late = any(message["role"] in LEADING for message in messages[len(messages) - len(turns) :])
@@ -108,7 +108,7 @@ def _message(value: Mapping[str, Any], where: str) -> dict[str, str]:
             raise DamagedData(f"{where} has {key}: tool calls are not supported")
     role, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
     if not isinstance(role, str) or role.lower() not in ROLES:
-        raise DamagedData(f"{where} has the role {role!r}, which is none of {', '.join(ROLES)}")
+        raise DamagedData(f"{where} has the role {role!r}, which is not one of {', '.join(ROLES)}")
     if isinstance(content, list):
         content = "".join(_text_of(part, where) for part in content)
     if not isinstance(content, str):

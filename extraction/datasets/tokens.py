@@ -104,7 +104,7 @@ def _ids(located: Located, column: str) -> "np.ndarray":
     if isinstance(value, np.ndarray):
         return value
     if not isinstance(value, list) or not all(type(one) is int and 0 <= one < 1 << 31 for one in value):
-        raise DamagedData(f"{located.where}: {column} is no list of token ids from 0 to 2^31")
+        raise DamagedData(f"{located.where}: {column} is not a list of token ids from 0 to 2^31")
     return np.array(value, np.int32)
 
 

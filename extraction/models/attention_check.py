@@ -109,7 +109,7 @@ def _compare(form: Callable, case: Case, mesh: jax.sharding.Mesh) -> None:
     if not worst <= LIMITS[case.dtype]:
         raise InvalidRequest(
             f"the attention kernel for {name} is wrong ({case}): its values differ from plain attention by {worst:.2g} "
-            f"of their norm, and rounding by at most {LIMITS[case.dtype]:g}; {_OTHER_WAY}"
+            f"of their norm; rounding explains at most {LIMITS[case.dtype]:g}; {_OTHER_WAY}"
         )
 
 

@@ -157,7 +157,10 @@ def _check_rope(rope: Rope, head_width: int, path: Path) -> None:
     """Raise DamagedData for a rotation that does not fit a head of this width."""
     width = int(head_width * rope.fraction)
     if width % 2:
-        raise DamagedData(f"{path}: {rope.fraction:g} of a head of {head_width} is not a number of pairs")
+        raise DamagedData(
+            f"{path}: {rope.fraction:g} of the {head_width} columns of a head are rotated, which is not a whole "
+            "number of pairs"
+        )
     for factors in (rope.short_factors, rope.long_factors) if rope.kind == "longrope" else ():
         if len(factors) != width // 2:
             raise DamagedData(f"{path}: LongRoPE has {len(factors)} factors for {width // 2} pairs of columns")

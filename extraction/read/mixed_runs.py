@@ -68,7 +68,7 @@ class MixedReader:
     def restore(self, state: Sequence[dict[str, Any]]) -> None:
         """Go on from a state. Raises InvalidRequest if it is of other runs or options."""
         if len(state) != len(self._parts):
-            raise InvalidRequest(f"the state is of {len(state)} runs, this reader of {len(self._parts)}")
+            raise InvalidRequest(f"the state belongs to {len(state)} runs, this reader mixes {len(self._parts)}")
         for part, one in zip(self._parts, state, strict=True):
             part.restore(one)
 

@@ -51,7 +51,7 @@ class ShuffleOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
-            raise InvalidRequest(f"rank {self.rank} of {self.world_size}: ranks count from 0")
+            raise InvalidRequest(f"rank {self.rank} of {self.world_size}: ranks are 0 to {self.world_size - 1}")
         if not 0 < self.batch_size <= self.buffer:
             raise InvalidRequest(f"a buffer of {self.buffer} tokens does not hold a batch of {self.batch_size}")
 

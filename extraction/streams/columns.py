@@ -153,7 +153,7 @@ def meta_text(values: dict[str, Any], where: str) -> str:
     try:
         return json.dumps(_without_nan(values), ensure_ascii=False, default=_shown, allow_nan=False)
     except ValueError as error:  # of which an error of decoding is a kind
-        raise DamagedData(f"{where}: its meta is none that JSON can hold: {error}") from error
+        raise DamagedData(f"{where}: its meta cannot be written as JSON: {error}") from error
 
 
 def _without_nan(value: Any) -> Any:

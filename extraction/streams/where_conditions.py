@@ -267,7 +267,7 @@ def _parsed(node: ast.expr) -> _Node:
         sides = [node.left, *node.comparators]
         parts = [_comparison(*part) for part in zip(sides, node.ops, sides[1:], strict=False)]
         return parts[0] if len(parts) == 1 else _Joined(tuple(parts), True)
-    raise ValueError(f"{ast.unparse(node)!r} is no comparison")
+    raise ValueError(f"{ast.unparse(node)!r} is not a comparison")
 
 
 def _comparison(left: ast.expr, order: ast.cmpop, right: ast.expr) -> _Node:
@@ -292,7 +292,9 @@ def _member(left: ast.expr, right: ast.expr) -> _Node:
         return _Joined(tuple(_Compared(field, ast.Eq, _constant(one)) for one in right.elts), False)
     part = _constant(left)
     if not isinstance(part, str):
-        raise ValueError(f"{ast.unparse(left)!r} is no string: `in` needs a list of values in parentheses, or a string")
+        raise ValueError(
+            f"{ast.unparse(left)!r} is not a string: `in` needs a list of values in parentheses, or a string"
+        )
     return _Contains(_field(right), part)
 
 
@@ -303,7 +305,7 @@ def _field(node: ast.expr) -> _Field:
         return _Field((node.id,))
     if isinstance(node, ast.Attribute):
         return _Field((*_field(node.value).path, node.attr))
-    raise ValueError(f"{ast.unparse(node)!r} is no column")
+    raise ValueError(f"{ast.unparse(node)!r} is not a column")
 
 
 def _is_constant(node: ast.expr) -> bool:
@@ -314,9 +316,9 @@ def _constant(node: ast.expr) -> Any:
     try:
         value = ast.literal_eval(node)
     except ValueError:
-        raise ValueError(f"{ast.unparse(node)!r} is no number, string, True or False") from None
+        raise ValueError(f"{ast.unparse(node)!r} is not a number, string, True or False") from None
     if not isinstance(value, str | int | float):
-        raise ValueError(f"{ast.unparse(node)!r} is no number, string, True or False")
+        raise ValueError(f"{ast.unparse(node)!r} is not a number, string, True or False")
     return value
 
 

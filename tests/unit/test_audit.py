@@ -349,4 +349,4 @@ def test_tokens_beyond_the_vocabulary_never_pass(store):
     for name in [info.name for info in store.storage.list() if "/commits/" in info.name]:
         store.edit(name, fingerprint=config.fingerprint)
     assert store.problems() == []
-    assert_found(store.problems(deep=True), f"{DATA}: it holds the token .*, and the model has 50")
+    assert_found(store.problems(deep=True), f"{DATA}: it holds the token id .*, but those of the model are below 50")

@@ -53,13 +53,13 @@ HOOK = "blocks.0.hook_resid_post"
         (lambda a: a[HOOK].__setitem__((2, 3), 1e6), f"{HOOK}.sum\\[3\\] is"),
         (lambda a: a[f"{HOOK}.sum_of_squares"].__setitem__(1, 0.5), f"{HOOK}.sum_of_squares\\[1\\] is 0.5"),
         (lambda a: a[f"{HOOK}.sum"].__setitem__(1, np.nan), f"{HOOK}.sum\\[1\\] is nan"),
-        (lambda a: a[f"{HOOK}.norm_counts"].__iadd__(1), f"{HOOK}.norm_counts are of 2,060 norms, its rows have 12"),
+        (lambda a: a[f"{HOOK}.norm_counts"].__iadd__(1), f"{HOOK}.norm_counts count 2,060 norms, its rows have 12"),
         (
             lambda a: a[f"{HOOK}.norm_counts"].__setitem__(slice(None), np.roll(a[f"{HOOK}.norm_counts"], 1)),
-            f"{HOOK}.norm_counts are not those of its rows",
+            f"{HOOK}.norm_counts differ from the norms of its rows",
         ),
         (lambda a: a[f"{HOOK}.max"].__imul__(2), f"{HOOK}.max is .*, the largest of its values"),
-        (lambda a: a[f"{HOOK}.max_at"].__setitem__(0, 12), f"{HOOK}.max_at is \\[12, .*no place in \\[12, 4\\]"),
+        (lambda a: a[f"{HOOK}.max_at"].__setitem__(0, 12), f"{HOOK}.max_at is \\[12, .*outside of \\[12, 4\\]"),
         (lambda a: a[f"{HOOK}.max_at"].__setitem__(1, 1), f"{HOOK}.max_at is .*, where the value is 0"),
     ],
 )
@@ -175,8 +175,8 @@ def test_values_that_are_not_finite_are_counted_and_no_damage_if_the_commit_coun
     "values, place, message",
     [
         ({}, (0, 0), None),
-        ({}, (12, 0), r"is \[12, 0\], which is no place in \[12, 4\]"),
-        ({}, (0, -1), r"is \[0, -1\], which is no place in"),
+        ({}, (12, 0), r"is \[12, 0\], which is outside of \[12, 4\]"),
+        ({}, (0, -1), r"is \[0, -1\], which is outside of"),
         ({}, (3, 0), r"is \[3, 0\], but 0 is at \[0, 0\] before"),
         ({(0, 0): np.nan}, (0, 0), None),
         ({(2, 1): -7, (2, 3): 7, (5, 0): 7}, (2, 1), None),
@@ -205,16 +205,16 @@ def test_deep_wants_the_first_place_of_the_maximum_of_zeros_too(store, monkeypat
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda a: a[f"{HOOK}.scale"].__imul__(-1), r"scale\[\d+\] is -.*, and the largest code"),
+        (lambda a: a[f"{HOOK}.scale"].__imul__(-1), r"scale\[\d+\] is -.*, but the largest code"),
         (lambda a: a[f"{HOOK}.scale"].__setitem__(4, a[f"{HOOK}.scale"][4] * 1.05), r"sum\[\d\] is"),
         (
             lambda a: a[f"{HOOK}.scale"].__setitem__(4, a[f"{HOOK}.scale"][4] * 1.05),
-            "norm_counts are not those of its rows",
+            "norm_counts differ from the norms of its rows",
         ),
-        (lambda a: a[f"{HOOK}.scale"].__setitem__(4, np.nan), r"scale\[4\] is nan, and the largest code of the row"),
+        (lambda a: a[f"{HOOK}.scale"].__setitem__(4, np.nan), r"scale\[4\] is nan, but the largest code of the row"),
         (lambda a: a[f"{HOOK}.scale"].__setitem__(4, np.inf), r"scale\[4\] is inf"),
-        (lambda a: a[f"{HOOK}.scale"].__setitem__(4, 0), r"scale\[4\] is 0, and the largest code of the row"),
-        (lambda a: a[HOOK].__setitem__(4, 0), r"scale\[4\] is .*, and the largest code of the row 0"),
+        (lambda a: a[f"{HOOK}.scale"].__setitem__(4, 0), r"scale\[4\] is 0, but the largest code of the row"),
+        (lambda a: a[HOOK].__setitem__(4, 0), r"scale\[4\] is .*, but the largest code of the row is 0"),
     ],
 )
 def test_deep_finds_a_scale_that_is_not_that_of_its_row(tmp_path, run_streams, dtype, change, message):

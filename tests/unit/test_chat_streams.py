@@ -157,7 +157,7 @@ BAD = {
     "role 'tool'": [{"role": "tool", "content": "5"}],
     "'image_url': only text is supported": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
     "content is null": [{"role": "user", "content": None}],
-    "no list of messages": "[]",
+    "not a list of messages": "[]",
     "not JSON": "[",
     "cannot write this conversation: roles must alternate": [{"role": "assistant", "content": "a"}],
 }

@@ -75,7 +75,7 @@ def test_into_a_bucket(tasks, gcs):
     assert result.exit_code == 0, result.stderr
     assert sum(map(len, read_all("gs://bucket/streams"))) == 8
     assert "nothing to do" in create("arc-agi", tasks, 2, "gs://bucket/streams").stdout
-    assert_refused(create("arc-agi", tasks, 3, "gs://bucket/streams"), 2, "num_streams 2 there, 3 asked")
+    assert_refused(create("arc-agi", tasks, 3, "gs://bucket/streams"), 2, "num_streams 2 there, 3 requested")
 
 
 def test_flags_come_from_the_environment_too(corpus, tmp_path):
@@ -203,7 +203,7 @@ def test_something_else_is_refused_and_nothing_touched(corpus, tasks, tmp_path, 
     create(dataset, source, 4, output)
     before = snapshot(output)
     result = create(dataset, source, 8, output)
-    assert_refused(result, 2, "num_streams 4 there, 8 asked", "choose another --output")
+    assert_refused(result, 2, "num_streams 4 there, 8 requested", "choose another --output")
     assert snapshot(output) == before
 
 

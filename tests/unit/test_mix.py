@@ -144,7 +144,7 @@ def test_weights_of_runs_that_make_no_batch_are_refused(readers):
             MixedReader(readers, weights, HOOK, options)
     with pytest.raises(InvalidRequest, match="has no row of at least one run"):
         MixedReader(readers, [0.99, 0.01], HOOK, options)
-    with pytest.raises(InvalidRequest, match="the state is of 1 runs"):
+    with pytest.raises(InvalidRequest, match="the state belongs to 1 runs"):
         MixedReader(readers, [0.5, 0.5], HOOK, options).restore([{}])
 
 

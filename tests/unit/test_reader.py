@@ -332,7 +332,7 @@ def epoch_of_number(output, number):
 def test_a_state_of_another_order_is_refused(output):
     with pytest.raises(InvalidRequest, match="make the reader with the same"):
         shuffled(output, seed=5).restore(shuffled(output).state())
-    with pytest.raises(InvalidRequest, match="ranks count from 0"):
+    with pytest.raises(InvalidRequest, match="ranks are 0 to"):
         ShuffleOptions(rank=2, world_size=2)
     with pytest.raises(InvalidRequest, match="does not hold a batch"):
         ShuffleOptions(batch_size=10, buffer=9)

@@ -86,10 +86,10 @@ def test_padding_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     "row, what",
     [
-        ({"input_ids": [1, -1]}, "input_ids is no list of token ids"),
-        ({"input_ids": [1, 1 << 31]}, "input_ids is no list of token ids"),
-        ({"input_ids": [1, True]}, "input_ids is no list of token ids"),
-        ({"input_ids": "1 2"}, "input_ids is no list of token ids"),
+        ({"input_ids": [1, -1]}, "input_ids is not a list of token ids"),
+        ({"input_ids": [1, 1 << 31]}, "input_ids is not a list of token ids"),
+        ({"input_ids": [1, True]}, "input_ids is not a list of token ids"),
+        ({"input_ids": "1 2"}, "input_ids is not a list of token ids"),
         ({"input_ids": [1, 5000]}, "the token id 5000 is beyond the vocabulary of"),
         ({"input_ids": [1, 2], "attention_mask": [1]}, "attention_mask has 1 entries, input_ids has 2"),
         ({"text": "a"}, "has no column input_ids or tokens or token_ids; it has text"),
@@ -122,7 +122,9 @@ def test_a_worker_refuses_an_id_that_the_model_has_no_embedding_of():
     found = RecordTokenizer(MODEL, "always", 4096).tokenize(records)
     assert next(found).tokens.tolist() == [1, 2]  # with no beginning-of-text token of ours
     assert len(next(found).tokens) == 2
-    with pytest.raises(DamagedData, match="record c: the token id 7000 is none of the model's 4096"):
+    with pytest.raises(
+        DamagedData, match="record c: the token id 7000 is not one of the model, whose ids are below 4096"
+    ):
         next(found)
 
 

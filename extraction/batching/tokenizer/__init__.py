@@ -187,7 +187,9 @@ class RecordTokenizer:
         assert record.tokens is not None
         if len(record.tokens) and not (record.tokens.min() >= 0 and self._has_row(int(record.tokens.max()))):
             odd = next(token for token in record.tokens.tolist() if token < 0 or not self._has_row(token))
-            raise DamagedData(f"record {record.id}: the token id {odd} is none of the model's {self._num_rows}")
+            raise DamagedData(
+                f"record {record.id}: the token id {odd} is not one of the model, whose ids are below {self._num_rows}"
+            )
         return record.tokens
 
     def text_ids(self, records: Iterable[Record]) -> list[list[int]]:

@@ -68,9 +68,12 @@ def checked_experts(experts: Experts, path: Path) -> Experts:
     """Return the experts. Raises DamagedData if a token has none or more than there are, or such groups of them."""
     groups = experts.groups
     if groups and not (experts.count % groups.count == 0 and 1 <= groups.chosen <= groups.count):
-        raise DamagedData(f"{path}: {groups.chosen} of {groups.count} groups of {experts.count} experts")
+        raise DamagedData(
+            f"{path}: {experts.count} experts in {groups.count} groups, of which a token uses {groups.chosen}: these "
+            "numbers do not fit"
+        )
     if not 1 <= experts.per_token <= experts.count:
-        raise DamagedData(f"{path}: {experts.per_token} of {experts.count} experts for each token")
+        raise DamagedData(f"{path}: a token uses {experts.per_token} experts, and there are {experts.count}")
     return experts
 
 

@@ -88,7 +88,7 @@ def _differences(there: Manifest, asked: Manifest) -> Iterator[str]:
             same = {key for key in old if key in new and old[key] == new[key]}
             old, new = ({key: value for key, value in one.items() if key not in same} for one in (old, new))
         if old != new:
-            yield f"{name} {json.dumps(old)[:300]} there, {json.dumps(new)[:300]} asked"
+            yield f"{name} {json.dumps(old)[:300]} there, {json.dumps(new)[:300]} requested"
     for old, new in itertools.zip_longest(there.files, asked.files):
         if old != new:
             yield f"the file {(old or new).name} differs"

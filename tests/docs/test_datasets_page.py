@@ -57,7 +57,7 @@ RECORDS = {
     "tokens": 8,
     "imdb": 100,
     "edu": 8,
-    "imdb-train": 10,
+    "imdb-train": 98,
     "imdb-test": 2,
     "imdb-half": 58,
     "mixed": 26,

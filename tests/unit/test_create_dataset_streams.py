@@ -210,7 +210,9 @@ def test_something_else_is_refused_and_nothing_touched(corpus, tasks, tmp_path, 
 def test_another_dataset_is_refused(corpus, tasks, tmp_path):
     create("fineweb", corpus, 2, tmp_path / "out")
     result = create("arc-agi", tasks, 2, tmp_path / "out")
-    assert_refused(result, 2, 'dataset "fineweb" there, "arc-agi" requested', f'source "{corpus}" there, "{tasks}" requested')
+    assert_refused(
+        result, 2, 'dataset "fineweb" there, "arc-agi" requested', f'source "{corpus}" there, "{tasks}" requested'
+    )
 
 
 def test_a_source_that_changed_is_refused_naming_the_file(corpus, tmp_path):

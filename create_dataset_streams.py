@@ -88,7 +88,7 @@ def cli() -> None:
 
 @dataclass(frozen=True)
 class CheckFlags:
-    """What `check` reads besides footers."""
+    """The flags of `check`: the parts that it reads besides footers."""
 
     ids: bool = flag(True, name="--ids/--no-ids", help="Read all ids and report duplicates.")
     content: bool = flag(

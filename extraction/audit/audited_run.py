@@ -1,4 +1,4 @@
-"""What `run.json` says about every object of its run.
+"""The facts in `run.json` about every object of its run.
 
 In: a checked `RunDescription`. Out: `AuditedRun`, with the token selection parsed. Cost: none to speak of.
 """

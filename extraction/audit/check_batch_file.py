@@ -38,7 +38,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found in one batch file; see `StreamAudit` for the meaning of the fields."""
+    """The findings in one batch file; see `StreamAudit` for the meaning of the fields."""
 
     problems: tuple[str, ...]
     widths: dict[str, int] = field(default_factory=dict)

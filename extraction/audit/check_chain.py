@@ -53,7 +53,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Reading:
-    """How an audit reads: the storage, its threads, whether to read batch files, and what to call for each commit."""
+    """The means of an audit: the storage, its threads, whether to read batch files, and calls for each commit."""
 
     storage: Storage
     pool: ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Which records the rows of a batch file are of, and which of their tokens, held against the commit and the flags.
+"""Compare the records and tokens of the rows of a batch file with its commit and the flags.
 
 In: the arrays of a batch file whose shapes are right, its commit, the facts of the run. Out: a sentence for each thing
 that is wrong.

@@ -1,4 +1,4 @@
-"""Some batches of a run computed again, and what the result proves.
+"""Compute some batches of a run again and say what the result proves.
 
 In: the commits of a run, and a function that computes the batch file of one. Out: a `Recomputation`: how many batches
 have the committed bytes, how many are close, what is wrong, and a sentence on what that proves. Guarantee: where
@@ -45,7 +45,7 @@ class Computer(Protocol):
 
 @dataclass(frozen=True)
 class Draw:
-    """Which batches: `count` of them drawn by `seed`, all if None; of one stream if `stream` is given."""
+    """The batches to compute again: `count`, drawn by `seed`, or all if None; of one stream if `stream` is given."""
 
     count: int | None
     seed: int
@@ -54,7 +54,7 @@ class Draw:
 
 @dataclass
 class Recomputation:
-    """What was found. `total` is the number of batches with rows that the draw was made from."""
+    """The findings. `total` is the number of batches with rows that the draw was made from."""
 
     draw: Draw
     total: int
@@ -66,7 +66,7 @@ class Recomputation:
 
     @property
     def count(self) -> int:
-        """How many batches were computed again."""
+        """The number of batches that were computed again."""
         return self.equal + self.close + len(self.problems)
 
     def to_text(self) -> str:

@@ -1,4 +1,4 @@
-"""What an audit found: plain values, for people as lines and for machines as JSON.
+"""The findings of an audit: plain values, for people as lines and for machines as JSON.
 
 In: what `check_chain` and `check_batch_file` found in each stream. Out: `RunAudit`, its verdict and exit code.
 Guarantee: equal findings give equal text and JSON, whatever threads found them. Cost: none to speak of.
@@ -46,7 +46,7 @@ COUNTS = ("num_records", "num_rows", "num_tokens", "num_batches", "num_bytes", "
 
 @dataclass
 class StreamAudit:
-    """What was found in the folder of one stream. `finished`: the end of the stream is committed.
+    """The findings in the folder of one stream. `finished`: the end of the stream is committed.
 
     `non_finite` counts (hook point, "nan" or "inf"); `widths` are those of its batch files, {hook point: width}.
     """
@@ -73,7 +73,7 @@ class StreamAudit:
 
 @dataclass(frozen=True)
 class RunAudit:
-    """What was found in a run: proven if every stream is finished and nothing is wrong.
+    """The findings in a run: proven if every stream is finished and nothing is wrong.
 
     `ends` are the numbers of streams that the run began with, and had after each extension; `num_ahead` counts streams
     that were added since, and that the run has not taken up.

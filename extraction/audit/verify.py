@@ -46,7 +46,7 @@ _WORKER_FOLDER = re.compile(r"worker-[0-9]{5,}")
 
 @dataclass(frozen=True)
 class Checks:
-    """What is checked besides the chain, and against what.
+    """The checks besides the chain, and what they compare with.
 
     `tokens`: the streams are tokenized again, by the tokenizer of `model`, where `run.json` says unless given.
     `recompute`: the batches to draw; what `computer` returns for a run computes them. `expected`: a digest, of the run

@@ -32,7 +32,7 @@ COLUMNS = ("question", "choices", "answerKey")
 
 @dataclass(frozen=True, kw_only=True)
 class Ai2ArcOptions(RowOptions):
-    """Which files are read, and whether the answer ends the text."""
+    """The files to read, and whether the answer ends the text."""
 
     id_column: str | None = flag("id", help="The column that is the record's id.")
     with_answer: bool = flag(False, is_flag=True, help="End each record with the letter of its answer.")

@@ -38,7 +38,7 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions(RowOptions):
-    """Which column holds the messages, and the model whose template writes them."""
+    """The column of the messages, and the model whose template writes them."""
 
     model: str = flag(help="Folder of the model whose tokenizer has the chat template.")
     messages_column: str | None = flag(None, help=f"The column of messages, by default {', '.join(COLUMNS)}.")

@@ -1,4 +1,4 @@
-"""What a dataset gives to the command line: a function that publishes its streams, and the options that it takes.
+"""The interface of a dataset to the command line: a function that publishes its streams, and the options that it takes.
 
 In: a frozen dataclass of flags (`core.flags`), and the text of `--source`. Out: a `Dataset`, which `DATASETS` names and
 from which `create_dataset_streams.py` makes a command. Cost: `--help` imports a dataset's file; a dataset imports
@@ -72,7 +72,7 @@ class SourceOptions:
 
     @property
     def choice(self) -> Choice:
-        """Which part of the source is read."""
+        """The part of the source to read."""
         return Choice(self.split, self.config, self.known)
 
     @property
@@ -101,7 +101,7 @@ class SelectOptions(SourceOptions):
 
     @property
     def row_filter(self) -> RowFilter:
-        """Which rows are records. Raises InvalidRequest for a condition or part that is none."""
+        """The rows that become records. Raises InvalidRequest for a condition or part that is none."""
         shares = (parse_part(self.part),) if self.part else ()
         shares += (parse_sample(self.sample),) if self.sample is not None else ()
         return RowFilter(where=Condition(self.where) if self.where else None, shares=shares)

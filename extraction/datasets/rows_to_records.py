@@ -44,7 +44,7 @@ _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class RowOptions(SelectOptions):
-    """Which rows and columns are read. Without `id_column` a record's id is the number of its row, from 0."""
+    """The rows and columns to read. Without `id_column` a record's id is the number of its row, from 0."""
 
     id_column: str | None = flag(None, help="The column that is the record's id; by default the number of the row.")
     meta_columns: tuple[str, ...] = flag((), type=Names(), help=META_COLUMNS)
@@ -78,7 +78,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Form:
-    """What a dataset makes of rows.
+    """The way in which a dataset makes records of rows.
 
     Attributes:
         name: of the command.

@@ -16,7 +16,7 @@ from .rows_to_records import ANY_FILES, Content, Form, RowOptions, publish_form
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions(RowOptions):
-    """Which rows and columns are read."""
+    """The rows and columns to read."""
 
     text_column: str = flag("text", help="The column that is the record's text.")
 

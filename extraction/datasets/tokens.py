@@ -33,7 +33,7 @@ MASK = "attention_mask"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenOptions(RowOptions):
-    """Which column holds the ids, and where documents begin in packed rows."""
+    """The column of the ids, and where documents begin in packed rows."""
 
     tokens_column: str | None = flag(None, help=f"The column of token ids, by default {', '.join(COLUMNS)}.")
     separator: int | None = flag(

@@ -1,1 +1,1 @@
-"""What the bucket holds, as names, bytes and types: where writers and readers meet."""
+"""The objects in the bucket, as names, bytes and types: where writers and readers meet."""

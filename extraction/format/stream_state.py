@@ -32,7 +32,7 @@ _TAIL = 20  # commits that are listed before the one that is known to exist
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt ended: `state` is fenced, failed or stopped, `message` its error."""
+    """The end of an attempt: `state` is fenced, failed or stopped, `message` its error."""
 
     state: str
     message: str
@@ -66,7 +66,7 @@ class StreamState:
 
     @property
     def num_batches(self) -> int:
-        """How many batches are committed."""
+        """The number of committed batches."""
         return self.last.batch + 1 if self.last else 0
 
     @property
@@ -76,12 +76,12 @@ class StreamState:
 
     @property
     def stopped_at(self) -> float | None:
-        """When the last attempt ended by a shutdown signal; None if it did not, or another one began since."""
+        """The time when the last attempt ended by a shutdown signal; None if it did not, or another one began since."""
         return self.ended if self.ending is not None and self.ending.state == "stopped" else None
 
     @property
     def last_active(self) -> float:
-        """When an attempt last began or committed; 0 if never."""
+        """The time when an attempt last began or committed; 0 if never."""
         return max(self.commit_times[-1:] + (self.attempt_begun or 0.0,))
 
     def state_at(self, now: float, stuck_after: float) -> str:
@@ -220,7 +220,7 @@ def _is_committed(storage: Storage, stream: int, batch: int) -> bool:
 
 @dataclass(frozen=True)
 class ProgressFile:
-    """What `progress.json` says: a batch that was committed, and when batch 0 was, by the store's clock.
+    """The content of `progress.json`: a batch that was committed, and when batch 0 was, by the store's clock.
 
     `mfu`: the share of the chips' peak that the worker reached, None if it is unknown.
     """

@@ -147,7 +147,7 @@ class Mamba(Recurrence):
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What layers may differ in, besides their weights. Layers of one kind run the same program.
+    """The differences between layers, besides their weights. Layers of one kind run the same program.
 
     Attributes:
         mlp_width: F; for a mixture, of one expert.

@@ -53,7 +53,7 @@ def open_devices() -> Hardware:
 
 
 class DeviceKind(NamedTuple):
-    """What a program is compiled for: `cpu`, `gpu` or `tpu`, and the name of the chip."""
+    """The target of a compilation: `cpu`, `gpu` or `tpu`, and the name of the chip."""
 
     platform: str
     name: str

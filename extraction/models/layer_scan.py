@@ -28,7 +28,7 @@ RunBlock = Callable[[LayerKind, dict[str, Any], jax.Array, jax.Array, Callable[[
 
 
 class Capturing(NamedTuple):
-    """What a scan keeps, in which layout, and in which dtype but for integers."""
+    """The tensors that a scan keeps, their layout, and their dtype, but for integers."""
 
     plan: CapturePlan
     dtype: jnp.dtype

@@ -30,7 +30,7 @@ _L2_EPSILON = 1e-6
 
 
 class ScanRows(NamedTuple):
-    """What the scan reads, one row for each token.
+    """The input of the scan, one row for each token.
 
     Attributes:
         q, k: [B, T, K, Dk].

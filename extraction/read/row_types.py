@@ -1,4 +1,4 @@
-"""What a reader yields: rows, batches and records, as NumPy arrays.
+"""The values that a reader yields: rows, batches and records, as NumPy arrays.
 
 In: arrays of one batch file or several. Out: `Rows`, `Batch`, `RecordActivations`. Guarantee: arrays that belong
 together have the same first axis, the rows in record order. Cost: views of the arrays that were read; a record that

@@ -39,7 +39,7 @@ class _Meta(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Select:
-    """Which rows are read; all by default. Raises InvalidRequest for a selection that is none.
+    """The rows to read; all by default. Raises InvalidRequest for a selection that is none.
 
     Attributes:
         streams: their numbers.

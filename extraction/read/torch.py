@@ -54,7 +54,7 @@ class TorchActivations(IterableDataset[TorchRows]):
 
     @property
     def epoch(self) -> int:
-        """Which order the next iteration has."""
+        """The number of the order of the next iteration."""
         return int(self._epoch)
 
     @epoch.setter

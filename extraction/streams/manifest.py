@@ -108,7 +108,7 @@ class Manifest:
 
     @property
     def filter(self) -> RowFilter:
-        """Which rows of the pieces are records."""
+        """The rows of the pieces that are records."""
         return for_ids(parse_filter(self.options.get("filter", {}), "the manifest"), columns_of(self.options).id)
 
     @property

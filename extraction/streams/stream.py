@@ -59,7 +59,7 @@ class Stream:
 
     @property
     def num_records(self) -> int:
-        """How many records the stream has."""
+        """The number of records of the stream."""
         return self._entry.num_records
 
     def read_records(self, start: int = 0) -> Iterator[Record]:

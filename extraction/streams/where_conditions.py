@@ -32,7 +32,7 @@ ANYTHING: Possible = frozenset({True, False, None})
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a footer says of a column in a row group: smallest and largest value, and whether there may be nulls."""
+    """The facts in a footer about a column of a row group: smallest and largest value, whether there may be nulls."""
 
     smallest: Any
     largest: Any

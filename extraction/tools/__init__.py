@@ -1,1 +1,1 @@
-"""What people run beside the workers: status, plan, parity, report."""
+"""The commands that people run beside the workers: status, plan, parity, report."""

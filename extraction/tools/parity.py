@@ -1,4 +1,4 @@
-"""How far our activations are from those of the Hugging Face model, for each hook point, on real records.
+"""Measure how far our activations are from those of the Hugging Face model, for each hook point, on real records.
 
 In: a model, records, hook points. Out: a `Parity`: relative error, cosine and the worst token of each hook point.
 Ours are what a worker would store: packed with other documents, in the compute dtype and rounded to the store dtype.
@@ -83,7 +83,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class Parity:
-    """What was compared, and how far it is apart."""
+    """The compared documents, and how far the values are apart."""
 
     setting: dict[str, Any]
     distances: dict[str, Distance]

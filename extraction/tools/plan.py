@@ -1,4 +1,4 @@
-"""What a run will take, before anything is rented: does it fit, how fast, how long, at what price, limited by what.
+"""Estimate a run before anything is rented: whether it fits, its rate, duration, price and limiting resource.
 
 In: the flags of a run and the name of an accelerator. Out: a `Plan`. Guarantee: no accelerator is opened; the step is
 the one that a worker would compile, for these chips, from the configuration alone. For a TPU slice, with libtpu
@@ -76,7 +76,7 @@ class Prices:
 
 @dataclass(frozen=True)
 class Whole:
-    """What a whole manifest takes: `price` of the chips, `storage_price` for a month, `workers_for_deadline`.
+    """The estimate for a whole manifest: `price` of the chips, `storage_price` for a month, `workers_for_deadline`.
 
     A worker extracts whole streams, so that the hours are those of the worker with the most of them.
     """

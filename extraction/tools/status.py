@@ -106,7 +106,7 @@ class RunStatus:
 
     @property
     def states(self) -> dict[str, int]:
-        """How many streams are in each state."""
+        """The number of streams in each state."""
         return dict(Counter(stream.state for stream in self.streams))
 
     @property

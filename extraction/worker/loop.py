@@ -92,7 +92,7 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """What every batch file of a stream shares: the stream, {hook point: width}, and the stored dtype."""
+    """The facts that all batch files of a stream share: the stream, {hook point: width}, and the stored dtype."""
 
     stream: int
     widths: dict[str, int]

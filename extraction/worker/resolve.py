@@ -48,13 +48,13 @@ class ModelPlan:
 
     @property
     def location(self) -> str:
-        """Where the model is, as other folders of this machine would name it."""
+        """The location of the model, as other folders of this machine would name it."""
         return self.folder.model if self.folder.revision or self.folder.bucket else absolute(self.folder.model)
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a worker does. `stream` is None where it takes any free one; `streams` is absolute.
+    """The plan of a worker. `stream` is None where it takes any free one; `streams` is absolute.
 
     `agreed` has the digests of the compiled steps that the run in OUTPUT names, None where there is no run yet.
     """

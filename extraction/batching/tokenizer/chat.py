@@ -36,7 +36,7 @@ class Conversation(NamedTuple):
 
 
 class _MarkedText(NamedTuple):
-    """What one mark is in place of: `text` of message number `message`, which belongs to these spans."""
+    """The text that one mark replaces: `text` of message number `message`, which belongs to these spans."""
 
     text: str
     message: int

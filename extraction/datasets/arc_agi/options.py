@@ -23,7 +23,7 @@ def _one_of(choices: list[str], help: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
-    """How prompts are written. `model` is a folder with a tokenizer, `seq_len` the most tokens of a prompt."""
+    """The form of prompts. `model` is a folder with a tokenizer, `seq_len` the most tokens of a prompt."""
 
     grid_encoding: str = flag(
         DEFAULT_ENCODING,
@@ -40,7 +40,7 @@ class PromptOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ArcOptions(PromptOptions, SourceOptions):
-    """Which tasks are read, and the records of each test input."""
+    """The tasks to read, and the records of each test input."""
 
     solutions: str | None = flag(
         None, help="JSON file with the outputs of the tests; by default the one next to a Kaggle challenges file."

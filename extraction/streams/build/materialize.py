@@ -70,7 +70,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """How rows are stored: with TEXT_COLUMNS or TOKEN_COLUMNS, in their order or in that of the seed `shuffle`."""
+    """The stored form of rows: with TEXT_COLUMNS or TOKEN_COLUMNS, in their order or in that of the seed `shuffle`."""
 
     columns: tuple[str, ...] = TEXT_COLUMNS
     shuffle: int | None = None

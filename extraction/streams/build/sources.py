@@ -43,7 +43,7 @@ class NothingNew(InvalidRequest):
 
 @dataclass(frozen=True)
 class Known:
-    """What the streams that are extended have: the sizes of their source files by name, without a revision.
+    """The content of streams that are extended: the sizes of their source files by name, without a revision.
 
     Of the files in `cut` they have the first records only. Ids that are made of row numbers begin with `prefix`, those
     that are made of file names leave out the folder `ids_under`.
@@ -70,7 +70,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which data set of a source with several is read, without the files that are known."""
+    """The data set to read of a source with several, without the files that are known."""
 
     split: str | None = None
     config: str | None = None

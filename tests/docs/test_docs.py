@@ -188,6 +188,7 @@ def test_the_table_of_hook_points_has_all_by_their_short_names():
     assert named == of_blocks | {EMBED_HOOK: ["embed"], FINAL_HOOK: ["final"], LOSS_HOOK: ["loss"]}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`rope_scaling`:FutureWarning")  # a class without rotation warns of the key
 def test_the_table_of_families_says_what_is_absent(tmp_path):
     absent = {}

@@ -9,6 +9,8 @@ from extraction.storage import open_storage
 from tests.helpers.fake_metadata import FakeMetadata
 from tests.helpers.workers import extract, verify
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def bucket(gcs):
@@ -108,7 +110,6 @@ def test_a_metadata_server_that_is_never_ready_is_try_again(machine):
             open_storage("gs://bucket/run")
 
 
-@pytest.mark.slow
 def test_a_worker_whose_uploads_are_refused_for_a_while_finishes(gcs, undisturbed):
     streams, batches = undisturbed
     told = gcs.instruct("insert", "*/batches/*", "fail", status=403, count=4)

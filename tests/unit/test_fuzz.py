@@ -29,6 +29,8 @@ from extraction.storage import crc32c_base64
 from extraction.streams.manifest import parse_manifest
 from tests.helpers.stream_runs import COMMIT, DATA, batches_of, configure, describe, shard_of
 
+pytestmark = pytest.mark.slow
+
 PER_BYTE, BASE = 64, 1 << 20
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 FUZZ = settings(
@@ -235,7 +237,6 @@ def put_at(text, path, mark):
     return json.dumps(value)
 
 
-@pytest.mark.slow
 @each_parser
 def test_each_assert_answers_a_valid_file_replaced_by_each_nasty_one(valid, kind, parse):
     """One at a time, all of them."""
@@ -248,7 +249,6 @@ def test_each_assert_answers_a_valid_file_replaced_by_each_nasty_one(valid, kind
             assert_answers(parse, with_header(data, changed) if kind == "data object" else changed)
 
 
-@pytest.mark.slow
 @each_parser
 @FUZZ
 @given(choice=st.data())

@@ -17,6 +17,8 @@ from extraction.tools.publish import publish
 from tests.helpers.fake_hub import FakeHub
 from tests.helpers.stream_runs import HOOKS, NUM_WORKERS, extract
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def output(tmp_path, run_streams):

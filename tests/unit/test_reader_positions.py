@@ -12,6 +12,8 @@ from extraction.read.shuffle import ShuffledReader, ShuffleOptions
 from extraction.storage import open_storage
 from tests.helpers.runs import SHAPE, WIDTHS, activations_of, make_run, record_id, tokens_of
 
+pytestmark = pytest.mark.slow
+
 # With these some batches store nothing: within a long record, at its beginning, at its end, at the stream's end.
 STREAMS = ([5, 3, 60, 0, 8, 1, 7, 70], [40, 1, 2, 50, 3], [0, 0], [2, 90])
 RULES = ("last", "mean", "every:17", "0", "-1,30", "45", "every:3")

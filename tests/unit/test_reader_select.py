@@ -127,7 +127,7 @@ def test_exports_have_it(output, tmp_path):
         ({"positions": "-1"}, InvalidRequest, "count from a record's beginning"),
         ({"positions": "1:-1"}, InvalidRequest, "count from a record's beginning"),
         ({"positions": "assistant"}, InvalidRequest, "count from a record's beginning"),
-        ({"where": "answer"}, InvalidRequest, "no comparison"),
+        ({"where": "answer"}, InvalidRequest, "not a comparison"),
         ({"streams": (9,)}, InvalidRequest, "has no stream 9"),
         ({"where": "answer == 'Z'"}, InvalidRequest, "holds no rows of this selection"),
         ({"where": "answer > 1"}, InvalidRequest, "cannot be applied"),

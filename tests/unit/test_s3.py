@@ -13,6 +13,8 @@ from extraction.storage.s3_errors import reason
 from tests.helpers.fake_s3 import ENVIRONMENT
 from tests.helpers.stream_runs import NUM_WORKERS, extract
 
+pytestmark = pytest.mark.slow
+
 SMALL = b"some bytes"
 LARGE = os.urandom(1000) * 6000
 

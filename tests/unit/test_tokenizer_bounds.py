@@ -14,6 +14,8 @@ from extraction.format.records import Record
 from tests.helpers import published_tokenizers
 from tests.helpers.workers import MODEL, text_of
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("gpt2", "gpt_neox", "llama3", "qwen2", "llama2", "mistral", "gemma", "unigram")
 LENGTH = 60_000
 TEXTS = {
@@ -46,7 +48,6 @@ def test_a_cut_text_begins_with_the_ids_of_the_whole_one(tmp_path, name):
     assert shorter >= len(TEXTS)
 
 
-@pytest.mark.slow
 def test_a_text_of_60_mb_that_is_cut_needs_little_memory():
     """The text alone has 60 MB; tokenized as a whole it took over 5 GiB."""
     code = f"""

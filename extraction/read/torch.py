@@ -54,7 +54,7 @@ class TorchActivations(IterableDataset[TorchRows]):
 
     @property
     def epoch(self) -> int:
-        """The number of the order of the next iteration."""
+        """The epoch of the next iteration, which decides its order."""
         return int(self._epoch)
 
     @epoch.setter

@@ -83,7 +83,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class Parity:
-    """The compared documents, and how far the values are apart."""
+    """A comparison: its setting, the distance of the values of each hook point, and the token ids."""
 
     setting: dict[str, Any]
     distances: dict[str, Distance]

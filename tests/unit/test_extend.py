@@ -215,7 +215,7 @@ def test_a_run_takes_the_new_streams_up_and_leaves_the_old_ones(tmp_path):
     old = workers.extract(tmp_path / "old", output, 1)  # a worker that knows only the first streams
     assert old.returncode == 0 and "complete" in old.stderr
     refused = verify(output, "--streams", tmp_path / "old")
-    assert refused.returncode == 78 and "was extended" in refused.stderr
+    assert refused.returncode == 78 and "that extended" in refused.stderr
     (output / "extensions/0001.json").unlink()
     assert verify(output).returncode == 65
 

@@ -80,8 +80,8 @@ def _run_leg(seeds: range, minutes: float, first: bool) -> dict[str, Any]:
             counts += _counts(outcome)
             positions |= outcome.positions
             if outcome.violations:
-                violations[seed] = outcome.violations[0]
-                click.echo(f"{FOUND}{seed}: {outcome.violations[0].strip().splitlines()[-1]}")
+                violations[seed] = outcome.violations[0].strip().splitlines()[-1]
+                click.echo(f"{FOUND}{seed}: {violations[seed]}")
     seconds, cpu = time.monotonic() - begin, time.process_time() - cpu
     return {
         "seeds": [seeds.start, after],

@@ -112,10 +112,10 @@ def _fits_selection(positions: np.ndarray, part: _RecordPart, selection: Selecti
     else:
         places = selection.named(*part)
     if part.length is None and selection.reach > 1:
-        some = places if selection.is_told_by_lengths else places[:0]
+        some = places if selection.needs_only_lengths else places[:0]
         late = np.arange(max(part.first, part.last + 1 - selection.reach), part.last)
         return _rises_within(some, positions) and _rises_within(positions, np.union1d(places, late))
-    if selection.is_told_by_lengths:
+    if selection.needs_only_lengths:
         return np.array_equal(positions, places)
     return _rises_within(positions, places)
 
@@ -133,7 +133,7 @@ def _check_tokens(arrays: Arrays, run: AuditedRun) -> Iterator[str]:
         yield f"it holds the token id {tokens.max():,}, but those of the model are below {run.config.vocab_size:,}"
     if selection.pools:
         over, whole = arrays["mean_over"], arrays["positions"] % run.config.seq_len + 1
-        if (over != whole).any() if selection.is_told_by_lengths else ((over < 1) | (over > whole)).any():
+        if (over != whole).any() if selection.needs_only_lengths else ((over < 1) | (over > whole)).any():
             yield "its mean_over are not numbers of tokens in its windows"
     elif selection.drop_special and np.isin(tokens, run.special_ids).any():
         yield "it holds a special token, which --drop-special leaves out"

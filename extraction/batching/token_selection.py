@@ -77,7 +77,7 @@ class Selection:
         return self.kind == "mean"
 
     @property
-    def is_told_by_lengths(self) -> bool:
+    def needs_only_lengths(self) -> bool:
         """Whether the length of a record alone decides which of its tokens are stored."""
         return self.span is None and not self.drop_special
 
@@ -130,7 +130,7 @@ class Selection:
             first: position of the first token in its record.
             ends: whether the record ends with these tokens.
         """
-        if not self.is_told_by_lengths:
+        if not self.needs_only_lengths:
             return inf
         if self.kind == "every":
             return -first % self.numbers[0]

@@ -271,7 +271,7 @@ def _check(config: RunConfig) -> None:
         if type(getattr(config, name)) is not str:
             raise ValueError(f"{name} is not a string")
     if config.long_documents not in ("split", "truncate") or type(config.drop_special) is not bool:
-        raise ValueError("long_documents or drop_special has a value that it cannot have")
+        raise ValueError("long_documents or drop_special has an unknown value")
 
 
 def _is_id(value: object) -> bool:

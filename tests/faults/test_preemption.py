@@ -202,3 +202,11 @@ def test_a_log_that_is_full_does_not_keep_it_alive():
     os.close(reader)
     os.close(writer)
     assert process.returncode == TRY_AGAIN
+
+
+def test_an_interpreter_behind_a_script_is_no_orphan():
+    """PYTHON of the launcher may be a script that starts the interpreter without `exec`."""
+    words = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", WAITING, "0.5"]
+    environment = os.environ | {"LAUNCH_PID": str(os.getpid())}
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=30)
+    assert result.returncode == 0 and "let the script `exec` the interpreter" in result.stderr

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,13 @@ def test_an_answer_that_overflows_is_one_that_run_json_can_hold(undisturbed, tmp
         assert result.returncode == 0, result.stderr
     norms = read_run(open_storage(str(tmp_path / "run"))).known_answer.norms
     assert max(norms["blocks.0.hook_resid_pre"]) >= 65504
+
+
+def test_without_a_temporary_folder_the_step_is_compiled(monkeypatch, capsys):
+    def refuse(prefix):
+        raise OSError("no usable temporary directory")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with CompileCache(SHARED, None) as cache:
+        assert cache.folder is None
+    assert "compiled steps are not read from" in capsys.readouterr().err

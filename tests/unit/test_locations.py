@@ -6,6 +6,7 @@ import pytest
 
 from extraction.core.errors import InvalidRequest
 from extraction.storage import open_storage
+from extraction.worker.resolve import absolute
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,9 @@ def test_other_names_are_folders(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     open_storage(name if not name.startswith("/") else f"{tmp_path}{name}").create("object", b"x")
     assert [path.read_bytes() for path in tmp_path.rglob("object")] == [b"x"]
+
+
+def test_a_name_that_is_not_unicode_is_refused():
+    """run.json could not be read again."""
+    with pytest.raises(InvalidRequest, match=r"donn.udce9es: the name is not UTF-8"):
+        absolute("streams/donn\udce9es")

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from ..core.errors import DamagedData, InvalidRequest
+from ..core.logs import say
 from ..format.records import Record
 from ..streams.manifest import Manifest
 from ..streams.stream import open_stream
@@ -64,12 +65,23 @@ def all_records(manifest: Manifest, location: str, first: int) -> Iterator[Recor
 
 
 def check_spans(selection: Selection, manifest: Manifest, location: str) -> None:
-    """Raise InvalidRequest if neither the manifest nor the first records have the span of the selection."""
-    name = selection.span
-    if name is None or name in manifest.options.get("spans", ()):
+    """Raise InvalidRequest if neither the manifest nor the first records have any span, or only the manifest's others.
+
+    Warns where the first records have spans, and none of this name: it may be rare.
+    """
+    name, declared = selection.span, manifest.options.get("spans", ())
+    if name is None or name in declared:
         return
-    if not any(name in spans_of(record.meta, record.id) for record in first_records(manifest, location, _RECORDS)):
+    found = {
+        span for record in first_records(manifest, location, _RECORDS) for span in spans_of(record.meta, record.id)
+    }
+    if name in found:
+        return
+    if declared or not found:
+        there = ", ".join(sorted({*declared, *found})) or "none"
         raise InvalidRequest(
-            f"--positions {name}: no such rule, and the records of {location} have no span of this name in their meta; "
-            "chat streams have those of roles, arc-agi and ai2-arc of the answer if they were made --with-answer"
+            f"--positions {name}: no such rule, and the records of {location} have no span of this name in their meta "
+            f"(there are {there}); chat streams have those of roles, arc-agi and ai2-arc of the answer if they were made "
+            "--with-answer"
         )
+    say(f"--positions {name}: none of the first {_RECORDS} records has a span of this name", "WARNING")

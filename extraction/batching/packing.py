@@ -148,12 +148,14 @@ def longest_prefix(lengths: Sequence[int], rows: int, seq_len: int) -> tuple[int
     """Return the largest n such that `lengths[:n]` packs, and its places.
 
     Tries from above. The first n tried is bounded by the tokens of the rows, and by the sequences over half a row, of
-    which a row holds one.
+    which a row holds one, over a third, of which it holds two, and so on.
     """
     sizes = np.asarray(lengths, np.int64)
-    by_tokens = np.searchsorted(np.cumsum(sizes), rows * seq_len, side="right")
-    by_halves = np.searchsorted(np.cumsum(sizes > seq_len // 2), rows, side="right")
-    for n in range(int(min(by_tokens, by_halves)), 0, -1):
+    bounds = [np.searchsorted(np.cumsum(sizes), rows * seq_len, side="right")]
+    for held in range(1, 8):
+        larger = np.cumsum(sizes > seq_len // (held + 1))
+        bounds.append(np.searchsorted(larger, held * rows, side="right"))
+    for n in range(int(min(bounds)), 0, -1):
         places = pack(lengths[:n], rows, seq_len)
         if places is not None:
             return n, places

@@ -21,7 +21,10 @@ def loads(data: bytes) -> object:
 
 def dumps(value: object, indent: int | None = None) -> bytes:
     """Return a line of JSON that `loads` accepts, with sorted keys. Raises ValueError."""
-    text = json.dumps(value, indent=indent, sort_keys=True, allow_nan=False)
+    try:
+        text = json.dumps(value, indent=indent, sort_keys=True, allow_nan=False)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if "\\ud" in text:
         json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair
     return f"{text}\n".encode()

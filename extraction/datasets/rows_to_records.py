@@ -163,10 +163,10 @@ def _holds(where: Condition, located: Located) -> bool:
 
 
 def _meta_text(meta: dict[str, Any], text: str, where: str) -> str | None:
-    """Return the JSON of a meta, None if it is empty. Raises as `meta_text`, and for a span outside the text."""
+    """Return the JSON of a meta, None if it is empty. Raises DamagedData for a span outside the text."""
     if not meta:
         return None
-    written = meta_text(meta, where)
+    written = meta_text(meta)
     if "spans" in meta:
         from ..batching.token_selection import spans_of
 

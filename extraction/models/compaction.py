@@ -109,9 +109,8 @@ class Compaction:
         self, values: Sequence[jax.Array], real: jax.Array, scale: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return sum, sum_of_squares and squared_norm of [groups, size, width], given in three copies."""
-        for_sum, for_squares = (
-            _wide(jnp.where(real[:, :, None], copy, jnp.zeros((), copy.dtype)), scale) for copy in values[:2]
-        )
+        # Of padding the scale, too, may be no number: it is that of any slot.
+        for_sum, for_squares = (jnp.where(real[:, :, None], _wide(copy, scale), 0.0) for copy in values[:2])
         return self._sum(for_sum), self._sum(jnp.square(for_squares)), self._by_part(_wide(values[2], scale))
 
     def _largest(self, rows: jax.Array) -> jax.Array:

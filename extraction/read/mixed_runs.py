@@ -85,11 +85,12 @@ class MixedReader:
             part.epoch, part.position = epoch, 0
 
     def _joined(self, rows: Sequence[Rows[np.ndarray]], number: int) -> MixedRows:
-        kinds = {(part.activations.shape[1:], part.activations.dtype) for part in rows}
-        if len(kinds) > 1:
-            raise InvalidRequest(f"rows of these runs have other widths or dtypes: {sorted(map(str, kinds))}")
+        kinds = sorted({f"{part.activations.dtype} [{part.activations.shape[1]}]" for part in rows})
         order = permutation(len(self._run), self.options.seed, self._parts[0].epoch, self.options.rank, number)
-        columns = (np.concatenate(column)[order] for column in zip(*rows, strict=True))
+        try:
+            columns = [np.concatenate(column)[order] for column in zip(*rows, strict=True)]
+        except (ValueError, TypeError) as error:
+            raise InvalidRequest(f"rows of these runs cannot be in one array: {', '.join(kinds)}") from error
         activations, tokens, record, positions = columns
         return MixedRows(activations, tokens, record, positions, self._run[order])
 

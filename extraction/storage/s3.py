@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from ..core.errors import DamagedData, InvalidRequest, ObjectExists, ObjectNotFound
+from ..core.errors import DamagedData, ExtractionError, InvalidRequest, ObjectExists, ObjectNotFound
 from .base import ObjectInfo, RangedFile, Storage, check_name, crc32c_base64, read_in_parallel
 from .retries import Passing, RetryPolicy
 from .s3_errors import domain_error, is_missing, is_passing, is_worth_another_upload, reason, status_of
@@ -27,7 +27,7 @@ _SINGLE_REQUEST = 8 << 20
 _PART = 32 << 20
 _READ_TRIES = 6
 _CRC = "crc32c"  # the key in an object's metadata
-_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")  # as the client accepts
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}|arn:[\w:.-]+", re.ASCII)
 Result = TypeVar("Result")
 
 
@@ -226,6 +226,8 @@ class S3Storage(Storage):
         """Return the result of `attempt`, retried; `permission` is what it needs of `s3:`."""
 
         def judge(error: Exception) -> Passing | Exception:
+            if isinstance(error, ExtractionError):
+                return error
             if is_passing(error):
                 return Passing(reason(error))
             return domain_error(error, permission, self._bucket, self._url(name))

@@ -7,7 +7,7 @@ contains no credential. Cost: none.
 import re
 from typing import Any
 
-from ..core.errors import BucketDenied, ExtractionError, InvalidRequest, NoCredentials, ObjectExists, ObjectNotFound
+from ..core.errors import BucketDenied, InvalidRequest, NoCredentials, ObjectExists, ObjectNotFound
 from .retries import is_passing_status
 
 _SECRET = re.compile(r"(?:Signature=|X-Amz-\w+=|Credential=)\S+|[\w+/=-]{40,}")
@@ -68,8 +68,6 @@ def domain_error(error: Exception, permission: str, bucket: str, url: str) -> Ex
     """
     from botocore import exceptions
 
-    if isinstance(error, ExtractionError):
-        return error
     credentials = (
         exceptions.NoCredentialsError | exceptions.PartialCredentialsError | exceptions.CredentialRetrievalError
     )

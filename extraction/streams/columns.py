@@ -6,11 +6,10 @@ that are not UTF-8 are found where a value is read. Cost: none for a column of s
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from ..core.errors import DamagedData
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,27 +144,24 @@ def python_values(column: "pyarrow.ChunkedArray | pyarrow.Array") -> list[Any]:
         return [_decoded(scalar) for scalar in column]
 
 
-def meta_text(values: dict[str, Any], where: str) -> str:
-    """Return the values of a record's meta as JSON; a NaN, as Parquet has for no value, becomes null.
+def meta_text(values: dict[str, Any]) -> str:
+    """Return the values of a record's meta as JSON.
 
-    Raises DamagedData for an infinity, and for bytes that are not UTF-8.
+    A NaN, as Parquet has for no value, becomes null; what JSON cannot hold otherwise becomes its text.
     """
-    try:
-        return json.dumps(_without_nan(values), ensure_ascii=False, default=_shown, allow_nan=False)
-    except ValueError as error:  # of which an error of decoding is a kind
-        raise DamagedData(f"{where}: its meta cannot be written as JSON: {error}") from error
+    return json.dumps(_as_json(values), ensure_ascii=False, default=str, allow_nan=False)
 
 
-def _without_nan(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_nan(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and value != value else value
-
-
-def _shown(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+        return {name: _as_json(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(inner) for inner in value]
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
 
 
 def _decoded(scalar: Any) -> Any:

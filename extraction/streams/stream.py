@@ -77,10 +77,10 @@ class Stream:
 
     def _meta(self, row: tuple[Any, ...]) -> str | None:
         """Return the meta of a row: ours as it is, else its values of the columns that the manifest names."""
-        name, _, *values = row
+        values = row[2:]
         if not values or self._is_ours:
             return values[0] if values else None
-        return meta_text(dict(zip(self._columns.meta, values, strict=True)), f"record {name}")
+        return meta_text(dict(zip(self._columns.meta, values, strict=True)))
 
     def read_ids(self, start: int = 0, stop: int | None = None) -> Iterator[str]:
         """Return the ids of records [start, stop), from the id column alone (and those of the manifest's filter)."""

@@ -269,6 +269,8 @@ def workers_within(deadline: float, worker_hours: float, streams: int) -> int:
 
     They are more than the streams if one of these takes longer: as many streams are needed.
     """
+    if not worker_hours:
+        return 1
     in_turn = int(deadline * streams / worker_hours)  # streams that a worker extracts
     return math.ceil(streams / in_turn) if in_turn else math.ceil(worker_hours / deadline)
 

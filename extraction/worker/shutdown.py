@@ -11,6 +11,7 @@ that does not answer is never a reason to fail.
 Cost: a waiting thread, and on such machines another one with one request a minute.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -48,11 +49,13 @@ class Stop(threading.Event):
         # On a thread, since a log that nobody reads blocks who writes to it.
         text = f"{reason}: {'finishing what is in flight' if busy else 'nothing is in flight'}"
         log = threading.Thread(target=say, args=(text,), name="last words", daemon=True)
-        log.start()
+        with contextlib.suppress(RuntimeError):  # no thread can be started: nothing is said
+            log.start()
         if busy:
             self.set()
             time.sleep(GRACE_SECONDS)
-        log.join(LOG_SECONDS)
+        if log.is_alive():
+            log.join(LOG_SECONDS)
         os._exit(TryAgain.exit_code)
 
 

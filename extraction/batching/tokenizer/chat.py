@@ -18,7 +18,9 @@ Messages = list[dict[str, str]]
 Spans = dict[str, list[list[int]]]
 THINK, TURN_END = "think", "turn-end"
 TEMPLATE_DATE = datetime(2024, 7, 26)  # which Llama 3's template writes where it is not told the date
-_DIRECTIVES = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcdHIjmMpSUwWxXyYZ"]  # of strftime
+_DIRECTIVES = [
+    f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyYZ"
+]  # of strftime
 _NEEDS_JINJA = "chat templates need the jinja2 package: pip install 'jinja2>=3.1.6'"
 _MARK = re.compile("\ue000([0-9]+)\ue001")  # characters for private use, around a number
 _THINKING = re.compile(r"(\s*<think>\s*)(.*?)(\s*</think>\s*)", re.DOTALL)
@@ -91,7 +93,7 @@ def _on(date: datetime, template: str) -> str:
         return template
     written = "".join(f" | replace({directive!r}, {date.strftime(directive)!r})" for directive in _DIRECTIVES)
     macro = f"{{% macro strftime_now(format) %}}{{{{ format{written} }}}}{{% endmacro %}}"
-    return f"{macro}{{{{ '' }}}}{template}"  # behind a block, unlike behind a value, a line break would go
+    return f"{macro}\n{template}"  # the line break goes, and the template still begins a line
 
 
 def write_conversation(write: Callable[[Messages], str], messages: Messages, ends: Sequence[str]) -> Conversation:

@@ -81,7 +81,7 @@ def check_spans(selection: Selection, manifest: Manifest, location: str) -> None
         there = ", ".join(sorted({*declared, *found})) or "none"
         raise InvalidRequest(
             f"--positions {name}: no such rule, and the records of {location} have no span of this name in their meta "
-            f"(there are {there}); chat streams have those of roles, arc-agi and ai2-arc of the answer if they were made "
-            "--with-answer"
+            f"(there are {there}); chat streams have those of roles, arc-agi and ai2-arc of the answer if they were "
+            "made --with-answer"
         )
     say(f"--positions {name}: none of the first {_RECORDS} records has a span of this name", "WARNING")

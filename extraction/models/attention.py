@@ -3,8 +3,8 @@
 In: q [B, T, H, Dh], k and v [B, T, K, Dh] with H a multiple of K (heads of v may have another width Dv), segment_ids
 [B, T] with 0 for padding, sinks [H] or None. Out: [B, T, H, Dv]. Guarantee: a token attends to its own segment up to
 itself (with a window, to itself and the `window - 1` tokens before it) and to nothing else, so its result does not
-depend on the rest of the row; padding gives finite values. The softmax is in float32. A head's sink is one more term of
-its sum, without a value.
+depend on the rest of the row as long as that is finite; padding gives finite values. The softmax is in float32. The
+sink of a head is one more term of its sum, without a value.
 
 A TPU uses jax's splash kernel (splash_attention.py), unless scores have slopes (ALiBi). A Hopper GPU uses our kernel
 (fused_attention.py) if that covers the case, another GPU cuDNN's. Otherwise, on a CPU and with `--attention plain`,

@@ -3,8 +3,11 @@
 Widths are in elements, windows in tokens. A field that only some families use has a default without effect.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import Any
 
+from ..format.digests import digest_of
 from ..format.dtypes import LOSS_HOOK
 from .hooks import EMBED_HOOK, FINAL_HOOK, HOOK_KINDS, kind_of, layer_of
 
@@ -318,6 +321,11 @@ class ModelConfig:
         """L, the layers of the whole model."""
         return len(self.layers)
 
+    @property
+    def digest(self) -> str:
+        """A digest of the fields that are not their defaults, so that a new field of a later version changes none."""
+        return digest_of(json.dumps(_set_fields(self), sort_keys=True).encode())
+
     def absent_hooks(self, layer: int) -> dict[str, str]:
         """Return the hook points that a layer lacks: {suffix: reason}."""
         here = f"in this {self.family} model, "
@@ -372,3 +380,18 @@ OF_PARTS = {
     "attention": ("ln1.hook_normalized", "hook_attn_in", *OF_ATTENTION, "attn.hook_z", "hook_attn_out"),
     "mlp": ("ln2.hook_normalized", "hook_mlp_in", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out"),
 }
+
+
+def _set_fields(value: Any) -> Any:
+    """Return a value of the configuration as JSON, without the fields that are their defaults and `no_loss`, a text."""
+    if isinstance(value, tuple):
+        return [_set_fields(inner) for inner in value]
+    if not is_dataclass(value):
+        return value
+    named = {each.name: getattr(value, each.name) for each in fields(value) if each.name != "no_loss"}
+    defaults = {each.name: _default(each) for each in fields(value)}
+    return {name: _set_fields(inner) for name, inner in named.items() if inner != defaults[name]}
+
+
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()

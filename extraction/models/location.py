@@ -109,7 +109,7 @@ def _from_bucket(model: str, weights: bool) -> ModelFolder:
     if not files:
         _checked(ModelFolder(Path(), model, None, model), names, weights)
         raise InvalidRequest(f"--model {model}: there is no config.json in this folder of the bucket")
-    facts = "".join(f"{info.name} {info.size} {info.crc32c}\n" for info in files)
+    facts = "".join(f"{info.name} {info.size} {info.crc32c or info.etag}\n" for info in files)
     folder = Path(os.path.expanduser(_CACHE)) / hashlib.sha256(facts.encode()).hexdigest()[:32]
     cache = open_storage(str(folder))
     for info in files:

@@ -2,8 +2,8 @@
 
 In: tokens, segment_ids and positions, int32 [B, T], and `slots` int32 [n], the slots of real tokens in the wanted
 order. Out: for each hook point [n, width] in its stored dtype, and its statistics. Guarantee: a value does not depend
-on the row's other documents, the padding or n, and depends on the mesh by rounding only; one compiled step serves every
-call.
+on the row's other documents if these are finite, the padding or n, and depends on the mesh by rounding only; one
+compiled step serves every call.
 
 How: layers run in groups of stacked blocks, up to the deepest hook point (`layer_scan`).
 
@@ -26,6 +26,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ..format.digests import digest_of
 from ..format.dtypes import dtype_named, stored_dtype
 from .attention import attention_form
 from .attention_check import check_attention
@@ -139,7 +140,10 @@ def load_step(folder: ModelFolder, config: ModelConfig, options: StepOptions, co
         loading = beside.submit(load)
         check_attention(config, options, mesh_of(options.mesh, jax.local_devices()))
         step = lower_step(config, options).compile()
-        return Step(step, loading.result(), options, captures)
+        weights = loading.result()
+        # An edited config.json is another model, though the files of its weights are the same.
+        digest = digest_of(f"{weights.digest} {config.digest}".encode())
+        return Step(step, weights._replace(digest=digest), options, captures)
 
 
 def lower_step(

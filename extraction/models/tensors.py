@@ -133,9 +133,9 @@ class WeightFiles:
     def digest(self) -> str:
         """Return a digest of the weights, after they have been read.
 
-        From the hub: its commit, and names and etags of the files. From a bucket: name, size, crc32c and generation of
-        the files. From a folder: name in the table, dtype, shape and bytes of every tensor that was read. Raises
-        DamagedData if an object in the bucket was replaced since it was opened.
+        From the hub: its commit, and names and etags of the files. From a bucket: name, size, crc32c (or etag) and
+        generation of the files. From a folder: name in the table, dtype, shape and bytes of every tensor that was read.
+        Raises DamagedData if an object in the bucket was replaced since it was opened.
         """
         lines = [f"{name} {self._digests[name]}\n" for name in sorted(self._digests)]
         if self._folder.revision:
@@ -144,7 +144,7 @@ class WeightFiles:
         for file, facts in sorted(self._facts.items()):
             if self._storage.stat(file) != facts:
                 raise DamagedData(f"{self.where(file)}: the object was replaced while it was read")
-            lines.append(f"{file} {facts.size} {facts.crc32c} {facts.generation}\n")
+            lines.append(f"{file} {facts.size} {facts.crc32c or facts.etag} {facts.generation}\n")
         return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 

@@ -100,3 +100,12 @@ def test_the_reconstruction_error_of_rows_whose_squares_float32_does_not_hold(dt
     _, _, usual = stored(rows, dtype)
     _, _, facts = stored((rows * np.float32(size)).astype(np.float32), dtype)
     assert facts.squared_error / facts.power == pytest.approx(usual.squared_error / usual.power, rel=1e-2)
+
+
+@pytest.mark.parametrize("dtype", STORE_DTYPES)
+def test_padding_that_is_no_number_is_in_no_sum(dtype):
+    """It is a copy of a slot, which may hold anything."""
+    rows = make_rows()
+    rows[:10], rows[10:] = 1.0, np.nan
+    facts = stored(rows, dtype)[2]
+    assert np.isfinite(facts.sum).all() and np.isfinite(facts.sum_of_squares).all()

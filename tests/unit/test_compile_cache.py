@@ -182,3 +182,17 @@ def test_without_a_temporary_folder_the_step_is_compiled(monkeypatch, capsys):
     with CompileCache(SHARED, None) as cache:
         assert cache.folder is None
     assert "compiled steps are not read from" in capsys.readouterr().err
+
+
+def test_an_edited_configuration_is_another_model(undisturbed, tmp_path):
+    """Its values differ by less than a known answer in bfloat16 would notice."""
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    flags = ("--model", model, "--compile-cache", "", "--max-records", 2)
+    assert extract(undisturbed[0], tmp_path / "run", 0, *flags).returncode == 0
+    config = json.loads((MODEL / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"transformers_version": "0"}))
+    assert extract(undisturbed[0], tmp_path / "run", 0, *flags).returncode == 0
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 2 * config["rms_norm_eps"]}))
+    result = extract(undisturbed[0], tmp_path / "run", 0, *flags)
+    assert result.returncode == 78 and "weights_digest" in result.stderr

@@ -10,6 +10,8 @@ or another run config are refused. Cost: the start of a worker, which loads the 
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from numbers import Integral
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +71,14 @@ def extract(
     return reader
 
 
+def _first(names: Iterable[object]) -> str:
+    """Return the first names, as a message shows them."""
+    return ", ".join(str(name)[:50] for name in islice(names, 5)) or "nothing"
+
+
 def _listed(values: Any) -> Any:
     """Return several values as the flag spells them, with commas."""
-    return values if isinstance(values, str | int | None) else ",".join(map(str, values))
+    return values if isinstance(values, str | Integral | None) else ",".join(map(str, values))
 
 
 def _publish(storage: Storage, texts: Iterable[str | tuple[object, str]]) -> None:
@@ -97,6 +104,14 @@ def _rows(texts: Iterable[str | tuple[object, str]]) -> "Iterator[Row]":
 
     if isinstance(texts, str | bytes):
         raise InvalidRequest("texts is one string: give a list of strings, or of pairs (id, text)")
+    if isinstance(texts, Mapping):
+        raise InvalidRequest(
+            f"texts is a {type(texts).__name__} with {_first(texts)}: give .items() of a dictionary {{id: text}}, or "
+            'choose a split and a column, dataset["…"]["…"]'
+        )
+    if hasattr(texts, "columns"):  # of pandas, polars or pyarrow
+        names = getattr(texts, "column_names", texts.columns)
+        raise InvalidRequest(f'texts is a {type(texts).__name__} with {_first(names)}: give a column, table["…"]')
     for number, item in enumerate(texts):
         if isinstance(item, Mapping):
             raise InvalidRequest(

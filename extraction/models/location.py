@@ -135,10 +135,14 @@ def _download(model: str, revision: str | None, weights: bool) -> ModelFolder:
     except errors.RevisionNotFoundError as error:
         raise InvalidRequest(f"--revision {revision}: {model} has no such revision") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise InvalidRequest(f"--model {model}: no such folder, and no such repository on the hub") from error
+        raise InvalidRequest(
+            f"--model {model}: no such folder, and no such repository on the hub; if it is private, set HF_TOKEN"
+        ) from error
     except (errors.HTTPError, OSError) as error:  # pyright: ignore[reportPrivateImportUsage] - of its HTTP library
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-            raise PermissionDenied(f"--model {model}: this HF_TOKEN may not read it") from error
+            raise PermissionDenied(
+                f"--model {model}: the hub refuses; set HF_TOKEN to a token that may read it"
+            ) from error
         raise TryAgain(f"--model {model}: no such folder here, and the hub does not answer ({error})") from error
 
 

@@ -59,10 +59,15 @@ def test_a_worker_takes_its_model_from_the_hub_and_later_from_the_cache(hub, tmp
 @pytest.mark.parametrize(
     "model, revision, refuse, expected",
     [
-        ("lab/other", None, None, "InvalidRequest: --model lab/other"),
+        (
+            "lab/other",
+            None,
+            None,
+            "InvalidRequest: --model lab/other: no such folder, and no such repository on the hub; if it is private, set",
+        ),
         ("lab/tiny", "v9", None, "InvalidRequest: --revision v9"),
         ("lab/tiny", None, (403, "GatedRepo"), "PermissionDenied: --model lab/tiny: access must be granted"),
-        ("lab/tiny", None, (403, ""), "PermissionDenied: --model lab/tiny: the hub refuses"),
+        ("lab/tiny", None, (403, ""), "PermissionDenied: --model lab/tiny: the hub refuses; set HF_TOKEN to a token"),
         ("lab/tiny", None, (503, ""), "TryAgain: --model lab/tiny: no such folder here, and the hub does not answer"),
     ],
 )

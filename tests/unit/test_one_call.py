@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import datasets
+import numpy as np
+import pandas
 import pytest
 from tokenizers import Tokenizer
 
@@ -77,7 +79,7 @@ def test_other_arguments_are_another_run(run, changes, words):
 
 
 def test_pairs_and_a_column_of_datasets(tmp_path):
-    pairs = call(tmp_path / "pairs", (pair for pair in [("a", "one text"), (7, "another")]), layers=0)
+    pairs = call(tmp_path / "pairs", (pair for pair in [("a", "one text"), (7, "another")]), layers=np.int64(0))
     assert [record.id for record in pairs.records()] == ["a", "7"]
     table = datasets.Dataset.from_dict({"text": ["one text", "another"]})
     column = call(tmp_path / "column", table["text"], layers="0", hooks=["resid_pre", "mlp_out"])
@@ -99,6 +101,9 @@ def test_pairs_and_a_column_of_datasets(tmp_path):
         ({"texts": "one text"}, "texts is one string"),
         ({"texts": []}, "texts is empty"),
         ({"texts": [("a", "b", "c")]}, "text 0 is a tuple of 3"),
+        ({"texts": {"a": "one text"}}, "texts is a dict with a: give .items"),
+        ({"texts": datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["one"]}))}, "choose a split"),
+        ({"texts": pandas.DataFrame({"text": ["one"]})}, "texts is a DataFrame with text: give a column"),
     ],
 )
 def test_a_wrong_argument_leaves_nothing(tmp_path, changes, words):

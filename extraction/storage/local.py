@@ -36,8 +36,8 @@ class LocalStorage(Storage):
     """Files under a folder. A write goes to a hidden temporary file, is synced, and gets its name by a hard link."""
 
     def __init__(self, location: str):
-        self.location = location
-        self._root = Path(location)
+        self.location = os.path.expanduser(location)
+        self._root = Path(self.location)
 
     def create(self, name: str, data: bytes | memoryview) -> ObjectInfo:
         view, path = memoryview(data).cast("B"), self._root / check_name(name)

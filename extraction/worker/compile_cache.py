@@ -12,7 +12,6 @@ damaged is left out and replaced. A cache that fails costs a compilation, never 
 the entries.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -36,7 +35,7 @@ class CompileCache:
     """
 
     def __init__(self, location: str, agreed: Mapping[str, str] | None):
-        self._location, self._agreed = os.path.expanduser(location), agreed
+        self._location, self._agreed = location, agreed
         self._is_shared = "://" in location
         self._there: set[str] = set()
         self.entries: dict[str, str] = {}

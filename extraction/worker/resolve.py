@@ -210,7 +210,7 @@ def _run_in(output: Storage) -> RunDescription | None:
 
 def absolute(location: str) -> str:
     """Return the location as other machines and folders would name it. Raises InvalidRequest unless it is Unicode."""
-    found = location if "://" in location else str(Path(location).resolve())
+    found = location if "://" in location else os.path.realpath(os.path.expanduser(location))
     try:
         found.encode()
     except UnicodeEncodeError:

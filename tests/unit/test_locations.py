@@ -37,6 +37,13 @@ def test_other_names_are_folders(name, tmp_path, monkeypatch):
     assert [path.read_bytes() for path in tmp_path.rglob("object")] == [b"x"]
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    open_storage("~/run").create("object", b"x")
+    assert os.listdir(tmp_path) == ["home"] and absolute("~/run") == str(tmp_path / "home/run")
+
+
 def test_a_name_that_is_not_unicode_is_refused():
     """run.json could not be read again."""
     with pytest.raises(InvalidRequest, match=r"donn.udce9es: the name is not UTF-8"):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..core.errors import InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
 from ..storage import BACKENDS, ObjectInfo, Storage, backend_of, open_storage
+from ..storage.local import disk_error, os_errors
 from .unsupported_weights import how_to_convert
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
@@ -55,10 +56,15 @@ def locate_model(model: str, revision: str | None = None, weights: bool = True) 
     Raises InvalidRequest (no such folder or repository, weights in another form than safetensors), PermissionDenied,
     TryAgain.
     """
+    with os_errors(f"--model {model}"):
+        return _locate(model, revision, weights)
+
+
+def _locate(model: str, revision: str | None, weights: bool) -> ModelFolder:
     scheme, is_url, _ = model.partition("://")
     if is_url and (scheme not in BACKENDS or not backend_of(model).holds_models):
         raise InvalidRequest(f"--model {model}: give a folder on this machine, gs://bucket/folder or a hub id")
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if is_url or path.is_dir():
         if revision is not None:
             raise InvalidRequest(
@@ -67,9 +73,13 @@ def locate_model(model: str, revision: str | None = None, weights: bool = True) 
         if is_url:
             return _from_bucket(model, weights)
         return _checked(ModelFolder(path, model, None), os.listdir(path), weights)
-    is_folder_of_models = model.count("/") == 1 and path.parent.is_dir()  # a hub's owner is seldom a folder here
-    if path.is_file() or model.startswith(("/", ".", "~")) or model.count("/") > 1 or is_folder_of_models:
+    if path.is_file() or model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise InvalidRequest(f"--model {model}: there is no such folder")
+    if model.count("/") == 1 and path.parent.is_dir():  # a hub's owner is seldom a folder here
+        raise InvalidRequest(
+            f"--model {model}: there is no such folder; the hub was not asked, since ./{path.parent} is a folder here: "
+            "start in another folder if this is a hub id"
+        )
     return _download(model, revision, weights)
 
 
@@ -126,7 +136,7 @@ def _is_there(cache: Storage, info: ObjectInfo) -> bool:
 
 
 def _download(model: str, revision: str | None, weights: bool) -> ModelFolder:
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     try:
         return _fetch(model, revision, weights)
@@ -143,6 +153,10 @@ def _download(model: str, revision: str | None, weights: bool) -> ModelFolder:
             raise PermissionDenied(
                 f"--model {model}: the hub refuses; set HF_TOKEN to a token that may read it"
             ) from error
+        if isinstance(error, OSError) and (known := disk_error(error, str(error.filename or constants.HF_HUB_CACHE))):
+            raise known from error
+        if constants.HF_HUB_OFFLINE:
+            raise InvalidRequest(f"--model {model}: HF_HUB_OFFLINE is set, and it is not on this machine") from error
         raise TryAgain(f"--model {model}: no such folder here, and the hub does not answer ({error})") from error
 
 

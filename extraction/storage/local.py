@@ -20,7 +20,15 @@ from pathlib import Path
 
 import google_crc32c
 
-from ..core.errors import DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
+from ..core.errors import (
+    DamagedData,
+    ExtractionError,
+    InvalidRequest,
+    ObjectExists,
+    ObjectNotFound,
+    PermissionDenied,
+    TryAgain,
+)
 from .base import BLOCK, ObjectInfo, Storage, check_name, crc32c_base64
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
@@ -41,7 +49,7 @@ class LocalStorage(Storage):
 
     def create(self, name: str, data: bytes | memoryview) -> ObjectInfo:
         view, path = memoryview(data).cast("B"), self._root / check_name(name)
-        with _os_errors(str(path)):
+        with os_errors(str(path)):
             _make_folder(path.parent)
             temporary = _write_temporary(path, view)
             try:
@@ -58,13 +66,13 @@ class LocalStorage(Storage):
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         path = self._root / check_name(name)
-        with _os_errors(str(path)), _open(path) as file:
+        with os_errors(str(path)), _open(path) as file:
             file.seek(start)
             return file.read(-1 if end is None else max(end - start, 0))
 
     def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         path = self._root / check_name(name)
-        with _os_errors(str(path)), _open(path) as file:
+        with os_errors(str(path)), _open(path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 return memoryview(b"")
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -73,7 +81,7 @@ class LocalStorage(Storage):
 
     def stat(self, name: str) -> ObjectInfo:
         path, checksum = self._root / check_name(name), google_crc32c.Checksum()
-        with _os_errors(str(path)), _open(path) as file:
+        with os_errors(str(path)), _open(path) as file:
             while block := file.read(BLOCK):
                 checksum.update(block)
             facts = os.fstat(file.fileno())
@@ -82,7 +90,7 @@ class LocalStorage(Storage):
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         folder = prefix.rpartition("/")[0]
         top = self._root / (check_name(folder) if folder else "")
-        with _os_errors(str(top)):
+        with os_errors(str(top)):
             found = [(os.path.relpath(entry.path, self._root), entry.stat()) for entry in _files_under(top)]
         for name, facts in sorted(found, key=lambda pair: pair[0]):
             if name.startswith(prefix) and name > start_after:
@@ -90,7 +98,7 @@ class LocalStorage(Storage):
 
     def folders(self) -> Sequence[str]:
         try:
-            with _os_errors(str(self._root)):
+            with os_errors(str(self._root)):
                 return sorted(entry.name for entry in os.scandir(self._root) if entry.is_dir())
         except ObjectNotFound:
             return []
@@ -100,7 +108,7 @@ class LocalStorage(Storage):
 
     def replace(self, name: str, data: bytes) -> None:
         path = self._root / check_name(name)
-        with _os_errors(str(path)):
+        with os_errors(str(path)):
             _make_folder(path.parent)
             temporary = _write_temporary(path, memoryview(data))
             try:
@@ -110,7 +118,7 @@ class LocalStorage(Storage):
 
     def check_writable(self) -> None:
         name = self._root / f"{_TEMPORARY}{uuid.uuid4().hex}"
-        with _os_errors(str(self._root)):
+        with os_errors(str(self._root)):
             _make_folder(self._root)
             temporary = _write_temporary(name, memoryview(b""))
             try:
@@ -121,12 +129,12 @@ class LocalStorage(Storage):
 
     def open(self, name: str) -> io.BufferedReader:
         path = self._root / check_name(name)
-        with _os_errors(str(path)):
+        with os_errors(str(path)):
             return _open(path)
 
 
 @contextlib.contextmanager
-def _os_errors(path: str) -> Iterator[None]:
+def os_errors(path: str) -> Iterator[None]:
     """Turn OSError into domain errors that name the path."""
     try:
         yield
@@ -135,13 +143,19 @@ def _os_errors(path: str) -> Iterator[None]:
     except FileExistsError as error:
         raise InvalidRequest(f"{path}: a file is where a folder must be") from error
     except OSError as error:
-        if error.errno in _REFUSED:
-            raise PermissionDenied(f"{path}: {error.strerror}; it must be readable and writable") from error
-        if error.errno in _FULL:
-            raise TryAgain(f"{path}: {error.strerror}: the disk is full or failing") from error
-        if error.errno in _WRONG:
-            raise InvalidRequest(f"{path}: {error.strerror}") from error
-        raise TryAgain(f"{path}: {error.strerror or error}: the file system does not answer as it should") from error
+        unknown = TryAgain(f"{path}: {error.strerror or error}: the file system does not answer as it should")
+        raise disk_error(error, path) or unknown from error
+
+
+def disk_error(error: OSError, path: str) -> ExtractionError | None:
+    """Return the domain error for a refusal, a full disk or an impossible name; None for any other error."""
+    if error.errno in _REFUSED:
+        return PermissionDenied(f"{path}: {error.strerror}; it must be readable, and an output or a cache writable")
+    if error.errno in _FULL:
+        return TryAgain(f"{path}: {error.strerror}: the disk is full or failing")
+    if error.errno in _WRONG:
+        return InvalidRequest(f"{path}: {error.strerror}")
+    return None
 
 
 def _open(path: Path) -> io.BufferedReader:

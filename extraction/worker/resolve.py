@@ -159,8 +159,8 @@ def resolve_model(flags: StepFlags, default_hooks: str | None = None, weights: b
     """
     if flags.mesh:
         MeshShape.parse(flags.mesh)
-    file = Path(flags.model).expanduser()
-    is_file = not weights and flags.revision is None and file.is_file()
+    file = Path(os.path.expanduser(flags.model))
+    is_file = not weights and flags.revision is None and os.path.isfile(file)
     folder = ModelFolder(file, flags.model, None) if is_file else locate_model(flags.model, flags.revision, weights)
     config = read_model_config(folder.path)
     patterns = flags.hook_points or (None if flags.layers else default_hooks)

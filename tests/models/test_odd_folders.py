@@ -1,15 +1,29 @@
 """Model folders that would end a start late, never, or by a traceback."""
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
-from extraction.core.errors import DamagedData, InvalidRequest
+from extraction.batching.tokenizer import RecordTokenizer
+from extraction.batching.tokenizer.files import read_files
+from extraction.core.errors import DamagedData, InvalidRequest, PermissionDenied, TryAgain
 from extraction.models.config_file import read_model_config
 from extraction.models.location import locate_model
 from extraction.storage import open_storage
 from tests.helpers.workers import MODEL
+
+
+def failing(code):
+    def fail(*arguments, **keywords):
+        raise OSError(code, os.strerror(code))
+
+    return fail
 
 
 @pytest.mark.parametrize("text, said", [
@@ -26,8 +40,43 @@ def test_an_absurd_configuration_is_one_sentence(tmp_path, text, said):
 def test_a_relative_folder_that_is_not_there_is_no_model_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
-    with pytest.raises(InvalidRequest, match="--model models/tiny: there is no such folder"):
+    with pytest.raises(InvalidRequest, match="--model models/tiny: there is no such folder; .* since ./models is"):
         locate_model("models/tiny")
+
+
+@pytest.mark.parametrize("model", ["~nobodyofthisname/model", "x" * 300, f"/{'x' * 300}"])
+def test_a_name_that_no_folder_has_is_one_sentence(model):
+    with pytest.raises(InvalidRequest, match=f"--model {model}: "):
+        locate_model(model)
+
+
+def test_a_folder_that_may_not_be_read_is_one_sentence(monkeypatch):
+    """The file system refuses, as it does not for root."""
+    for call in ("listdir", "open"):
+        monkeypatch.setattr(os, call, failing(errno.EACCES))
+    with pytest.raises(PermissionDenied, match=f"--model {MODEL}: Permission denied"):
+        locate_model(str(MODEL))
+    monkeypatch.setattr(Path, "read_bytes", failing(errno.EACCES))
+    with pytest.raises(PermissionDenied, match=f"{MODEL}: Permission denied"):
+        read_files(MODEL)
+
+
+@pytest.mark.parametrize(
+    "code, error", [(errno.ENOSPC, TryAgain), (errno.EACCES, PermissionDenied), (errno.EROFS, PermissionDenied)]
+)
+def test_a_disk_that_refuses_a_download_is_named(monkeypatch, tmp_path, code, error):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", failing(code))
+    with pytest.raises(error, match=f"{tmp_path}: {os.strerror(code)}"):
+        locate_model("lab/tiny")
+
+
+def test_an_offline_machine_without_the_model_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InvalidRequest, match="--model lab/tiny: HF_HUB_OFFLINE is set, and it is not on this machine"):
+        locate_model("lab/tiny")
 
 
 def test_a_torn_copy_of_a_bucket_file_is_replaced(gcs, tmp_path, monkeypatch):
@@ -42,3 +91,9 @@ def test_a_torn_copy_of_a_bucket_file_is_replaced(gcs, tmp_path, monkeypatch):
         for torn in (b"", right[:99]):
             Path(folder / name).write_bytes(torn)
             assert (locate_model("gs://bucket/tiny").path / name).read_bytes() == right
+
+
+def test_a_text_config_of_null_is_none(tmp_path):
+    shutil.copy(MODEL / "tokenizer.json", tmp_path)
+    (tmp_path / "config.json").write_text('{"text_config": null}')
+    assert RecordTokenizer(tmp_path).special_tokens().record_prefix == ()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import DamagedData, InvalidRequest
+from ...storage.local import os_errors
 from .sentencepiece_model import convert
 
 PIPELINE, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
@@ -62,7 +63,12 @@ class TokenizerFiles:
 
 
 def read_files(folder: Path) -> TokenizerFiles:
-    """Read the files of `folder`. Raises InvalidRequest (no usable tokenizer) and DamagedData (unreadable files)."""
+    """Read the files of `folder`. Raises InvalidRequest (no usable tokenizer), PermissionDenied and DamagedData."""
+    with os_errors(str(folder)):
+        return _read_files(folder)
+
+
+def _read_files(folder: Path) -> TokenizerFiles:
     settings, pipeline = read_json(folder / "tokenizer_config.json"), folder / PIPELINE
     settings = read_json(folder / "special_tokens_map.json") | settings
     source = PIPELINE if pipeline.exists() else SENTENCEPIECE

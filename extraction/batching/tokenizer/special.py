@@ -50,7 +50,7 @@ def _beginning(files: TokenizerFiles, named: dict[str, int | None], ids: dict[st
     """Return the beginning-of-text id of the settings, else of config.json if a special token has that id."""
     if "bos_token" in files.settings:
         return named.get(files.named.get("bos_token", ""))
-    number = files.model.get("bos_token_id", files.model.get("text_config", {}).get("bos_token_id"))
+    number = files.model.get("bos_token_id", (files.model.get("text_config") or {}).get("bos_token_id"))
     return number if number in ids.values() else None
 
 

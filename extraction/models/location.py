@@ -49,6 +49,13 @@ class ModelFolder:
         """The storage of the safetensors."""
         return open_storage(self.bucket or str(self.path))
 
+    def names(self) -> list[str]:
+        """Return the names in the folder of the weights itself; folders below it are not read on this machine."""
+        if self.bucket:
+            return sorted(info.name for info in self.weights.list() if "/" not in info.name)
+        with os_errors(str(self.path)):
+            return sorted(os.listdir(self.path))
+
 
 def locate_model(model: str, revision: str | None = None, weights: bool = True) -> ModelFolder:
     """Return the folder of `model`; without `weights`, weights are neither downloaded nor checked.

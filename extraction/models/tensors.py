@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound
+from ..core.git_lfs import refuse_pointer
 from ..format.safetensors import MAX_HEADER, decode_header
 from ..storage import ObjectInfo, Storage
 from .location import ModelFolder, model_files
@@ -57,7 +58,7 @@ class WeightFiles:
         self._facts: dict[str, ObjectInfo] = {}
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="weights")
         try:
-            for file in _files(self._storage):
+            for file in _files(folder, self._storage):
                 if folder.bucket:
                     self._facts[file] = self._storage.stat(file)
                 self._index(file)
@@ -153,9 +154,9 @@ def _etag(folder: ModelFolder, file: str) -> str:
     return os.path.basename(os.path.realpath(folder.path / file))
 
 
-def _files(storage: Storage) -> list[str]:
+def _files(folder: ModelFolder, storage: Storage) -> list[str]:
     """Return the files that transformers reads: the one file, those of the index, or every safetensors file."""
-    there = sorted(info.name for info in storage.list() if "/" not in info.name)
+    there = folder.names()
     whole, index = "model.safetensors", "model.safetensors.index.json"
     if whole in there:
         return [whole]
@@ -188,6 +189,7 @@ def _read_header(storage: Storage, file: str) -> list[TensorPlace]:
             head += handle.read(min(int.from_bytes(head, "little"), MAX_HEADER))
     except ObjectNotFound as error:
         raise DamagedData(f"{where}: the file is missing") from error
+    refuse_pointer(head, where)
     first, header = decode_header(head, where)
     try:
         entries = sorted(

@@ -14,7 +14,8 @@ from extraction.batching.tokenizer import RecordTokenizer
 from extraction.batching.tokenizer.files import read_files
 from extraction.core.errors import DamagedData, InvalidRequest, PermissionDenied, TryAgain
 from extraction.models.config_file import read_model_config
-from extraction.models.location import locate_model
+from extraction.models.location import ModelFolder, locate_model
+from extraction.models.tensors import WeightFiles
 from extraction.storage import open_storage
 from tests.helpers.workers import MODEL
 
@@ -91,6 +92,24 @@ def test_a_torn_copy_of_a_bucket_file_is_replaced(gcs, tmp_path, monkeypatch):
         for torn in (b"", right[:99]):
             Path(folder / name).write_bytes(torn)
             assert (locate_model("gs://bucket/tiny").path / name).read_bytes() == right
+
+
+def test_weights_are_the_names_of_the_folder_itself(tmp_path, monkeypatch):
+    """An unreadable folder such as lost+found, and those of a training, are below it."""
+    shutil.copy(MODEL / "model.safetensors", tmp_path)
+    (tmp_path / "lost+found").mkdir()
+    monkeypatch.setattr(os, "scandir", failing(errno.EACCES))
+    with WeightFiles(ModelFolder(tmp_path, str(tmp_path), None)) as files:
+        assert files.places
+
+
+def test_a_pointer_of_git_lfs_says_what_to_do(tmp_path):
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(DamagedData, match="model.safetensors: a Git LFS pointer .* `git lfs pull`"):
+        WeightFiles(ModelFolder(tmp_path, str(tmp_path), None))
+    with pytest.raises(DamagedData, match="tokenizer.json: a Git LFS pointer"):
+        RecordTokenizer(tmp_path)
 
 
 def test_a_text_config_of_null_is_none(tmp_path):

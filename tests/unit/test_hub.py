@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from extraction.format.digests import digest_of
+from extraction.models.config_file import read_model_config
 from tests.helpers.fake_hub import COMMIT, FakeHub
 from tests.helpers.workers import MODEL, ROOT, make_streams, python, text_of, verify, write_corpus
 
@@ -42,8 +44,8 @@ def test_a_worker_takes_its_model_from_the_hub_and_later_from_the_cache(hub, tmp
     config = json.loads((tmp_path / "first/run.json").read_text())["config"]
     assert (config["model"], config["revision"]) == ("lab/tiny", COMMIT)
     etag = hashlib.sha1((hub.folder / "model.safetensors").read_bytes()).hexdigest()
-    expected = hashlib.sha256(f"{COMMIT}\nmodel.safetensors {etag}\n".encode()).hexdigest()
-    assert config["weights_digest"] == f"sha256:{expected}"
+    files = digest_of(f"{COMMIT}\nmodel.safetensors {etag}\n".encode())
+    assert config["weights_digest"] == digest_of(f"{files} {read_model_config(MODEL).digest}".encode())
     fetched = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
     assert "model.safetensors" in fetched and not fetched & UNREAD
 

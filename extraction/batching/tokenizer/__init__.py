@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import DamagedData, ExtractionError, InvalidRequest
+from ...core.git_lfs import refuse_pointer
 from ...core.logs import say
 from ...format.records import Record, TokenizedRecord
 from ...format.run_config import SpecialTokenIds
@@ -246,6 +247,7 @@ def parse_pipeline(data: bytes, path: Path) -> Any:
     """
     from tokenizers import Tokenizer
 
+    refuse_pointer(data, path)
     try:
         tokenizer = Tokenizer.from_buffer(data)
     except Exception as error:  # the package raises nothing narrower

@@ -1,10 +1,10 @@
 """All that one call on a machine with an H100 or H200 can tell, in at most 8 minutes, the most valuable first.
 
-In: nothing reachable from the machine is needed; docs/gpu.md says which wheels it lacks and how to carry them. Out: a
-JSON file for each part in `--output`, written while the part runs: ceilings, correctness of attention, its nine cases
-and packed documents, a forward pass of Qwen2.5-7B's shape with and without capture, a whole worker, transformers, and
-parity. Each part is a process with a limit of its own, so that a failure, which its file records, costs no other part
-its numbers. Parts that no time is left for are named in `summary.json`.
+In: nothing reachable from the machine is needed; docs/gpu.md says which wheels it lacks and how to carry them. Out:
+`results.json` in the folder `--output`, with an entry for each part, written while the part runs: ceilings, correctness
+of attention, its nine cases and packed documents, a forward pass of Qwen2.5-7B's shape with and without capture, a
+whole worker, transformers, and parity. Each part is a process with a limit of its own, so that a failure, which its
+entry records, costs no other part its numbers. `summary.json` has the time of each, and the end of its log.
 
     python benchmarks/device.py --output OUT
 
@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -51,6 +52,9 @@ PARTS = [
 ]
 
 
+RESULTS, LOG_END = "results.json", 3000  # characters
+
+
 @dataclass(frozen=True)
 class Setting:
     """The form of a part, the folder of results, and `save`, which writes what is known so far."""
@@ -61,8 +65,13 @@ class Setting:
 
     def known(self, part: str) -> dict:
         """What an earlier part wrote, {} for nothing."""
-        path = self.output / f"{part}.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read(self.output).get(part, {})
+
+
+def read(output: Path) -> dict:
+    """What all parts wrote so far, by their names."""
+    path = output / RESULTS
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def write(path: Path, found: dict) -> None:
@@ -72,12 +81,12 @@ def write(path: Path, found: dict) -> None:
 
 
 def run_part(part: Part, tiny: bool, output: Path) -> None:
-    """Run one part in this process; what it raises goes into its file."""
-    path, known = output / f"{part.name}.json", {}
+    """Run one part in this process; what it raises goes into its entry."""
+    others, known = read(output), {}
 
     def save(found: dict) -> None:
         known.update(found)
-        write(path, known)
+        write(output / RESULTS, others | {part.name: known})
 
     begin = time.monotonic()
     try:
@@ -89,10 +98,10 @@ def run_part(part: Part, tiny: bool, output: Path) -> None:
 
 
 def start_part(part: Part, flags: list[str], output: Path, limit: float) -> dict:
-    """Run one part as a process. Returns its seconds, and why it has no results, if it has none."""
+    """Run one part as a process. Returns its seconds, the end of its log, and why it has no results, if it has none."""
     command = [sys.executable, __file__, "--part", part.name, "--output", str(output), *flags]
     begin = time.monotonic()
-    with (output / f"{part.name}.log").open("w") as log:
+    with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             status = process.wait(limit)
@@ -101,10 +110,10 @@ def start_part(part: Part, flags: list[str], output: Path, limit: float) -> dict
             os.killpg(process.pid, 9)
             process.wait()
             ended = f"stopped after {limit:.0f} s"
-    path = output / f"{part.name}.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    reason = ended or ("it failed, see its file" if "error" in found else None)
-    return {"seconds": round(time.monotonic() - begin, 1)} | ({"reason": reason} if reason else {})
+        log.seek(0)
+        said = {"log": log.read()[-LOG_END:]}
+    reason = ended or ("it failed, see its entry" if "error" in read(output).get(part.name, {}) else None)
+    return {"seconds": round(time.monotonic() - begin, 1)} | ({"reason": reason} if reason else {}) | said
 
 
 @click.command()
@@ -134,7 +143,7 @@ def main(only: tuple[str, ...], tiny: bool, seconds: int, as_json: bool, output:
         else:
             limit = min(left, part.seconds * (10 if tiny else 1))
             summary["parts"][part.name] = start_part(part, ["--tiny"] * tiny, output, limit)
-        note({part.name: summary["parts"][part.name]})
+        note({part.name: {key: value for key, value in summary["parts"][part.name].items() if key != "log"}})
         write(output / "summary.json", summary)
     print(json.dumps(summary) if as_json else f"results in {output}")
 

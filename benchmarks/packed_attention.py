@@ -130,35 +130,44 @@ def implementations(case: Case) -> dict[str, Callable]:
     return made | {f"torch {kind}": partial(with_torch, kind) for kind in ("sdpa", "flex")}
 
 
-def measure(case: Case, repeats: int) -> dict:
-    """Medians of one case, and why an implementation was left out."""
+def measure(case: Case, repeats: int, tell: Callable[[dict], None] = lambda known: None) -> dict:
+    """Medians of one case, and why an implementation was left out. `tell` gets what is known after each is built."""
     rng = np.random.default_rng(0)
     shapes = [(case.rows, case.length, heads, case.head_width) for heads in (case.heads, case.kv_heads, case.kv_heads)]
     arrays = [rng.standard_normal(shape, np.float32) for shape in shapes]
     segment_ids, positions = fineweb_rows(case.rows, case.length)
+    flops = 4 * case.heads * case.head_width * float((positions + 1).sum())
     runs, absent = {}, {}
+    seconds: dict[str, list[float]] = {}
+
+    def time_once(name: str) -> None:
+        begin = time.perf_counter()
+        runs[name]()
+        seconds.setdefault(name, []).append((time.perf_counter() - begin) / CALLS)
+
+    def known() -> dict:
+        medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+        return {
+            "case": vars(case),
+            "documents": int(segment_ids[:, -1].sum()),
+            "microseconds": {name: round(median * 1e6, 1) for name, median in medians.items()},
+            "tflops": {name: round(flops / median / 1e12, 2) for name, median in medians.items()},
+            "left_out": absent,
+        }
+
     for name, make in implementations(case).items():
         try:
             runs[name] = make(arrays, segment_ids)
             runs[name]()
+            time_once(name)
         except Exception as error:  # one that fails must not cost the others their numbers
             runs.pop(name, None)
             absent[name] = f"{type(error).__name__}: {error}"[:300]
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+        tell(known())
     for _ in range(repeats):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            seconds[name].append((time.perf_counter() - begin) / CALLS)
-    flops = 4 * case.heads * case.head_width * float((positions + 1).sum())
-    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
-    return {
-        "case": vars(case),
-        "documents": int(segment_ids[:, -1].sum()),
-        "microseconds": {name: round(median * 1e6, 1) for name, median in medians.items()},
-        "tflops": {name: round(flops / median / 1e12, 2) for name, median in medians.items()},
-        "left_out": absent,
-    }
+        for name in runs:
+            time_once(name)
+    return known()
 
 
 @click.command()

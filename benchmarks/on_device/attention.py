@@ -5,8 +5,10 @@ float64; the tables of benchmarks/attention.py and benchmarks/packed_attention.p
 implementation.
 """
 
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -29,7 +31,10 @@ def correctness(setting: Setting) -> dict:
     from extraction.models.attention_rule import AttentionRule
     from tests.helpers.attention_reference import exact_attention, relative_error
 
-    setting.save({"check": {model: checked(setting, model) for model in MODELS[: 1 if setting.tiny else None]}})
+    found = {}
+    for model in MODELS[: 1 if setting.tiny else None]:
+        found[model] = checked(setting, model)
+        setting.save({"check": found})
     rng = np.random.default_rng(0)
     rules = {"causal": (None, None), "window": (200, None), "softcap": (None, 20.0), "both": (100, 20.0)}
 
@@ -62,7 +67,8 @@ def checked(setting: Setting, model: str) -> dict:
     from extraction.models.sharding import mesh_of
     from extraction.models.step_options import StepOptions
 
-    config = config_of(setting.tiny, setting.output / f"check-{model}", SHAPE.with_stem(model))
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_of(setting.tiny, Path(folder), SHAPE.with_stem(model))
     options = StepOptions((f"blocks.{config.num_layers - 1}.hook_resid_post",), 8, 2048, "bfloat16")
     begin, found = time.perf_counter(), "passed"
     try:
@@ -89,8 +95,9 @@ def packed(setting: Setting) -> dict:
     """Microseconds and TFLOP/s of packed documents."""
     from benchmarks.packed_attention import CASES, TINY, measure
 
-    found = []
+    found: list[dict] = []
     for case in TINY if setting.tiny else CASES:
-        found.append(measure(case, 1 if setting.tiny else 10))
+        measured = measure(case, 1 if setting.tiny else 10, lambda known: setting.save({"cases": [*found, known]}))
+        found.append(measured)
         setting.save({"cases": found})
     return {}

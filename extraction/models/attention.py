@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import jax
@@ -100,7 +99,7 @@ def form_for(
         if fused_has(q, rule):
             return OnEachDevice(FusedAttention())
     if device.platform == "gpu" and cudnn_has(q, rule) and not with_sinks:
-        return partial(attend_library, implementation="cudnn")
+        return OnEachDevice(attend_cudnn)
     return attend_blocks
 
 
@@ -139,6 +138,18 @@ def cudnn_has(q: Float[jax.Array, "B T H Dh"], rule: AttentionRule) -> bool:
     half = q.dtype in (jnp.float16, jnp.bfloat16)
     plain = rule.softcap is None and not rule.alibi
     return half and q.shape[-1] <= _CUDNN_MAX_HEAD_WIDTH and q.shape[-1] % 8 == 0 and plain
+
+
+def attend_cudnn(
+    q: Float[jax.Array, "B T H Dh"],
+    k: Float[jax.Array, "B T K Dh"],
+    v: Float[jax.Array, "B T K Dv"],
+    segment_ids: Int[jax.Array, "B T"],
+    rule: AttentionRule,
+    sinks: None = None,
+) -> Float[jax.Array, "B T H Dv"]:
+    """Compute attention by cuDNN's kernel, [B, T, H, Dv]."""
+    return attend_library(q, k, v, segment_ids, rule, "cudnn")
 
 
 def attend_library(

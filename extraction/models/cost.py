@@ -120,8 +120,8 @@ def counts_of(compiled: jax.stages.Compiled, config: ModelConfig, options: StepO
     if cost is None or memory is None:
         raise RuntimeError("the compiler of this platform does not count the operations and memory of a step")
     flops = loop_repeats(config, options) * cost["flops"]
-    if not config.alibi:  # ALiBi has no kernel
-        flops += _mixing_flops(config, options, _uncounted)
+    without_kernel = config.alibi or options.attention == "plain"
+    flops += _mixing_flops(config, options, _uncounted_chunks if without_kernel else _uncounted)
     return Counts(flops, _traffic(config, options), memory.peak_memory_in_bytes, "counted by the compiler")
 
 
@@ -186,12 +186,14 @@ def _needed(kind: LayerKind, length: int) -> float:
 
 def _uncounted(kind: LayerKind, length: int) -> float:
     """Return the operations of one row that the compiler does not count: of a kernel, and of all chunks but one."""
-    if "attention" not in kind.parts:
-        return 0.0
-    if kind.recurrent:
-        return (-(-length // CHUNK) - 1) * chunk_flops(kind)
+    if "attention" not in kind.parts or kind.recurrent:
+        return _uncounted_chunks(kind, length)
     window = kind.window if kind.window is not None and kind.window < length else None
     return 2.0 * multiplied_pairs(length, window) * (kind.heads_width + kind.mixed_width)
+
+
+def _uncounted_chunks(kind: LayerKind, length: int) -> float:
+    return (-(-length // CHUNK) - 1) * chunk_flops(kind) if kind.recurrent else 0.0
 
 
 def _mixing_flops(config: ModelConfig, options: StepOptions, of_row: Callable[[LayerKind, int], float]) -> float:

@@ -119,12 +119,12 @@ def _next_chunk(
         # The state's answers to the keys; the corrections, each of which has seen those before it in the chunk.
         answers = since * jnp.einsum("bkcd,bkgde->bkgce", k, state)
         system = rate * jnp.einsum("bkcd,bkmd->bkcm", k, k)[:, :, None] * jnp.where(_lower(-1), between, 0.0)
-        written = jnp.einsum("bkgcm,bkgme->bkgce", _inverse(system), rate * (v - answers))
+        written = jnp.einsum("bkgcm,bkgme->bkgce", _inverse(system), rate * (v - answers), precision="highest")
     else:
         written = rate * v
     scores = jnp.einsum("bkcd,bkmd->bkcm", q, k)[:, :, None] * between
     read = since * jnp.einsum("bkcd,bkgde->bkgce", q, state)
-    read += jnp.einsum("bkgcm,bkgme->bkgce", scores, written)
+    read += jnp.einsum("bkgcm,bkgme->bkgce", scores, written, precision="highest" if corrects else None)
     state = since[..., -1:, :] * state
     state += jnp.einsum("bkcd,bkgce->bkgde", k, between[..., -1, :, None] * written)
     return (state, rows.segment_ids[:, -1]), read

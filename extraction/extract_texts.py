@@ -109,9 +109,10 @@ def _rows(texts: Iterable[str | tuple[object, str]]) -> "Iterator[Row]":
             f"texts is a {type(texts).__name__} with {_first(texts)}: give .items() of a dictionary {{id: text}}, or "
             'choose a split and a column, dataset["…"]["…"]'
         )
-    if hasattr(texts, "columns"):  # of pandas, polars or pyarrow
-        names = getattr(texts, "column_names", texts.columns)
-        raise InvalidRequest(f'texts is a {type(texts).__name__} with {_first(names)}: give a column, table["…"]')
+    table: Any = texts
+    if hasattr(table, "columns"):  # of pandas, polars or pyarrow
+        names = getattr(table, "column_names", table.columns)
+        raise InvalidRequest(f'texts is a {type(table).__name__} with {_first(names)}: give a column, table["…"]')
     for number, item in enumerate(texts):
         if isinstance(item, Mapping):
             raise InvalidRequest(

@@ -46,12 +46,12 @@ def extract(
         flags: any other flag of `run`, such as positions="last", store_dtype="float32", progress=False. Here seq_len is
             512 and batch_size "auto" unless given, and environment variables are not read.
 
-    Raises InvalidRequest for a wrong argument, before anything is written; ConfigurationMismatch if `output` has a run
-    of other texts or with another run config; and what a worker raises.
+    Raises InvalidRequest for a wrong argument, before anything but the streams is written; ConfigurationMismatch if
+    `output` has a run of other texts or with another run config; and what a worker raises.
     """
     from .read.reader import ActivationReader
     from .worker.flags import RunFlags
-    from .worker.resolve import resolve_model, resolve_run
+    from .worker.resolve import check_flags, resolve_model, resolve_run
     from .worker.shutdown import Stop
     from .worker.worker import extract as extract_stream
 
@@ -63,6 +63,8 @@ def extract(
         raise InvalidRequest(f"{taken[0]}= is chosen by extract(), which writes one stream into output/streams")
     defaults = {name: value for name, value in _DEFAULTS.items() if flags.get(name) is None}
     run_flags = flags_of(RunFlags, own | given | flags | defaults)
+    if (span := check_flags(run_flags).span) is not None:
+        raise InvalidRequest(f"positions={span!r}: texts have no spans; give all, last, mean, a list or a slice")
     resolved = resolve_model(run_flags)
     _publish(open_storage(run_flags.streams), texts)
     extract_stream(resolve_run(run_flags, resolved), Stop(), begin)

@@ -177,8 +177,11 @@ class HubStorage(Storage):
         return self._retries.call(what, attempt, lambda error: judge(error, what))
 
 
-def judge(error: Exception, what: str) -> Passing | Exception:
-    """Return `Passing` or the domain error for an error of the client; any other error itself."""
+def judge(error: Exception, what: str, may: str = "read it") -> Passing | Exception:
+    """Return `Passing` or the domain error for an error of the client; any other error itself.
+
+    `may` is the permission of the token that the request needs.
+    """
     from huggingface_hub import errors
 
     http_error = errors.HTTPError  # type: ignore[reportPrivateImportUsage]  # of the HTTP library that the client uses
@@ -188,11 +191,11 @@ def judge(error: Exception, what: str) -> Passing | Exception:
         return InvalidRequest(f"{what}: HF_HUB_OFFLINE is set, and it is not on this machine")
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.HFValidationError) or (status is not None and not is_passing_status(status)):
-        return _refusal(what, error, status)
+        return _refusal(what, error, status, may)
     return Passing(_first_line(error), _asked_to_wait(error))
 
 
-def _refusal(what: str, error: Exception, status: int | None) -> Exception:
+def _refusal(what: str, error: Exception, status: int | None, may: str) -> Exception:
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -204,7 +207,7 @@ def _refusal(what: str, error: Exception, status: int | None) -> Exception:
     if isinstance(error, errors.RepositoryNotFoundError):
         return InvalidRequest(f"{what}: no such repository on the hub; if it is private, set HF_TOKEN")
     if status in (401, 403):
-        return PermissionDenied(f"{what}: the hub refuses; set HF_TOKEN to a token that may read it")
+        return PermissionDenied(f"{what}: the hub refuses; set HF_TOKEN to a token that may {may}")
     return InvalidRequest(f"{what}: {_first_line(error)}")
 
 

@@ -33,7 +33,7 @@ def upload(location: str, files: Iterable[File]) -> int:
     api, sent = HfApi(endpoint=os.environ.get("HF_ENDPOINT")), 0
 
     def call(attempt: Callable[[], Result]) -> Result:
-        return retries.call(location, attempt, lambda error: judge(error, location))
+        return retries.call(location, attempt, lambda error: judge(error, location, "write to it"))
 
     call(lambda: api.create_repo(place.repository, repo_type="dataset", exist_ok=True))
     known = call(lambda: _known(api, place))

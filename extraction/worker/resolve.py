@@ -119,7 +119,7 @@ def resolve_run(flags: RunFlags, model: ModelPlan | None = None) -> RunPlan:
     manifest and `run.json` raises.
     """
     stream = _stream_of(flags)
-    selection = Selection.parse(flags.positions, flags.drop_special)
+    selection = check_flags(flags)
     model = model or resolve_model(flags)
     manifest, output = load_manifest(flags.streams), open_storage(flags.output)
     check_spans(selection, manifest, flags.streams)
@@ -132,8 +132,6 @@ def resolve_run(flags: RunFlags, model: ModelPlan | None = None) -> RunPlan:
     selector = Selector(selection, tokenizer.special_ids)
     hardware, there = open_devices(), _run_in(output)
     run = there.config if there else None
-    if flags.compile_cache:
-        backend_of(flags.compile_cache)
     step = resolve_step(flags, model, selection, hardware, run.batch_size if run else None)
     steps_per_batch = flags.steps_per_batch or (run.steps_per_batch if run else None)
     if steps_per_batch is None:
@@ -150,6 +148,13 @@ def resolve_run(flags: RunFlags, model: ModelPlan | None = None) -> RunPlan:
         queue_bytes=flags.queue_mib << 20,
         progress=flags.progress, metrics_port=flags.metrics_port, metrics_host=flags.metrics_host,
     )  # fmt: skip
+
+
+def check_flags(flags: RunFlags) -> Selection:
+    """Return the token selection. Raises InvalidRequest for a flag that is wrong without a look at any file."""
+    if flags.compile_cache:
+        backend_of(flags.compile_cache)
+    return Selection.parse(flags.positions, flags.drop_special)
 
 
 def resolve_model(flags: StepFlags, default_hooks: str | None = None, weights: bool = True) -> ModelPlan:

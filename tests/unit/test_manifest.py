@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 from extraction.core.errors import DamagedData, InvalidRequest
@@ -39,6 +40,13 @@ def test_the_digest_of_a_stream_follows_its_own_files_only(tmp_path):
         published = fineweb.create(open_storage(str(tmp_path / f"streams{last}")), str(tmp_path / "corpus"), 2)
         digests.append([stream.digest for stream in published.manifest.streams])
     assert digests[0][0] == digests[1][0] and digests[0][1] != digests[1][1]
+
+
+def test_the_same_rows_by_another_writer_are_explained(corpus):
+    file = sorted(corpus[0].glob("*.parquet"))[0]
+    pq.write_table(pq.read_table(file), file, compression="gzip")
+    with pytest.raises(InvalidRequest, match="differs in its content, or was written by another version of pyarrow"):
+        fineweb.create(open_storage(corpus[1]), str(corpus[0]), 2)
 
 
 def test_no_manifest_is_a_mistake_of_the_caller(tmp_path):

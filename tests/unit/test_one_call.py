@@ -97,6 +97,8 @@ def test_pairs_and_a_column_of_datasets(tmp_path):
         ({"seq_len": 0}, "seq_len=0: "),
         ({"store_dtype": "int3"}, "store_dtype='int3': "),
         ({"layers": [99]}, "99"),
+        ({"positions": "lasst"}, "positions='lasst': texts have no spans"),
+        ({"compile_cache": "ftp://steps"}, "ftp://steps"),
         ({"streams": "elsewhere"}, "streams= is chosen by extract"),
         ({"texts": "one text"}, "texts is one string"),
         ({"texts": []}, "texts is empty"),

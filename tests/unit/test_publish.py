@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 import extract_activations
-from extraction.core.errors import InvalidRequest
+from extraction.core.errors import InvalidRequest, PermissionDenied
 from extraction.read.reader import ActivationReader
 from extraction.storage import hub_upload, open_storage
 from extraction.tools.publish import publish
@@ -70,6 +70,12 @@ def test_an_interrupted_upload_continues_without_sending_twice(output, hub, monk
     before = len(hub.sent)
     publish(output, "hf://datasets/org/acts", "safetensors", "other")
     assert len(hub.sent) == before and rows_of("hf://datasets/org/acts") == rows_of(output)
+
+
+def test_a_token_that_may_only_read_is_told_from_one_that_may_write(output, hub):
+    hub.trouble = [("/api/datasets/org/acts/commit/*", "403", 1)]
+    with pytest.raises(PermissionDenied, match="set HF_TOKEN to a token that may write to it"):
+        publish(output, "hf://datasets/org/acts", "safetensors", "other")
 
 
 def test_rows_as_parquet_in_a_folder(output, tmp_path):

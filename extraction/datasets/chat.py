@@ -10,6 +10,7 @@ Cost: the template, twice for each conversation.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -56,7 +57,7 @@ def create(storage: Storage, source: str, num_streams: int, options: ChatOptions
     from ..batching.tokenizer import RecordTokenizer
     from ..batching.tokenizer.chat import TEMPLATE_DATE, TURN_END, RefusedByTemplate
 
-    tokenizer = RecordTokenizer(Path(options.model).expanduser())
+    tokenizer = RecordTokenizer(Path(os.path.expanduser(options.model)))
     if not tokenizer.has_chat_template:
         raise InvalidRequest(f"--model {options.model}: this tokenizer has no chat template")
     columns = (options.messages_column,) if options.messages_column else COLUMNS

@@ -77,7 +77,7 @@ class FinewebOptions(SelectOptions):
     @property
     def cache(self) -> Path | None:
         """The folder for the footers of remote files."""
-        return Path(self.footer_cache).expanduser() if self.footer_cache else None
+        return Path(os.path.expanduser(self.footer_cache)) if self.footer_cache else None
 
     @property
     def filter(self) -> RowFilter:

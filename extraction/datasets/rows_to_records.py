@@ -7,6 +7,7 @@ source.
 """
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -179,7 +180,7 @@ def _meta_text(meta: dict[str, Any], text: str, where: str) -> str | None:
 
 def _location(source: str, revision: str | None) -> str:
     """Return the location of a source: OWNER/NAME is a data set of the hub unless there is such a file or folder."""
-    if "://" not in source and not Path(source).expanduser().exists():
+    if "://" not in source and not Path(os.path.expanduser(source)).exists():
         if _NAME.fullmatch(source):
             raise InvalidRequest(f"{source}: no such file or folder, and a data set of the hub is named OWNER/NAME")
         source = f"hf://datasets/{source}" if _REPOSITORY.fullmatch(source) else source

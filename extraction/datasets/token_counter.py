@@ -5,6 +5,7 @@ Guarantee: tokens are counted as a worker with `--bos auto` has them. Cost: the 
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class TokenCounter:
     def __init__(self, model: str, limit: int):
         from ..batching.tokenizer import RecordTokenizer
 
-        self._limit, self._tokenizer = limit, RecordTokenizer(Path(model).expanduser())
+        self._limit, self._tokenizer = limit, RecordTokenizer(Path(os.path.expanduser(model)))
 
     def to_json(self) -> dict[str, Any]:
         """Return what the manifest records: whose tokens were counted."""

@@ -6,6 +6,7 @@ with `--model` each has a row in the model's embedding (a worker checks it in an
 becomes a record for each document. Cost: memory does not grow with the source.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -66,7 +67,7 @@ def _vocabulary(model: str) -> int:
     """Return how many rows the embedding of a model has. Raises InvalidRequest."""
     from ..batching.tokenizer.files import read_json
 
-    path = Path(model).expanduser() / "config.json"
+    path = Path(os.path.expanduser(model)) / "config.json"
     config = read_json(path)
     size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
     if type(size) is not int or size < 1:

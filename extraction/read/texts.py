@@ -7,6 +7,7 @@ tokenizer's files, once; a row group of the streams for each record.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +53,7 @@ class Texts:
 
         config, place = self._run.config, self._run.model_location
         if self._folder is not None:
-            folder = Path(self._folder).expanduser()
+            folder = Path(os.path.expanduser(self._folder))
         else:
             try:
                 folder = locate_model(place, config.revision, weights=False).path

@@ -5,7 +5,9 @@ import os
 import pytest
 
 from extraction.core.errors import InvalidRequest
+from extraction.datasets.token_counter import TokenCounter
 from extraction.storage import open_storage
+from extraction.streams.build.sources import find_source
 from extraction.worker.resolve import absolute
 
 
@@ -48,3 +50,9 @@ def test_a_name_that_is_not_unicode_is_refused():
     """run.json could not be read again."""
     with pytest.raises(InvalidRequest, match=r"donn.udce9es: the name is not UTF-8"):
         absolute("streams/donn\udce9es")
+
+
+def test_a_home_that_nobody_has_is_no_folder():
+    for use in (lambda name: TokenCounter(name, 9), find_source):
+        with pytest.raises(InvalidRequest, match="~nobodyofthisname/x"):
+            use("~nobodyofthisname/x")

@@ -11,6 +11,7 @@ conversation in which the model has answered the examples. With a tokenizer that
 `instructed` are the user's turn; `turns` needs one.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -135,4 +136,4 @@ class Prompter:
 def _tokenizer(model: str, bos: str) -> "RecordTokenizer":
     from ...batching.tokenizer import RecordTokenizer
 
-    return RecordTokenizer(Path(model).expanduser(), bos)
+    return RecordTokenizer(Path(os.path.expanduser(model)), bos)

@@ -11,6 +11,7 @@ out and reported; several splits, configurations or kinds of files are refused u
 and a README.md in the folder.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,7 +118,7 @@ def find_source(source: str, kinds: Sequence[str] = ("Parquet",), choice: Choice
 
     Raises InvalidRequest when there are none, or several kinds, splits or configurations without a choice.
     """
-    place = _remote(source) if "://" in source else local_place(Path(source).expanduser())
+    place = _remote(source) if "://" in source else local_place(Path(os.path.expanduser(source)))
     if place.is_file:
         chosen: Mapping[str, str | None] = dict.fromkeys(place.names)
     else:

@@ -6,6 +6,7 @@ tokens that stand out, positions, lengths, padding, where the time went, the con
 Guarantee: the page asks for nothing from any network and runs no script. Cost: as in `facts`, and one audit.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,5 +33,5 @@ def write_report(output: str, file: str, streams: str | None = None, tokenizer: 
 
 
 def _load_words(location: str) -> Callable[[int], str]:
-    tokenizer = load_pipeline(Path(location).expanduser())
+    tokenizer = load_pipeline(Path(os.path.expanduser(location)))
     return lambda token: tokenizer.decode([token], skip_special_tokens=False)

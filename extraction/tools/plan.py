@@ -15,8 +15,8 @@ a manifest all are taken for stored, or one in K. Cost: one compilation, 5 to 20
 import math
 from dataclasses import asdict, dataclass, replace
 
-from ..batching.first_records import Sample, check_spans, count_first_records
 from ..batching.packing import Cut
+from ..batching.record_sample import Sample, check_spans, count_first_records
 from ..batching.token_selection import Selection, Selector
 from ..batching.tokenizer import RecordTokenizer
 from ..core.amounts import format_seconds

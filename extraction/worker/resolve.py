@@ -9,8 +9,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..batching.first_records import Sample, all_records, check_spans, count_first_records
 from ..batching.packing import Cut
+from ..batching.record_sample import Sample, all_records, check_spans, count_first_records
 from ..batching.token_selection import Selection, Selector
 from ..batching.tokenizer import RecordTokenizer
 from ..core.errors import InvalidRequest, ObjectNotFound

@@ -4,7 +4,7 @@ In: the folder of a model with its `tokenizer.json`, and records. Out: `Tokenize
 of `tokenizers.Tokenizer.from_file("tokenizer.json")` and depend on the record and the configuration alone; ids are not
 cut, padded or reordered. A record of token ids keeps its own; a text that begins with the prefix gets no second one.
 Cost: the pipeline's, on `group_size` records at a time, so at most that many texts are held; memory and time as
-`bounds` says.
+`limits` says.
 
 The tokenizer classes of transformers are not used: some build another pipeline from the vocabulary.
 """
@@ -27,9 +27,9 @@ from ...core.git_lfs import refuse_pointer
 from ...core.logs import say
 from ...format.records import Record, TokenizedRecord
 from ...format.run_config import SpecialTokenIds
-from .bounds import MOST_CHARACTERS, groups, shortened, within_time
 from .chat import TEMPLATE_DATE, Conversation, find_template, render, write_conversation
 from .files import TokenizerFiles, read_files
+from .limits import MOST_CHARACTERS, groups, shortened, within_time
 from .special import SpecialTokens, find_special_tokens
 
 GROUP_SIZE = 256  # records tokenized at once: enough for all cores to have work

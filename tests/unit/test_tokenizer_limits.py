@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from extraction.batching.tokenizer import RecordTokenizer, bounds
+from extraction.batching.tokenizer import RecordTokenizer, limits
 from extraction.core.errors import DamagedData
 from extraction.format.records import Record
 from tests.helpers import published_tokenizers
@@ -67,7 +67,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 def test_a_text_beyond_the_bound_is_named_and_those_before_it_are_not_lost(monkeypatch):
-    monkeypatch.setattr(bounds, "MOST_CHARACTERS", 10_000)
+    monkeypatch.setattr(limits, "MOST_CHARACTERS", 10_000)
     tokenizer = RecordTokenizer(MODEL)
     records = [Record(0, "short", "a b"), Record(1, "long", "a " * 5001), Record(2, "next", "c")]
     found = tokenizer.tokenize(records)
@@ -78,9 +78,9 @@ def test_a_text_beyond_the_bound_is_named_and_those_before_it_are_not_lost(monke
 
 
 def test_texts_that_are_tokenized_at_once_are_bounded_together(monkeypatch):
-    monkeypatch.setattr(bounds, "MOST_CHARACTERS", 1000)
+    monkeypatch.setattr(limits, "MOST_CHARACTERS", 1000)
     records = [Record(i, str(i), "a" * size) for i, size in enumerate([400, 400, 400, 1000, 0, 1])]
-    assert [[record.index for record in group] for group in bounds.groups(records, 256)] == [[0, 1], [2], [3, 4], [5]]
+    assert [[record.index for record in group] for group in limits.groups(records, 256)] == [[0, 1], [2], [3, 4], [5]]
 
 
 @pytest.fixture
@@ -100,4 +100,4 @@ def test_a_text_on_which_an_expression_explodes_is_named(bomb):
 
 def test_a_pipeline_that_does_not_end_is_given_up():
     with pytest.raises(DamagedData, match="records a to b: the tokenizer did not end within 0 s"):
-        bounds.within_time(threading.Event().wait, [Record(0, "a", "x"), Record(1, "b", "")], 0.05)
+        limits.within_time(threading.Event().wait, [Record(0, "a", "x"), Record(1, "b", "")], 0.05)

@@ -99,7 +99,7 @@ def form_for(
         if fused_has(q, rule):
             return OnEachDevice(FusedAttention())
     if device.platform == "gpu" and cudnn_has(q, rule) and not with_sinks:
-        return OnEachDevice(attend_cudnn)
+        return OnEachDevice(attend_library)
     return attend_blocks
 
 
@@ -140,25 +140,14 @@ def cudnn_has(q: Float[jax.Array, "B T H Dh"], rule: AttentionRule) -> bool:
     return half and q.shape[-1] <= _CUDNN_MAX_HEAD_WIDTH and q.shape[-1] % 8 == 0 and plain
 
 
-def attend_cudnn(
-    q: Float[jax.Array, "B T H Dh"],
-    k: Float[jax.Array, "B T K Dh"],
-    v: Float[jax.Array, "B T K Dv"],
-    segment_ids: Int[jax.Array, "B T"],
-    rule: AttentionRule,
-    sinks: None = None,
-) -> Float[jax.Array, "B T H Dv"]:
-    """Compute attention by cuDNN's kernel, [B, T, H, Dv]."""
-    return attend_library(q, k, v, segment_ids, rule, "cudnn")
-
-
 def attend_library(
     q: Float[jax.Array, "B T H Dh"],
     k: Float[jax.Array, "B T K Dh"],
     v: Float[jax.Array, "B T K Dv"],
     segment_ids: Int[jax.Array, "B T"],
     rule: AttentionRule,
-    implementation: Literal["cudnn", "xla"],
+    sinks: None = None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[jax.Array, "B T H Dv"]:
     """Compute attention with jax's own function, which has no softcap and no sinks."""
     window = None if rule.window is None else (rule.window - 1, 0)

@@ -15,7 +15,6 @@ from extraction.models.attention import (
     OnEachDevice,
     attend,
     attend_blocks,
-    attend_cudnn,
     attend_library,
     attention,
     cudnn_has,
@@ -146,7 +145,7 @@ def test_the_device_chooses():
     assert form_for(cpu, half, rule) is form_for(h100, whole, rule) is form_for(a100, whole, rule) is attend_blocks
     assert form_for(h100, half, rule) == form_for(h100, half, rule, True) == OnEachDevice(FusedAttention())
     assert form_for(DeviceKind("gpu", "NVIDIA GH200 480GB"), half, RULES["both"]) == OnEachDevice(FusedAttention())
-    assert form_for(a100, half, rule) == form_for(h100, half[..., :40], rule) == OnEachDevice(attend_cudnn)
+    assert form_for(a100, half, rule) == form_for(h100, half[..., :40], rule) == OnEachDevice(attend_library)
     assert form_for(a100, half, rule, with_sinks=True) is attend_blocks
     assert form_for(a100, half, rule, value_width=32) is form_for(h100, half, rule, value_width=32) is attend_blocks
     assert form_for(tpu, half, rule) == form_for(tpu, whole, rule) == OnEachDevice(attend_splash)

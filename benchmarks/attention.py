@@ -2,9 +2,9 @@
 
 In: nothing. Out: a table in microseconds per sequence, non-causal, float16, H=8, Dh=64, S in {128, 256, 512}, B in
 {8, 16, 32}; with `--sweep` the largest error over S from 1 to 1024, or over each n-th of them, which compiles a kernel
-for each length; with `--output` all of it raw. `packed_attention.py` measures packed documents. *Device* is the
-time of `CALLS` dependent calls in one program (a jit, for torch a CUDA graph) over their number, *call* that of
-`CALLS` calls from Python. Each number is a median over `--repeats` rounds in which the implementations take turns.
+for each length; with `--output` all of it raw. `packed_attention.py` measures packed documents. *Device* is the time of
+the kernels, as CUPTI measures it for jax's profiler, torch's too; *call* that of `CALLS` calls from Python, each on the
+result of the one before, over their number: the median of `--repeats` rounds in which the implementations take turns.
 
     python benchmarks/attention.py --sweep 1 --output benchmarks/results/attention.json
 
@@ -14,8 +14,10 @@ Without a GPU it says so and exits with 2. torch is compared if it is installed 
 import platform
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -30,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.outcome import give, gives_results  # noqa: E402
 from extraction.models.attention_rule import AttentionRule  # noqa: E402
-from extraction.models.fused_attention import TILES, FusedAttention, Tiles  # noqa: E402
+from extraction.models.fused_attention import FusedAttention  # noqa: E402
 from tests.helpers.attention_reference import exact_attention, relative_error  # noqa: E402
 
 CASES = list(product((128, 256, 512), (8, 16, 32)))
@@ -45,60 +47,43 @@ def draw(batch: int, length: int, heads: int = HEADS) -> list[np.ndarray]:
     return [rng.standard_normal((batch, length, heads, HEAD_WIDTH)).astype(np.float16) for _ in range(3)]
 
 
-def chained(attend: Callable) -> Callable:
-    """CALLS calls, each on the result of the one before."""
+def with_jax(attend: Callable, arrays: list[np.ndarray]) -> Timed:
+    """`attend`, compiled."""
+    arrays = [jax.device_put(array) for array in arrays]
+    attend = jax.jit(attend)
 
-    def calls(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def run() -> None:
+        q, k, v = arrays
         for _ in range(CALLS):
             q = attend(q, k, v)
-        return q
+        q.block_until_ready()
 
-    return calls
-
-
-def with_jax(attend: Callable, arrays: list[np.ndarray]) -> dict[str, Timed]:
-    """`attend` compiled alone, and CALLS of it compiled together."""
-    arrays = [jax.device_put(array) for array in arrays]
-    alone = jax.jit(attend)
-    one_by_one = chained(alone)
-    together = jax.jit(one_by_one)  # traces `attend` once
-    return {
-        "device": lambda: together(*arrays).block_until_ready(),
-        "call": lambda: one_by_one(*arrays).block_until_ready(),
-    }
+    run()
+    return run
 
 
-def with_torch(arrays: list[np.ndarray]) -> dict[str, Timed]:
-    """Torch's scaled_dot_product_attention, in a CUDA graph and call by call. Raises ImportError without CUDA torch."""
+def with_torch(arrays: list[np.ndarray]) -> Timed:
+    """Torch's scaled_dot_product_attention. Raises ImportError without CUDA torch."""
     import torch
 
     if not torch.cuda.is_available():
         raise ImportError("torch is installed without CUDA")
-    calls = chained(torch.nn.functional.scaled_dot_product_attention)
     tensors = [torch.from_numpy(array).cuda().transpose(1, 2).contiguous() for array in arrays]  # [B, H, S, Dh]
-    stream = torch.cuda.Stream()
-    with torch.no_grad(), torch.cuda.stream(stream):
-        calls(*tensors)  # a graph is recorded of warm code only
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graph):
-        calls(*tensors)
 
-    def replay() -> None:
-        graph.replay()
-        torch.cuda.synchronize()
-
-    def one_by_one() -> None:
+    def run() -> None:
+        q, k, v = tensors
         with torch.no_grad():
-            calls(*tensors)
+            for _ in range(CALLS):
+                q = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         torch.cuda.synchronize()
 
-    return {"device": replay, "call": one_by_one}
+    run()
+    return run
 
 
-def implementations(tiles: Tiles | None) -> dict[str, Callable]:
+def implementations() -> dict[str, Callable]:
     """For each name, a function of the arrays that returns what is timed."""
-    ours = partial(FusedAttention(causal=False, tiles=tiles), segment_ids=None, rule=RULE)
+    ours = partial(FusedAttention(causal=False), segment_ids=None, rule=RULE)
     theirs = {name: partial(jax.nn.dot_product_attention, implementation=name) for name in ("cudnn", "xla")}
     return {
         "fused": partial(with_jax, ours),
@@ -107,24 +92,48 @@ def implementations(tiles: Tiles | None) -> dict[str, Callable]:
     }
 
 
-def measure(batch: int, length: int, tiles: Tiles | None, repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Microseconds per sequence, all repeats, by implementation and kind; an empty dict for one that is not there."""
+def prepare(case: tuple[int, int]) -> dict[str, Timed]:
+    """What is timed of a case (S, B), by implementation; what cannot run here is left out, and why is said."""
+    length, batch = case
     arrays, timed = draw(batch, length), {}
-    for name, make in implementations(tiles).items():
+    for name, make in implementations().items():
         try:
             timed[name] = make(arrays)
-            for run in timed[name].values():
-                run()
         except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:
             print(f"{name}: left out ({str(error).splitlines()[0]})", file=sys.stderr)
-            timed[name] = {}
-    found = {name: {kind: [] for kind in kinds} for name, kinds in timed.items()}
-    for _ in range(repeats):
-        for name, kinds in timed.items():
-            for kind, run in kinds.items():
-                begin = time.perf_counter()
-                run()
-                found[name][kind].append((time.perf_counter() - begin) / (CALLS * batch) * 1e6)
+    return timed
+
+
+def kernel_seconds(run: Timed) -> float | None:
+    """Seconds of all kernels that run on GPUs meanwhile; None if the profiler finds none."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run()
+        (trace,) = Path(folder).rglob("*.xplane.pb")
+        planes = list(jax.profiler.ProfileData.from_file(str(trace)).planes)
+    lines = [line for plane in planes if plane.name.startswith("/device:GPU") for line in plane.lines]
+    kernels = [event.duration_ns for line in lines if line.name.startswith("Stream") for event in line.events]
+    return sum(kernels) / 1e9 if kernels else None
+
+
+def measure_all(cases: Sequence[tuple[int, int]], repeats: int, tell: Callable[[list], None] = lambda found: None):
+    """Microseconds per sequence of each case (S, B), by implementation and kind. `tell` gets what is known so far."""
+    with ThreadPoolExecutor() as pool:  # the programs are compiled side by side
+        prepared = list(pool.map(prepare, cases))
+    found = []
+    for (length, batch), timed in zip(cases, prepared, strict=True):
+        per_sequence = 1e6 / (CALLS * batch)
+        seconds: dict[str, list[float]] = {name: [] for name in timed}
+        for name, run in list(timed.items()) * repeats:
+            begin = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begin)
+        microseconds = {name: {"call": statistics.median(each) * per_sequence} for name, each in seconds.items()}
+        for name, run in timed.items():
+            kernels = kernel_seconds(run)
+            microseconds[name] |= {} if kernels is None else {"device": kernels * per_sequence}
+        found.append({"length": length, "batch": batch, "microseconds": microseconds})
+        tell(found)
     return found
 
 
@@ -161,22 +170,20 @@ def machine() -> dict[str, str | None]:
 
 
 def table(cases: list[dict]) -> str:
-    """A line for each case: medians of all implementations, and ours over torch's."""
+    """A line for each case: all implementations, and ours over torch's."""
     lines = []
     for case in cases:
-        medians = {
-            f"{name} {kind}": statistics.median(values)
-            for name, kinds in case["microseconds"].items()
-            for kind, values in kinds.items()
+        found = {
+            f"{name} {kind}": value for name, kinds in case["microseconds"].items() for kind, value in kinds.items()
         }
         ratios = {
-            kind: f"{medians[f'fused {kind}'] / medians[f'torch {kind}']:.2f}"
+            kind: f"{found[f'fused {kind}'] / found[f'torch {kind}']:.2f}"
             for kind in ("device", "call")
-            if f"torch {kind}" in medians
+            if {f"fused {kind}", f"torch {kind}"} <= found.keys()
         }
         lines.append(
             f"S={case['length']:4} B={case['batch']:3}  "
-            + "  ".join(f"{name} {value:.2f}" for name, value in medians.items())
+            + "  ".join(f"{name} {value:.2f}" for name, value in found.items())
             + f"  fused/torch {ratios}"
         )
     return "\n".join(lines)
@@ -184,23 +191,16 @@ def table(cases: list[dict]) -> str:
 
 @click.command()
 @click.option("--repeats", default=20, show_default=True, help="Rounds in which each implementation is timed once.")
-@click.option("--tiles", default=None, help="Tiles of the kernel, as keys,stages, instead of its own choice.")
 @click.option("--sweep", "sweep_step", type=int, help="Also check every n-th length from 1 to 1024.")
 @gives_results
-def main(repeats: int, tiles: str | None, sweep_step: int | None, as_json: bool, output: Path | None) -> None:
+def main(repeats: int, sweep_step: int | None, as_json: bool, output: Path | None) -> None:
     """Measure."""
     if jax.default_backend() != "gpu":
         print(f"no GPU here, jax computes on {jax.default_backend()}: nothing was measured", file=sys.stderr)
         sys.exit(2)
-    chosen = Tiles(*map(int, tiles.split(","))) if tiles else None
-    cases = [
-        {"length": length, "batch": batch, "microseconds": measure(batch, length, chosen, repeats)}
-        for length, batch in CASES
-    ]
-    used = str(chosen or TILES[HEAD_WIDTH])
-    results = {"machine": machine(), "tiles": used, "calls": CALLS, "cases": cases} | (
-        {"worst_error": sweep(sweep_step)} if sweep_step else {}
-    )
+    cases = measure_all(CASES, repeats)
+    worst = {"worst_error": sweep(sweep_step)} if sweep_step else {}
+    results = {"machine": machine(), "calls": CALLS, "cases": cases} | worst
     give(results, f"{table(cases)}\n{results.get('worst_error', '')}", as_json, output)
 
 

@@ -2,8 +2,8 @@
 
 In: nothing. Out: for T of 2,048 and 8,192 and head widths of 64 and 128, causal, bfloat16, 16,384 tokens in rows of
 documents with FineWeb's lengths: microseconds of one call, medians of `--repeats` rounds in which the implementations
-take turns, and TFLOP/s of the pairs that are seen. The calls depend on each other and are compiled together. An
-implementation that is not there is left out, with the reason.
+take turns, and TFLOP/s of the pairs that are seen. `CALLS` calls, each on the result of the one before, are dispatched
+at once. An implementation that is not there is left out, with the reason.
 
     python benchmarks/packed_attention.py --output benchmarks/results/packed_attention.json
 """
@@ -61,21 +61,21 @@ def fineweb_rows(rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def with_jax(attend: Callable, arrays: list[np.ndarray], segment_ids: np.ndarray) -> Callable[[], object]:
-    """CALLS calls in one program, each on the result of the one before."""
+    """`attend`, compiled."""
     import jax
     import jax.numpy as jnp
 
-    attend = jax.jit(attend)  # traced once
-
-    def calls(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
-        for _ in range(CALLS):
-            q = attend(q, k, v, ids)
-        return q
-
+    attend = jax.jit(attend)
     q, k, v = (jnp.asarray(array, jnp.bfloat16) for array in arrays)
-    program = jax.jit(calls).lower(q, k, v, segment_ids).compile()
     ids = jax.device_put(segment_ids)
-    return lambda: program(q, k, v, ids).block_until_ready()
+
+    def run() -> None:
+        out = q
+        for _ in range(CALLS):
+            out = attend(out, k, v, ids)
+        out.block_until_ready()
+
+    return run
 
 
 def with_torch(kind: str, arrays: list[np.ndarray], segment_ids: np.ndarray) -> Callable[[], object]:

@@ -7,6 +7,7 @@ implementation.
 
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -31,14 +32,11 @@ def correctness(setting: Setting) -> dict:
     from extraction.models.attention_rule import AttentionRule
     from tests.helpers.attention_reference import exact_attention, relative_error
 
-    found = {}
-    for model in MODELS[: 1 if setting.tiny else None]:
-        found[model] = checked(setting, model)
-        setting.save({"check": found})
-    rng = np.random.default_rng(0)
+    setting.save({"check": {model: checked(setting, model) for model in MODELS[: 1 if setting.tiny else None]}})
     rules = {"causal": (None, None), "window": (200, None), "softcap": (None, 20.0), "both": (100, 20.0)}
 
     def error(length: int, width: int, rule: AttentionRule, dtype: str) -> float:
+        rng = np.random.default_rng(length)
         q, k, v = (jnp.asarray(rng.standard_normal((2, length, heads, width)), dtype) for heads in (4, 2, 2))
         ids = np.sort(rng.integers(1, 5, (2, length)), axis=1).astype(np.int32)
         sinks = jnp.linspace(-2, 3, 4) if width == 64 else None
@@ -46,15 +44,17 @@ def correctness(setting: Setting) -> dict:
         return float(relative_error(ours, exact_attention(q, k, v, ids, rule, sinks=sinks)))
 
     widths, lengths = (WIDTHS[:1], LENGTHS[:2]) if setting.tiny else (WIDTHS, LENGTHS)
-    for width in widths:
-        for name, (window, cap) in rules.items():
-            rule = AttentionRule(width**-0.5, window, cap)
-            setting.save({f"{width} {name}": error(100 if setting.tiny else 600, width, rule, "bfloat16")})
-    lengths_found = {}
-    for length in lengths:
-        lengths_found[length] = error(length, 64, AttentionRule(0.125), "float16")
-        setting.save({"lengths": lengths_found})
-    return {}
+    with ThreadPoolExecutor() as pool:  # the programs are compiled side by side
+        of_rules = {
+            f"{width} {name}": pool.submit(
+                error, 100 if setting.tiny else 600, width, AttentionRule(width**-0.5, *rule), "bfloat16"
+            )
+            for width in widths
+            for name, rule in rules.items()
+        }
+        of_lengths = {length: pool.submit(error, length, 64, AttentionRule(0.125), "float16") for length in lengths}
+        results = ({name: each.result() for name, each in group.items()} for group in (of_rules, of_lengths))
+        return dict(zip(("rules", "lengths"), results, strict=True))
 
 
 def checked(setting: Setting, model: str) -> dict:
@@ -82,12 +82,10 @@ def nine_cases(setting: Setting) -> dict:
     """Microseconds per sequence of short rows."""
     from benchmarks import attention
 
-    cases, repeats = (attention.CASES[:1], 1) if setting.tiny else (attention.CASES, 10)
-    found = []
-    for length, batch in cases:
-        size = (1, 16) if setting.tiny else (batch, length)
-        found.append({"length": length, "batch": batch, "microseconds": attention.measure(*size, None, repeats)})
-        setting.save({"table": attention.table(found).splitlines(), "cases": found})
+    cases, repeats = ([(16, 1)], 1) if setting.tiny else (attention.CASES, 10)
+    attention.measure_all(
+        cases, repeats, lambda found: setting.save({"table": attention.table(found).splitlines(), "cases": found})
+    )
     return {"machine": attention.machine()}
 
 

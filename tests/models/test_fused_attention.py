@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from extraction.models.attention_rule import AttentionRule
-from extraction.models.fused_attention import BLOCK, TILES, FusedAttention, Tiles, key_ranges, tile_ranges
+from extraction.models.fused_attention import BLOCK, FusedAttention, key_ranges, tile_ranges
 from tests.helpers.attention_reference import exact_attention, relative_error
 
 pytestmark = pytest.mark.slow
@@ -66,7 +66,7 @@ def test_ranges_of_keys_are_the_mask(length, window, causal, segmented):
     padded = np.pad(padded, ((0, 0), (0, 0), (0, whole - length)))
     tiles = padded.reshape(2, whole // BLOCK, BLOCK, whole // 64, 64)
     edges = jnp.pad(jnp.asarray(ranges), ((0, 0), (0, 0), (0, whole - length)), mode="edge")
-    begin, first, end, stop = np.moveaxis(np.asarray(tile_ranges(edges, Tiles(64, 2)))[..., None], 2, 0)
+    begin, first, end, stop = np.moveaxis(np.asarray(tile_ranges(edges))[..., None], 2, 0)
     number = np.arange(whole // 64)[None, None]
     assert ((number >= begin) & (number < stop) == tiles.any(axis=(2, 4))).all()
     assert ((number >= first) & (number < end) == tiles.all(axis=(2, 4))).all()
@@ -98,12 +98,6 @@ def test_the_kernel_interpreted(shape, options, rule, causal, request):
     real = np.ones(ours.shape[:2], bool) if segment_ids is None else segment_ids > 0
     assert ours.shape == qkv[0].shape and np.isfinite(ours).all()
     assert relative_error(ours[real], theirs[real]) < LIMIT[qkv[0].dtype.type]
-
-
-@pytest.mark.parametrize("head_width", TILES)
-def test_the_tiles_fit_the_hardware(head_width):
-    """The 227 KiB of shared memory of an H100."""
-    assert TILES[head_width].shared_bytes(head_width) < 226 << 10
 
 
 @pytest.mark.parametrize("change", [{"dtype": jnp.float32}, {"head_width": 96}, {"heads": 3, "kv_heads": 2}])

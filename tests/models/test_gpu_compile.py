@@ -26,10 +26,9 @@ CONFIGS = Path(__file__).parents[1] / "model_configs"
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_fused_kernel_uses_the_products_and_copies_of_hopper(case):
-    """Some releases of jax ignore how the kernel divides registers among warpgroups; with those, some cases spill."""
     found = compile_case(case)
-    assert found["warpgroup_products"] > 0 and found["bulk_copies"] > 0 and found["programs_of_a_processor"] > 0
-    assert not (found["redistributes_registers"] and found["spill_bytes"])
+    assert found["warpgroup_products"] > 0 and found["bulk_copies"] > 0
+    assert found["programs_of_a_processor"] > 1 and not found["spill_bytes"]
 
 
 @pytest.fixture(scope="module", params=["Qwen2.5-7B", "gemma-2-9b"])

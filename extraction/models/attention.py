@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec
 
 from .attention_rule import AttentionRule, alibi_slopes
@@ -171,9 +172,14 @@ def attend_blocks(
     rule: AttentionRule,
     sinks: Float[jax.Array, " H"] | None = None,
 ) -> Float[jax.Array, "B T H Dv"]:
-    """Compute `attend` block of queries by block, each over the keys that it can see."""
+    """Compute `attend` block of queries by block, each over the keys that it can see.
+
+    A GPU's compiler needs seconds for each shape of a product: there all blocks have as many keys.
+    """
+    if current_device().platform == "gpu":
+        return attend_equal_blocks(q, k, v, segment_ids, rule, sinks)
     length = q.shape[1]
-    size = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
+    size = _block_size(length)
     blocks = []
     for start in range(0, length, size):
         end = min(start + size, length)
@@ -181,6 +187,40 @@ def attend_blocks(
         keys, values, segments = (part[:, first:end] for part in (k, v, segment_ids))
         blocks.append(attend(q[:, start:end], keys, values, segments, rule, sinks))
     return jnp.concatenate(blocks, axis=1)
+
+
+def _block_size(length: int) -> int:
+    return min(length, max(_MIN_BLOCK, -(-length // _MAX_BLOCKS)))
+
+
+def attend_equal_blocks(
+    q: Float[jax.Array, "B T H Dh"],
+    k: Float[jax.Array, "B T K Dh"],
+    v: Float[jax.Array, "B T K Dv"],
+    segment_ids: Int[jax.Array, "B T"],
+    rule: AttentionRule,
+    sinks: Float[jax.Array, " H"] | None = None,
+) -> Float[jax.Array, "B T H Dv"]:
+    """Compute `attend` in a loop over blocks of queries; what is before a row's first key is padding."""
+    batch, length, heads, _ = q.shape
+    size = _block_size(length)
+    keys = length if rule.window is None else min(length, size + rule.window - 1)
+    after = -length % size
+    q = _padded(q, 0, after)
+    k, v, segment_ids = (_padded(part, keys - size, after) for part in (k, v, segment_ids))
+
+    def block(start: jax.Array) -> jax.Array:
+        own = lax.dynamic_slice_in_dim(q, start, size, axis=1)
+        k_seen, v_seen, ids = (lax.dynamic_slice_in_dim(part, start, keys, axis=1) for part in (k, v, segment_ids))
+        return attend(own, k_seen, v_seen, ids, rule, sinks)
+
+    blocks = lax.map(block, jnp.arange(0, length, size))  # [blocks, B, size, H, Dv]
+    return blocks.swapaxes(0, 1).reshape(batch, length + after, heads, -1)[:, :length]
+
+
+def _padded(array: jax.Array, before: int, after: int) -> jax.Array:
+    """Return the array with zeros before and after its second axis."""
+    return jnp.pad(array, ((0, 0), (before, after), *((0, 0),) * (array.ndim - 2)))
 
 
 def attend(

@@ -122,8 +122,10 @@ def _run(form: Callable, case: Case, tensors: _Tensors, mesh: jax.sharding.Mesh)
     rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     arrays = [jax.device_put(array, rows) for array in tensors[:4]]
     arrays += [] if tensors.sinks is None else [jax.device_put(tensors.sinks, whole)]
+    # A GPU's compiler would try many forms of each product, which takes longer than all of them here.
+    options = {"xla_gpu_autotune_level": 0} if current_device().platform == "gpu" else None
     with jax.default_matmul_precision("highest" if case.dtype == "float32" else "default"):
-        return np.asarray(jax.jit(attend)(*arrays))
+        return np.asarray(jax.jit(attend, compiler_options=options)(*arrays))
 
 
 def _draw(case: Case, groups: int) -> _Tensors:

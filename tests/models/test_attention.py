@@ -15,6 +15,7 @@ from extraction.models.attention import (
     OnEachDevice,
     attend,
     attend_blocks,
+    attend_equal_blocks,
     attend_library,
     attention,
     cudnn_has,
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.slow
 FORMS = {
     "plain": attend,
     "blocks": attend_blocks,
+    "equal blocks": attend_equal_blocks,
     "splash": attend_splash,
     "library": partial(attend_library, implementation="xla"),
 }

@@ -7,6 +7,7 @@ the import of transformers.
 
 import json
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from .config import ModelConfig, Rope
 from .families import FAMILIES, Family, family_of
 from .used_config_keys import ModelView
 
+OLDEST_TRANSFORMERS = (5, 23)  # before it, the code of some models reads other attributes
 _MOST_BYTES = 16 << 20
 _MOST_LAYERS, _LAYERS = 10_000, ("num_hidden_layers", "n_layer", "num_layers")
 
@@ -30,6 +32,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     if written["model_type"] not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise InvalidRequest(f"{path}: model type {written['model_type']!r} is not supported; supported are {known}")
+    _check_transformers()
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -62,6 +65,14 @@ def read_model_config(folder: Path) -> ModelConfig:
         OSError,
     ) as error:
         raise DamagedData(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _check_transformers() -> None:
+    """Raise InvalidRequest if transformers is older than this project needs."""
+    found = metadata.version("transformers")
+    if tuple(map(int, found.split(".")[:2])) < OLDEST_TRANSFORMERS:
+        needed = ".".join(map(str, OLDEST_TRANSFORMERS))
+        raise InvalidRequest(f"transformers {found} is too old: pip install 'transformers>={needed}'")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from extraction.core.errors import DamagedData, InvalidRequest
 from extraction.models.config import Rope
-from extraction.models.config_file import read_model_config
+from extraction.models.config_file import OLDEST_TRANSFORMERS, read_model_config
 from extraction.models.families import FAMILIES, Family, family_of
 from extraction.models.location import ModelFolder, locate_model
 from tests.helpers.known_models import field_of
@@ -202,6 +204,17 @@ def test_keys_that_the_reference_does_not_know_are_named_once(configured, capsys
 def test_a_broken_configuration_is_damaged_data(configured, attributes):
     with pytest.raises(DamagedData, match=r"config\.json"):
         configured(attributes)
+
+
+def test_an_older_transformers_is_refused(configured, monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: "5.22.2")
+    with pytest.raises(InvalidRequest, match=r"^transformers 5\.22\.2 is too old: pip install 'transformers>=5\.23'$"):
+        read_model_config(configured(LLAMA))
+
+
+def test_the_oldest_transformers_is_the_one_that_is_installed_at_least():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert "transformers>=" + ".".join(map(str, OLDEST_TRANSFORMERS)) in project["optional-dependencies"]["worker"]
 
 
 def test_a_folder_without_a_configuration(tmp_path):

@@ -115,6 +115,10 @@ def run_worker(model: Path, streams: Path, output: Path, flags: dict[str, object
         "share_outside_step": round(1 - step / seconds, 4),
         "start_to_first_commit_s": round(first_commit, 2),
         "peak_memory_mib": usage.ru_maxrss // 1024 if usage else None,
+        "stages": {
+            name: float(number)
+            for name, number in re.findall(r"^worker 0: +(\w+) +([\d.]+) s +[\d.]+%", text, re.MULTILINE)
+        },
     }
 
 

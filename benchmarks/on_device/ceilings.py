@@ -1,11 +1,14 @@
 """What the machine can do at best: bytes copied in its memory, bfloat16 products in jax and in torch.
 
-In: a setting. Out: GB/s, bytes read and written, and TFLOP/s, each the best of several rounds. Cost: some seconds.
+In: a setting. Out: GB/s, bytes read and written, and TFLOP/s, each the best of several rounds; the rate to the host,
+into its pinned memory, as results of a step go, and into other memory. Cost: some seconds.
 """
 
 import time
 from collections.abc import Callable
 from functools import partial
+
+import numpy as np
 
 from benchmarks.device import Setting
 
@@ -13,12 +16,13 @@ from benchmarks.device import Setting
 def best_seconds(run: Callable[[], object], rounds: int = 5) -> float:
     """The least seconds of some rounds, after one that warms up."""
     run()
-    taken = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - begin)
-    return min(taken)
+    return min(seconds_of(run) for _ in range(rounds))
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
 
 
 def ceilings(setting: Setting) -> dict:
@@ -44,8 +48,10 @@ def ceilings(setting: Setting) -> dict:
     add = jax.jit(lambda x: x + 1)
     seconds = best_seconds(lambda: add(array).block_until_ready())
     setting.save({"jax_copy_gb_per_s": 2 * array.nbytes / seconds / 1e9})
-    host = best_seconds(partial(jax.device_get, add(array)), rounds=1)
-    setting.save({"to_host_gb_per_s": array.nbytes / host / 1e9})
+    pinned = array.sharding.with_memory_kind("pinned_host")
+    for name, fetch in (("pinned", lambda new: jax.device_put(new, pinned).block_until_ready()), ("other", np.asarray)):
+        seconds = min(seconds_of(partial(fetch, add(array + number).block_until_ready())) for number in range(3))
+        setting.save({f"to_host_{name}_gb_per_s": array.nbytes / seconds / 1e9})
     return {"torch": torch_matmul(size, calls)}
 
 

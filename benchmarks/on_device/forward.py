@@ -3,7 +3,7 @@
 In: a setting; the rate of ceilings.json, if it is there. Out: for each form seconds of a step, tokens/s, its share of
 the measured rate of products (MFU), seconds of its compilation, and memory: the compiler's, the estimate, and the most
 that the device held; what `plan` says of three layers. *Fetched* brings captured values to the host, one step behind,
-as a worker does. Cost: 14 GB of weights, made on the device.
+as a worker does, which copies them from there into its batch file. Cost: 14 GB of weights, made on the device.
 """
 
 import json
@@ -149,17 +149,18 @@ def measure(name: str, config: Any, options: Any, rounds: int) -> dict:
     if name != "bare":
         captures = CapturePlan.of(options.hook_points, config).captures
         step = compiled.Step(program, compiled.Loaded(params, "random"), options, captures)
-        found["fetched_seconds"] = fetched_seconds(lambda: step(tokens, segment_ids, positions, slots), rounds)
+        found["fetched_seconds"] = fetched_seconds(lambda: step(tokens, segment_ids, positions, slots), 2 * rounds)
     found["device_peak_bytes"] = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return found
 
 
 def fetched_seconds(dispatch: Callable[[], Any], rounds: int) -> float:
     """Seconds of a step whose results are fetched while the next one runs."""
-    waiting = deque([dispatch(), dispatch()])
-    waiting.popleft().get()
-    begin = time.perf_counter()
+    waiting, taken = deque([dispatch(), dispatch()]), []
     for _ in range(rounds):
+        begin = time.perf_counter()
         waiting.append(dispatch())
-        waiting.popleft().get()
-    return (time.perf_counter() - begin) / rounds
+        output = waiting.popleft()
+        output.facts(), output.parts()
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken)

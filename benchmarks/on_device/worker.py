@@ -70,18 +70,31 @@ def make_model(folder: Path) -> Path:
 def worker(setting: Setting) -> dict:
     """Run a worker; on a GPU twice: the second one finds its compiled step in the cache."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu" if setting.tiny else "cuda")
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        documents = 20 if setting.tiny else 700
-        texts = [text_of(i, max(1, len(r.tokens) // 2)) for i, r in enumerate(like_fineweb(documents))]
-        make_stream(write_corpus(work / "corpus", texts), work / "streams")
-        model, flags = (TINY, TINY_FLAGS) if setting.tiny else (make_model(work / "model"), FLAGS)
-        setting.save({"flags": flags, "documents": documents})
+    work = make_inputs(setting.tiny)
+    model, flags = (TINY, TINY_FLAGS) if setting.tiny else (work / "model", FLAGS)
+    setting.save({"flags": flags})
+    try:
         for state in ("cold",) if setting.tiny else ("cold", "warm"):
             found = run_worker(model, work / "streams", work / state, flags, work / "cache")
             setting.save({state: found | share(setting, found["tokens_per_second"])})
             shutil.rmtree(work / state)
+    finally:
+        shutil.rmtree(work)
     return {}
+
+
+def make_inputs(tiny: bool) -> Path:
+    """A folder with a stream and, unless it is the tiny one, a model; what an earlier call made whole is used."""
+    folder = Path(tempfile.gettempdir()) / ("device-inputs-tiny" if tiny else "device-inputs")
+    if not (folder / "made").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        sizes = [len(record.tokens) for record in like_fineweb(20 if tiny else 900)]
+        texts = [text_of(number, max(1, size // 2)) for number, size in enumerate(sizes)]
+        make_stream(write_corpus(folder / "corpus", texts), folder / "streams")
+        if not tiny:
+            make_model(folder / "model")
+        (folder / "made").touch()
+    return folder
 
 
 def share(setting: Setting, rate: float) -> dict:

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ class Chip:
         bandwidth: of its memory, in bytes a second.
         link: bytes a second that it sends over one link to another chip; 0 without a link.
         links: those that an exchange among more than two chips uses at once.
+        efficiency: the share of `flops` that a step reaches, assumed unless it was measured.
+        to_host: bytes a second from its memory to that of the host, likewise.
         on_demand, spot: prices in USD for an hour; None if they were not found.
     """
 
@@ -45,6 +47,8 @@ class Chip:
     bandwidth: float
     link: float = 0.0
     links: int = 1
+    efficiency: float = 0.5
+    to_host: float = 8e9
     on_demand: float | None = None
     spot: float | None = None
 
@@ -69,19 +73,21 @@ class Accelerator:
 #   figure: that of v5e is assumed.
 # - GPU: NVIDIA's data sheets of H100 SXM, H200 SXM, A100 80GB SXM and L4, as quoted by pages on them. jax reserves 75%
 #   of a GPU's memory (XLA_PYTHON_CLIENT_MEM_FRACTION). NVLink is a switch: one direction of it is one link here.
+#   The share of the peak and the rate to the host are those of an H200, measured on 2026-11-28 (docs/performance.md).
 _GPU_SHARE = 0.75
+_HOPPER = Chip(989e12, int(_GPU_SHARE * 80e9), 3350e9, 450e9, efficiency=0.6, to_host=54e9)
 # Prices of Google Cloud in us-central1, an hour of one chip: catalogs/v8/gcp/vms.csv of github.com/skypilot-org/
 # skypilot-catalog, commit 006059e, read on 2026-11-27. It has none for v4 there, and contradictory ones for GPUs.
 PRICES_OF = "Google Cloud us-central1, skypilot-catalog 006059e, read 2026-11-27"
 # Standard storage in us-central1: $0.000027397 for a GiB and hour, 730 hours.
 STORAGE_PRICE, STORAGE_PRICE_OF = 0.02, "Cloud Storage us-central1, cloud.google.com/storage/pricing, 2026-09-20"
 _V4 = Chip(275e12, 32 << 30, 1200e9, 50e9, 2)
-_V5E = Chip(197e12, 16 << 30, 819e9, 50e9, 2, 1.20, 0.245)
-_V5P = Chip(459e12, 95 << 30, 2765e9, 100e9, 2, 4.20, 0.836)
-_V6E = Chip(918e12, 32 << 30, 1638e9, 100e9, 2, 2.70, 0.544)
+_V5E = Chip(197e12, 16 << 30, 819e9, 50e9, 2, on_demand=1.20, spot=0.245)
+_V5P = Chip(459e12, 95 << 30, 2765e9, 100e9, 2, on_demand=4.20, spot=0.836)
+_V6E = Chip(918e12, 32 << 30, 1638e9, 100e9, 2, on_demand=2.70, spot=0.544)
 GPUS = {
-    "h100": Chip(989e12, int(_GPU_SHARE * 80e9), 3350e9, 450e9),
-    "h200": Chip(989e12, int(_GPU_SHARE * 141e9), 4800e9, 450e9),
+    "h100": _HOPPER,
+    "h200": replace(_HOPPER, memory_bytes=int(_GPU_SHARE * 141e9), bandwidth=4800e9),
     "a100": Chip(312e12, int(_GPU_SHARE * 80e9), 2039e9, 300e9),
     "l4": Chip(121e12, int(_GPU_SHARE * 24e9), 300e9, 32e9),
 }
@@ -98,6 +104,7 @@ SLICES = {
     "v6e-8": Accelerator(8, _V6E, "v6e:2x4"),
 }
 CPU = "cpu"
+_EFFICIENCY_OF_CPU = 0.84  # measured, as docs/performance.md says
 # What jax calls the chips; the GPUs in their SXM form.
 KINDS = {
     "TPU v4": _V4,
@@ -134,7 +141,7 @@ def _this_machine() -> Chip:
     """Measure the rate of matrix products in float32 and of copies on this machine, the best of five each."""
     matrix, block = np.ones((1024, 1024), np.float32), np.ones(64 << 20, np.uint8)
     flops = 2 * 1024**3 / _fastest(lambda: matrix @ matrix)
-    return Chip(flops, None, 2 * block.nbytes / _fastest(block.copy))
+    return Chip(flops, None, 2 * block.nbytes / _fastest(block.copy), efficiency=_EFFICIENCY_OF_CPU)
 
 
 def _fastest(call: Callable[[], object]) -> float:

@@ -28,6 +28,7 @@ from ..models.accelerators import (
     STORAGE_PRICE,
     STORAGE_PRICE_OF,
     Accelerator,
+    Chip,
     accelerator_named,
     can_describe,
     describe,
@@ -46,7 +47,6 @@ from ..worker.resolve import ModelPlan, resolve_model, resolve_step
 FILL = 0.96  # share of slots that hold real tokens, as packing reaches it on web documents
 _STORED_FROM = ", as if --positions {} stored all of them (--streams tells the share)"
 _GIB = 1 << 30
-_EFFICIENCY, _EFFICIENCY_OF_CPU = 0.5, 0.84  # assumed; measured, as docs/performance.md says
 
 
 @dataclass(frozen=True)
@@ -209,17 +209,16 @@ def make_plan(flags: PlanFlags) -> Plan:
         hook_points=len(step.hook_points), fits=counts.memory_bytes <= usable, memory_bytes=counts.memory_bytes,
         chip_memory_bytes=chip.memory_bytes, usable_share=USABLE, counts=counts.source, seconds=seconds,
         limited_by=max(seconds, key=seconds.__getitem__), tokens_per_second=tokens_per_second,
-        rate_from=f"if a chip reaches {_efficiency(flags):.0%} of {peak}", bytes_per_token=stored, prices=prices,
+        rate_from=f"if a chip reaches {_efficiency(flags, chip):.0%} of {peak}", bytes_per_token=stored, prices=prices,
         stored_from="" if sample or selection.kind in ("all", "every") else _STORED_FROM.format(flags.positions),
         price_per_billion_tokens=price, storage_price_per_million_tokens=prices.gib_month * stored * 1e6 / _GIB,
     )  # fmt: skip
     return replace(plan, manifest=_whole(plan, flags, manifest, sample)) if manifest and sample else plan
 
 
-def _efficiency(flags: PlanFlags) -> float:
+def _efficiency(flags: PlanFlags, chip: Chip) -> float:
     """Return the share of its peak that a chip reaches."""
-    default = _EFFICIENCY_OF_CPU if flags.accelerator == CPU else _EFFICIENCY
-    return default if flags.efficiency is None else flags.efficiency
+    return chip.efficiency if flags.efficiency is None else flags.efficiency
 
 
 def _times(
@@ -228,12 +227,13 @@ def _times(
     """Return the seconds of a step by what takes them, and real tokens per second; a token stores `stored` bytes."""
     tokens, chip = FILL * step.num_slots, wanted.chip
     peak = chip.flops if flags.peak is None else flags.peak * 1e12
+    to_host = chip.to_host if flags.to_host is None else flags.to_host * 1e9
     exchanged = exchanged_bytes(config, step)
     seconds = {
-        "arithmetic": counts.flops / (_efficiency(flags) * peak),
+        "arithmetic": counts.flops / (_efficiency(flags, chip) * peak),
         "memory": counts.traffic_bytes / chip.bandwidth,
         "exchange": exchanged / chip.exchange_rate(step.mesh.model) if exchanged else 0.0,
-        "device to host": tokens * stored / (flags.to_host * 1e9),
+        "device to host": tokens * stored / to_host,
         "upload": tokens * stored / (flags.upload * 1e9),
     }
     on_device = max(seconds["arithmetic"], seconds["memory"]) + seconds["exchange"]

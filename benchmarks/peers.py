@@ -76,7 +76,7 @@ def run_transformers(batches: Iterator[dict], model: Any, layer: int, output: Pa
             kept = hidden[inputs["attention_mask"].bool()].to(torch.bfloat16)
             save_file({"activations": kept.contiguous()}, output / f"{number:08d}.safetensors")
             tokens, slots = tokens + len(kept), slots + inputs["input_ids"].numel()
-    if not tokens:
+    if begin is None or not tokens:
         raise SystemExit("give more --documents: nothing is left after the first batch, which warms up")
     return {"tokens": tokens, "slots": slots, "seconds": time.perf_counter() - begin}
 

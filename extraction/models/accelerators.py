@@ -38,7 +38,7 @@ class Chip:
         link: bytes a second that it sends over one link to another chip; 0 without a link.
         links: those that an exchange among more than two chips uses at once.
         efficiency: the share of `flops` that a step reaches, assumed unless it was measured.
-        to_host: bytes a second from its memory to that of the host, likewise.
+        to_host: bytes a second from all chips to the host's memory, likewise.
         on_demand, spot: prices in USD for an hour; None if they were not found.
     """
 
@@ -73,9 +73,10 @@ class Accelerator:
 #   figure: that of v5e is assumed.
 # - GPU: NVIDIA's data sheets of H100 SXM, H200 SXM, A100 80GB SXM and L4, as quoted by pages on them. jax reserves 75%
 #   of a GPU's memory (XLA_PYTHON_CLIENT_MEM_FRACTION). NVLink is a switch: one direction of it is one link here.
-#   The share of the peak and the rate to the host are those of an H200, measured on 2026-11-28 (docs/performance.md).
+#   The rate to the host is that of an H200, measured on 2026-11-28 (docs/gpu.md); a worker there reached 48% of the
+#   peak, about what is assumed.
 _GPU_SHARE = 0.75
-_HOPPER = Chip(989e12, int(_GPU_SHARE * 80e9), 3350e9, 450e9, efficiency=0.6, to_host=54e9)
+_HOPPER = Chip(989e12, int(_GPU_SHARE * 80e9), 3350e9, 450e9, to_host=54e9)
 # Prices of Google Cloud in us-central1, an hour of one chip: catalogs/v8/gcp/vms.csv of github.com/skypilot-org/
 # skypilot-catalog, commit 006059e, read on 2026-11-27. It has none for v4 there, and contradictory ones for GPUs.
 PRICES_OF = "Google Cloud us-central1, skypilot-catalog 006059e, read 2026-11-27"

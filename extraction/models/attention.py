@@ -12,8 +12,8 @@ queries are computed in blocks (`attend_blocks`). On a mesh each device runs its
 compare all forms with one written out in NumPy, and a start compares the kernel that it uses with the plain form
 (attention_check.py).
 
-Cost: a block multiplies only the keys that it can see, about half of the T x T scores, and one block of scores is in
-memory; the kernels keep scores on the chip.
+Cost: a block multiplies only the keys that it can see, about half of the T x T scores, on a GPU all of them, and one
+block of scores is in memory; the kernels keep scores on the chip.
 """
 
 from __future__ import annotations
@@ -204,8 +204,10 @@ def attend_equal_blocks(
     """Compute `attend` in a loop over blocks of queries; what is before a row's first key is padding."""
     batch, length, heads, _ = q.shape
     size = _block_size(length)
-    keys = length if rule.window is None else min(length, size + rule.window - 1)
     after = -length % size
+    keys = length + after
+    if rule.window is not None:
+        keys = min(keys, size + rule.window - 1)
     q = _padded(q, 0, after)
     k, v, segment_ids = (_padded(part, keys - size, after) for part in (k, v, segment_ids))
 

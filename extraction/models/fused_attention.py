@@ -10,7 +10,7 @@ and from them the tiles of keys that a block of queries sees at all, and those t
 nothing is computed. A program is one warpgroup, which takes 64 queries of one head and one tile of keys after another:
 the next keys are copied into shared memory while it computes exponentials, the next values while it multiplies keys. It
 keeps the maximum, sum and result of the online softmax (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv
-2307.08691). A processor runs two to five programs at a time, so that one multiplies while others wait or compute
+2307.08691). A processor runs two to four programs at a time, so that one multiplies while others wait or compute
 exponentials. Tiles of other documents are neither read nor multiplied; those that every query sees whole are not
 masked.
 

@@ -128,11 +128,13 @@ class PlanFlags(StepFlags):
     efficiency: float | None = flag(
         None,
         type=click.FloatRange(0, 1, min_open=True),
-        help="Share of a chip's peak that is reached: 0.5, assumed; as measured 0.6 on Hopper, 0.84 on a CPU.",
+        help="Share of a chip's peak that is reached: by default 0.5, assumed; 0.84 on a CPU, as measured.",
     )
     peak: float | None = flag(None, type=POSITIVE, help="TFLOP/s of a chip, as measured; by default as published.")
     to_host: float | None = flag(
-        None, type=POSITIVE, help="GB/s from devices to host: by default 8, assumed; 54 on Hopper, as measured."
+        None,
+        type=POSITIVE,
+        help="GB/s from devices to host: by default 8, assumed; 54 on Hopper, of an H200.",
     )
     upload: float = flag(1.0, type=POSITIVE, help="GB/s from host to bucket, assumed.")
     spot: bool = flag(True, name="--spot/--on-demand", is_flag=True, help="Use the spot or the on-demand price.")

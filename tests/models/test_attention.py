@@ -72,9 +72,17 @@ def test_each_form_is_the_attention_of_each_query_alone(form, rule):
 
 
 @pytest.mark.parametrize("length", [1, 127, 128, 300, 640])
-@pytest.mark.parametrize("form", ["blocks", "splash"])
+@pytest.mark.parametrize("form", ["blocks", "equal blocks", "splash"])
 def test_any_length(form, length):
     check(FORMS[form], drawn(length), RULES["causal"])
+
+
+@pytest.mark.parametrize("window", [None, 40, 200, 1000])
+@pytest.mark.parametrize("length", [200, 300, 1000])
+@pytest.mark.parametrize("form", ["blocks", "equal blocks", "splash"])
+def test_a_document_as_long_as_its_row(form, length, window):
+    q, k, v, segment_ids = drawn(length)
+    check(FORMS[form], (q, k, v, np.ones_like(segment_ids)), AttentionRule(0.3, window=window))
 
 
 @pytest.mark.parametrize("heads, kv_heads, head_width", [(1, 1, 64), (3, 1, 128), (4, 4, 256)])
@@ -83,14 +91,14 @@ def test_splash_groups_heads_of_any_width(heads, kv_heads, head_width):
 
 
 @pytest.mark.parametrize("rule", ["causal", "window"])
-@pytest.mark.parametrize("form", ["plain", "blocks", "splash"])
+@pytest.mark.parametrize("form", ["plain", "blocks", "equal blocks", "splash"])
 def test_a_sink_is_a_term_of_the_sum_without_a_value(form, rule):
     """Sinks below, among and above the scores."""
     check(FORMS[form], drawn(150), RULES[rule], sinks=jnp.array([-30.0, 0.5, 3.0, 30.0]))
 
 
 @pytest.mark.parametrize("heads", [4, 6])
-@pytest.mark.parametrize("form", ["plain", "blocks"])
+@pytest.mark.parametrize("form", ["plain", "blocks", "equal blocks"])
 def test_scores_fall_with_the_distance_by_the_slope_of_each_head(form, heads):
     pytest.importorskip("torch")  # the reference has its slopes from transformers' code for torch
     check(FORMS[form], drawn(300, heads), AttentionRule(0.3, alibi=True))

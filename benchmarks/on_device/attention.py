@@ -32,7 +32,10 @@ def correctness(setting: Setting) -> dict:
     from extraction.models.attention_rule import AttentionRule
     from tests.helpers.attention_reference import exact_attention, relative_error
 
-    setting.save({"check": {model: checked(setting, model) for model in MODELS[: 1 if setting.tiny else None]}})
+    found = {}
+    for model in MODELS[: 1 if setting.tiny else None]:
+        found[model] = checked(setting, model)
+        setting.save({"check": found})
     rules = {"causal": (None, None), "window": (200, None), "softcap": (None, 20.0), "both": (100, 20.0)}
 
     def error(length: int, width: int, rule: AttentionRule, dtype: str) -> float:

@@ -62,14 +62,16 @@ def parity(setting: Setting) -> dict:
         make_stream(write_corpus(work / "corpus", [text_of(i, 60) for i in range(8)]), work / "streams")
         chosen = list(configs().items())[: 1 if setting.tiny else None]
         models = {family: make_model(config, work / family) for family, config in chosen}
-        with ThreadPoolExecutor() as pool:  # none of them takes the whole memory of the GPU
-            os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        with ThreadPoolExecutor() as pool:  # none of them takes the whole memory of the GPU, or all cores
+            os.environ |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "OMP_NUM_THREADS": "2"}
             running = {
                 f"{family} {dtype}": pool.submit(compare, model, work / "streams", dtype)
                 for family, model in models.items()
                 for dtype in (("bfloat16",) if setting.tiny else ("bfloat16", "float32"))
             }
-            return {name: each.result() for name, each in running.items()}
+            for name, each in running.items():
+                setting.save({name: each.result()})
+    return {}
 
 
 def compare(model: Path, streams: Path, dtype: str) -> dict:

@@ -7,7 +7,7 @@ from tests.simulation.planted_bugs import PLANTED, plant
 from tests.simulation.simulator import Simulator
 from tests.simulation.worker import launcher_numbers
 
-SEEDS = 160
+SEEDS = 480
 
 
 @pytest.mark.slow

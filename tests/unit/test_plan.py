@@ -154,6 +154,16 @@ def test_a_gpu_is_planned_by_its_data_sheet():
     assert measured.seconds["arithmetic"] == pytest.approx(plan.seconds["arithmetic"])
 
 
+def test_the_rate_to_the_host_is_that_of_the_accelerator_or_the_flag():
+    """54 GB/s, as an H200 has; 8 GB/s where none was measured."""
+
+    def seconds(**flags):
+        return make_plan(replace(QWEN, **flags)).seconds["device to host"]
+
+    assert seconds(accelerator="l4") == pytest.approx(seconds(accelerator="h200") * 54 / 8)
+    assert seconds(accelerator="h200", to_host=8.0) == pytest.approx(seconds(accelerator="l4"))
+
+
 def test_a_batch_for_which_each_chip_holds_the_weights_is_chosen():
     """Qwen2.5-7B on 8 chips of 16 GiB: 128 rows would need groups of chips, which exchange sums in each layer."""
     flags = replace(QWEN, layers="14", accelerator="v5litepod-8", upload=1e3, to_host=1e3)

@@ -5,9 +5,10 @@ that a running worker adds meanwhile are not reported as damage. The commits are
 them, so the second list has the batch file of each listed commit; a commit that is missing in the middle was created
 before the one after it, so a second listing must show it.
 
-Cost: a request for each 1,000 commits and each 1,000 batch files, one for each commit, and one column of the stream; of
-a local folder each batch file is read besides, since only its bytes tell its checksum. With `deep` each batch file is
-read once. Memory: `AHEAD` commits, a line for each problem, and with `deep` a batch file for each thread of the pool.
+Cost: a request for each 1,000 commits and each 1,000 batch files, one for each commit, and one column of the stream.
+Where a listing has no checksums, one more for each batch file; where the store knows none either (a local folder, the
+hub, objects of S3 that another tool wrote), each batch file is read. With `deep` each is read once. Memory: `AHEAD`
+commits, a line for each problem, and for each thread of the pool 8 MiB of a batch file, with `deep` all of it.
 """
 
 from collections.abc import Callable, Iterator

@@ -113,7 +113,7 @@ def check_place(commit: Commit, name: str, stream: int, batch: int) -> None:
 def check_data(storage: Storage, commit: Commit) -> ObjectInfo:
     """Return the batch file of a commit. Raises DamagedData if it is missing or other bytes were committed."""
     try:
-        info = storage.stat(data_name(commit))
+        info = storage.stat_with_crc32c(data_name(commit))
     except ObjectNotFound:
         info = None
     return compare_data(commit, info)

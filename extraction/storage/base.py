@@ -10,8 +10,8 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING
 
 import google_crc32c
 
@@ -50,6 +50,14 @@ def crc32c_base64(data: bytes | memoryview) -> str:
     view = memoryview(data).cast("B")
     for start in range(0, len(view), BLOCK):
         checksum.update(bytes(view[start : start + BLOCK]))
+    return base64.b64encode(checksum.digest()).decode()
+
+
+def crc32c_of_file(file: "IO[bytes] | RangedFile") -> str:
+    """Return the crc32c of a file from where it is to its end, with 8 MiB of it in memory."""
+    checksum = google_crc32c.Checksum()
+    while block := file.read(_RANGE):
+        checksum.update(block)
     return base64.b64encode(checksum.digest()).decode()
 
 
@@ -105,7 +113,19 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def stat(self, name: str) -> ObjectInfo:
-        """Return size and checksum of an object. Raises ObjectNotFound."""
+        """Return size and checksum of an object, "" where the store knows none. Raises ObjectNotFound."""
+
+    def stat_with_crc32c(self, name: str) -> ObjectInfo:
+        """Return the same as `stat`, with the checksum of the bytes where the store knows none.
+
+        Those are read then: a request for each 8 MiB, of which one is in memory. Raises DamagedData as well, if they
+        change meanwhile.
+        """
+        info = self.stat(name)
+        if info.crc32c:
+            return info
+        with self.open_version(info) as file:
+            return replace(info, crc32c=crc32c_of_file(file))
 
     @abc.abstractmethod
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:

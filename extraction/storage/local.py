@@ -5,7 +5,6 @@ a file system without links, by a rename that refuses to replace. A killed write
 nothing reads and that may be deleted. Cost: two fsyncs for an object; `stat` reads the file.
 """
 
-import base64
 import contextlib
 import ctypes
 import errno
@@ -18,8 +17,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import google_crc32c
-
 from ..core.errors import (
     DamagedData,
     ExtractionError,
@@ -29,7 +26,7 @@ from ..core.errors import (
     PermissionDenied,
     TryAgain,
 )
-from .base import BLOCK, ObjectInfo, Storage, check_name, crc32c_base64
+from .base import ObjectInfo, Storage, check_name, crc32c_base64, crc32c_of_file
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -80,12 +77,10 @@ class LocalStorage(Storage):
         return memoryview(pages)[start:end]
 
     def stat(self, name: str) -> ObjectInfo:
-        path, checksum = self._root / check_name(name), google_crc32c.Checksum()
+        path = self._root / check_name(name)
         with os_errors(str(path)), _open(path) as file:
-            while block := file.read(BLOCK):
-                checksum.update(block)
-            facts = os.fstat(file.fileno())
-        return ObjectInfo(name, facts.st_size, base64.b64encode(checksum.digest()).decode(), None, facts.st_mtime)
+            checksum, facts = crc32c_of_file(file), os.fstat(file.fileno())
+        return ObjectInfo(name, facts.st_size, checksum, None, facts.st_mtime)
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ObjectInfo]:
         folder = prefix.rpartition("/")[0]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,12 +11,13 @@ import yaml
 from click.testing import CliRunner
 
 import extract_activations
+from extraction.audit.verify import audit_run
 from extraction.core.errors import InvalidRequest, PermissionDenied
 from extraction.read.reader import ActivationReader
 from extraction.storage import hub_upload, open_storage
 from extraction.tools.publish import publish
 from tests.helpers.fake_hub import FakeHub
-from tests.helpers.stream_runs import HOOKS, NUM_WORKERS, extract
+from tests.helpers.stream_runs import DATA, HOOKS, NUM_WORKERS, extract, flipped, relink
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +63,18 @@ def test_a_published_run_is_read_in_place(output, hub, monkeypatch):
     assert all(f"`{name}` | 4 |" in text for name in HOOKS) and "1.23e-03 (50 tokens)" in text and "Fill in" in text
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(code, {})
+
+
+def test_a_published_run_is_proven_in_place_and_damage_is_named(output, hub):
+    """The hub has no checksums: the batch files are read for them, and an answer that was cut is asked for again."""
+    relink(open_storage(output), lambda name, data: (Path(output) / name).write_bytes(data))
+    publish(output, "hf://datasets/org/acts", "safetensors", "other")
+    hub.trouble = [("/stored/org/acts/*.safetensors", "cut", 2)]
+    assert audit_run("hf://datasets/org/acts").verdict == "proven" and hub.trouble[0][2] == 0
+    batch_file = hub.uploads / "org/acts" / DATA
+    batch_file.write_bytes(flipped(batch_file.read_bytes()))
+    (problem,) = audit_run("hf://datasets/org/acts").problems
+    assert re.match(rf"{DATA}: \d+ bytes with crc32c .+==, but \d+ bytes with .+== were committed; restore it", problem)
 
 
 def test_an_interrupted_upload_continues_without_sending_twice(output, hub, monkeypatch):

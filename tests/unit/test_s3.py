@@ -10,8 +10,10 @@ from extraction.core.errors import DamagedData, InvalidRequest, ObjectExists, Ob
 from extraction.storage import crc32c_base64, open_storage, retries
 from extraction.storage import s3 as library
 from extraction.storage.s3_errors import reason
+from extraction.streams.build.materialize import Row, publish_rows
+from extraction.streams.build.publish import Origin
 from tests.helpers.fake_s3 import ENVIRONMENT
-from tests.helpers.stream_runs import NUM_WORKERS, extract
+from tests.helpers.stream_runs import DATA, NUM_WORKERS, assert_found, extract, flipped
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +137,50 @@ def test_a_small_object_is_read_with_its_checksum(s3, bucket):
     s3.instruct("read", "corrupt", count=100)
     with pytest.raises(DamagedData, match="do not match its crc32c"):
         bucket.read_small("x", 1000)
+
+
+def copy_without_checksums(s3, prefix):
+    """Make each object one that another tool has put there."""
+    for key in [key for key in s3.keys() if key.startswith(prefix)]:  # noqa: SIM118 - a list
+        s3.client.put_object(Bucket="bucket", Key=key, Body=s3.data(key))
+    s3.history.clear()
+
+
+def num_reads(s3, name):
+    return sum(operation == "read" and name in key for operation, key, _ in s3.history)
+
+
+def test_a_run_that_another_tool_copied_is_proven_and_continued(s3, run_streams):
+    storage = open_storage("s3://bucket/run")
+    extract(storage, run_streams, 1)
+    extract(storage, run_streams, 0, 2)
+    s3.history.clear()
+    assert audit_run("s3://bucket/run").verdict == "in progress" and not num_reads(s3, "/batches/")
+    copy_without_checksums(s3, "run/")
+    s3.instruct("read", "cut")
+    assert not audit_run("s3://bucket/run").problems and num_reads(s3, DATA) == 1
+    extract(storage, run_streams, 0)
+    assert audit_run("s3://bucket/run").verdict == "proven"
+    s3.client.put_object(Bucket="bucket", Key=f"run/{DATA}", Body=flipped(s3.data(f"run/{DATA}")))
+    assert_found(audit_run("s3://bucket/run").problems, rf"{DATA}: .* were committed; restore it")
+
+
+@pytest.mark.parametrize("data", [b"", SMALL, LARGE])
+def test_an_object_that_another_tool_copied_is_adopted(s3, bucket, data):
+    s3.client.put_object(Bucket="bucket", Key="run/x", Body=data)
+    assert bucket.stat("x").crc32c == ""
+    assert bucket.create("x", data).holds(len(data), crc32c_base64(data))
+    with pytest.raises(ObjectExists):
+        bucket.create("x", flipped(data) if data else b"!")
+
+
+def test_streams_that_another_tool_copied_are_finished(s3):
+    rows = [Row(str(number), "some words") for number in range(10)]
+    storage, origin = open_storage("s3://bucket/streams"), Origin("text", "rows", None, {})
+    made = publish_rows(storage, origin, rows, 2).manifest
+    s3.client.delete_object(Bucket="bucket", Key="streams/manifest.json")
+    copy_without_checksums(s3, "streams/")
+    assert publish_rows(storage, origin, rows, 2).manifest == made
 
 
 @pytest.mark.parametrize("location", ["s3://", "s3://My_Bucket!/run"])

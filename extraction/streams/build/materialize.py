@@ -182,7 +182,7 @@ def publish_spool(storage: Storage, origin: Origin, spool: Spool, num_streams: i
     def compare_or_write(name: str, data: bytes) -> None:
         if name in there:
             uncompared.discard(name)
-            info = there[name] if there[name].crc32c else storage.stat(name)
+            info = there[name] if there[name].crc32c else storage.stat_with_crc32c(name)
             if not info.holds(len(data), crc32c_base64(data)):
                 differing.append(name)
         elif is_published or differing or uncompared:

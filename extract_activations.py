@@ -2,19 +2,21 @@
 
 In: flags, or environment variables of the same names (`EXTRACT_SEQ_LEN`). Out: batch files and commits under OUTPUT,
 lines on stderr, an exit code: 0 done, 2 usage, 65 damaged data, 73 fenced, 75 try again, 77 no permission, 78 the run
-config differs. Guarantee: a worker may be killed at any instant; the same command continues. Cost: that of the command.
+config differs; of `status` and `verify` 75 is the answer "not finished", and 69 says that storage did not answer.
+Guarantee: a worker may be killed at any instant; the same command continues. Cost: that of the command.
 """
 
 import contextlib
 import os
 import signal
+import sys
 
-if __name__ == "__main__":  # SIGTERM during the imports below ends with "try again", as at any later time
+# SIGTERM to `run` during the imports below ends with "try again", as at any later time. Of others 75 is an answer.
+if __name__ == "__main__" and "".join(sys.argv[1:2]).startswith(("run", "-")):
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(75))
 
 import json
 import secrets
-import sys
 import time
 import traceback
 from functools import partial
@@ -37,7 +39,9 @@ from extraction.core.errors import (
     Fenced,
     InvalidRequest,
     NoCredentials,
+    NotRead,
     TryAgain,
+    as_not_read,
 )
 from extraction.core.flags import with_flags
 from extraction.core.logs import is_json, say, use_format
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
 ADVICE = {
     DamagedData: "nothing was deleted; restore what is named above from a copy (`repair OUTPUT` recomputes a batch "
     "file), or use a new --output",
+    NotRead: "nothing is said about the run; start the same command again",
     Fenced: "let that worker finish, or stop it and start this one again",
     TryAgain: "start the same command again; committed batches stay",
     BucketDenied: "a worker needs storage.objects.create, get and list on the bucket; of S3 PutObject, GetObject and "
@@ -130,13 +135,14 @@ def without_torch() -> None:
 @click.option(
     "--price", type=click.FloatRange(0), help="Price of one chip for one hour, for the cost so far and to come."
 )
+@as_not_read()
 def status(
     output: str, as_json: bool, watch: bool, every: float, rows: int, stuck_after: float, price: float | None
 ) -> None:
     """Show the state, the rate and the problems of each stream.
 
     Exit 0: every stream is finished. 75: not yet. 3: a stream needs a person: it failed, crashes again and again, is
-    fenced, or has been stuck for --stuck-after seconds.
+    fenced, or has been stuck for --stuck-after seconds. 69: storage did not answer.
     """
     from rich.console import Console
 
@@ -186,10 +192,12 @@ STREAMS_OF_RUN = click.option("--streams", default=None, help="Location of the s
 @click.option("--seed", type=int, default=None, help="Seed of the draw of --recompute; by default a new one.")
 @click.option("--expect", default=None, help="Digest of the run, or of one of its streams, that you kept.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; keys as in extraction/audit/findings.py.")
+@as_not_read()
 def verify(output: str, streams: str | None, as_json: bool, deep: bool, **given: Any) -> None:
     """Prove that every token of every record is in OUTPUT exactly once, or name the missing or damaged objects.
 
     Exit 0: proven. 65: damaged, one line for each problem. 75: no problem, but not all streams are finished.
+    69: storage did not answer, so nothing is said about the run.
     """
     without_torch()
     from extraction.audit.compare_recomputed import Draw

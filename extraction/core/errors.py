@@ -5,6 +5,12 @@ kind of failure. Guarantee: `exit_code` is the exit status of the command lines 
 schedulers rely. Cost: none.
 """
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 class ExtractionError(Exception):
     """Base of all domain errors."""
@@ -45,6 +51,21 @@ class TryAgain(ExtractionError):
 
 class Stopped(TryAgain):
     """A shutdown signal ended the attempt; the batches in flight are committed."""
+
+
+class NotRead(ExtractionError):
+    """Storage did not answer `status` or `verify`, whose exit code 75 says that a run is not finished."""
+
+    exit_code = 69
+
+
+@contextmanager
+def as_not_read() -> "Iterator[None]":
+    """Raise NotRead in place of TryAgain."""
+    try:
+        yield
+    except TryAgain as error:
+        raise NotRead(str(error)) from error
 
 
 class PermissionDenied(ExtractionError):

@@ -76,6 +76,18 @@ def test_while_it_starts(undisturbed, tmp_path):
     assert committed(open_storage(str(tmp_path / "output"))) == []
 
 
+@pytest.mark.parametrize(
+    "words, code", [(["run"], 75), (["--no-progress"], 75), (["verify"], -15), (["status"], -15), (["repair"], -15)]
+)
+def test_only_a_killed_run_says_try_again(words, code):
+    command = [sys.executable, "-v", ROOT / "extract_activations.py", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for_line(process, "import 'click' #")
+    process.terminate()
+    process.communicate()
+    assert process.returncode == code
+
+
 def test_while_it_compiles(undisturbed, tmp_path):
     worker = start(undisturbed[0], tmp_path / "output", 0, "--compile-cache", "", JAX_LOG_COMPILES="1")
     wait_for_line(worker, "Compiling jit(step)")

@@ -113,6 +113,14 @@ def test_verify_says_in_progress_while_a_stream_is_unfinished(copy_of):
     assert "not finished: stream 1" in result.stdout
 
 
+@pytest.mark.parametrize("command, code", [("verify", 69), ("status", 69), ("repair", 75)])
+def test_storage_that_does_not_answer_is_no_run_that_is_not_finished(command, code):
+    away = {"STORAGE_EMULATOR_HOST": "http://127.0.0.1:9", "EXTRACT_RETRY_DEADLINE": "0.2"}
+    result = python("extract_activations.py", command, "gs://bucket/run", **away)
+    assert_one_line(result, code, "gs://bucket/run/run.json: no success within 0.2 s")
+    assert result.stdout == "" and "start the same command again" in result.stderr
+
+
 @pytest.mark.parametrize(
     "name, damage",
     [

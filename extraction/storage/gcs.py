@@ -104,6 +104,8 @@ class GcsStorage(Storage):
                 raise
             return None
         except (Forbidden, Unauthorized) as error:
+            if is_passing(error):
+                raise
             raise self._domain_error(error, "get", name) from error
 
     def _stat(self, name: str) -> ObjectInfo:

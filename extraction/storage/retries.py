@@ -19,6 +19,7 @@ from ..core.errors import InvalidRequest, PermissionDenied, TryAgain
 Result = TypeVar("Result")
 _VARIABLE, _DEFAULT_DEADLINE = "EXTRACT_RETRY_DEADLINE", 120.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+_NOT_SUPPORTED = (501, 505)  # the method or its headers, the version of HTTP
 _GRANTED: set[str] = set()  # the permissions that requests of this process had
 
 
@@ -93,4 +94,4 @@ class RetryPolicy:
 
 def is_passing_status(status: int) -> bool:
     """Return whether an HTTP status says that the same request may succeed later."""
-    return status in (408, 429) or status >= 500
+    return status in (408, 429) or (status >= 500 and status not in _NOT_SUPPORTED)

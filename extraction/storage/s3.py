@@ -59,7 +59,7 @@ class S3Storage(Storage):
                 return ObjectInfo(name, len(view), checksum, etag=tag)
             except Exception as error:
                 # After any error the object may exist: look for it first.
-                info = self._find(name)
+                info = self._find(name, error)
                 if info is None and is_worth_another_upload(error):
                     raise ConnectionError(f"the upload left nothing: {reason(error)}") from error
                 if info is None:
@@ -116,13 +116,16 @@ class S3Storage(Storage):
                 "could overwrite each other's batches; use another service"
             )
 
-    def _find(self, name: str) -> ObjectInfo | None:
+    def _find(self, name: str, failure: Exception) -> ObjectInfo | None:
+        """Return the object whose upload failed, None if it is missing, or not shown and the failure may pass."""
         try:
             return self._stat(name)
         except Exception as error:
-            if is_missing(error):
+            is_refused = status_of(error) in (401, 403)
+            # Where the clock differs both are refused, and the answer to a HEAD request has no code that says so.
+            if is_missing(error) or (is_refused and is_passing(failure)):
                 return None
-            if status_of(error) in (401, 403):
+            if is_refused:
                 raise domain_error(error, "GetObject", self._bucket, self._url(name)) from error
             raise
 

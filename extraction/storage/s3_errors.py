@@ -50,7 +50,7 @@ def is_passing(error: Exception) -> bool:
 
     network = exceptions.HTTPClientError | exceptions.ConnectionError | exceptions.IncompleteReadError
     if isinstance(error, network | ResponseParserError | HTTPError | ConnectionError | TimeoutError):
-        return not isinstance(error, exceptions.ProxyConnectionError | exceptions.SSLError)
+        return "CERTIFICATE_VERIFY_FAILED" not in str(error)
     if isinstance(error, exceptions.ClientError):
         return is_passing_status(status_of(error)) or code_of(error) in _PASSING_CODES
     return isinstance(error, exceptions.MetadataRetrievalError)

@@ -66,6 +66,13 @@ def test_a_limit_of_the_rate_is_no_refusal(gcs, bucket, reason):
     assert bucket.create("x", b"x").size == 1
 
 
+def test_a_limit_of_the_rate_is_no_refusal_when_looking_for_an_object_either(gcs, bucket):
+    gcs.instruct("insert", "*", "fail", status=503)
+    told = gcs.instruct("get", "*", "fail", status=403, reason="rateLimitExceeded")
+    assert bucket.create("x", b"x").size == 1
+    assert told.count == 0
+
+
 @pytest.mark.parametrize("trouble", [{"action": "undated"}, {"action": "fail", "status": 503}, {"action": "reset"}])
 def test_the_clock_of_the_bucket_is_asked_again(gcs, bucket, trouble):
     gcs.instruct("list", "", count=2, **trouble)

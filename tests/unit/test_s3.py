@@ -1,9 +1,19 @@
 """S3: whole, create-only objects on moto's server, and what becomes of lost answers, cut uploads and refusals."""
 
+import contextlib
 import os
+import socket
+import ssl
+import threading
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from botocore.exceptions import ClientError
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from extraction.audit.verify import audit_run
 from extraction.core.errors import DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
@@ -205,6 +215,66 @@ def test_passing_errors_are_tried_again(s3, bucket, operation, act, status):
     s3.instruct(operation, "fail", status=status, count=2)
     act(bucket)
     assert s3.instructions[0].count == 0
+
+
+@pytest.mark.parametrize("status, code", [(501, "NotImplemented"), (505, "HttpVersionNotSupported")])
+def test_what_the_service_does_not_have_is_not_tried_again(s3, bucket, status, code):
+    told = s3.instruct("put", "fail", status=status, code=code, count=9)
+    with pytest.raises(InvalidRequest, match=rf"s3://bucket/run/x: the service refused: .*\({code}\).*: injected"):
+        bucket.create("x", SMALL)
+    assert told.count == 8
+
+
+@pytest.mark.parametrize("status, code", [(403, "RequestTimeTooSkewed"), (503, "SlowDown")])
+def test_a_first_create_is_tried_again_when_looking_for_it_is_refused_too(s3, bucket, monkeypatch, status, code):
+    monkeypatch.setattr(retries, "_GRANTED", set())
+    told = [s3.instruct(operation, "fail", status=status, code=code, count=2) for operation in ("put", "stat")]
+    told[1].status = 403
+    assert bucket.create("x", SMALL).size == len(SMALL)
+    assert [one.count for one in told] == [0, 0]
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    """A server at an https endpoint that gives each connection to the function it is started with."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def start(meet):
+            def serve():
+                with contextlib.suppress(OSError):
+                    while True:
+                        connection, _ = server.accept()
+                        with connection, contextlib.suppress(OSError):
+                            meet(connection)
+
+            threading.Thread(target=serve, daemon=True).start()
+
+        for name, value in (
+            ENVIRONMENT | {"AWS_ENDPOINT_URL_S3": f"https://127.0.0.1:{server.getsockname()[1]}"}
+        ).items():
+            monkeypatch.setenv(name, value)
+        yield start
+
+
+def test_a_handshake_that_breaks_is_tried_again(endpoint, monkeypatch):
+    monkeypatch.setenv("EXTRACT_RETRY_DEADLINE", "0.3")
+    endpoint(lambda connection: connection.recv(4096))
+    with pytest.raises(TryAgain, match="SSL"):
+        open_storage("s3://bucket/run").stat("x")
+
+
+def test_a_certificate_of_someone_else_is_not_tried_again(endpoint, tmp_path):
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name, end = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "other")]), now + timedelta(1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, end)
+    certificate = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "both").write_bytes(secret + certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "both")
+    endpoint(lambda connection: context.wrap_socket(connection, server_side=True).close())
+    with pytest.raises(InvalidRequest, match="s3://bucket/run/x: .*certificate verify failed"):
+        open_storage("s3://bucket/run").stat("x")
 
 
 def test_a_storm_beyond_the_deadline_is_try_again_with_nothing_stored(s3, monkeypatch):

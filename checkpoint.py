@@ -7,8 +7,9 @@ other state that could disagree with it.
 The protocol, and why each step has its place. An attempt
 
 1. lists the commits and refuses a gap: create-only commits in sequence leave none, so a gap is damage;
-2. reads the last commit and compares its batch file with the store: the one that a fault can have touched last. The
-   attempt continues at its `cursor_after`. Earlier batch files were compared before a batch followed them;
+2. reads the first commit, which names the run, and the last. It compares the batch file of the last with the store:
+   the one that a fault can have touched last. The attempt continues at its `cursor_after`. Earlier batch files were
+   compared before a batch followed them;
 
 and then for each batch, one after the other,
 
@@ -20,8 +21,8 @@ and then for each batch, one after the other,
    names its owner: a commit whose answer was lost belongs to its writer, however late it landed;
 5. moves the cursor in memory. Last, so that no batch is built on one that may not exist.
 
-Each commit holds the digest of the one before it, the first that of `run.json`: who has kept the digest of a last
-commit can tell that nothing before it was rewritten.
+Each commit holds the digest of the one before it, the first that of `run.json` or of the extension that added its
+stream: who has kept the digest of a last commit can tell that nothing before it was rewritten.
 
 A batch is a pure function of stream, run config and cursor, and begins where the one before ended: a chain without gaps
 from (0, 0) to the end of the stream holds each token once. The guarantee needs a store that creates an object whole or
@@ -29,14 +30,14 @@ not at all, never over another, and then shows it to every reader; after a lost 
 compares. It needs no clock, no lock and no deletion. tests/helpers/protocol_model.py is this text as a model, explored
 to its last state.
 
-Cost: one listing and two reads to resume; two create requests for each batch.
+Cost: one listing and three reads to resume; two create requests for each batch.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists, ObjectNotFound
+from extraction.core.errors import ConfigurationMismatch, DamagedData, Fenced, ObjectExists
 from extraction.core.fault_points import kill_point
 from extraction.format.chain import check_data, check_place, list_commits
 from extraction.format.commit import (
@@ -54,7 +55,7 @@ from extraction.format.digests import digest_ids, digest_of
 from extraction.format.extension_names import extension_name
 from extraction.format.not_finite import NotFinite
 from extraction.format.records import Cursor
-from extraction.format.run_config import FORMAT, RUN, RunDescription, differences, over_same_streams, read_run
+from extraction.format.run_config import FORMAT, RUN, RunDescription, differences, find_run, over_same_streams, read_run
 from extraction.format.run_extension import Extent, RunExtension
 from extraction.storage import ObjectInfo, Storage
 
@@ -67,13 +68,10 @@ def join_run(storage: Storage, own: RunDescription, digests: Sequence[str] = ())
     `digests` are those of the parts of extended streams: a run over the first of them is joined.
 
     Raises ConfigurationMismatch with the old and the new value of each field of the run config that differs,
-    DamagedData if `run.json` is unreadable.
+    DamagedData if `run.json` is unreadable or lost.
     """
     kill_point("before-run")
-    try:
-        run = read_run(storage)
-    except ObjectNotFound:
-        run = _create_run(storage, own)
+    run = find_run(storage) or _create_run(storage, own)
     given = over_same_streams(run.config, own.config, digests)
     if run.config != given:
         lines = "; ".join(differences(run.config, given))
@@ -92,44 +90,57 @@ def _create_run(storage: Storage, own: RunDescription) -> RunDescription:
         return read_run(storage)
 
 
-def extend_run(storage: Storage, run: RunDescription, extents: Sequence[Extent]) -> None:
+def extend_run(storage: Storage, run: RunDescription, extents: Sequence[Extent]) -> RunDescription:
     """Write down the streams behind those that the run began with, unless they are; `extents` are all parts of these.
+
+    Return the run with its extensions.
 
     Raises ConfigurationMismatch if the run has other streams there.
     """
     began = [extent.manifest_digest for extent in extents].index(run.config.manifest_digest)
-    previous = run.digest
+    added: list[RunExtension] = []
     for number, extent in enumerate(extents[began + 1 :], 1):
-        data = RunExtension(FORMAT, previous, *extent).to_bytes()
+        extension = RunExtension(FORMAT, added[-1].digest if added else run.digest, *extent)
+        data = extension.to_bytes()
         try:
             storage.create(extension_name(number), data)
         except ObjectExists:
             name = f"{storage.location}/{extension_name(number)}"
             raise ConfigurationMismatch(f"{name}: the run was extended by other streams than these") from None
-        previous = digest_of(data)
+        added.append(replace(extension, digest=digest_of(data)))
+    began_with = len(run.records_per_stream) - sum(len(known.records_per_stream) for known in run.extensions)
+    sizes = [size for extension in added for size in extension.records_per_stream]
+    return replace(run, records_per_stream=(*run.records_per_stream[:began_with], *sizes), extensions=tuple(added))
 
 
 class CommitChain:
     """The chain of one stream, positioned after its last commit. One thread commits at a time."""
 
-    def __init__(self, storage: Storage, stream: int, fingerprint: str, run_digest: str):
+    def __init__(self, storage: Storage, stream: int, fingerprint: str, root: str):
         self.storage, self.stream, self.fingerprint = storage, stream, fingerprint
-        self._last_digest = run_digest
+        self._last_digest = root
         self.attempt = Attempt()
         self.cursor, self.next_batch, self.end_of_stream = Cursor(0, 0), 0, False
         self.totals, self._last_attempt = Totals(), ""
 
     @classmethod
-    def load(cls, storage: Storage, stream: int, fingerprint: str, run_digest: str = "") -> "CommitChain":
-        """Return the chain after its last commit. `run_digest` is that of `run.json`, which the first commit names.
+    def load(cls, storage: Storage, stream: int, fingerprint: str, root: str = "") -> "CommitChain":
+        """Return the chain after its last commit. `root` is what the first commit names, `RunDescription.root`.
 
         Raises DamagedData or ConfigurationMismatch.
         """
-        chain = cls(storage, stream, fingerprint, run_digest)
+        chain = cls(storage, stream, fingerprint, root)
         names = list_commits(storage, stream)
         if names:
             last = read_commit(storage, names[-1])
             chain._check(last.commit, names[-1], len(names) - 1)
+            first = read_commit(storage, names[0]) if len(names) > 1 else last
+            if first.commit.previous != root:
+                raise DamagedData(
+                    f"{names[0]}: follows another {RUN} or extension than the one that is there: restore it"
+                )
+            if last.commit.data is not None:
+                check_data(storage, last.commit)
             chain._advance(last)
         return chain
 
@@ -139,8 +150,6 @@ class CommitChain:
             raise ConfigurationMismatch(
                 f"{name}: committed with fingerprint {commit.fingerprint}, this attempt has {self.fingerprint}"
             )
-        if commit.data is not None:
-            check_data(self.storage, commit)
 
     def _advance(self, last: ReadCommit) -> None:
         commit, self._last_digest = last

@@ -3,6 +3,7 @@
 In: a checked `RunDescription`. Out: `AuditedRun`, with the token selection parsed. Cost: none to speak of.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..batching.token_selection import Selection
@@ -15,7 +16,8 @@ from ..format.run_extension import RunExtension
 class AuditedRun:
     """The run config, its fingerprint, which tokens are stored, and the ids of the special tokens.
 
-    `digest` is that of the bytes of `run.json`. `extensions` name further streams that the run took up.
+    `digest` is that of the bytes of `run.json`. `extensions` name further streams that the run took up. `root` gives
+    the digest that the first commit of a stream names.
     """
 
     config: RunConfig
@@ -24,6 +26,7 @@ class AuditedRun:
     special_ids: tuple[int, ...] = ()
     digest: str = ""
     extensions: tuple[RunExtension, ...] = ()
+    root: Callable[[int], str] = lambda stream: ""
 
     @classmethod
     def of(cls, run: RunDescription, name: str) -> "AuditedRun":
@@ -33,4 +36,4 @@ class AuditedRun:
         except InvalidRequest as error:
             raise DamagedData(f"{name}: not a readable run description ({error})") from error
         ids = tuple(run.special_tokens.ids.values())
-        return cls(run.config, run.fingerprint, selection, ids, run.digest, run.extensions)
+        return cls(run.config, run.fingerprint, selection, ids, run.digest, run.extensions, run.root)

@@ -70,23 +70,34 @@ class TokenCheck:
         for (number, stored), batch in zip(enumerate(found), batches, strict=False):
             if stored is None:  # named by the audit of the chain
                 continue
+            if isinstance(stored, DamagedData):
+                yield str(stored)
+                continue
             wrong = next(_differences(stored, batch), None)
             if wrong is not None:
                 yield f"{data_name(stored.commit) if stored.file else commit_name(stream.index, number)}: {wrong}"
                 if (batch.cursor_before, batch.cursor_after) != _span(stored.commit):
                     return  # what follows begins elsewhere
 
-    def _read(self, info: ObjectInfo | None) -> "_Stored | None":
-        """Return a commit with the first arrays of its batch file, None for what the audit of the chain names."""
+    def _read(self, info: ObjectInfo | None) -> "_Stored | DamagedData | None":
+        """Return a commit with the first arrays of its batch file, or why that is unreadable.
+
+        None is for what the audit of the chain names: a commit that is unreadable, and an object that is missing.
+        """
         try:
             commit = read_commit(self.storage, info.name).commit if info else None
-            if commit is None or commit.data is None:
-                return commit and _Stored(commit, None)
+        except (DamagedData, ObjectNotFound):
+            return None
+        if commit is None or commit.data is None:
+            return commit and _Stored(commit, None)
+        try:
             place = (data_name(commit), commit.data.size, commit.num_rows)
             file = StoredBatch(self.storage, BatchRef(commit.stream, commit.batch, *place, *_span(commit)))
             file.fetch(name for name in _ARRAYS if file.has(name))
             return _Stored(commit, file)
-        except (DamagedData, ObjectNotFound):
+        except DamagedData as error:
+            return error
+        except ObjectNotFound:
             return None
 
 

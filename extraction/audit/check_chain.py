@@ -152,7 +152,7 @@ class _Walk:
         self._audit, self._run, self._expected = audit, run, expected
         # Where the next commit has to begin and what it has to sum up; None when the one before it is not known.
         self._batch: int = 0
-        self._digest: str | None = run.digest
+        self._digest: str | None = run.root(audit.stream)
         self._cursor: Cursor | None = Cursor(0, 0)
         self._totals: Totals | None = Totals()
         self._ids: _StreamIds | None = _StreamIds(expected)
@@ -195,7 +195,8 @@ class _Walk:
         if commit.fingerprint != self._run.fingerprint:
             yield f"is of another run: fingerprint {commit.fingerprint}, that of run.json is {self._run.fingerprint}"
         elif self._digest is not None and commit.previous != self._digest:
-            before = commit_name(commit.stream, batch - 1) if batch else RUN
+            first = RUN if self._run.root(commit.stream) == self._run.digest else "extension of the run"
+            before = commit_name(commit.stream, batch - 1) if batch else first
             yield f"follows another {before} than the one that is there: one of the two was rewritten"
 
     def _check_cursors(self, commit: Commit) -> Iterator[str]:

@@ -14,10 +14,9 @@ from ..core.errors import DamagedData
 from ..core.versions import version_differences
 from ..format.chain import check_data, commit_objects
 from ..format.commit import Commit, data_name, read_commit, worker_number
-from ..format.run_config import RunDescription
+from ..format.run_config import RunDescription, read_existing_run
 from ..storage import Storage, crc32c_base64, open_storage
 from .compare_recomputed import Computer
-from .verify import read_description
 
 
 class Repair(NamedTuple):
@@ -30,10 +29,10 @@ class Repair(NamedTuple):
 def repair_run(output: str, load: Callable[[RunDescription], Computer]) -> Iterator[Repair]:
     """Yield what became of each object of a run that is not as committed; `load` is called if one must be computed.
 
-    Raises as `read_description`.
+    Raises as `read_existing_run`.
     """
     storage = open_storage(output)
-    run = read_description(storage)
+    run = read_existing_run(storage)
     loaded = cache(lambda: load(run))
     for folder in storage.folders():
         stream = worker_number(folder)

@@ -23,10 +23,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ..core.errors import ConfigurationMismatch, DamagedData, InvalidRequest, ObjectNotFound
+from ..core.errors import ConfigurationMismatch, DamagedData, InvalidRequest
 from ..core.progress_bar import ProgressBar
 from ..format.commit import worker_folder
-from ..format.run_config import RUN, RunDescription, no_run, read_run
+from ..format.run_config import RUN, RunDescription, read_existing_run
 from ..storage import Storage, open_storage
 from ..streams.extensions import load_manifest, up_to
 from ..streams.stream import Stream, open_stream
@@ -36,7 +36,7 @@ from .check_chain import Expected, Reading, audit_stream
 from .compare_recomputed import Computer, Draw, recompute
 from .findings import RunAudit, StreamAudit
 
-__all__ = ["Checks", "RunAudit", "StreamAudit", "audit_run", "read_description"]
+__all__ = ["Checks", "RunAudit", "StreamAudit", "audit_run"]
 
 WORKERS_AT_ONCE = 4
 THREADS = 32
@@ -71,7 +71,7 @@ def audit_run(output: str, streams: str | None = None, deep: bool = False, check
     ConfigurationMismatch if those are not the streams that the run was made from, and what storage raises.
     """
     storage = open_storage(output)
-    described = read_description(storage)
+    described = read_existing_run(storage)
     run = AuditedRun.of(described, f"{output}/{RUN}")
     location = streams or described.streams
     every = load_manifest(location)
@@ -122,19 +122,6 @@ def _token_problems(check: TokenCheck, source: Stream) -> list[str]:
         return [f"{worker_folder(source.index)}: its stream cannot be tokenized again: {error}"]
 
 
-def read_description(storage: Storage) -> RunDescription:
-    """Return the content of `run.json`. Raises InvalidRequest where there is no run, DamagedData where it is lost."""
-    try:
-        return read_run(storage)
-    except ObjectNotFound:
-        folders = [folder for folder in storage.folders() if _WORKER_FOLDER.fullmatch(folder)]
-    # A start that failed before it had joined a run leaves a note in its folder, and no more.
-    stored = next((info.name for folder in folders for info in storage.list(f"{folder}/commits/")), None)
-    if stored:
-        raise DamagedData(f"{storage}/{RUN} is missing, but {stored} is there: restore it")
-    raise no_run(storage)
-
-
 def _strays(storage: Storage, described: RunDescription, num_streams: int, planned: int) -> tuple[str, ...]:
     """Return a line for each worker's folder that belongs to no stream of the run.
 
@@ -149,7 +136,7 @@ def _strays(storage: Storage, described: RunDescription, num_streams: int, plann
         if folder not in ahead or next(storage.list(f"{folder}/commits/"), None)
     )
     # A run that was extended since it was described has streams that are not known here.
-    return strays if strays and read_description(storage).extensions == described.extensions else ()
+    return strays if strays and read_existing_run(storage).extensions == described.extensions else ()
 
 
 def _compare_widths(audits: Sequence[StreamAudit]) -> None:

@@ -8,6 +8,7 @@ the run config; anything else raises DamagedData. Cost: none to speak of.
 import hashlib
 import json
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -163,6 +164,16 @@ class RunDescription:
         """The fingerprint of the run config."""
         return self.config.fingerprint
 
+    def root(self, stream: int) -> str:
+        """Return the digest that a first commit names: of `run.json`, or of the extension that added the stream."""
+        added = [len(extension.records_per_stream) for extension in self.extensions]
+        end, digest = len(self.records_per_stream) - sum(added), self.digest
+        for extension, count in zip(self.extensions, added, strict=True):
+            if stream < end:
+                break
+            end, digest = end + count, extension.digest
+        return digest
+
     def to_bytes(self) -> bytes:
         """Return the bytes of the `run.json` of a run that was not extended."""
         value = asdict(self) | {"format": FORMAT, "config": self.config.to_json(), "fingerprint": self.fingerprint}
@@ -181,17 +192,29 @@ def read_run(storage: Storage) -> RunDescription:
     return replace(run, records_per_stream=(*run.records_per_stream, *sizes), extensions=extensions)
 
 
-def read_existing_run(storage: Storage) -> RunDescription:
-    """Return the content of `run.json`. Raises InvalidRequest where there is none, or as `read_run`."""
-    try:
+def find_run(storage: Storage) -> RunDescription | None:
+    """Return the content of `run.json`, None where no run has begun.
+
+    A start that failed before it had joined a run leaves a note in its worker's folder, and no more.
+
+    Raises DamagedData if `run.json` is lost, or as `read_run`.
+    """
+    with suppress(ObjectNotFound):
         return read_run(storage)
+    stored = next((info.name for info in storage.list("worker-") if "/commits/" in info.name), None)
+    if stored is None:
+        return None
+    try:
+        return read_run(storage)  # created since, before the commit that was listed
     except ObjectNotFound:
-        raise no_run(storage) from None
+        raise DamagedData(f"{storage}/{RUN} is missing, but {stored} is there: restore it") from None
 
 
-def no_run(storage: Storage) -> InvalidRequest:
-    """Return the error for an output without a run."""
-    return InvalidRequest(f"{storage} holds no run: there is no {RUN}; give the --output of a run")
+def read_existing_run(storage: Storage) -> RunDescription:
+    """Return the content of `run.json`. Raises InvalidRequest where there is none, or as `find_run`."""
+    if (run := find_run(storage)) is None:
+        raise InvalidRequest(f"{storage} holds no run: there is no {RUN}; give the --output of a run")
+    return run
 
 
 def parse_run(data: bytes, name: str) -> RunDescription:

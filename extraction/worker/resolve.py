@@ -13,11 +13,11 @@ from ..batching.packing import Cut
 from ..batching.record_sample import Sample, all_records, check_spans, count_first_records
 from ..batching.token_selection import Selection, Selector
 from ..batching.tokenizer import RecordTokenizer
-from ..core.errors import InvalidRequest, ObjectNotFound
+from ..core.errors import InvalidRequest
 from ..core.logs import say
 from ..core.printable import printable
 from ..core.versions import DEVICE, cpu_features, software_versions
-from ..format.run_config import RunConfig, RunDescription, read_run
+from ..format.run_config import RunConfig, find_run
 from ..models.config import ModelConfig
 from ..models.config_file import read_model_config
 from ..models.cost import choose_rows, demand_of, ideal_flops, stored_bytes
@@ -130,7 +130,7 @@ def resolve_run(flags: RunFlags, model: ModelPlan | None = None) -> RunPlan:
     if manifest.options.get("tokenizer_digest", tokenizer.digest) != tokenizer.digest:
         say(f"the streams {flags.streams} were made with another tokenizer than the one of --model", "WARNING")
     selector = Selector(selection, tokenizer.special_ids)
-    hardware, there = open_devices(), _run_in(output)
+    hardware, there = open_devices(), find_run(output)
     run = there.config if there else None
     step = resolve_step(flags, model, selection, hardware, run.batch_size if run else None)
     steps_per_batch = flags.steps_per_batch or (run.steps_per_batch if run else None)
@@ -204,13 +204,6 @@ def _stream_of(flags: RunFlags) -> int | None:
     if number is None:
         raise InvalidRequest("--worker-id is missing: give it, or set WORKER_ID")
     return None if number == ANY_STREAM else int(number)
-
-
-def _run_in(output: Storage) -> RunDescription | None:
-    try:
-        return read_run(output)
-    except ObjectNotFound:
-        return None
 
 
 def absolute(location: str) -> str:

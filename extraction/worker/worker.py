@@ -48,10 +48,14 @@ class JoinedRun:
     """A run that this attempt takes part in, with the model loaded; it serves one stream after the other."""
 
     plan: RunPlan
-    config: RunConfig
-    digest: str  # of run.json
+    description: RunDescription
     step: Step
     metrics: Metrics | None
+
+    @property
+    def config(self) -> RunConfig:
+        """The run config that is stored."""
+        return self.description.config
 
 
 def extract(plan: RunPlan, stop: Stop, begin: float) -> None:
@@ -95,7 +99,7 @@ def join(plan: RunPlan, begin: float) -> JoinedRun:
     )  # fmt: skip
     run = checkpoint.join_run(plan.output, own, plan.manifest.digests)
     if plan.stream is None or plan.stream >= len(run.records_per_stream):
-        checkpoint.extend_run(plan.output, run, _extents(plan.manifest, run.config))
+        run = checkpoint.extend_run(plan.output, run, _extents(plan.manifest, run.config))
     for line in version_differences(run.versions, own.versions):
         say(f"this worker differs from the one that began the run: {line}", "WARNING")
     origin, answer = "from the cache" if cache.held_step else "compiled", own.known_answer
@@ -108,7 +112,7 @@ def join(plan: RunPlan, begin: float) -> JoinedRun:
     check_answer(run.known_answer, answer, plan.step.compute_dtype)
     seconds = time.perf_counter() - begin
     say(f"ready on {plan.hardware.name} (mesh {plan.step.mesh}), step {origin}, after {seconds:.1f} s")
-    return JoinedRun(plan, run.config, run.digest, step, metrics)
+    return JoinedRun(plan, run, step, metrics)
 
 
 def _extents(manifest: Manifest, config: RunConfig) -> list[Extent]:
@@ -122,7 +126,7 @@ def _extents(manifest: Manifest, config: RunConfig) -> list[Extent]:
 def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) -> None:
     """Extract one stream from the cursor of its chain to its end. Raises Stopped if asked to stop before it."""
     stream = open_stream(run.plan.manifest, run.plan.streams, number)
-    chain = checkpoint.CommitChain.load(run.plan.output, number, run.config.fingerprint, run.digest)
+    chain = checkpoint.CommitChain.load(run.plan.output, number, run.config.fingerprint, run.description.root(number))
     chain.attempt = replace(attempt, versions=run.plan.versions)
     total = run.config.limit(stream.num_records)
     say(f"at record {chain.cursor.record:,} of {total:,}", worker=number)

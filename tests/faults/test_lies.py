@@ -15,9 +15,11 @@ import pytest
 from extraction.audit.compare_recomputed import Draw, missed
 from extraction.audit.verify import Checks, audit_run
 from extraction.core.errors import ConfigurationMismatch
+from extraction.storage import crc32c_base64
 from extraction.worker.recompute import Recomputer
 from tests.helpers.liar import Liar
 from tests.helpers.shared import built_once
+from tests.helpers.stream_runs import edited
 from tests.helpers.workers import ROOT, extract_here, make_streams, python, text_of, write_corpus
 
 pytestmark = pytest.mark.slow
@@ -49,10 +51,10 @@ def liar(honest, tmp_path):
 
 @cache
 def loaded(output: str) -> Recomputer:
-    from extraction.audit.verify import read_description
+    from extraction.format.run_config import read_existing_run
     from extraction.storage import open_storage
 
-    return Recomputer.of(read_description(open_storage(output)), output)
+    return Recomputer.of(read_existing_run(open_storage(output)), output)
 
 
 @pytest.fixture
@@ -123,6 +125,18 @@ LIES = {
     "a token moved to the next record": (move_a_token, "--tokens"),
     "another meta": (other_meta, "--tokens"),
 }
+
+
+def test_a_batch_file_without_a_readable_header_is_found_by_its_tokens(honest, liar):
+    name, commit = (liar.commits()[1], json.loads(liar.storage.read(liar.commits()[1])))
+    path = f"worker-00000/{commit['data']['name']}"
+    unreadable = bytes(len(liar.storage.read(path)))
+    liar.put(path, unreadable)
+    liar.put(name, edited(liar.storage.read(name), data__crc32c=crc32c_base64(unreadable)))
+    liar.add_up()
+    assert audit_run(str(liar.folder)).problems == []
+    (problem,) = audit_run(str(liar.folder), checks=Checks(tokens=True)).problems
+    assert path in problem
 
 
 def problems_at(level: str, liar: Liar, computer, kept: str) -> list[str]:

@@ -4,7 +4,7 @@ In: the sizes and the rules of a `Model`. Out: every state that can be reached, 
 wrong one with the way to it. Each program counter below is a step of checkpoint.py:
 
     list       CommitChain.load: list_commits, which refuses a gap
-    check      CommitChain.load: the last commit is read, check_data compares its data object with the store
+    check      CommitChain.load: the last and the first commit are read, check_data compares the data object of the last
     store      CommitChain._store: create NNNNNNNN.safetensors
     store-own  CommitChain._store_as_ours: create NNNNNNNN-<attempt>.safetensors
     publish    CommitChain._publish: create the commit; afterwards CommitChain._advance

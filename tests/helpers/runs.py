@@ -10,8 +10,10 @@ import numpy as np
 import checkpoint
 from extraction.batching.packing import BatchShape, pack_batches
 from extraction.batching.token_selection import EVERYTHING, Selector
+from extraction.format.commit import commit_name, read_commit
 from extraction.format.records import TokenizedRecord
 from extraction.format.run_config import RunConfig, RunDescription
+from extraction.storage import Storage
 from extraction.worker.loop import BatchInFlight, BatchLayout
 from tests.helpers.batches import fill_hook
 
@@ -39,6 +41,12 @@ def meta_of(index: int) -> dict[str, str] | None:
 def tokens_of(worker_id: int, index: int, length: int) -> np.ndarray:
     """Token ids that occur once in a run."""
     return np.arange(length, dtype=np.int32) + 100 * index + 100_000 * worker_id
+
+
+def chain_of(storage: Storage, stream: int) -> checkpoint.CommitChain:
+    """The chain of a stream that has begun, whatever has become of `run.json` since."""
+    root = read_commit(storage, commit_name(stream, 0)).commit.previous
+    return checkpoint.CommitChain.load(storage, stream, FINGERPRINT, root)
 
 
 def all_tokens(streams: Iterable[Iterable[int]]) -> np.ndarray:

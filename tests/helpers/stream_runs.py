@@ -97,7 +97,7 @@ def shard_of(
 def extract(storage: Storage, streams: str, worker_id: int, most: int | None = None, **changes: object) -> CommitChain:
     """What a worker does, without a model: commit the batches of its stream, at most `most` of them."""
     run = join(storage, streams, **changes)
-    config, chain = run.config, CommitChain.load(storage, worker_id, run.fingerprint, run.digest)
+    config, chain = run.config, CommitChain.load(storage, worker_id, run.fingerprint, run.root(worker_id))
     selector = Selector(Selection.parse(config.positions, config.drop_special), SPECIAL_IDS)
     for batch in batches_of(streams, worker_id, chain.cursor, config.long_documents, selector)[:most]:
         shard = shard_of(batch, worker_id, chain.next_batch, config.store_dtype)

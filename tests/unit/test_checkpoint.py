@@ -92,7 +92,7 @@ def test_stopped_twice_it_ends_with_the_same_bytes(storage, undisturbed, first):
     assert committed(storage) == undisturbed
 
 
-def test_resuming_lists_the_commits_reads_the_last_and_looks_up_its_data(gcs):
+def test_resuming_lists_the_commits_reads_the_last_and_the_first_and_looks_up_the_data_of_the_last(gcs):
     storage = open_storage("gs://bucket/run")
     extract_all(load(storage))
     before = len(gcs.operations())
@@ -101,8 +101,16 @@ def test_resuming_lists_the_commits_reads_the_last_and_looks_up_its_data(gcs):
     assert gcs.operations()[before:] == [
         "list run/worker-00000/commits/",
         f"read run/worker-00000/commits/{last}.json",
+        "read run/worker-00000/commits/00000000.json",
         f"get run/worker-00000/batches/{last}.safetensors",
     ]
+
+
+def test_a_chain_that_follows_another_run_json_is_not_continued(storage):
+    commit_next(CommitChain.load(storage, 0, FINGERPRINT, "sha256:of-run-json"))
+    commit_next(CommitChain.load(storage, 0, FINGERPRINT, "sha256:of-run-json"))
+    with pytest.raises(DamagedData, match="commits/00000000.json: follows another run.json"):
+        CommitChain.load(storage, 0, FINGERPRINT, "sha256:of-another")
 
 
 def test_the_end_of_the_stream_is_remembered(storage):
@@ -193,6 +201,24 @@ def test_of_two_workers_that_found_no_run_the_slower_one_joins_the_other(gcs, ow
     else:
         with pytest.raises(ConfigurationMismatch, match="seq_len: 8 in the run, 2048 now"):
             slower.result()
+
+
+def test_a_lost_run_json_is_not_made_anew(storage):
+    commit_next(load(storage))
+    with pytest.raises(DamagedData, match="run.json is missing, but worker-00000/commits/00000000.json is there"):
+        checkpoint.join_run(storage, RunDescription(CONFIG, "somewhere"))
+    assert storage.folders() == ["worker-00000"]
+
+
+def test_a_run_that_is_begun_while_a_worker_looks_for_it_is_joined(gcs):
+    storage, told = open_storage("gs://bucket/run"), gcs.instruct("list", "*worker-*", "hold")
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(checkpoint.join_run, storage, RunDescription(CONFIG, "elsewhere"))
+        assert told.entered.wait(30)
+        first = checkpoint.join_run(open_storage("gs://bucket/run"), RunDescription(CONFIG, "somewhere"))
+        commit_next(load(open_storage("gs://bucket/run")))
+        told.release.set()
+    assert late.result() == first
 
 
 @pytest.mark.parametrize(

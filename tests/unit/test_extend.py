@@ -237,7 +237,11 @@ def test_a_run_that_began_over_extended_streams_goes_on_after_the_next_extension
     other = workers.extract(tmp_path / "old", output, 0)  # these streams are not those of the run
     assert other.returncode == 78 and "manifest_digest" in other.stderr
     name = output / "extensions/0001.json"
-    name.write_text(name.read_text().replace('"format": 4', '"format": 3'))
+    kept = name.read_text()
+    name.write_text(f"{kept} ")  # as one with other streams
+    found = verify(output)
+    assert found.returncode == 65 and "00000000.json: follows another extension of the run" in found.stdout
+    name.write_text(kept.replace('"format": 4', '"format": 3'))
     assert verify(output).returncode == 65
 
 

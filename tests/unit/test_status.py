@@ -30,7 +30,7 @@ from extraction.tools.status_table import table
 from extraction.worker.attempts import new_attempt, note_begin, note_failure
 from tests.helpers import fake_gcs
 from tests.helpers.fake_metadata import FakeMetadata
-from tests.helpers.runs import FINGERPRINT, extract, make_run
+from tests.helpers.runs import FINGERPRINT, chain_of, extract, make_run
 from tests.helpers.workers import python
 
 STREAMS = [[8] * 30, [5] * 20, [9] * 12, [4], [4], [4], [4]]
@@ -179,10 +179,10 @@ def test_cost_preemptions_and_rates_are_those_of_the_chips(tmp_path):
     """Two streams of 30 records, 8 tokens each. One has done 10 in 2 hours on 8 chips, the other 20 in 1 hour on one."""
     storage = open_storage(str(tmp_path))
     make_run(storage, [[8] * 30] * 2, stop_after=5)
-    extract(checkpoint.CommitChain.load(storage, 1, FINGERPRINT), [8] * 30, stop_after=5)
+    extract(chain_of(storage, 1), [8] * 30, stop_after=5)
     describe_streams(storage, 30, 30)
     for stream, device, hours, attempts in ((0, DEVICE, 2, 4), (1, "cpu 1234", 1, 1)):
-        totals = checkpoint.CommitChain.load(storage, stream, FINGERPRINT).totals
+        totals = chain_of(storage, stream).totals
         seconds = {"step": 0.9 * hours * HOUR, "pack": 0.1 * hours * HOUR, "upload": 7 * HOUR}  # it runs beside them
         put_last_commit(
             storage, stream, versions={"device": device}, totals=replace(totals, seconds=seconds, attempts=attempts)
@@ -331,7 +331,7 @@ def test_every_look_is_shown_until_the_run_is_finished(tmp_path):
         seen.append(status.finished)
         assert len(seen) < 4
         if len(seen) == 2:
-            extract(checkpoint.CommitChain.load(storage, 0, FINGERPRINT), STREAMS[0], None)
+            extract(chain_of(storage, 0), STREAMS[0], None)
 
     assert watch(partial(read_status, str(tmp_path)), 0.0, show).finished
     assert seen == [False, False, True]

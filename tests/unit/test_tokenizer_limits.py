@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from extraction.batching.tokenizer import RecordTokenizer, limits
 from extraction.core.errors import DamagedData
@@ -46,6 +46,19 @@ def test_a_cut_text_begins_with_the_ids_of_the_whole_one(tmp_path, name):
             assert cut[:most].tolist() == whole[:most].tolist()
             shorter += len(cut) < len(whole)
     assert shorter >= len(TEXTS)
+
+
+def test_a_run_of_one_character_is_not_cut_where_its_length_decides_how_it_begins():
+    """A Unigram model divides it by the length of a piece, and the rest may come first."""
+    pieces = [("<unk>", -10.0), ("a", -3.0), ("aa", -4.0), ("a" * 16, -6.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, 0, False))
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    for length in (20_000, 20_001, 20_005):
+        whole = "a" * length
+        assert encode(limits.shortened(whole, 64, encode))[:64] == encode(whole)[:64]
 
 
 def test_a_text_of_60_mb_that_is_cut_needs_little_memory():

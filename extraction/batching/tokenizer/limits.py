@@ -2,7 +2,7 @@
 
 In: texts, and a function that gives their ids. Out: texts that are short enough, and ids within a time. Guarantee: a
 shortened text begins with the same ids as the whole one; a text beyond the bounds raises DamagedData that names its
-record. Cost: of a text that is shortened, two encodings of its first characters; for others nothing.
+record. Cost: of a text that is shortened, three encodings of its first characters; for others nothing.
 """
 
 import threading
@@ -47,13 +47,15 @@ def groups(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
 def shortened(text: str, most: int, encode: Callable[[str], list[int]]) -> str:
     """Return the text, or as much of its begin as surely gives its first `most` ids.
 
-    The begin is sure if twice as much text gives the same ids, and more than `most` of them: what a pipeline does to a
-    text depends on what is near.
+    The begin is sure if twice as much text, and one character more, give the same ids, and more than `most` of them:
+    what a pipeline does to a text depends on what is near. A Unigram model also divides a run of one character by the
+    length of a piece: the two are longer by numbers without a common divisor, so that no length divides both.
     """
     size = max(_PER_TOKEN * most, _LEAST)
     while 2 * size < len(text):
         ids = encode(text[:size])
-        if len(ids) >= most + _MARGIN and ids[:most] == encode(text[: 2 * size])[:most]:
+        longer = (text[: 2 * size], text[: 2 * size + 1])
+        if len(ids) >= most + _MARGIN and all(ids[:most] == encode(more)[:most] for more in longer):
             return text[:size]
         size *= 4
     return text

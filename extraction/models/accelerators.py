@@ -33,6 +33,7 @@ class Chip:
 
     Attributes:
         flops: operations in a second, in bfloat16 and without sparsity; on a CPU in float32.
+        float32_flops: the same in float32, whose products a step computes at jax's precision `highest`.
         memory_bytes: for arrays; None where the worker does not know it, as on a CPU.
         bandwidth: of its memory, in bytes a second.
         link: bytes a second that it sends over one link to another chip; 0 without a link.
@@ -43,6 +44,7 @@ class Chip:
     """
 
     flops: float
+    float32_flops: float
     memory_bytes: int | None
     bandwidth: float
     link: float = 0.0
@@ -51,6 +53,10 @@ class Chip:
     to_host: float = 8e9
     on_demand: float | None = None
     spot: float | None = None
+
+    def flops_in(self, compute_dtype: str) -> float:
+        """Return the operations in a second of a step in this dtype."""
+        return self.float32_flops if compute_dtype == "float32" else self.flops
 
     def exchange_rate(self, chips: int) -> float:
         """Return the bytes a second that each of some chips sends in an exchange among them."""
@@ -70,27 +76,29 @@ class Accelerator:
 # Figures as published, looked up on 2026-11-27.
 # - TPU: the pages v4, v5e, v5p and v6e of docs.cloud.google.com/tpu/docs. A link has, in one direction, half of the
 #   "bidirectional ICI bandwidth" of the chip, over its ports (v5e and v6e 4, v5p 6). The page on v4 has no such
-#   figure: that of v5e is assumed.
-# - GPU: NVIDIA's data sheets of H100 SXM, H200 SXM, A100 80GB SXM and L4, as quoted by pages on them. jax reserves 75%
-#   of a GPU's memory (XLA_PYTHON_CLIENT_MEM_FRACTION). NVLink is a switch: one direction of it is one link here.
+#   figure: that of v5e is assumed. In float32 each product takes six in bfloat16 (jax.lax.Precision.HIGHEST).
+# - GPU: NVIDIA's data sheets of H100 SXM, H200 SXM, A100 80GB SXM and L4, as quoted by pages on them; in float32
+#   without tensor cores, which would round to TensorFloat-32. jax reserves 75% of a GPU's memory
+#   (XLA_PYTHON_CLIENT_MEM_FRACTION). NVLink is a switch: one direction of it is one link here.
 #   The rate to the host is that of an H200, measured on 2026-11-28 (docs/gpu.md); a worker there reached 48% of the
 #   peak, about what is assumed.
 _GPU_SHARE = 0.75
-_HOPPER = Chip(989e12, int(_GPU_SHARE * 80e9), 3350e9, 450e9, to_host=54e9)
+_PASSES = 6
+_HOPPER = Chip(989e12, 67e12, int(_GPU_SHARE * 80e9), 3350e9, 450e9, to_host=54e9)
 # Prices of Google Cloud in us-central1, an hour of one chip: catalogs/v8/gcp/vms.csv of github.com/skypilot-org/
 # skypilot-catalog, commit 006059e, read on 2026-11-27. It has none for v4 there, and contradictory ones for GPUs.
 PRICES_OF = "Google Cloud us-central1, skypilot-catalog 006059e, read 2026-11-27"
 # Standard storage in us-central1: $0.000027397 for a GiB and hour, 730 hours.
 STORAGE_PRICE, STORAGE_PRICE_OF = 0.02, "Cloud Storage us-central1, cloud.google.com/storage/pricing, 2026-09-20"
-_V4 = Chip(275e12, 32 << 30, 1200e9, 50e9, 2)
-_V5E = Chip(197e12, 16 << 30, 819e9, 50e9, 2, on_demand=1.20, spot=0.245)
-_V5P = Chip(459e12, 95 << 30, 2765e9, 100e9, 2, on_demand=4.20, spot=0.836)
-_V6E = Chip(918e12, 32 << 30, 1638e9, 100e9, 2, on_demand=2.70, spot=0.544)
+_V4 = Chip(275e12, 275e12 / _PASSES, 32 << 30, 1200e9, 50e9, 2)
+_V5E = Chip(197e12, 197e12 / _PASSES, 16 << 30, 819e9, 50e9, 2, on_demand=1.20, spot=0.245)
+_V5P = Chip(459e12, 459e12 / _PASSES, 95 << 30, 2765e9, 100e9, 2, on_demand=4.20, spot=0.836)
+_V6E = Chip(918e12, 918e12 / _PASSES, 32 << 30, 1638e9, 100e9, 2, on_demand=2.70, spot=0.544)
 GPUS = {
     "h100": _HOPPER,
     "h200": replace(_HOPPER, memory_bytes=int(_GPU_SHARE * 141e9), bandwidth=4800e9),
-    "a100": Chip(312e12, int(_GPU_SHARE * 80e9), 2039e9, 300e9),
-    "l4": Chip(121e12, int(_GPU_SHARE * 24e9), 300e9, 32e9),
+    "a100": Chip(312e12, 19.5e12, int(_GPU_SHARE * 80e9), 2039e9, 300e9),
+    "l4": Chip(121e12, 30.3e12, int(_GPU_SHARE * 24e9), 300e9, 32e9),
 }
 _ALONE = {"chips_per_host_bounds": (1, 1, 1)}
 _BOTH_CORES = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}  # as one device, as on a TPU VM
@@ -142,7 +150,7 @@ def _this_machine() -> Chip:
     """Measure the rate of matrix products in float32 and of copies on this machine, the best of five each."""
     matrix, block = np.ones((1024, 1024), np.float32), np.ones(64 << 20, np.uint8)
     flops = 2 * 1024**3 / _fastest(lambda: matrix @ matrix)
-    return Chip(flops, None, 2 * block.nbytes / _fastest(block.copy), efficiency=_EFFICIENCY_OF_CPU)
+    return Chip(flops, flops, None, 2 * block.nbytes / _fastest(block.copy), efficiency=_EFFICIENCY_OF_CPU)
 
 
 def _fastest(call: Callable[[], object]) -> float:

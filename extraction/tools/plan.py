@@ -201,7 +201,7 @@ def make_plan(flags: PlanFlags) -> Plan:
         price = None
     else:
         price = prices.chip_hour * wanted.chips * 1e9 / tokens_per_second / 3600
-    peak = "its published peak" if flags.peak is None else f"{flags.peak:g} TFLOP/s"
+    peak = f"its published peak in {step.compute_dtype}" if flags.peak is None else f"{flags.peak:g} TFLOP/s"
     if flags.accelerator == CPU and flags.peak is None:
         peak = f"{chip.flops / 1e9:,.0f} GFLOP/s, measured on this machine now"
     plan = Plan(
@@ -226,7 +226,7 @@ def _times(
 ) -> tuple[dict[str, float], float]:
     """Return the seconds of a step by what takes them, and real tokens per second; a token stores `stored` bytes."""
     tokens, chip = FILL * step.num_slots, wanted.chip
-    peak = chip.flops if flags.peak is None else flags.peak * 1e12
+    peak = chip.flops_in(step.compute_dtype) if flags.peak is None else flags.peak * 1e12
     to_host = chip.to_host if flags.to_host is None else flags.to_host * 1e9
     exchanged = exchanged_bytes(config, step)
     seconds = {

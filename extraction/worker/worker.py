@@ -167,8 +167,8 @@ def extract_stream(run: JoinedRun, number: int, attempt: Attempt, stop: Stop) ->
 
 def peak_rate(plan: RunPlan) -> float | None:
     """Return the tokens per second at the published peak of the chips, None for chips without one."""
-    chip = KINDS.get(plan.hardware.name.partition(" x ")[2])
-    return chip and plan.step.num_slots * chip.flops / ideal_flops(plan.model.config, plan.step)
+    chip, step = KINDS.get(plan.hardware.name.partition(" x ")[2]), plan.step
+    return chip and step.num_slots * chip.flops_in(step.compute_dtype) / ideal_flops(plan.model.config, step)
 
 
 def until(items: Iterable[PackedBatch], stop: Stop) -> Iterator[PackedBatch]:

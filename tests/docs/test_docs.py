@@ -172,10 +172,11 @@ def test_the_table_of_accelerators_has_the_figures_that_plan_uses():
     rows = rows_of_cells((DOCS / "performance.md").read_text(), "accelerator")
     chips = {name.partition("-")[0]: found.chip for name, found in SLICES.items()} | GPUS
     assert {row[0] for row in rows} == set(chips)
-    for name, flops, memory, bandwidth, link, *prices in rows:
+    for name, flops, in_float32, memory, bandwidth, link, *prices in rows:
         chip = chips[name]
         size, unit = re.fullmatch(r"(?:75% of )?(\d+) (GiB|GB)", memory).groups()
         assert chip.memory_bytes == (int(size) << 30 if unit == "GiB" else int(0.75 * int(size) * 1e9))
+        assert float(in_float32) * 1e12 == pytest.approx(chip.float32_flops, rel=2e-3)
         rates = (float(flops) * 1e12, float(bandwidth.replace(",", "")) * 1e9, float(link.split(",")[0]) * 1e9)
         assert rates == (chip.flops, chip.bandwidth, chip.link)
         assert [None if price == "unknown" else float(price) for price in prices] == [chip.on_demand, chip.spot]

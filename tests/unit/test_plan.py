@@ -154,6 +154,17 @@ def test_a_gpu_is_planned_by_its_data_sheet():
     assert measured.seconds["arithmetic"] == pytest.approx(plan.seconds["arithmetic"])
 
 
+@pytest.mark.parametrize("name, ratio", [("h100", 989 / 67), ("a100", 312 / 19.5), ("l4", 121 / 30.3), ("v6e-1", 6)])
+def test_the_peak_is_that_of_the_compute_dtype(name, ratio):
+    """In float32 a GPU has no tensor cores for a step's products, a TPU takes six in bfloat16; `--peak` is as given."""
+    flags = [replace(QWEN, accelerator=name, compute_dtype=dtype) for dtype in ("bfloat16", "float32")]
+    half, full = (make_plan(each) for each in flags)
+    assert full.seconds["arithmetic"] == pytest.approx(ratio * half.seconds["arithmetic"])
+    assert "its published peak in float32" in full.to_text()
+    half, full = (make_plan(replace(each, peak=100.0)) for each in flags)
+    assert full.seconds["arithmetic"] == half.seconds["arithmetic"]
+
+
 def test_the_rate_to_the_host_is_that_of_the_accelerator_or_the_flag():
     """54 GB/s, as an H200 has; 8 GB/s where none was measured."""
 
@@ -269,7 +280,9 @@ def test_the_peak_rate_of_a_worker_is_that_of_its_chips(tmp_path, streams):
     weights = 128 * 128 + 2 * 128 * 2 * 32 + 128 * 128 + 3 * 128 * 384  # q; k and v; o; gate, up, down
     operations = 4 * (2 * weights + 2 * 2 * 4 * 32 * 129 / 2)  # of a token, which sees half of its row on average
     of_tpu = replace(plan, hardware=Hardware("1 x TPU v5 lite", 1, 16 << 30, "bfloat16"))
-    assert peak_rate(of_tpu) == pytest.approx(197e12 / operations)
+    assert peak_rate(of_tpu) == pytest.approx(197e12 / 6 / operations)
+    in_half = replace(of_tpu, step=replace(plan.step, compute_dtype="bfloat16"))
+    assert peak_rate(in_half) == pytest.approx(197e12 / operations)
     assert peak_rate(plan) is None  # of a CPU nothing is published
 
 

@@ -2,7 +2,8 @@
 
 In: when an attempt begins to work on a stream, its first commit, and the error that ends it. Out: create-only objects
 in the `attempts` folder of the stream, which `format/stream_state.py` reads, and two local files for the launcher.
-Guarantee: nothing that is committed depends on a note, and a note that fails to be written does not end the attempt.
+Guarantee: nothing that is committed depends on a note, and a note that fails to be written does not end the attempt,
+unless the store refuses such writes for good.
 Cost: one small object for each note.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..core.errors import ExtractionError, Fenced, Stopped, TryAgain
+from ..core.errors import ExtractionError, Fenced, InvalidRequest, Stopped, TryAgain
 from ..core.google_machine import zone
 from ..core.logs import say
 from ..core.printable import shown_lines
@@ -32,7 +33,10 @@ def new_attempt() -> Attempt:
 
 
 def note_begin(storage: Storage, stream: int, attempt: Attempt) -> None:
-    """Write the note that this attempt begins to work on the stream."""
+    """Write the note that this attempt begins to work on the stream.
+
+    Raises InvalidRequest if the store takes no create-only writes: the attempt would have nowhere to commit.
+    """
     _write(storage, note_name(stream, attempt.id, BEGIN), {"host": attempt.host})
 
 
@@ -97,10 +101,15 @@ def _earlier_attempts(attempt: Attempt) -> list[str]:
 
 
 def _write(storage: Storage, name: str, content: dict[str, str], known: type | None = None) -> None:
-    """Write a note, or warn that it is not written unless the error is of the `known` type, which the note is about."""
+    """Write a note, or warn that it is not written unless the error is of the `known` type, which the note is about.
+
+    Raises InvalidRequest if no type is known.
+    """
     try:
         shown = {key: shown_lines(text) for key, text in content.items()}
         storage.create(name, dumps({"format": FORMAT} | shown))
     except ExtractionError as error:
+        if known is None and isinstance(error, InvalidRequest):
+            raise
         if type(error) is not known:
             say(f"{name} is not written: {error}", "WARNING")

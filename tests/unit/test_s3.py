@@ -17,11 +17,13 @@ from cryptography.x509.oid import NameOID
 
 from extraction.audit.verify import audit_run
 from extraction.core.errors import DamagedData, InvalidRequest, ObjectExists, ObjectNotFound, PermissionDenied, TryAgain
+from extraction.format.commit import Attempt
 from extraction.storage import crc32c_base64, open_storage, retries
 from extraction.storage import s3 as library
 from extraction.storage.s3_errors import reason
 from extraction.streams.build.materialize import Row, publish_rows
 from extraction.streams.build.publish import Origin
+from extraction.worker.attempts import note_begin
 from tests.helpers.fake_s3 import ENVIRONMENT
 from tests.helpers.stream_runs import DATA, NUM_WORKERS, assert_found, extract, flipped
 
@@ -116,6 +118,13 @@ def test_a_service_that_ignores_the_condition_is_refused_at_the_first_create(s3,
     with pytest.raises(InvalidRequest, match="the service ignores If-None-Match"):
         bucket.create("x", SMALL)
     assert s3.data("run/x") == SMALL
+
+
+def test_a_service_that_ignores_the_condition_ends_the_attempt_at_its_note(s3, bucket):
+    """The next write may be a batch file, which is too large to be written again as a proof."""
+    s3.instruct("put", "ignore-condition", count=2)
+    with pytest.raises(InvalidRequest, match="the service ignores If-None-Match"):
+        note_begin(bucket, 0, Attempt())
 
 
 def test_a_service_that_nobody_reaches_is_tried_again(s3, monkeypatch):

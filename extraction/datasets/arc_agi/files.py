@@ -20,7 +20,7 @@ from ...core.progress_bar import track
 from ...format.digests import digest_of
 from ...streams.build.file_kinds import stem_of
 from ...streams.build.read_log import ReadLog
-from ...streams.build.row_files import unpacked
+from ...streams.build.row_files import no_key_twice, unpacked
 from ...streams.build.sources import SourceFile, find_source
 from ...streams.build.splits import ALL, canonical
 from ...streams.parquet import Files, damage_named
@@ -157,20 +157,12 @@ def _value_of(file: SourceFile, data: bytes, log: ReadLog) -> Any:
     try:
         with damage_named(file.name):
             text = unpacked(file.name, io.BytesIO(data)).read()
-        value = json.loads(text, object_pairs_hook=_no_key_twice)
+        value = json.loads(text, object_pairs_hook=no_key_twice)
     except (ValueError, RecursionError) as error:
         raise DamagedData(f"{file.name} is not valid JSON: {error}") from error
     if value == []:
         raise DamagedData(f"{file.name} is an empty list")
     return value if isinstance(value, list) else as_object(value, file.name)
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is repeated")
-    return value
 
 
 def as_object(value: Any, where: str) -> dict[str, Any]:

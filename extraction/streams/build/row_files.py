@@ -13,6 +13,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
@@ -31,6 +32,9 @@ ROWS_AT_A_TIME = 64
 READ_AHEAD = 8 << 20  # bytes of one request
 LINES = "text"  # the column of a text file
 ARROW_MARK = b"ARROW1"
+_FIELD = re.compile(r'(?:^|\t)(?:"([^"]*(?:""[^"]*)*)"|[^\t]*)')  # of TSV
+_NEEDS_QUOTES = re.compile(r'[\t\r\n"]')
+_QUOTES = "write it with all fields in quotes, the names too, or as JSON lines"
 
 
 class Located(NamedTuple):
@@ -99,6 +103,7 @@ def read_rows(log: ReadLog, wanted: WantedRows) -> LocatedRows:
     before = 0  # rows of the files before this one
     for file in source.files:
         opened = files.open(file.name, file.info)
+        checked: Sequence[str] = ()
         with opened.handle as handle:
             is_parquet, count = file.kind == "Parquet", 0
             if is_parquet:
@@ -107,6 +112,8 @@ def read_rows(log: ReadLog, wanted: WantedRows) -> LocatedRows:
             else:
                 rows = _plain_rows(file, handle, log, wanted)
             for at, located in enumerate(rows):
+                if located.names is not checked:
+                    checked = _each_once(file.name, located.names, columns)
                 number = located.number if is_parquet else at
                 row = {name: located.row[name] for name in columns if name in located.row}
                 split, names = file.split if source.is_mixed else None, located.names or list(located.row)
@@ -116,6 +123,14 @@ def read_rows(log: ReadLog, wanted: WantedRows) -> LocatedRows:
             log.num_rows += count
         if is_parquet:
             log.finish(file, "" if file.info else _digest(file.name))
+
+
+def _each_once(file: str, names: Sequence[str], columns: Sequence[str]) -> Sequence[str]:
+    """Return the names of a file's columns. Raises DamagedData if two of them have one of the requested names."""
+    for column in columns:
+        if names.count(column) > 1:
+            raise DamagedData(f"{file} has no single column {column!r}; it has {', '.join(names)}: rename one of them")
+    return names
 
 
 def _digest(name: str) -> str:
@@ -149,10 +164,12 @@ def _rows_of_batches(
             batch = next(batches, None)
         if batch is None:
             return
-        present = [name for name in batch.schema.names if name in wanted.columns]
-        values = [_values(batch.column(name), name in wanted.tokens) for name in present]
+        named = zip(batch.schema.names, batch.columns, strict=True)  # by number: a name may be repeated
+        present = [(name, column) for name, column in named if name in wanted.columns]
+        values = [_values(column, name in wanted.tokens) for name, column in present]
         for row in zip(*values, strict=True) if values else [()] * batch.num_rows:
-            yield Located(f"{file}: row {number}", dict(zip(present, row, strict=True)), names, number=number)
+            found = {name: value for (name, _), value in zip(present, row, strict=True)}
+            yield Located(f"{file}: row {number}", found, names, number=number)
             number += 1
 
 
@@ -212,11 +229,20 @@ def _json_rows(lines: Iterable[tuple[str, bytes]]) -> Iterator[Located]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=no_key_twice)
         except (ValueError, RecursionError) as error:
             yield Located(where, {}, problem=DamagedData(f"{where} is not valid JSON: {error}"))
         else:
             yield _object(where, row)
+
+
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. Raises ValueError if a key is repeated."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is repeated")
+    return value
 
 
 def _object(where: str, row: Any) -> Located:
@@ -228,10 +254,13 @@ def _object(where: str, row: Any) -> Located:
 def _json(name: str, handle: io.BufferedReader) -> Iterator[Located]:
     """Yield the rows of one list of objects, of one object, or of lines of objects."""
     head = next((line for line in handle if line.strip()), b"")
-    if not _is_json(head) or head.lstrip().startswith(b"["):
+    if not isinstance(_parsed(head), dict):
         head += handle.read()
-        if _is_json(head):
-            value = json.loads(head)
+        if _parsed(head) is not None:
+            try:
+                value = json.loads(head, object_pairs_hook=no_key_twice)
+            except ValueError as error:
+                raise DamagedData(f"{name} is not valid JSON: {error}") from None
             rows = value if isinstance(value, list) else [value]
             yield from (_object(f"{name}: item {number}", row) for number, row in enumerate(rows))
             return
@@ -239,29 +268,59 @@ def _json(name: str, handle: io.BufferedReader) -> Iterator[Located]:
     yield from _json_rows((f"{name}: row {number}", line) for number, line in enumerate(lines))
 
 
-def _is_json(data: bytes) -> bool:
+def _parsed(data: bytes) -> Any:
+    """Return the value that is written as JSON, None if it is not JSON."""
     try:
-        json.loads(data)
+        return json.loads(data)
     except (ValueError, RecursionError):
-        return False
-    return True
+        return None
 
 
 def _table(name: str, handle: io.BufferedReader, delimiter: str = ",") -> Iterator[Located]:
-    """Yield the rows of CSV below its line of names. An empty field is an empty text."""
+    """Yield the rows of CSV or TSV below its line of names. An empty field is an empty text.
+
+    Raises DamagedData for quotes that are not closed, not doubled, or in a TSV perhaps part of a text.
+    """
     csv.field_size_limit(sys.maxsize)
-    lines = csv.reader(_characters(handle), delimiter=delimiter)
+    taken: list[str] = []  # the lines of the row that is read
+    rows = csv.reader(_noted(_characters(handle), taken), delimiter=delimiter, strict=True)
     try:
-        names = next(lines, [])
-        for row in lines:
-            where = f"{name}: line {lines.line_num}"
+        names = next(rows, [])
+        may_be_bare = delimiter == "\t" and not "".join(taken).startswith('"')
+        taken.clear()
+        for row in rows:
+            where = f"{name}: line {rows.line_num}"
+            if may_be_bare and _may_be_text(taken, len(names)):
+                raise DamagedData(f"{where} has quotes that may belong to the text: {_QUOTES}")
+            taken.clear()
             if len(row) == len(names):
-                yield Located(where, dict(zip(names, row, strict=True)))
+                yield Located(where, dict(zip(names, row, strict=True)), names)
             elif row:
                 problem = f"{where} has {len(row)} fields, its first line has {len(names)}"
                 yield Located(where, {}, problem=DamagedData(problem))
     except csv.Error as error:
-        raise DamagedData(f"{name}: line {lines.line_num}: {error}") from None
+        where = f"{name}: the row that begins in line {rows.line_num - len(taken) + 1}"
+        said = str(error).replace("\t", "tab")
+        raise DamagedData(f"{where}: {said}: the file is cut, or its quotes are not those of CSV: {_QUOTES}") from None
+
+
+def _noted(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
+    for line in lines:
+        taken.append(line)
+        yield line
+
+
+def _may_be_text(lines: Sequence[str], width: int) -> bool:
+    """Return whether the quotes around a field of a TSV row may belong to its text.
+
+    Writers that do not quote all fields, the names included, quote those with a quote, a tab or a line break, and empty
+    ones. A field of several lines may be several rows if each line has the fields of a row.
+    """
+    row = "".join(lines).rstrip("\r\n")
+    quoted = [found[1] for found in _FIELD.finditer(row) if found[1] is not None] if '"' in row else []
+    if any(inner and not _NEEDS_QUOTES.search(inner) for inner in quoted):
+        return True
+    return len(lines) > 1 and all(line.count("\t") == width - 1 for line in lines)
 
 
 def _lines(name: str, handle: io.BufferedReader) -> Iterator[Located]:

@@ -1,0 +1,132 @@
+"""Files that are cut, joined or ambiguous are refused by name; sound ones of every writer are read whole."""
+
+import csv
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from extraction.core.errors import DamagedData
+from extraction.datasets import text
+from extraction.storage import open_storage
+from extraction.streams.extensions import load_manifest
+from extraction.streams.stream import open_stream
+
+TEXTS = [
+    'he said "hi"',
+    '"whole"',
+    '"',
+    '""',
+    "a\tb",
+    "two\nlines",
+    '"open',
+    'close"',
+    "",
+    "a, b",
+    "'",
+    '"a\n"b\tc\td"',
+]
+
+
+def records(path, **options):
+    """The records of a file as `text` makes them."""
+    output = str(path.parent / "out")
+    text.create(open_storage(output), str(path), 1, text.TextOptions(**options))
+    return list(open_stream(load_manifest(output), output, 0).read_records())
+
+
+def texts(path, **options):
+    return [record.text for record in records(path, **options)]
+
+
+def write(path, data):
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def assert_refused(path, said, **options):
+    with pytest.raises(DamagedData, match=said) as caught:
+        texts(path, **options)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------- CSV and TSV
+
+
+@pytest.mark.parametrize("delimiter, suffix", [(",", "csv"), ("\t", "tsv")])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("width", [1, 2])
+def test_what_writers_of_tables_quote_is_read(tmp_path, delimiter, suffix, quoting, end, width):
+    sink = io.StringIO(newline="")
+    rows = [[value, n][:width] for n, value in enumerate(TEXTS)]
+    csv.writer(sink, delimiter=delimiter, quoting=quoting, lineterminator=end).writerows([["text", "n"][:width], *rows])
+    path = write(tmp_path / f"x.{suffix}", sink.getvalue())
+    if (suffix, quoting, width) == ("tsv", csv.QUOTE_MINIMAL, 1):
+        assert_refused(path, "line 8 has quotes that may belong to the text")  # or two rows
+    else:
+        assert texts(path) == TEXTS
+
+
+def test_a_tsv_of_pandas_is_read(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pandas.DataFrame({"n": range(len(TEXTS)), "text": TEXTS}).to_csv(tmp_path / "x.tsv", sep="\t", index=False)
+    assert texts(tmp_path / "x.tsv") == TEXTS
+
+
+def test_quotes_inside_a_field_of_a_tsv_are_text(tmp_path):
+    said = ['he said "hi"', 'close"', 'a "b" c', ""]
+    path = write(tmp_path / "x.tsv", "n\ttext\n" + "".join(f"{n}\t{value}\n" for n, value in enumerate(said)))
+    assert texts(path) == said
+
+
+TABLES = {
+    "not closed": ("x.csv", 'n,text\n1,"unclosed\n2,foo\n3,bar\n', "begins in line 2: unexpected end"),
+    "cut in a field": ("x.csv", 'n,text\n0,a\n1,"two\nli', "begins in line 3: unexpected end of data: the file is cut"),
+    "text behind a quote": ("x.csv", 'text,n\nx,0\n"ab"cd,1\n', "begins in line 3: ',' expected after"),
+    "backslash": ("x.csv", 'text,n\n"a \\"b\\" c",1\n', "begins in line 2: ',' expected after"),
+    "text begins with a quote": ("x.tsv", 'n\ttext\n1\t"Hello" he said\n', "begins in line 2: 'tab' expected after"),
+    "one not closed": ("x.tsv", 'n\ttext\n1\t"Hello he said\n2\tfoo\n', "begins in line 2: unexpected end"),
+    "two not closed": ("x.tsv", 'n\ttext\n1\t"Hello he said\n2\tfoo\n3\t"bye\n4\tend\n', "begins in line 2: 'tab' expected"),
+    "open and close": ("x.tsv", 'n\ttext\n1\t"Hello\n2\tfoo\n3\tbye"\n4\tend\n', "line 4 has quotes that may"),
+    "open and close, the first": ("x.tsv", 'text\tn\n"Hello\t1\nbye"\t2\n', "line 3 has quotes that may"),
+    "open and close, alone": ("x.tsv", 'text\n"one\ntwo\nthree"\nfour\n', "line 4 has quotes that may"),
+    "whole": ("x.tsv", 'n\ttext\n1\t"whole"\n', "line 2 has quotes that may belong to the text: write it with all"),
+    "repeated name": ("x.csv", "id,text,text\n1,a,b\n", "no single column 'text'; it has id, text, text"),
+    "repeated name, tabs": ("x.tsv", "id\ttext\ttext\n1\ta\tb\n", "no single column 'text'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, data, said", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("bad", ["fail", "skip"])
+def test_a_table_that_can_be_read_in_two_ways_is_refused(tmp_path, name, data, said, bad):
+    assert_refused(write(tmp_path / name, data), said, on_bad_record=bad)
+
+
+def test_repeated_names_that_nobody_asks_for_are_ignored(tmp_path):
+    assert texts(write(tmp_path / "x.csv", ",,text\n1,2,a\n")) == ["a"]
+
+
+def test_a_column_name_is_there_once_in_parquet_arrow_and_json(tmp_path):
+    table = pa.table([["a"], ["b"]], names=["text", "text"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert_refused(tmp_path / "x.parquet", "no single column 'text'")
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert_refused(tmp_path / "x.arrow", "no single column 'text'")
+    twice = '{"text": "a", "text": "b"}\n'
+    assert_refused(write(tmp_path / "x.jsonl", twice), "line 1 is not valid JSON: the key 'text' is repeated")
+    assert_refused(write(tmp_path / "x.json", twice), "row 0 is not valid JSON: the key 'text' is repeated")
+    assert_refused(write(tmp_path / "x.json", f"[{twice}]"), "is not valid JSON: the key 'text' is repeated")
+
+
+# ---------------------------------------------------------------------------------------------- JSON
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_list_of_json_in_any_encoding(tmp_path, indent, encoding):
+    rows = [{"text": "a"}, {"text": "é"}]
+    assert texts(write(tmp_path / "x.json", json.dumps(rows, indent=indent).encode(encoding))) == ["a", "é"]

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..format.digests import digest_of
@@ -129,14 +130,14 @@ class Step:
 def load_step(folder: ModelFolder, config: ModelConfig, options: StepOptions, compile_cache: str | None = None) -> Step:
     """Compile the step, after a check of its attention, while the weights that the hook points need are read.
 
-    `compile_cache` is the folder of compiled steps or None. Raises InvalidRequest (options that do not fit the model or
-    the devices, a kernel of attention that is wrong), DamagedData (weights that do not fit the configuration) and
-    TryAgain (a device failed).
+    `compile_cache` is the folder of compiled steps, "" for none, or None for that of jax's settings. Raises
+    InvalidRequest (options that do not fit the model or the devices, a kernel of attention that is wrong), DamagedData
+    (weights that do not fit the configuration) and TryAgain (a device failed).
     """
     check_step(config, options, len(jax.local_devices()))
-    _use_compile_cache(compile_cache)
     captures = CapturePlan.of(options.hook_points, config).captures
-    with device_errors(), _opened_weights(folder, config, options) as load, ThreadPoolExecutor(1) as beside:
+    opened = _opened_weights(folder, config, options)
+    with device_errors(), _compile_cache(compile_cache), opened as load, ThreadPoolExecutor(1) as beside:
         loading = beside.submit(load)
         check_attention(config, options, mesh_of(options.mesh, jax.local_devices()))
         step = lower_step(config, options).compile()
@@ -177,13 +178,28 @@ def weight_shapes(config: ModelConfig, options: StepOptions) -> list[tuple[tuple
     return list(leaves_of(Model.of(config, options).shapes))
 
 
-def _use_compile_cache(folder: str | None) -> None:
-    if folder is not None:
-        jax.config.update("jax_compilation_cache_dir", folder)
+@contextmanager
+def _compile_cache(folder: str | None) -> Iterator[None]:
+    """Have jax keep in a folder what it compiles meanwhile; afterwards its settings are those of before."""
+    settings = {
+        "jax_compilation_cache_dir": folder,
         # Otherwise an entry's name contains the folder's path, and other machines do not find it.
-        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        "jax_persistent_cache_enable_xla_caches": "none",
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        _set_cache(before if folder is None else settings)
+        yield
+    finally:
+        _set_cache(before)
+
+
+def _set_cache(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # which looks at them once
 
 
 class Model(NamedTuple):

@@ -70,7 +70,6 @@ class CompileCache:
         except (ExtractionError, OSError) as error:
             say(f"compiled steps are not kept in {self._location}: {error}", "WARNING")
         finally:
-            _end_jax_cache()
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _usable(self, storage: Storage) -> Iterator[tuple[str, bytes]]:
@@ -99,12 +98,3 @@ def _keep(storage: Storage, name: str, data: bytes) -> None:
         storage.create(stored, data)
     except ObjectExists:
         storage.replace(stored, data)
-
-
-def _end_jax_cache() -> None:
-    """Have jax forget the folder: what it compiles later is not kept."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()

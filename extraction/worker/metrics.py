@@ -4,7 +4,11 @@ In: commits. Out: `http://HOST:PORT/metrics` in Prometheus' text format, by the 
 counters are of this process alone. Cost: one thread that waits for requests.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ..core.errors import InvalidRequest
+from ..core.logs import say
 from ..format.commit import Commit
 from ..format.not_finite import total
 
@@ -67,3 +71,17 @@ class Metrics:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+@contextmanager
+def serve_metrics(port: int | None, host: str) -> Iterator[Metrics | None]:
+    """Yield counters that are served meanwhile, None without a port. Raises as `Metrics`."""
+    if port is None:
+        yield None
+        return
+    metrics = Metrics(port, host)
+    say(f"metrics at http://{metrics.address}:{metrics.port}/metrics")
+    try:
+        yield metrics
+    finally:
+        metrics.close()

@@ -34,7 +34,7 @@ from .claims import StreamChooser, work_all
 from .compile_cache import CompileCache
 from .known_answer import answer_of, check_answer
 from .loop import BatchLayout, run_pipeline
-from .metrics import Metrics
+from .metrics import Metrics, serve_metrics
 from .progress_writer import ProgressWriter
 from .resolve import RunPlan
 from .shutdown import Stop
@@ -65,12 +65,14 @@ def extract(plan: RunPlan, stop: Stop, begin: float) -> None:
     """
     plan.output.check_writable()
     if plan.stream is None:
-        _extract_any(join(plan, begin), stop)
+        with serve_metrics(plan.metrics_port, plan.metrics_host) as metrics:
+            _extract_any(join(plan, begin, metrics), stop)
         return
     attempt = new_attempt()
     with note_failure(plan.output, plan.stream, attempt), retry_if_fenced_by_own_launcher(attempt):
         note_begin(plan.output, plan.stream, attempt)
-        extract_stream(join(plan, begin), plan.stream, attempt, stop)
+        with serve_metrics(plan.metrics_port, plan.metrics_host) as metrics:
+            extract_stream(join(plan, begin, metrics), plan.stream, attempt, stop)
 
 
 def _extract_any(run: JoinedRun, stop: Stop) -> None:
@@ -85,9 +87,8 @@ def _extract_any(run: JoinedRun, stop: Stop) -> None:
     say("all streams are finished")
 
 
-def join(plan: RunPlan, begin: float) -> JoinedRun:
+def join(plan: RunPlan, begin: float, metrics: Metrics | None) -> JoinedRun:
     """Load the model, and create `run.json` or compare with the one that is there."""
-    metrics = None if plan.metrics_port is None else Metrics(plan.metrics_port, plan.metrics_host)
     say(f"loading {plan.model.location}, then compiling its step on {plan.hardware.name}")
     with CompileCache(plan.compile_cache, plan.agreed) as cache:
         step = load_step(plan.model.folder, plan.model.config, plan.step, cache.folder)
@@ -104,7 +105,7 @@ def join(plan: RunPlan, begin: float) -> JoinedRun:
         say(f"this worker differs from the one that began the run: {line}", "WARNING")
     origin, answer = "from the cache" if cache.held_step else "compiled", own.known_answer
     if cache.held_step and answer.digest != run.known_answer.digest:
-        step = load_step(plan.model.folder, plan.model.config, plan.step)
+        step = load_step(plan.model.folder, plan.model.config, plan.step, "")
         origin, answer = (
             "compiled again, because the cached step gives other values than the run",
             answer_of(step, vocab_size),

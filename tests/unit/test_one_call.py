@@ -1,13 +1,17 @@
 """`extraction.extract`: one call from texts to a reader, interrupted, repeated, and called with other arguments."""
 
+import contextlib
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import datasets
+import jax
 import numpy as np
 import pandas
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from tokenizers import Tokenizer
 
 import extraction
@@ -76,6 +80,44 @@ def test_a_finished_call_again_changes_nothing(run):
 def test_other_arguments_are_another_run(run, changes, words):
     with pytest.raises(extraction.ConfigurationMismatch, match=words):
         call(run[1], **changes)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """What a user has set jax to."""
+    chosen = {
+        "jax_compilation_cache_dir": str(tmp_path / "cache of the user"),
+        "jax_persistent_cache_enable_xla_caches": "all",
+        "jax_persistent_cache_min_compile_time_secs": 7.0,
+        "jax_persistent_cache_min_entry_size_bytes": 99,
+    }
+    before = {name: getattr(jax.config, name) for name in chosen}
+    for values in (chosen, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is chosen:
+            yield chosen
+
+
+@pytest.mark.parametrize("failing", [None, "models.step.check_attention", "worker.worker.check_answer"])
+def test_a_call_leaves_jax_and_the_port_as_they_were(tmp_path, monkeypatch, capsys, settings, failing):
+    def fail(*arguments):
+        raise extraction.InvalidRequest("no")
+
+    if failing is not None:
+        monkeypatch.setattr(f"extraction.{failing}", fail)
+    jax.jit(lambda x: x + 1)(1)  # jax looks at its settings once
+    flags = {"compile_cache": str(tmp_path / "compiled"), "metrics_port": 0}
+    for _ in range(2):
+        with pytest.raises(extraction.InvalidRequest, match="no") if failing else contextlib.nullcontext():
+            call(tmp_path / "run", **flags)
+        said = capsys.readouterr().err
+        assert {name: getattr(jax.config, name) for name in settings} == settings
+        flags["metrics_port"] = port = int(said.partition("metrics at http://127.0.0.1:")[2].partition("/")[0])
+        with socket.socket() as client:
+            assert client.connect_ex(("127.0.0.1", port))
+    assert failing or "step from the cache" in said
 
 
 def test_pairs_and_a_column_of_datasets(tmp_path):

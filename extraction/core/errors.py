@@ -24,6 +24,10 @@ class InvalidRequest(ExtractionError):
     exit_code = 2
 
 
+class DtypeOverflow(InvalidRequest):
+    """A stream begins with values that the stored dtype does not hold."""
+
+
 class DamagedData(ExtractionError):
     """Stored data differs from its commit, or input is not readable in the format that it claims."""
 

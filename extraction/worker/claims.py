@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from ..core.count_of import count_of
-from ..core.errors import DamagedData, ExtractionError, Fenced, TryAgain
+from ..core.errors import DamagedData, DtypeOverflow, ExtractionError, Fenced, TryAgain
 from ..core.logs import say
 from ..format.commit import Attempt
 from ..format.stream_state import BEGIN, StreamState, list_notes, read_stream_state
@@ -37,7 +37,7 @@ class StreamChooser:
         self._random = random.SystemRandom()
 
     def close(self, stream: int) -> None:
-        """Leave this stream out from now on: it is finished or damaged."""
+        """Leave this stream out from now on: it is finished, or no worker can finish it."""
         self._free_at.pop(stream, None)
 
     def choose(self) -> int | None:
@@ -105,8 +105,8 @@ def work_all(
 ) -> None:
     """Take streams and `work` on each to its end until all are finished.
 
-    A worker that is fenced leaves the stream to its rival. It leaves a damaged stream, too, and raises its DamagedData
-    at the end, so that one bad object does not stop every worker.
+    A worker that is fenced leaves the stream to its rival. It leaves a stream that is damaged or that the stored dtype
+    does not hold, too, and raises the first such error at the end, so that one bad stream does not stop every worker.
     """
     trouble: ExtractionError | None = None
     while (stream := chooser.wait_for_one(stop)) is not None:
@@ -118,8 +118,8 @@ def work_all(
             chooser.close(stream)
         except Fenced as fenced:
             tell(f"left stream {stream} to another worker: {fenced}")
-        except DamagedData as error:
-            tell(f"left stream {stream}, which is damaged: {error}")
+        except (DamagedData, DtypeOverflow) as error:
+            tell(f"left stream {stream}: {error}")
             chooser.close(stream)
             trouble = trouble or error
     if trouble is not None:

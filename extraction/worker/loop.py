@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from ..batching.packing import PackedBatch
-from ..core.errors import InvalidRequest
+from ..core.errors import DtypeOverflow
 from ..core.logs import say
 from ..core.threads import look_ahead
 from ..format.batch_file import batch_arrays, ends_of_records
@@ -266,7 +266,7 @@ def run_pipeline(
 
     `on_step` gets, after each step, its batch and the share of the batch's steps that are done.
 
-    Raises InvalidRequest if the first step of a stream has values that float16 does not hold, before it submits any.
+    Raises DtypeOverflow if the first step of a stream has values that float16 does not hold, before it submits any.
     """
     times, watch = StageTimes(), _Watch(layout, first_batch == 0)
     for flight, results in look_ahead(_dispatch(batches, layout, forward, first_batch, times), STEPS_IN_FLIGHT):
@@ -295,14 +295,14 @@ class _Watch:
         self._layout, self._unchecked, self._told = layout, begins_stream, set()
 
     def check(self, facts: dict[str, Facts]) -> None:
-        """Raise InvalidRequest if float16 overflows in the first step of a stream."""
+        """Raise DtypeOverflow if float16 overflows in the first step of a stream."""
         unchecked, self._unchecked = self._unchecked, False
         name = max(facts, key=lambda name: facts[name].overflow)
         if unchecked and facts[name].overflow:
-            raise InvalidRequest(
+            raise DtypeOverflow(
                 f"--store-dtype {self._layout.dtype}: {name} has values of up to {facts[name].overflow:.4g} in the "
-                f"first step, {_largest_of(self._layout)}; nothing is stored: use bfloat16 or float32, with a "
-                f"new --output"
+                f"first step, {_largest_of(self._layout)}; nothing of stream {self._layout.stream} is "
+                f"stored: use bfloat16 or float32, with a new --output"
             )
 
     def tell(self, flight: BatchInFlight, facts: dict[str, Facts]) -> None:

@@ -17,6 +17,7 @@ from extraction.audit.verify import audit_run
 from extraction.read.reader import ActivationReader
 from extraction.storage import open_storage
 from extraction.tools.report import gather, render
+from extraction.tools.status import read_status
 from tests.helpers.workers import (
     MODEL,
     committed,
@@ -124,6 +125,18 @@ def test_float16_is_refused_where_the_first_step_overflows(loud, early, tmp_path
     largest = float(re.search(r"up to ([\d.e+]+)", line)[1])
     assert largest == pytest.approx(np.abs(values).max(), rel=1e-2) and largest > LARGEST
     assert [commit["not_finite"] for commit in commits_of(tmp_path / "brain")] == [{}]
+
+
+def test_a_stream_that_begins_with_an_overflow_stops_no_other(loud, tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", [f"the{ODD}", *(text_of(i, 12) for i in range(3))])
+    streams = make_streams(corpus, tmp_path / "streams", 4)
+    flags = ("--stream", "any", "--model", loud, "--store-dtype", "float16")
+    result = extract(streams, tmp_path / "run", 0, *flags)
+    found = read_status(str(tmp_path / "run")).streams
+    (bad,) = [stream for stream in found if stream.state != "finished"]
+    assert (result.returncode, len(found), bad.state) == (2, 4, "failed"), result.stderr
+    assert f"nothing of stream {bad.stream} is stored" in bad.message
+    assert f"left stream {bad.stream}: --store-dtype float16: {HOOK} has values" in result.stderr
 
 
 def test_what_overflows_later_is_counted_and_said_at_once_and_at_the_end(overflown, exact):

@@ -24,7 +24,7 @@ from .attention import attend_blocks, form_for
 from .attention_rule import AttentionRule, rule_of
 from .capture_plan import CapturePlan
 from .config import ModelConfig
-from .devices import current_device, is_gone
+from .devices import current_device, is_gone, is_of_device
 from .step_options import StepOptions
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def check_attention(
 ) -> None:
     """Compare each kind of attention of a step with the plain form. `choose` has the arguments of `form_for`.
 
-    Raises InvalidRequest for a kernel that is wrong or fails, and what jax raises if a device disappears.
+    Raises InvalidRequest for a kernel that is wrong or fails, and what jax raises if a device disappears, or fails
+    or lacks memory while it runs the kernel.
     """
     for case in cases_of(config, options):
         with jax.set_mesh(mesh):
@@ -99,10 +100,14 @@ def cases_of(config: ModelConfig, options: StepOptions) -> list[Case]:
 def _compare(form: Callable, case: Case, mesh: jax.sharding.Mesh) -> None:
     """Raise InvalidRequest if the form fails, or differs from plain attention by more than rounding."""
     tensors, name = _draw(case, mesh.shape["data"]), current_device().name
-    with _failures(f"the attention kernel for {name} ({case})"):
-        ours = _run(form, case, tensors, mesh)
+    kernel, arrays = f"the attention kernel for {name} ({case})", _placed(tensors, mesh)
+    with _failures(kernel, is_gone):  # a compiler's error is about the kernel, whatever its status
+        program = _compiled(form, case, arrays)
+    with _failures(kernel, is_of_device):
+        ours = np.asarray(program(*arrays))
     wide = tensors._replace(**{part: getattr(tensors, part).astype(np.float32) for part in ("q", "k", "v")})
-    plain = _run(attend_blocks, case._replace(dtype="float32"), wide, mesh)
+    arrays = _placed(wide, mesh)
+    plain = np.asarray(_compiled(attend_blocks, case._replace(dtype="float32"), arrays)(*arrays))
     real = tensors.segment_ids > 0
     errors = np.linalg.norm((ours - plain)[real], axis=2) / np.linalg.norm(plain[real], axis=2)  # [tokens, H]
     worst = errors.max() if np.isfinite(ours).all() else np.inf
@@ -113,19 +118,22 @@ def _compare(form: Callable, case: Case, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def _run(form: Callable, case: Case, tensors: _Tensors, mesh: jax.sharding.Mesh) -> Float[np.ndarray, "B T H Dv"]:
-    """Return what a form gives, float32."""
+def _placed(tensors: _Tensors, mesh: jax.sharding.Mesh) -> list[jax.Array]:
+    rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    arrays = [jax.device_put(array, rows) for array in tensors[:4]]
+    return arrays if tensors.sinks is None else [*arrays, jax.device_put(tensors.sinks, whole)]
+
+
+def _compiled(form: Callable, case: Case, arrays: list[jax.Array]) -> jax.stages.Compiled:
+    """Return the program of a form, which gives float32 [B, T, H, Dv]."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *sinks: jax.Array) -> jax.Array:
         return form(q, k, v, ids, case.rule, *sinks).astype(jnp.float32)
 
-    rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-    arrays = [jax.device_put(array, rows) for array in tensors[:4]]
-    arrays += [] if tensors.sinks is None else [jax.device_put(tensors.sinks, whole)]
     # A GPU's compiler would try many forms of each product, which takes longer than all of them here.
     options = {"xla_gpu_autotune_level": 0} if current_device().platform == "gpu" else None
     with jax.default_matmul_precision("highest" if case.dtype == "float32" else "default"):
-        return np.asarray(jax.jit(attend, compiler_options=options)(*arrays))
+        return jax.jit(attend, compiler_options=options).lower(*arrays).compile()
 
 
 def _draw(case: Case, groups: int) -> _Tensors:
@@ -150,12 +158,12 @@ def _draw(case: Case, groups: int) -> _Tensors:
 
 
 @contextmanager
-def _failures(kernel: str) -> Iterator[None]:
-    """Raise InvalidRequest for whatever a kernel raises, unless the device is gone."""
+def _failures(kernel: str, is_another: Callable[[Exception], bool]) -> Iterator[None]:
+    """Raise InvalidRequest for whatever a kernel raises, unless the error has another cause."""
     try:
         yield
     except Exception as error:
-        if is_gone(error):
+        if is_another(error):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise InvalidRequest(f"{kernel} does not run: {reason}; {_OTHER_WAY}") from error

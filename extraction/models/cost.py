@@ -31,12 +31,16 @@ _ENOUGH_TOKENS = 2048  # of devices that hold the weights once: from here on the
 
 @dataclass(frozen=True)
 class Counts:
-    """A step on one device: operations, bytes moved in its memory, bytes needed; `source` of the first and last."""
+    """A step on one device: operations, bytes moved in its memory, bytes needed; `source` of the first and last.
+
+    `compiles` is False if the compiler found too little memory.
+    """
 
     flops: float
     traffic_bytes: float
     memory_bytes: int
     source: str
+    compiles: bool = True
 
 
 def stored_bytes(config: ModelConfig, options: StepOptions) -> int:

@@ -8,6 +8,7 @@ another dtype than the other workers. Cost: the start of jax, once in a process.
 import contextlib
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -18,6 +19,9 @@ from ..core.errors import InvalidRequest, TryAgain
 
 Device: TypeAlias = Any  # a jax.Device: jaxlib ships no types for it
 _GONE = ("ABORTED", "CANCELLED", "DATA_LOSS", "DEADLINE_EXCEEDED", "UNAVAILABLE")
+_FAILED, _NO_MEMORY = "INTERNAL", "RESOURCE_EXHAUSTED"
+_OF_HOST = re.compile(r"\bhost memory\b|_host_bfc\b")
+HOST_LIMIT = "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"  # of a GPU's pinned host memory, 64 by default
 _PACKAGES = {"TPU": "libtpu", "GPU": "jax_cuda13_plugin"}
 
 
@@ -69,27 +73,43 @@ def current_device() -> DeviceKind:
 
 @contextlib.contextmanager
 def device_errors() -> Iterator[None]:
-    """Raise InvalidRequest if the device has too little memory, TryAgain if it fails or disappears."""
+    """Raise InvalidRequest if the device or the host has too little memory, TryAgain if the device fails."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         status, rest = _status_of(error)
-        if status == "RESOURCE_EXHAUSTED":
-            advice = "a smaller --batch-size or --seq-len needs less"
-            raise InvalidRequest(
-                f"the step does not fit into the device's memory; {advice} ({rest.strip()[:200]})"
-            ) from error
-        if status in (*_GONE, "INTERNAL"):
-            raise TryAgain(f"the device failed: {status}: {rest.strip()[:200]}") from error
+        lack = lack_of_memory(error)
+        if lack:
+            raise InvalidRequest(lack) from error
+        if status in (*_GONE, _FAILED):
+            raise TryAgain(f"the device failed: {status}: {rest[:200]}") from error
         raise
+
+
+def lack_of_memory(error: Exception) -> str | None:
+    """Return which memory a step does not fit into, and what to do; None if the error says something else."""
+    status, rest = _status_of(error)
+    if status != _NO_MEMORY:
+        return None
+    memory, advice = "the device's memory", "a smaller --batch-size or --seq-len needs less"
+    if _OF_HOST.search(rest):
+        memory = "the host memory that XLA pins for results"
+        advice += f", and {HOST_LIMIT}=128 in the environment allows 128 GiB in place of 64"
+    return f"the step does not fit into {memory}; {advice} ({rest[:200]})"
 
 
 def is_gone(error: Exception) -> bool:
     """Return whether an error says that the device disappeared, not that it cannot do what was asked."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and _status_of(error)[0] in _GONE
+    return _status_of(error)[0] in _GONE
+
+
+def is_of_device(error: Exception) -> bool:
+    """Return whether an error of a program that runs may have its cause in the device, not in the program."""
+    return _status_of(error)[0] in (*_GONE, _FAILED, _NO_MEMORY)
 
 
 def _status_of(error: Exception) -> tuple[str, str]:
-    """Return the status of an error of jax's runtime, and the rest of its text."""
-    status, _, rest = " ".join(str(error).split()).partition(":")
-    return status, rest
+    """Return the status of an error of jax's runtime, "" for another error, and the rest of its text."""
+    text = " ".join(str(error).split())
+    status, _, rest = text.partition(":")
+    return (status, rest.strip()) if isinstance(error, jax.errors.JaxRuntimeError) else ("", text)

@@ -15,6 +15,8 @@ a manifest all are taken for stored, or one in K. Cost: one compilation, 5 to 20
 import math
 from dataclasses import asdict, dataclass, replace
 
+import jax
+
 from ..batching.packing import Cut
 from ..batching.record_sample import Sample, check_spans, count_first_records
 from ..batching.token_selection import Selection, Selector
@@ -35,7 +37,7 @@ from ..models.accelerators import (
 )
 from ..models.config import ModelConfig
 from ..models.cost import Counts, counts_by_formula, counts_of, exchanged_bytes, stored_bytes
-from ..models.devices import Hardware
+from ..models.devices import Hardware, lack_of_memory
 from ..models.mesh import USABLE
 from ..models.step import lower_step
 from ..models.step_options import StepOptions
@@ -197,6 +199,7 @@ def make_plan(flags: PlanFlags) -> Plan:
     stored = share * stored_bytes(model.config, step)
     seconds, tokens_per_second = _times(flags, wanted, counts, model.config, step, stored)
     usable = math.inf if chip.memory_bytes is None else USABLE * chip.memory_bytes
+    fits = counts.compiles and counts.memory_bytes <= usable
     if prices.chip_hour is None:
         price = None
     else:
@@ -206,7 +209,7 @@ def make_plan(flags: PlanFlags) -> Plan:
         peak = f"{chip.flops / 1e9:,.0f} GFLOP/s, measured on this machine now"
     plan = Plan(
         accelerator=flags.accelerator, chips=wanted.chips, mesh=str(step.mesh), batch_size=step.batch_size,
-        hook_points=len(step.hook_points), fits=counts.memory_bytes <= usable, memory_bytes=counts.memory_bytes,
+        hook_points=len(step.hook_points), fits=fits, memory_bytes=counts.memory_bytes,
         chip_memory_bytes=chip.memory_bytes, usable_share=USABLE, counts=counts.source, seconds=seconds,
         limited_by=max(seconds, key=seconds.__getitem__), tokens_per_second=tokens_per_second,
         rate_from=f"if a chip reaches {_efficiency(flags, chip):.0%} of {peak}", bytes_per_token=stored, prices=prices,
@@ -279,6 +282,14 @@ def count(config: ModelConfig, step: StepOptions, wanted: Accelerator) -> Counts
     """Return the cost of a step on one device."""
     if wanted.topology is None:
         return counts_by_formula(config, step)
-    if can_describe():
-        return counts_of(lower_step(config, step, describe(wanted)).compile(), config, step)
-    return counts_by_formula(config, step, "by formula, libtpu is missing")
+    if not can_describe():
+        return counts_by_formula(config, step, "by formula, libtpu is missing")
+    lowered = lower_step(config, step, describe(wanted))
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        lack = lack_of_memory(error)
+        if lack is None:
+            raise
+        return replace(counts_by_formula(config, step, f"by formula; the compiler: {lack}"), compiles=False)
+    return counts_of(compiled, config, step)

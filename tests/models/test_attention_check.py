@@ -124,10 +124,31 @@ def test_a_kernel_that_fails_ends_the_start():
 
         return fail
 
-    with pytest.raises(InvalidRequest, match="INTERNAL: Mosaic failed"), device_errors():
-        check(raising("INTERNAL"))
+    for status in ("INTERNAL", "RESOURCE_EXHAUSTED"):  # as of a chip's own small memory
+        with pytest.raises(InvalidRequest, match=f"{status}: Mosaic failed.*--attention plain"), device_errors():
+            check(raising(status))
     with pytest.raises(TryAgain, match="UNAVAILABLE"), device_errors():
         check(raising("UNAVAILABLE"))
+
+
+@pytest.mark.parametrize(
+    "status, kind, message",
+    [
+        ("RESOURCE_EXHAUSTED", InvalidRequest, "the step does not fit into the device's memory; a smaller"),
+        ("INTERNAL", TryAgain, "the device failed: INTERNAL"),
+        ("UNIMPLEMENTED", InvalidRequest, "does not run: JaxRuntimeError: UNIMPLEMENTED.*--attention plain"),
+    ],
+)
+def test_a_device_that_fails_is_not_a_broken_kernel(monkeypatch, status, kind, message):
+    """While the kernel runs: the weights are read beside it, and may fill the memory."""
+
+    def fails_to_run(*_):
+        raise jax.errors.JaxRuntimeError(f"{status}: Out of memory while trying to allocate 123 bytes.")
+
+    monkeypatch.setattr(jax.stages.Compiled, "__call__", fails_to_run)
+    with pytest.raises(kind, match=message) as caught, device_errors():
+        check(changed())
+    assert ("--attention plain" in str(caught.value)) == (status == "UNIMPLEMENTED")
 
 
 def test_the_plain_form_is_not_compared():

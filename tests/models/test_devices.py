@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -44,3 +45,19 @@ def test_a_host_without_its_accelerator_does_not_fall_back_to_the_cpu(tmp_path, 
 def test_too_little_memory_is_said_with_what_to_do():
     with pytest.raises(InvalidRequest, match="memory; a smaller --batch-size"), device_errors():
         jnp.zeros(1 << 45, jnp.float32).block_until_ready()
+
+
+@pytest.mark.parametrize(
+    "text, memory",
+    [
+        ("Out of memory while trying to allocate 123 bytes.", "the device's memory; a smaller --batch-size"),
+        ("Ran out of memory on HBM, the total memory required", "the device's memory; a smaller --batch-size"),
+        (
+            "Out of host memory trying to allocate 9 bytes with allocator xla_gpu_host_bfc",
+            "host memory .* pins .*_LIMIT_GB",
+        ),
+    ],
+)
+def test_the_memory_that_is_too_small_is_named(text, memory):
+    with pytest.raises(InvalidRequest, match=f"does not fit into (the )?{memory}"), device_errors():
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {text}")

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 
 from extraction.core.errors import InvalidRequest
@@ -115,6 +116,22 @@ def test_the_batch_size_is_chosen_by_chips(name, seq_len, rows):
 def test_what_does_not_fit_is_said():
     plan = make_plan(replace(FLAGS, batch_size=4096, seq_len=2048, hooks="resid_pre,mlp_out,post,z", mesh="data=1"))
     assert not plan.fits and "does not fit" in plan.to_text()
+
+
+def test_what_the_compiler_finds_no_memory_for_does_not_fit(monkeypatch):
+    """Here the compiler is that of this CPU, and its failure is a TPU's."""
+
+    def fails(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM, 19.11G exceeds 15.75G.")
+
+    monkeypatch.setattr("extraction.tools.plan.can_describe", lambda: True)
+    monkeypatch.setattr("extraction.tools.plan.describe", lambda _: jax.devices())
+    flags = replace(FLAGS, accelerator="v5litepod-1")
+    assert make_plan(flags).fits
+    monkeypatch.setattr(jax.stages.Lowered, "compile", fails)
+    plan = make_plan(flags)
+    assert not plan.fits and plan.memory_bytes < plan.chip_memory_bytes
+    assert "does not fit (by formula; the compiler: " in plan.to_text() and "19.11G exceeds 15.75G" in plan.to_text()
 
 
 @pytest.mark.parametrize(

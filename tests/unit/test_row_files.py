@@ -1,6 +1,8 @@
 """Files that are cut, joined or ambiguous are refused by name; sound ones of every writer are read whole."""
 
+import bz2
 import csv
+import gzip
 import io
 import json
 
@@ -130,3 +132,80 @@ def test_a_column_name_is_there_once_in_parquet_arrow_and_json(tmp_path):
 def test_a_list_of_json_in_any_encoding(tmp_path, indent, encoding):
     rows = [{"text": "a"}, {"text": "é"}]
     assert texts(write(tmp_path / "x.json", json.dumps(rows, indent=indent).encode(encoding))) == ["a", "é"]
+
+
+# ---------------------------------------------------------------------------------------------- packed
+
+
+def packed(kind, data):
+    if kind == "zst":
+        return pa.compress(data, codec="zstd", asbytes=True)
+    return gzip.compress(data, mtime=0) if kind == "gz" else bz2.compress(data)
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst", "bz2"])
+def test_all_members_of_a_packed_file_are_read(tmp_path, kind):
+    parts = [b"", b"a\n", b"", b"", b"b" * 200_000 + b"\n", b"c\n", b""]
+    path = write(tmp_path / f"x.txt.{kind}", b"".join(packed(kind, part) for part in parts))
+    assert texts(path) == ["a", "b" * 200_000, "c"]
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst", "bz2"])
+def test_a_packed_file_that_is_cut_or_goes_on_is_refused(tmp_path, kind):
+    one, path = packed(kind, b"one\n"), tmp_path / f"x.txt.{kind}"
+    for length in range(len(one)):
+        assert_refused(write(path, one[:length]), "cannot be read")
+        if length:
+            assert_refused(write(path, one + one[:length]), "cannot be read")
+    assert_refused(write(path, one + b"\0" * 9), "cannot be read")
+
+
+# ---------------------------------------------------------------------------------------------- Arrow
+
+
+def arrow(is_file=False, batches=3, **options):
+    """The bytes of an Arrow file or stream with two rows in a batch, and where each batch ends."""
+    sink, table, ends = pa.BufferOutputStream(), pa.table({"text": ["a", "b"]}), []
+    make = pa.ipc.new_file if is_file else pa.ipc.new_stream
+    with make(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        for _ in range(batches):
+            writer.write_table(table)
+            ends.append(sink.tell())
+    return sink.getvalue().to_pybytes(), ends
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+@pytest.mark.parametrize("packing", ["", ".zst"])
+@pytest.mark.parametrize("options", [{}, {"compression": "zstd"}, {"metadata_version": pa.ipc.MetadataVersion.V4}])
+def test_arrow_of_its_writers_is_read_whole(tmp_path, is_file, packing, options):
+    data, _ = arrow(is_file, **options)
+    path = write(tmp_path / f"x.arrow{packing}", packed("zst", data) if packing else data)
+    assert texts(path) == ["a", "b"] * 3
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_arrow_that_is_cut_or_goes_on_is_refused(tmp_path, is_file):
+    data, ends = arrow(is_file)
+    path, behind = tmp_path / "x.arrow", "bytes behind its rows"
+    for length in range(0, len(data), 20):
+        assert_refused(write(path, data[:length]), "x.arrow")
+    for length in ends:
+        assert_refused(write(path, data[:length]), "has no mark of its end")
+    for more in (data, b"\0", b"\0" * 8, arrow(not is_file)[0]):
+        assert_refused(write(path, data + more), behind)
+    if is_file:
+        assert_refused(write(path, data[:-10] + bytes(4) + b"ARROW1"), behind)
+
+
+def test_arrow_of_the_datasets_library_is_read_whole(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [f"text {n}" for n in range(25)]
+    made = datasets.Dataset.from_dict(
+        {"text": rows, "label": datasets.ClassLabel(names=["a", "b"]).str2int(["a"] * 25)}
+    )
+    made.save_to_disk(str(tmp_path / "saved"), num_shards=2)
+    kept = made.map(lambda row: row, cache_file_name=str(tmp_path / "cache.arrow"), writer_batch_size=10)
+    assert kept.num_rows == 25
+    assert texts(tmp_path / "cache.arrow") == rows
+    (tmp_path / "out").rename(tmp_path / "first")
+    assert texts(tmp_path / "saved") == rows

@@ -20,9 +20,10 @@ from ...core.progress_bar import track
 from ...format.digests import digest_of
 from ...streams.build.file_kinds import stem_of
 from ...streams.build.read_log import ReadLog
-from ...streams.build.row_files import no_key_twice, unpacked
+from ...streams.build.row_files import no_key_twice
 from ...streams.build.sources import SourceFile, find_source
 from ...streams.build.splits import ALL, canonical
+from ...streams.build.unpacked import unpacked
 from ...streams.parquet import Files, damage_named
 from .options import ArcOptions
 
@@ -156,7 +157,7 @@ def _value_of(file: SourceFile, data: bytes, log: ReadLog) -> Any:
     log.finish(file, digest_of(data))
     try:
         with damage_named(file.name):
-            text = unpacked(file.name, io.BytesIO(data)).read()
+            text = unpacked(file.name, io.BufferedReader(io.BytesIO(data))).read()
         value = json.loads(text, object_pairs_hook=no_key_twice)
     except (ValueError, RecursionError) as error:
         raise DamagedData(f"{file.name} is not valid JSON: {error}") from error

@@ -24,9 +24,9 @@ from ...core.errors import DamagedData
 from ..columns import is_token_ids, python_values, token_arrays
 from ..parquet import Files, damage_named, read_footer, row_group_sizes
 from ..row_filter import RowFilter
-from .file_kinds import packing_of
 from .read_log import MissingColumn, ReadLog, file_sha256
 from .sources import SourceFile
+from .unpacked import unpacked
 
 ROWS_AT_A_TIME = 64
 READ_AHEAD = 8 << 20  # bytes of one request
@@ -212,14 +212,6 @@ def _plain_rows(file: SourceFile, handle: Any, log: ReadLog, wanted: WantedRows)
     log.finish(file, f"sha256:{raw.digest.hexdigest()}")
 
 
-def unpacked(name: str, stored: Any) -> io.BufferedReader:
-    """Return the bytes of a file as they were before it was packed."""
-    import pyarrow
-
-    packing = packing_of(name)
-    return io.BufferedReader(pyarrow.CompressedInputStream(stored, packing), 1 << 20) if packing else stored
-
-
 def _json_lines(name: str, handle: io.BufferedReader) -> Iterator[Located]:
     yield from _json_rows(((f"{name}: line {number}", line) for number, line in enumerate(handle, 1)))
 
@@ -332,10 +324,36 @@ def _arrow(name: str, handle: io.BufferedReader, wanted: WantedRows) -> Iterator
     """Yield the rows of an Arrow stream, or of an Arrow file: a stream between a mark and a footer."""
     import pyarrow
 
-    if handle.peek(len(ARROW_MARK))[: len(ARROW_MARK)] == ARROW_MARK:
+    is_file = handle.peek(len(ARROW_MARK))[: len(ARROW_MARK)] == ARROW_MARK
+    if is_file:
         handle.read(8)
-    with pyarrow.ipc.open_stream(handle) as stream:
+    noted = _EndNoted(handle)
+    with pyarrow.ipc.open_stream(noted) as stream:
         yield from _rows_of_batches(name, iter(stream), stream.schema.names, wanted)
+    if noted.at_end:  # Arrow takes the end of the bytes as that of the stream
+        raise DamagedData(f"{name} has no mark of its end: it is cut, or its writer was not closed; make it again")
+    count, tail = 0, b""
+    while data := handle.read(READ_AHEAD):
+        count, tail = count + len(data), (tail + data)[-4 - len(ARROW_MARK) :]
+    footer = int.from_bytes(tail[:4], "little") + 4 + len(ARROW_MARK)
+    if not (tail[4:] == ARROW_MARK and count == footer) if is_file else count:
+        expected = "a footer" if is_file else "none"
+        raise DamagedData(f"{name} has {count:,} bytes behind its rows, not {expected}: it is cut, or is several files")
+
+
+class _EndNoted(io.BufferedIOBase):
+    """A file that notes whether it was read beyond its end."""
+
+    def __init__(self, file: io.BufferedReader):
+        self._file, self.at_end = file, False
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = self._file.read(size)
+        self.at_end |= size is None or size < 0 or len(data) < size
+        return data
 
 
 def _characters(handle: io.BufferedReader, newline: str | None = "") -> io.TextIOWrapper:

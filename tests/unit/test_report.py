@@ -16,9 +16,9 @@ from extraction.batching.token_selection import Selection, Selector
 from extraction.read.reader import ActivationReader
 from extraction.storage import open_storage
 from extraction.tools.report import facts as report_facts
-from extraction.tools.report import gather, render, write_report
+from extraction.tools.report import gather, over_time, render, write_report
 from extraction.tools.report.charts import short, ticks
-from extraction.tools.report.facts import QUANTILES
+from extraction.tools.report.facts import QUANTILES, CommitFact
 from tests.helpers import runs
 from tests.helpers.runs import FINGERPRINT, STREAMS, WIDTHS, make_run
 from tests.helpers.workers import MODEL, python
@@ -92,6 +92,27 @@ def test_lengths_are_known_where_batches_without_rows_tell_them(tmp_path, rule, 
     total = sum(map(len, streams))
     said = f"{len(known)} of {total} records have a known length" in render(facts)
     assert said == (len(known) < total)
+
+
+@pytest.mark.parametrize(
+    "commits, mean, most",
+    [
+        ([(0, 10, 4), (0, 20, 9), (0, 30, 9), (0, 40, 9)], 10, 10),  # what was before the first commit is not free
+        ([(0, 10, 4), (0, 20, 9)], 10, 10),
+        ([(0, 10, 10), (1, 10, 10), (0, 20, 9), (1, 20, 9)], 20, 20),
+        ([(0, 10, 4), (0, 20, 9), (1, 30, 10), (1, 40, 9)], 10, 10),  # one stream after the other
+        ([(0, 10, 4), (0, 10, 9), (0, 10, 9), (0, 20, 9)], 10, 10),  # a bucket tells the time in whole seconds
+        ([(0, 10, 4), (0, 20, 9), (0, 30, 9), (0, 60, 10, "b"), (0, 70, 9, "b")], 400 / 60, 400 / 60),
+        ([(0, 10 * number, 9) for number in range(1, 9)], 10, 10),
+    ],
+)
+def test_the_pace_counts_tokens_in_the_time_that_they_took(output, commits, mean, most, monkeypatch):
+    facts = [CommitFact(stream, time, *(attempt or ["a"]), 100, 100, {"step": seconds - 1.0, "upload": 1.0})
+             for stream, time, seconds, *attempt in commits]  # fmt: skip
+    seen = []
+    monkeypatch.setattr(over_time.charts, "path", lambda axes, points, css, title: seen.extend(points) or "")
+    assert f"; {mean:,.0f} in the mean." in over_time.pace(replace(gather(output), commits=tuple(facts)))
+    assert max(rate for _, rate in seen) == pytest.approx(most)
 
 
 def spoil_commit(folder):

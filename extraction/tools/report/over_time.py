@@ -5,6 +5,7 @@ In: `ReportFacts`. Out: sections of HTML. Times are the store's, counted from th
 
 from collections import defaultdict
 from html import escape
+from itertools import chain
 
 import numpy as np
 
@@ -62,18 +63,31 @@ def pace(facts: ReportFacts) -> str:
     """Show tokens per second over time."""
     if len(facts.commits) < 2:
         return ""
-    clock, times = _Clock(facts), np.array([commit.time for commit in facts.commits])
-    bins = min(_BINS, max(len(times) // 4, 1))
-    weights = [commit.tokens for commit in facts.commits]
-    tokens, edges = np.histogram(times - clock.begin, bins, (0.0, clock.span), weights=weights)
-    rates = tokens / (clock.span / bins)
+    clock = _Clock(facts)
+    edges = np.linspace(clock.begin, clock.begin + clock.span, min(_BINS, max(len(facts.commits) // 4, 1)) + 1)
+    done = _tokens_done(facts, edges)
+    rates = np.diff(done) / np.diff(edges)
     axes = Axes(clock.axis(), (0.0, float(rates.max()) * 1.05 or 1.0))
-    middles = (edges[:-1] + edges[1:]) / 2 + clock.begin
+    middles = (edges[:-1] + edges[1:]) / 2
     points = [(clock.at(time), float(rate)) for time, rate in zip(middles.tolist(), rates, strict=True)]
     content = axes.frame(clock.say, short, "since the first commit") + charts.area(axes, points, "wash")
     content += charts.path(axes, points, "c0", "tokens per second") + charts.marks(axes, _interruptions(facts, clock))
-    note = f"Tokens per second of all workers together; {facts.num_tokens / clock.span:,.0f} in the mean."
+    note = f"Tokens per second of all workers together; {(done[-1] - done[0]) / clock.span:,.0f} in the mean."
     return section("Pace", note, charts.svg(content, "tokens per second over time"))
+
+
+def _tokens_done(facts: ReportFacts, times: np.ndarray) -> np.ndarray:
+    """Return how many tokens were computed by each time.
+
+    A batch is taken to be computed evenly since the commit before it, the first of an attempt within its own seconds.
+    """
+    done = np.zeros(len(times))
+    for commits in chain.from_iterable(_attempts(facts)):
+        ends = [commit.time for commit in commits]
+        begin = ends[0] - sum(commits[0].seconds.values())
+        totals = np.cumsum([0, *(commit.tokens for commit in commits)])
+        done += np.interp(times, np.maximum.accumulate([begin, *ends]), totals)
+    return done
 
 
 def streams(facts: ReportFacts) -> str:

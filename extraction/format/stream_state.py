@@ -48,8 +48,8 @@ class StreamState:
     """The last commits of a stream and the last notes on it; times are the store's, in seconds.
 
     `commit_times` are those of the last commits, in order; `begun` is the time of batch 0. `attempt_begun` is when an
-    attempt last began; `ending` is how one ended after the last commit, and `ended` when. `damage` says why the last
-    commit is not readable. `mfu`: the share of the chips' peak that its worker reached, as `progress.json` says.
+    attempt last began; `ending` is how one ended after the last commit, and `ended` when. `damage` names an object that
+    is missing or not readable. `mfu`: the share of the chips' peak that its worker reached, as `progress.json` says.
     `died`: how many attempts began since the last commit and were followed by another.
     """
 
@@ -112,7 +112,16 @@ def list_notes(storage: Storage, stream: int, kind: str) -> list[ObjectInfo]:
 
 
 def read_stream_state(storage: Storage, stream: int) -> StreamState:
-    """Return the state of a stream. Storage errors pass through."""
+    """Return the state of a stream; of a damaged one nothing but the damage. Other storage errors pass through."""
+    try:
+        return _read(storage, stream)
+    except DamagedData as error:
+        return StreamState(stream, damage=str(error))
+    except ObjectNotFound as error:
+        return StreamState(stream, damage=f"{error}, but later commits are: restore it")
+
+
+def _read(storage: Storage, stream: int) -> StreamState:
     hint = _read_progress(storage, stream)
     commits, begun = _list_end(storage, stream, hint)
     last, damage, mfu = None, None, hint and hint.mfu
@@ -182,11 +191,8 @@ def _list_end(storage: Storage, stream: int, hint: "ProgressFile | None") -> tup
         commits = _list_after(storage, stream, first)
         if [info.name for info in commits[known - first - 1 : known - first]] == [commit_name(stream, known)]:
             return commits, hint.begun
-    known = _find_end(storage, stream, -1)
-    if known >= _TAIL:
-        return _list_after(storage, stream, known - _TAIL), storage.stat(commit_name(stream, 0)).updated
-    commits = _list_after(storage, stream, -1)
-    return commits, next((info.updated for info in commits if info.name == commit_name(stream, 0)), None)
+    commits = _list_after(storage, stream, max(_find_end(storage, stream, -1) - _TAIL, -1))
+    return commits, storage.stat(commit_name(stream, 0)).updated if commits else None
 
 
 def _list_after(storage: Storage, stream: int, batch: int) -> list[ObjectInfo]:

@@ -155,6 +155,15 @@ def test_a_damaged_stream_stops_no_other(output, tmp_path):
     assert [n for n in range(len(STREAMS)) if read_stream_state(output, n).finished] == [0, 2, 3, 4, 5]
 
 
+def test_a_stream_whose_first_commit_is_missing_stops_no_other(output, tmp_path):
+    streams = [[8] * 120, [8]]
+    extract(checkpoint.CommitChain.load(output, 0, FINGERPRINT), streams[0])
+    (tmp_path / "run/worker-00000/commits/00000000.json").unlink()
+    said, error = worker(output, 0.0, streams=streams)
+    assert "left stream 0: worker-00000/commits/00000000.json is missing" in said and isinstance(error, DamagedData)
+    assert read_stream_state(output, 1).finished
+
+
 @pytest.mark.parametrize(
     "error, state",
     [

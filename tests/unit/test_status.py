@@ -253,6 +253,24 @@ def test_the_local_clock_is_not_asked(gcs, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("length", [8 * 120, 8 * 4])
+def test_a_stream_whose_first_commit_is_missing_hides_no_other(tmp_path, length):
+    make_run(open_storage(str(tmp_path)), [[length], [8]])
+    (tmp_path / "worker-00000/commits/00000000.json").unlink()
+    bad, good = read_status(str(tmp_path)).streams
+    assert (bad.state, good.state) == ("failed", "finished")
+    assert "commits/00000000.json is not there, but later commits are: restore it" in bad.message
+
+
+def test_a_commit_that_cannot_be_read_hides_no_other_stream(tmp_path):
+    make_run(open_storage(str(tmp_path)), [[8 * 120], [8]])
+    (tmp_path / "worker-00000/commits/00000019.json").unlink()
+    os.mkfifo(tmp_path / "worker-00000/commits/00000019.json")
+    bad, good = read_status(str(tmp_path)).streams
+    assert (bad.state, good.state) == ("failed", "finished")
+    assert "this is a pipe or a device" in bad.message
+
+
 def test_requests_do_not_grow_with_the_chains(gcs):
     storage = open_storage("gs://bucket/run")
     make_run(storage, [[8] * 10, [8] * 90, [8] * 500])

@@ -1,15 +1,18 @@
 """The batch file of a commit: which arrays it has, and reading it in part or whole from a folder or a bucket.
 
 In: a storage and a `BatchRef`, the part of a commit that describes its batch file. Out: NumPy arrays of any of its
-rows; views of the mapped file on a local disk, unless a scale is applied. Guarantee: size and header are checked
-against the commit before an array is made; `verify --deep` checks the values. Cost: one request for the header, one for
-each array or run of rows, or one for adjacent arrays; large ones are split and fetched in parallel.
+rows; views of the mapped file on a local disk, unless a scale is applied. Guarantee: before an array is made the size
+of the file, and format, stream, batch, N and R of its header are compared with the commit; record ids are where they
+are read. A storage whose answers do not say how large the object is (all of `storage` do) has the size unchecked, and
+a longer file is read as far as was committed. `verify` checks the bytes, `verify --deep` the values. Cost: one request
+for the header, one for each array or run of rows, or one for adjacent arrays; large ones are split and fetched in
+parallel.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,8 +20,10 @@ import numpy as np
 
 from ..core.errors import DamagedData
 from ..storage import Storage
+from .digests import digest_ids
 from .dtypes import has_scale, stored_dtype
 from .records import Cursor
+from .run_config import FORMAT
 from .safetensors import ArrayEntry, ArrayLayout, decode_header, entries_of
 from .statistics import SCALE, SUMS, statistics_layout, unscaled
 
@@ -77,7 +82,11 @@ def ends_of_records(arrays: Mapping[str, np.ndarray], begin: Cursor, end: Cursor
 
 
 class BatchRef(NamedTuple):
-    """The part of a commit that describes its batch file: which batch, name, size, N, and the part of the stream."""
+    """The part of a commit that describes its batch file: which batch, name, size, N, and the part of the stream.
+
+    With R and the digest of the record ids the header is compared with the commit. They are None for `verify`, which
+    compares it itself and reads on.
+    """
 
     stream: int
     batch: int
@@ -86,14 +95,19 @@ class BatchRef(NamedTuple):
     num_rows: int
     begin: Cursor
     end: Cursor
+    num_records: int | None = None
+    record_ids_digest: str | None = None
 
 
 class StoredBatch:
-    """The batch file of one commit."""
+    """The batch file of one commit. Raises DamagedData if it is another file than was committed."""
 
     def __init__(self, storage: Storage, ref: BatchRef):
         self._storage, self.ref = storage, ref
-        head = storage.view(ref.name, 0, min(_HEAD, ref.size))
+        part = storage.read_part(ref.name, 0, min(_HEAD, ref.size))
+        if part.size not in (None, ref.size):
+            raise DamagedData(f"{ref.name}: {part.size} bytes, but {ref.size} were committed; restore it")
+        head = memoryview(part.data)
         needed = 8 + int.from_bytes(head[:8], "little")
         if len(head) < needed <= ref.size:
             head = storage.view(ref.name, 0, needed)
@@ -101,6 +115,22 @@ class StoredBatch:
         self._entries = entries_of(header, ref.size - self._start, ref.name)
         self._metadata = header.get("__metadata__", {})
         self._held = [(0, head)]  # fetched: (first byte, bytes)
+        for problem in () if ref.num_records is None else self._problems(ref.num_records):
+            raise DamagedData(f"{ref.name}: {problem}; restore it")
+
+    def _problems(self, r: int) -> Iterator[str]:
+        """Yield what its header says of another batch than the committed one."""
+        ref = self.ref
+        for key, value in (("format", FORMAT), ("stream", ref.stream), ("batch", ref.batch)):
+            if self._metadata.get(key) != str(value):
+                yield f"its header says {key} {self._metadata.get(key)!r}, not {value}"
+        lengths = {"record_index": r, "record_offsets": r + 1, "record_lengths": r}
+        lengths |= {name: ref.num_rows for name in ("tokens", "positions", "mean_over")}
+        for name, entry in self._entries.items():
+            is_of_rows = name + SUMS[0] in self._entries or name.endswith(SCALE)
+            wanted = ref.num_rows if is_of_rows else lengths.get(name)
+            if wanted is not None and entry.shape[:1] != (wanted,):
+                yield f"{name} has the shape {list(entry.shape)}, {wanted} were committed"
 
     @property
     def widths(self) -> dict[str, int]:
@@ -110,11 +140,13 @@ class StoredBatch:
 
     @cached_property
     def record_ids(self) -> list[str]:
-        """The ids of its R records, in order. Raises DamagedData."""
+        """The ids of its R records, in order. Raises DamagedData for others than were committed."""
         ids = self._listed("record_ids")
-        if all(type(text) is str for text in ids):
-            return ids
-        raise DamagedData(f"{self.ref.name}: its header has a record id that is not a string")
+        if not all(type(text) is str for text in ids):
+            raise DamagedData(f"{self.ref.name}: its header has a record id that is not a string")
+        if self.ref.record_ids_digest not in (None, digest_ids(ids)):
+            raise DamagedData(f"{self.ref.name}: its record ids are not the committed ones; restore it")
+        return ids
 
     @cached_property
     def record_meta(self) -> list[Any]:

@@ -14,7 +14,4 @@ def digest_of(data: bytes | memoryview) -> str:
 
 def digest_ids(ids: Iterable[str]) -> str:
     """Return the digest of the record ids in order, each followed by a zero byte."""
-    digest = hashlib.sha256()
-    for record_id in ids:
-        digest.update(record_id.encode() + b"\0")
-    return f"sha256:{digest.hexdigest()}"
+    return digest_of("\0".join([*ids, ""]).encode(errors="surrogatepass"))

@@ -7,7 +7,8 @@ In: OUTPUT, a folder or gs://bucket/prefix, finished or not. Out: NumPy arrays i
     for activations, tokens, record, positions in reader.rows("blocks.6.hook_resid_post"): ...
 
 Guarantee: only committed rows are read, each once, in the order of streams, batches and records; a chain with a gap, a
-commit of another run or a batch file of another size raises DamagedData. Shuffled reading is in `shuffle`.
+commit of another run, and a batch file of another size or with another header than was committed raise DamagedData;
+`format.batch_file` says what is not compared. Shuffled reading is in `shuffle`.
 
 Cost: opening reads `run.json` and lists the streams. Commits are read when they are needed, 16 ahead; a whole run costs
 a listing for each stream and a request for each commit. Local files are mapped; those of a bucket come in parallel
@@ -107,7 +108,8 @@ class ActivationReader:
             last = stored.commit
             if last.data is not None:
                 place = (stream, last.batch, data_name(last), last.data.size, last.num_rows)
-                found.append(BatchRef(*place, last.cursor_before, last.cursor_after))
+                span = (last.cursor_before, last.cursor_after)
+                found.append(BatchRef(*place, *span, last.num_records, last.record_ids_digest))
                 yield found[-1]
         self._refs[stream], self._lasts[stream] = tuple(found), last
 

@@ -101,9 +101,8 @@ class ShuffledReader(Generic[Values]):
         self.options, self.epoch, self.position = options, 0, 0
         self._reader, self._single = reader, isinstance(hook_points, str)
         self._names = reader.checked(hook_points)
-        counted = list(reader.row_counts())
-        self._refs = [ref._replace(num_rows=count) for ref, count in counted if count]
-        total = sum(ref.num_rows for ref in self._refs)
+        self._counted = [(ref, count) for ref, count in reader.row_counts() if count]
+        total = sum(count for _, count in self._counted)
         if not total and reader.select != EVERYTHING:
             raise InvalidRequest(f"{reader.storage} holds no rows of this selection")
         self._span = range(total * options.rank // options.world_size, total * (options.rank + 1) // options.world_size)
@@ -147,12 +146,12 @@ class ShuffledReader(Generic[Values]):
     def _order(self) -> list[_Piece]:
         """Return this rank's span of the epoch as pieces of objects."""
         pieces, at = [], 0
-        for number in permutation(len(self._refs), self.options.seed, self.epoch):
-            ref = self._refs[number]
-            first, last = max(self._span.start - at, 0), min(self._span.stop - at, ref.num_rows)
+        for number in permutation(len(self._counted), self.options.seed, self.epoch):
+            ref, count = self._counted[number]
+            first, last = max(self._span.start - at, 0), min(self._span.stop - at, count)
             if first < last:
                 pieces.append(_Piece(ref, first, last))
-            at += ref.num_rows
+            at += count
         return pieces
 
     def _batches(self, block: _Block, first: int) -> Iterator[Rows[Values]]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import google_crc32c
 
@@ -42,6 +42,20 @@ class ObjectInfo:
     def holds(self, size: int, crc32c: str) -> bool:
         """Return whether the object has this size and checksum."""
         return (self.size, self.crc32c) == (size, crc32c)
+
+
+class Part(NamedTuple):
+    """Bytes of an object, the size of the whole object, and its crc32c if they are all of it; None or "" if unknown."""
+
+    data: bytes | memoryview
+    size: int | None
+    crc32c: str = ""
+
+
+def size_said(content_range: str | None) -> int | None:
+    """Return the size of the object that an answer is a part of, by its Content-Range; None if it does not say it."""
+    size = (content_range or "").rpartition("/")[2]
+    return int(size) if size.isdecimal() else None
 
 
 def crc32c_base64(data: bytes | memoryview) -> str:
@@ -110,6 +124,13 @@ class Storage(abc.ABC):
     def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         """Return the same as `read`, for large ranges: memory-mapped from a local disk, in parallel from a bucket."""
         return memoryview(self.read(name, start, end))
+
+    def read_part(self, name: str, start: int, end: int) -> Part:
+        """Return the same as `view`, in one request, with the size of the whole object where the answer says it.
+
+        That is so in a folder, in the buckets and on the hub. Raises ObjectNotFound.
+        """
+        return Part(self.view(name, start, end), None)
 
     @abc.abstractmethod
     def stat(self, name: str) -> ObjectInfo:

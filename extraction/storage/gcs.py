@@ -22,7 +22,7 @@ from ..core.errors import (
     ObjectExists,
     ObjectNotFound,
 )
-from .base import ObjectInfo, RangedFile, Storage, check_name, crc32c_base64, read_in_parallel
+from .base import ObjectInfo, Part, RangedFile, Storage, check_name, crc32c_base64, read_in_parallel, size_said
 from .gcs_errors import is_bucket_missing, is_passing, is_worth_another_upload, reason
 from .retries import Passing, RetryPolicy
 
@@ -117,32 +117,38 @@ class GcsStorage(Storage):
         return self._call("get", name, lambda: self._stat(name))
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
-        return self.read_generation(name, None, start, end)
+        return bytes(self._read(name, None, start, end).data)
+
+    def read_part(self, name: str, start: int, end: int) -> Part:
+        return self._read(name, None, start, end)
 
     def read_generation(self, name: str, generation: int | None, start: int, end: int | None) -> bytes:
         """Return the same as `read`, from one generation. Raises ObjectNotFound when the generation is gone."""
+        return bytes(self._read(name, generation, start, end).data)
+
+    def _read(self, name: str, generation: int | None, start: int, end: int | None) -> Part:
         if end is not None and end <= start:
-            return b""
+            return Part(b"", None)
         last = "" if end is None else end - 1
         asked = {} if start == 0 and end is None else {"Range": f"bytes={start}-{last}"}
         path = f"/download/storage/v1/b/{self._bucket_name}/o/{quote(self._key(name), safe='')}?alt=media"
         if generation is not None:
             path += f"&generation={generation}"
         for _ in range(_READ_TRIES):
-            data, checksum = self._call("get", name, lambda: self._download(path, asked))
-            if checksum in ("", crc32c_base64(data)):
-                return data
+            part = self._call("get", name, lambda: self._download(path, asked))
+            if part.crc32c in ("", crc32c_base64(part.data)):
+                return part
         raise DamagedData(f"{self._url(name)}: the bytes read do not match its crc32c, {_READ_TRIES} times")
 
-    def _download(self, path: str, headers: dict[str, str]) -> tuple[bytes, str]:
-        """Return the content, and its crc32c if it is the whole object. `download_as_bytes` takes twice the CPU."""
+    def _download(self, path: str, headers: dict[str, str]) -> Part:
+        """Return the content of an answer. `download_as_bytes` takes twice the CPU."""
         from google.api_core.exceptions import from_http_response
 
         url = self._client._connection.API_BASE_URL + path
         headers = headers | {"Accept-Encoding": "identity"}
         with self._client._http.get(url, headers=headers, timeout=_TIMEOUT, stream=True) as answer:
             if answer.status_code == 416:  # the range begins beyond the end
-                return b"", ""
+                return Part(b"", None)
             if answer.status_code not in (200, 206):
                 raise from_http_response(answer)
             if answer.status_code == 200 and headers.get("Range", "bytes=0-") != "bytes=0-":
@@ -151,9 +157,10 @@ class GcsStorage(Storage):
             data, length = answer.raw.read(), answer.headers.get("Content-Length")
             if length is not None and len(data) != int(length):
                 raise ConnectionError("the answer was cut")
-            all_bytes = f"bytes 0-{len(data) - 1}/{len(data)}"
-            whole = answer.status_code == 200 or answer.headers.get("Content-Range") == all_bytes
-            return data, found[1] if found and whole else ""
+            said = answer.headers.get("Content-Range")
+            whole = answer.status_code == 200 or said == f"bytes 0-{len(data) - 1}/{len(data)}"
+            size = len(data) if answer.status_code == 200 else size_said(said)
+            return Part(data, size, found[1] if found and whole else "")
 
     def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         end = self.stat(name).size if end is None else end

@@ -18,7 +18,7 @@ from functools import partial
 from typing import NoReturn, TypeVar
 
 from ..core.errors import DamagedData, InvalidRequest, ObjectNotFound, PermissionDenied, TryAgain
-from .base import ObjectInfo, RangedFile, Storage, check_name
+from .base import ObjectInfo, Part, RangedFile, Storage, check_name, size_said
 from .retries import Passing, RetryPolicy, is_passing_status
 
 Result = TypeVar("Result")
@@ -93,25 +93,33 @@ class HubStorage(Storage):
         return found.sha
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        return bytes(self._read(name, start, end).data)
+
+    def read_part(self, name: str, start: int, end: int) -> Part:
+        return self._read(name, start, end)
+
+    def _read(self, name: str, start: int, end: int | None) -> Part:
         if end is not None and end <= start:
-            return b""
+            return Part(b"", None)
         url = self._url(name)
         wanted = f"bytes={start}-{'' if end is None else end - 1}"
-        data = self._call(f"{self.location}/{name}", lambda: self._get(url, wanted, start, end))
-        if end is not None and len(data) > end - start:
-            raise DamagedData(f"{self.location}/{name}: {len(data)} bytes arrived, {end - start} were requested")
-        return data
+        part = self._call(f"{self.location}/{name}", lambda: self._get(url, wanted, start, end))
+        if end is not None and len(part.data) > end - start:
+            raise DamagedData(f"{self.location}/{name}: {len(part.data)} bytes arrived, {end - start} were requested")
+        return part
 
-    def _get(self, url: str, wanted: str, start: int, end: int | None) -> bytes:
+    def _get(self, url: str, wanted: str, start: int, end: int | None) -> Part:
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
         # A range counts bytes of the uncompressed file.
         headers = build_hf_headers(token=self._api.token) | {"Range": wanted, "Accept-Encoding": "identity"}
         answer = get_session().get(url, headers=headers, timeout=_TIMEOUT)
         if answer.status_code == 416:
-            return b""
+            return Part(b"", None)
         hf_raise_for_status(answer)
-        return answer.content if answer.status_code == 206 else answer.content[start:end]
+        if answer.status_code == 206:
+            return Part(answer.content, size_said(answer.headers.get("Content-Range")))
+        return Part(answer.content[start:end], len(answer.content))
 
     def stat(self, name: str) -> ObjectInfo:
         from huggingface_hub import get_hf_file_metadata

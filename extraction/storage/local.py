@@ -26,7 +26,7 @@ from ..core.errors import (
     PermissionDenied,
     TryAgain,
 )
-from .base import ObjectInfo, Storage, check_name, crc32c_base64, crc32c_of_file
+from .base import ObjectInfo, Part, Storage, check_name, crc32c_base64, crc32c_of_file
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -68,13 +68,21 @@ class LocalStorage(Storage):
             return file.read(-1 if end is None else max(end - start, 0))
 
     def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
+        return self._pages(name, start, end)[start:end]
+
+    def read_part(self, name: str, start: int, end: int) -> Part:
+        pages = self._pages(name, start, end)
+        return Part(pages[start:end], len(pages))
+
+    def _pages(self, name: str, start: int, end: int | None) -> memoryview:
+        """Return the whole file, of which [start, end) is in the page cache."""
         path = self._root / check_name(name)
         with os_errors(str(path)), _open(path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 return memoryview(b"")
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             _bring_in(file.fileno(), start, len(pages) if end is None else min(end, len(pages)))
-        return memoryview(pages)[start:end]
+        return memoryview(pages)
 
     def stat(self, name: str) -> ObjectInfo:
         path = self._root / check_name(name)

@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from ..core.errors import DamagedData, ExtractionError, InvalidRequest, ObjectExists, ObjectNotFound
-from .base import ObjectInfo, RangedFile, Storage, check_name, crc32c_base64, read_in_parallel
+from .base import ObjectInfo, Part, RangedFile, Storage, check_name, crc32c_base64, read_in_parallel, size_said
 from .retries import Passing, RetryPolicy
 from .s3_errors import domain_error, is_missing, is_passing, is_worth_another_upload, reason, status_of
 
@@ -137,26 +137,28 @@ class S3Storage(Storage):
         return self._call("GetObject", name, lambda: self._stat(name))
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        return bytes(self._read(name, start, end).data)
+
+    def read_part(self, name: str, start: int, end: int) -> Part:
         return self._read(name, start, end)
 
-    def _read(self, name: str, start: int, end: int | None, **version: str) -> bytes:
+    def _read(self, name: str, start: int, end: int | None, **version: str) -> Part:
         if end is not None and end <= start:
-            return b""
+            return Part(b"", None)
         is_part = start > 0 or end is not None
         asked = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if is_part else {}
         for _ in range(_READ_TRIES):
-            data, checksum = self._call("GetObject", name, lambda: self._download(name, asked | version))
-            if checksum in ("", crc32c_base64(data)):
-                return data
+            part = self._call("GetObject", name, lambda: self._download(name, asked | version))
+            if part.crc32c in ("", crc32c_base64(part.data)):
+                return part
         raise DamagedData(f"{self._url(name)}: the bytes read do not match its crc32c, {_READ_TRIES} times")
 
-    def _download(self, name: str, asked: dict[str, str]) -> tuple[bytes, str]:
-        """Return the content, and its crc32c if it is the whole object and that is known."""
+    def _download(self, name: str, asked: dict[str, str]) -> Part:
         try:
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name), **asked)
         except Exception as error:
             if status_of(error) == 416:  # the range begins beyond the end
-                return b"", ""
+                return Part(b"", None)
             raise
         with answer["Body"] as body:
             data = body.read()
@@ -165,7 +167,8 @@ class S3Storage(Storage):
         if "Range" in asked and answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
             raise InvalidRequest(f"{self._url(name)}: the service does not give parts of it")
         is_whole = "Range" not in asked or answer["ContentRange"] == f"bytes 0-{len(data) - 1}/{len(data)}"
-        return data, answer.get("Metadata", {}).get(_CRC, "") if is_whole else ""
+        size = size_said(answer["ContentRange"]) if "Range" in asked else len(data)
+        return Part(data, size, answer.get("Metadata", {}).get(_CRC, "") if is_whole else "")
 
     def view(self, name: str, start: int = 0, end: int | None = None) -> memoryview:
         end = self.stat(name).size if end is None else end
@@ -211,7 +214,7 @@ class S3Storage(Storage):
 
         def read(start: int, end: int) -> bytes:
             try:
-                return self._read(info.name, start, end, **version)
+                return bytes(self._read(info.name, start, end, **version).data)
             except (ObjectNotFound, ObjectExists) as error:
                 raise DamagedData(f"{self}/{info.name}: it was replaced or removed while it was read") from error
 

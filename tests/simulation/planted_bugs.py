@@ -99,7 +99,7 @@ PLANTED = {
         Edit("extraction/worker/attempts.py", "if fenced.winner not in earlier:", "if True:"),
     ),
     "content is not compared with its checksum": (
-        Edit("extraction/storage/gcs.py", 'if checksum in ("", crc32c_base64(data)):', "if True:"),
+        Edit("extraction/storage/gcs.py", 'if part.crc32c in ("", crc32c_base64(part.data)):', "if True:"),
     ),
     "a batch is skipped on resume": (
         Edit("checkpoint.py", "self.next_batch, self.end_of_stream = commit.cursor_after, commit.batch + 1,",

@@ -61,12 +61,18 @@ class PairedReader:
         Args:
             first: the hook point of the first run.
             second: the hook point of the second run.
-            streams: their numbers, all of the first run by default.
+            streams: their numbers; by default all that either run has begun, of those that both readers select.
 
         Raises InvalidRequest if the tokens differ, or one run has more rows than the other.
         """
-        for stream in self.first.streams if streams is None else streams:
+        for stream in self._streams() if streams is None else streams:
             yield from self._in_step(stream, self.first.rows(first, [stream]), self.second.rows(second, [stream]))
+
+    def _streams(self) -> list[int]:
+        readers = (self.first, self.second)
+        begun = sorted({stream for reader in readers for stream in reader.streams})
+        selected = [reader.select.streams for reader in readers if reader.select.streams is not None]
+        return [stream for stream in begun if all(stream in streams for streams in selected)]
 
     def _in_step(
         self, stream: int, ours: Iterator[Rows[np.ndarray]], theirs: Iterator[Rows[np.ndarray]]

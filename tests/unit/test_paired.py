@@ -10,6 +10,7 @@ from extraction import ActivationReader, PairedReader
 from extraction.batching.packing import BatchShape
 from extraction.batching.token_selection import EVERYTHING, Selection, Selector
 from extraction.core.errors import InvalidRequest
+from extraction.read.select import Select
 from extraction.storage import open_storage
 from tests.helpers import runs
 from tests.helpers.runs import WIDTHS, all_tokens, expected, make_run
@@ -56,6 +57,28 @@ def test_runs_of_other_tokens_are_refused_where_they_differ(reader_of, lengths, 
     paired = PairedReader(reader_of("one"), reader_of("other", lengths))
     with pytest.raises(InvalidRequest, match=message):
         list(paired.rows(HOOK, HOOK))
+
+
+@pytest.mark.parametrize("shorter", [0, 1])
+def test_a_stream_that_only_one_run_has_begun_is_refused(reader_of, shorter):
+    readers = [reader_of("one"), reader_of("other")]
+    readers[shorter] = reader_of("shorter", LENGTHS[:1])
+    for reader in readers:
+        reader.run = replace(reader.run, records_per_stream=(4, 3))
+    with pytest.raises(InvalidRequest, match="one has more rows of stream 1 than the other; finish both"):
+        list(PairedReader(*readers).rows(HOOK, HOOK))
+    assert sum(len(rows.tokens) for rows in PairedReader(*readers).rows(HOOK, HOOK, [0])) == sum(LENGTHS[0])
+
+
+@pytest.mark.parametrize("selects", [((1,), None), (None, (1,)), ((1,), (0, 1))])
+def test_streams_are_those_that_both_readers_select(reader_of, selects):
+    readers = [reader_of("one"), reader_of("other")]
+    readers = [
+        ActivationReader(reader.storage.location, Select(streams=streams))
+        for reader, streams in zip(readers, selects, strict=True)
+    ]
+    found = [rows.record[:, 0] for rows in PairedReader(*readers).rows(HOOK, HOOK)]
+    assert np.array_equal(np.concatenate(found), [1] * sum(LENGTHS[1]))
 
 
 def test_runs_that_select_other_tokens_are_refused_at_once(reader_of):

@@ -83,7 +83,7 @@ def _documents(
 
     name = located.first_of(columns)
     ids = _ids(located, name)
-    if located.row.get(MASK) is not None:
+    if MASK in located.row:
         mask = _ids(located, MASK)
         if mask.shape != ids.shape:
             raise DamagedData(f"{located.where}: {MASK} has {len(mask)} entries, {name} has {len(ids)}")
@@ -105,7 +105,8 @@ def _ids(located: Located, column: str) -> "np.ndarray":
     if isinstance(value, np.ndarray):
         return value
     if not isinstance(value, list) or not all(type(one) is int and 0 <= one < 1 << 31 for one in value):
-        raise DamagedData(f"{located.where}: {column} is not a list of token ids from 0 to 2^31")
+        what = "0 and 1" if column == MASK else "token ids from 0 to 2^31"
+        raise DamagedData(f"{located.where}: {column} is not a list of {what}")
     return np.array(value, np.int32)
 
 

@@ -83,6 +83,35 @@ def test_padding_is_left_out(tmp_path):
     assert ids_of(tmp_path / "out") == [[5, 6], [7]]
 
 
+@pytest.mark.parametrize("mask", [[1, None, 0], None, [1, 1 << 31, 0]])
+def test_a_mask_with_a_null_is_a_damaged_record(tmp_path, mask):
+    write(
+        tmp_path / "x.parquet", [[1, 2, 0], [3, 4, 0]], attention_mask=pa.array([mask, [1, 1, 0]], pa.list_(pa.int64()))
+    )
+    with pytest.raises(DamagedData, match="x.parquet: row 0: attention_mask is not a list of 0 and 1"):
+        create(tmp_path / "x.parquet", tmp_path / "out")
+    create(tmp_path / "x.parquet", tmp_path / "out", on_bad_record="skip")
+    assert ids_of(tmp_path / "out") == [[3, 4]]
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.arrow", "x.jsonl"])
+def test_lists_of_numbers_in_a_meta_are_whole(tmp_path, name):
+    lists = {
+        "input_ids": [list(range(2000))],
+        "attention_mask": [[0, 1] * 1000],
+        "token_ids": [[-100, 1 << 40, None] * 500],
+    }
+    write(
+        tmp_path / name,
+        lists["input_ids"],
+        **{key: pa.array(value, pa.list_(pa.int64())) for key, value in lists.items()},
+    )
+    manifest = create(tmp_path / name, tmp_path / "out", meta_columns=tuple(lists), where="len(input_ids) > 5")
+    (record,) = open_stream(manifest, str(tmp_path / "out"), 0).read_records()
+    assert record.tokens.tolist() == list(range(1, 2000, 2))
+    assert json.loads(record.meta) == {key: value for key, (value,) in lists.items()}
+
+
 @pytest.mark.parametrize(
     "row, what",
     [
@@ -92,6 +121,7 @@ def test_padding_is_left_out(tmp_path):
         ({"input_ids": "1 2"}, "input_ids is not a list of token ids"),
         ({"input_ids": [1, 5000]}, "the token id 5000 is beyond the vocabulary of"),
         ({"input_ids": [1, 2], "attention_mask": [1]}, "attention_mask has 1 entries, input_ids has 2"),
+        ({"input_ids": [1, 2], "attention_mask": None}, "attention_mask is not a list of 0 and 1"),
         ({"text": "a"}, "has no column input_ids or tokens or token_ids; it has text"),
     ],
 )

@@ -24,7 +24,7 @@ from ..core.flags import flag
 from ..core.logs import say
 from ..storage import Storage
 from ..streams.build.publish import Published
-from ..streams.build.row_files import Located
+from ..streams.build.row_files import Located, checked_text
 from .command import PLACES, Dataset
 from .rows_to_records import ANY_FILES, Content, Form, RowOptions, publish_form
 
@@ -90,7 +90,7 @@ def messages_of(located: Located, columns: tuple[str, ...]) -> list[dict[str, st
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DamagedData(f"{where}: {name} is not JSON: {error}") from error
     if not isinstance(value, list) or not value or not all(isinstance(one, Mapping) for one in value):
         raise DamagedData(f"{where}: {name} is not a list of messages")
@@ -112,10 +112,11 @@ def _message(value: Mapping[str, Any], where: str) -> dict[str, str]:
         raise DamagedData(f"{where} has the role {role!r}, which is not one of {', '.join(ROLES)}")
     if isinstance(content, list):
         content = "".join(_text_of(part, where) for part in content)
-    if not isinstance(content, str):
-        raise DamagedData(f"{where}: its content is {'null' if content is None else 'not a string'}")
-    thoughts = {key: value[key] for key in THOUGHTS if isinstance(value.get(key), str)}
-    return {"role": ROLES[role.lower()], "content": content} | thoughts
+    said = checked_text(content, f"{where}: its content")
+    thoughts = {
+        key: checked_text(value[key], f"{where}: its {key}") for key in THOUGHTS if isinstance(value.get(key), str)
+    }
+    return {"role": ROLES[role.lower()], "content": said} | thoughts
 
 
 def _text_of(part: Any, where: str) -> str:

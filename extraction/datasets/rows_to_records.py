@@ -104,8 +104,10 @@ def publish_form(storage: Storage, source: str, num_streams: int, options: RowOp
     log = ReadLog(found, options.skip_bad)
     more = (options.id_column,) if options.id_column is not None else ()
     where = kept.where.columns if kept.where else ()
-    columns = tuple(dict.fromkeys((*form.columns, *more, *options.meta_columns, *where, *form.tokens)))
-    rows = read_rows(log, WantedRows(columns, form.tokens, RowFilter(where=kept.where)))
+    values = (*form.columns, *more, *options.meta_columns, *where)
+    columns = tuple(dict.fromkeys((*values, *form.tokens)))
+    tokens = tuple(name for name in form.tokens if name not in values)  # arrays are no values of a meta
+    rows = read_rows(log, WantedRows(columns, tokens, RowFilter(where=kept.where)))
     made = without_damaged(rows, lambda _, located: list(_records(located, options, kept, form)), log)
     records = _first(made, options.max_records, counter)
     said = options.to_json() | form.options | (counter.to_json() if counter else {})
@@ -164,10 +166,10 @@ def _holds(where: Condition, located: Located) -> bool:
 
 
 def _meta_text(meta: dict[str, Any], text: str, where: str) -> str | None:
-    """Return the JSON of a meta, None if it is empty. Raises DamagedData for a span outside the text."""
+    """Return the JSON of a meta, None if it is empty. Raises DamagedData for a wrong text or span."""
     if not meta:
         return None
-    written = meta_text(meta)
+    written = checked_text(meta_text(meta), f"{where}: its meta")
     if "spans" in meta:
         from ..batching.token_selection import spans_of
 

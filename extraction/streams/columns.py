@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 TOKENS_OPTION = "tokens_column"  # the option of a manifest whose records are token ids
+UNREADABLE = (ValueError, OverflowError)  # what Arrow raises for a value that Python cannot hold
 ROW_ID = "\0row"  # in place of the name of an id column: the id is made of the file and the row
 
 
@@ -137,11 +138,27 @@ def token_arrays(column: "pyarrow.ChunkedArray") -> "list[np.ndarray | None]":
 
 
 def python_values(column: "pyarrow.ChunkedArray | pyarrow.Array") -> list[Any]:
-    """Return a column as Python values; a value that is not UTF-8 becomes its UnicodeDecodeError."""
+    """Return a column as Python values; one that Python cannot hold becomes its error: not UTF-8, a date too late."""
     try:
         return column.to_pylist()
-    except UnicodeDecodeError:
+    except UNREADABLE:
         return [_decoded(scalar) for scalar in column]
+
+
+def unreadable(value: Any) -> str | None:
+    """Return why a value of `python_values` cannot be read, None if it can."""
+    if isinstance(value, UnicodeDecodeError):
+        return "not UTF-8"
+    return f"not readable: {value}" if isinstance(value, UNREADABLE) else None
+
+
+def may_be_unreadable(kind: "pyarrow.DataType") -> bool:
+    """Return whether an Arrow type has values that are sound for Arrow, but beyond Python's."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        return may_be_unreadable(kind.value_type)
+    return types.is_temporal(kind) or any(may_be_unreadable(kind.field(n).type) for n in range(kind.num_fields))
 
 
 def meta_text(values: dict[str, Any]) -> str:
@@ -167,5 +184,5 @@ def _as_json(value: Any) -> Any:
 def _decoded(scalar: Any) -> Any:
     try:
         return scalar.as_py()
-    except UnicodeDecodeError as error:
+    except UNREADABLE as error:
         return error

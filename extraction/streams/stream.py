@@ -25,7 +25,17 @@ from ..core.threads import Budget, read_ahead
 from ..format.records import Record
 from ..storage import Storage, open_storage
 from .column_chunks import TABLE_BYTES, ColumnChunks, open_chunks
-from .columns import ROW_ID, TOKENS_OPTION, Columns, as_strings, columns_of, meta_text, python_values, token_arrays
+from .columns import (
+    ROW_ID,
+    TOKENS_OPTION,
+    Columns,
+    as_strings,
+    columns_of,
+    meta_text,
+    python_values,
+    token_arrays,
+    unreadable,
+)
 from .extensions import home_of
 from .manifest import Manifest, Piece, is_outside
 from .parquet import Files, row_group_sizes
@@ -229,7 +239,7 @@ class Stream:
                             if not isinstance(value, str) and (value is None or name != self._columns.tokens):
                                 raise self._bad_value(group, row, name, value)
                         for name, value in zip(optional, values[len(names) :], strict=True):
-                            if isinstance(value, UnicodeDecodeError):
+                            if unreadable(value):
                                 raise self._bad_value(group, row, name, value)
                         yield values
                     del part, rows, needed
@@ -240,7 +250,7 @@ class Stream:
         return token_arrays(part[name]) if name == self._columns.tokens else python_values(as_strings(part[name]))
 
     def _bad_value(self, group: _Rows, row: int, column: str, value: object) -> DamagedData:
-        what = "null" if value is None else str(value) if isinstance(value, UnicodeDecodeError) else "not a string"
+        what = "null" if value is None else unreadable(value) or "not a string"
         if column == self._columns.tokens:
             what = "null, or holds a number that is not a token id"
         file, _, number = group.place.rpartition(": row group ")

@@ -232,7 +232,7 @@ def test_invalid_utf8_stops_with_65_and_keeps_what_was_committed(gcs, tmp_path):
     open_storage("gs://bucket/web").create("corpus.parquet", path.read_bytes())
     streams = make_streams("gs://bucket/web", tmp_path / "streams")
     result = extract(streams, tmp_path / "output")
-    assert_one_line(result, 65, "utf-8", "corpus.parquet", "record 10")
+    assert_one_line(result, 65, "not UTF-8", "corpus.parquet", "record 10")
     assert len(committed(open_storage(str(tmp_path / "output")))) >= 2
 
 

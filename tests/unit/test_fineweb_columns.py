@@ -218,12 +218,24 @@ def test_on_the_hub_only_row_groups_that_are_not_known_to_be_good_are_read(tmp_p
     assert manifest.files[0].content is None
 
 
-def test_a_text_on_the_hub_that_is_not_utf8_is_found_by_the_worker(tmp_path, monkeypatch):
-    write(tmp_path / "web/x.parquet", {"id": strings([b"0", b"1"]), "text": strings([b"a", b"b\xff"])})
+@pytest.mark.parametrize("more, flags, said", [
+    ({"text": strings([b"a", b"b\xff"])}, (), "text is not UTF-8"),
+    ({"d": strings([b"a", b"b\xff"])}, ("--meta-columns", "d"), "d is not UTF-8"),
+    ({"d": pa.array([1, 2**53], pa.timestamp("ms"))}, ("--meta-columns", "d"), "d is not readable: date value out"),
+    ({"d": pa.array([[1], [2**62]], pa.list_(pa.duration("s")))}, ("--meta-columns", "d"), "d is not readable: "),
+])  # fmt: skip
+def test_a_value_that_python_cannot_hold_is_found_by_the_worker_on_the_hub_and_here_at_once(
+    tmp_path, monkeypatch, more, flags, said
+):
+    write(tmp_path / "web/x.parquet", {"id": strings([b"0", b"1"]), "text": strings([b"a", b"b"])} | more)
+    here = create(tmp_path / "web/x.parquet", tmp_path / "here", *flags)
+    assert here.exit_code == 65 and f"row 1 of row group 0: {said}" in here.stderr
+    assert create(tmp_path / "web/x.parquet", tmp_path / "here", *flags, "--on-bad-record", "skip").exit_code == 0
+    assert load_manifest(str(tmp_path / "here")).num_records == 1
     with FakeHub(tmp_path, datasets={"lab/web": tmp_path / "web"}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        assert create("hf://datasets/lab/web", tmp_path / "out", "--footer-cache", "").exit_code == 0
+        assert create("hf://datasets/lab/web", tmp_path / "out", "--footer-cache", "", *flags).exit_code == 0
         records = open_stream(load_manifest(str(tmp_path / "out")), str(tmp_path / "out"), 0).read_records()
         assert next(records).text == "a"
-        with pytest.raises(DamagedData, match="row 1 of row group 0 .*: text is 'utf-8' codec"):
+        with pytest.raises(DamagedData, match=f"row 1 of row group 0 .*: {said}"):
             next(records)

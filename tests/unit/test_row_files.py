@@ -13,6 +13,7 @@ import pytest
 from extraction.core.errors import DamagedData
 from extraction.datasets import text
 from extraction.storage import open_storage
+from extraction.streams.build.materialize import Row, Spool
 from extraction.streams.extensions import load_manifest
 from extraction.streams.stream import open_stream
 
@@ -209,3 +210,46 @@ def test_arrow_of_the_datasets_library_is_read_whole(tmp_path):
     assert texts(tmp_path / "cache.arrow") == rows
     (tmp_path / "out").rename(tmp_path / "first")
     assert texts(tmp_path / "saved") == rows
+
+
+# ---------------------------------------------------------------------------------------------- meta
+
+
+def not_utf8():
+    return pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"\xffx"))
+
+
+METAS = {
+    "half a character": ("jsonl", ['"\\ud83d"', '"x"'], "its meta is not Unicode text"),
+    "half a character inside": ("jsonl", ['{"\\ud83d": [1]}', '"x"'], "its meta is not Unicode text"),
+    "bytes in a table": ("csv", [b"\xff", b"x"], "its meta is not Unicode text"),
+    "a late date": ("parquet", pa.array([2**53, 1], pa.timestamp("ms")), "m is not readable: date value out of range"),
+    "a late day": ("arrow", pa.array([2**31 - 1, 1], pa.date32()), "m is not readable: "),
+    "in a list": ("arrow", pa.array([[2**53], [1]], pa.list_(pa.timestamp("ms"))), "m is not readable: "),
+    "no such zone": ("parquet", pa.array([1, None], pa.timestamp("ms", tz="No/Where")), "m is not readable: "),
+    "not UTF-8": ("parquet", not_utf8(), "m is not UTF-8"),
+    "not UTF-8 in a struct": ("parquet", pa.StructArray.from_arrays([not_utf8()], ["a"]), "m is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("kind, values, said", METAS.values(), ids=METAS)
+def test_a_meta_that_cannot_be_read_is_a_damaged_record(tmp_path, kind, values, said):
+    path = tmp_path / f"x.{kind}"
+    if kind == "jsonl":
+        write(path, "".join(f'{{"text": "ok", "m": {value}}}\n' for value in values))
+    elif kind == "csv":
+        write(path, b"text,m\n" + b"".join(b"ok,%b\n" % value for value in values))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"text": ["ok"] * 2, "m": values}), path, store_schema=True)
+    else:
+        table = pa.table({"text": ["ok"] * 2, "m": values})
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    assert_refused(path, rf"x.{kind}: (row 0|line [12]): {said}", meta_columns=("m",))
+    assert len(records(path, meta_columns=("m",), on_bad_record="skip")) == 1
+
+
+def test_rows_of_a_spool_have_unicode_in_id_text_and_meta():
+    for row in (Row("\ud83d", "a"), Row("a", "\ud83d"), Row("a", "a", '{"m": "\ud83d"}')):
+        with pytest.raises(DamagedData, match="not Unicode text"):
+            Spool([row])

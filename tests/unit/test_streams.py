@@ -249,7 +249,7 @@ def table_with(column, position, value):
 
 
 @pytest.mark.parametrize("column", ["text", "id"])
-@pytest.mark.parametrize("value, what", [(None, "is null"), (b"ab\xffc", "is 'utf-8' codec can't decode byte 0xff")])
+@pytest.mark.parametrize("value, what", [(None, "is null"), (b"ab\xffc", "is not UTF-8")])
 @pytest.mark.parametrize("position", [0, 3])
 @pytest.mark.parametrize("statistics", [True, False])
 def test_a_bad_value_is_named_when_the_streams_are_made(tmp_path, column, value, what, position, statistics):

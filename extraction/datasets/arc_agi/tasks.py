@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData, InvalidRequest
 from ...streams.build.read_log import MissingColumn, ReadLog, without_damaged
-from ...streams.build.row_files import Located, WantedRows, read_rows
+from ...streams.build.row_files import Located, WantedRows, checked_text, read_rows
 from ...streams.build.sources import Source, find_source
 from .files import CARRIED, TaskFile, as_object, load_carried, load_files
 from .grids import check_grid
@@ -98,7 +98,11 @@ def _from_rows(log: ReadLog) -> Iterator[NamedTask]:
 
 def _named_task(number: int, located: Located) -> NamedTask:
     column = next((column for column in ID_COLUMNS if located.row.get(column) is not None), None)
-    name = f"{number:07d}" if column is None else str(located.row[column])
+    name = (
+        f"{number:07d}"
+        if column is None
+        else checked_text(str(located.value(column)), f"{located.where}: its {column}")
+    )
     return NamedTask(name, check_task(_task_of(located), located.where), located.split)
 
 

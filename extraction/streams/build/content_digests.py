@@ -19,7 +19,7 @@ import numpy as np
 from ...core.errors import DamagedData
 from ...core.progress_bar import track
 from ..column_chunks import ColumnChunks, open_chunks
-from ..columns import Columns, as_strings, python_values, token_arrays
+from ..columns import Columns, as_strings, may_be_unreadable, python_values, token_arrays, unreadable
 from ..manifest import ParquetFacts
 from ..parquet import Files
 from .assign_row_groups import FileGroups
@@ -106,7 +106,7 @@ def _read_group(chunks: ColumnChunks, number: int, file: FileGroups, group: int,
 
 
 def _bad_rows(table: "pyarrow.Table", columns: Columns, kept: np.ndarray) -> dict[int, str]:
-    """Return {row: problem} of the rows that the filter keeps: a text or id that is null, a value that is not UTF-8."""
+    """Return {row: problem} of the rows that the filter keeps: a text or id that is null, an unreadable value."""
     bad: dict[int, str] = {}
     if columns.tokens:
         places = enumerate(token_arrays(table[columns.tokens]))
@@ -119,21 +119,23 @@ def _bad_rows(table: "pyarrow.Table", columns: Columns, kept: np.ndarray) -> dic
         values = as_strings(table[column])
         if values.null_count:
             bad |= dict.fromkeys(np.flatnonzero(values.is_null().to_numpy()).tolist(), f"{column} is null")
-        bad |= _undecodable(column, values)
+        bad |= _unreadable(column, values)
     for column in columns.meta:
-        bad |= _undecodable(column, table[column])
+        bad |= _unreadable(column, table[column])
     return {row: bad[row] for row in sorted(bad) if kept[row]}
 
 
-def _undecodable(column: str, values: "pyarrow.ChunkedArray") -> dict[int, str]:
+def _unreadable(column: str, values: "pyarrow.ChunkedArray") -> dict[int, str]:
     import pyarrow
 
     try:
         values.validate(full=True)
-        return {}
+        if not may_be_unreadable(values.type):
+            return {}
     except pyarrow.ArrowInvalid:  # which does not say all the rows
-        found = enumerate(python_values(values))
-        return {row: f"{column} is {value}" for row, value in found if isinstance(value, UnicodeDecodeError)}
+        pass
+    found = enumerate(map(unreadable, python_values(values)))
+    return {row: f"{column} is {why}" for row, why in found if why}
 
 
 def _with_content(file: FileGroups, found: Sequence[_Group], wanted: Wanted) -> FileGroups:

@@ -131,9 +131,10 @@ class Spool:
                 pyarrow.ipc.new_file(sink, schema, options=options) as writer,
             ):
                 for group in _groups(track(rows, "records")):
+                    batch = _batch(group, schema)
                     for problem in ids.add([row.id for row in group], lambda i: f"record {self._starts[-1] + i}"):
                         raise DamagedData(problem)
-                    writer.write_batch(_batch(group, schema))
+                    writer.write_batch(batch)
                     self._starts.append(self._starts[-1] + len(group))
             if stored.shuffle is not None:
                 from .external_shuffle import shuffled
@@ -265,8 +266,9 @@ def _batch(rows: Sequence[Row], schema: Any) -> Any:
     import pyarrow
 
     for row in rows:
-        if row.meta is not None and len(row.meta.encode()) > META_BYTES:
-            raise DamagedData(f"record {row.id}: its meta takes {len(row.meta.encode()):,} bytes, over {META_BYTES:,}")
+        size = 0 if row.meta is None else len(row.meta.encode(errors="surrogatepass"))
+        if size > META_BYTES:
+            raise DamagedData(f"record {row.id}: its meta takes {size:,} bytes, over {META_BYTES:,}")
     try:
         columns = [pyarrow.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
     except UnicodeEncodeError:

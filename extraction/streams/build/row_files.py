@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...core.errors import DamagedData
-from ..columns import is_token_ids, python_values, token_arrays
+from ..columns import is_token_ids, python_values, token_arrays, unreadable
 from ..parquet import Files, damage_named, read_footer, row_group_sizes
 from ..row_filter import RowFilter
 from .read_log import MissingColumn, ReadLog, file_sha256
@@ -51,9 +51,11 @@ class Located(NamedTuple):
     number: int = 0
 
     def value(self, column: str) -> Any:
-        """Return the value of a column. Raises MissingColumn."""
+        """Return the value of a column. Raises MissingColumn, and DamagedData for one that cannot be read."""
         if column not in self.row:
             raise MissingColumn(f"{self.where} has no column {column!r}; it has {', '.join(self.names) or 'none'}")
+        if why := unreadable(self.row[column]):
+            raise DamagedData(f"{self.where}: {column} is {why}")
         return self.row[column]
 
     def first_of(self, columns: Sequence[str]) -> str:
@@ -76,8 +78,7 @@ def checked_text(value: Any, what: str) -> str:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
     if not isinstance(value, str):
-        said = "null" if value is None else "not UTF-8" if isinstance(value, UnicodeDecodeError) else "not a string"
-        raise DamagedData(f"{what} is {said}")
+        raise DamagedData(f"{what} is {'null' if value is None else 'not a string'}")
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,9 +1,9 @@
 """The loop: packed batches in, activations through the model, batch files to the uploader.
 
 In: an iterator of `PackedBatch`es and the compiled step. Out: one batch file for each batch, handed to `submit` in
-order. Guarantee: what is submitted depends on the batches alone. Steps are dispatched ahead of their results, at most
-`STEPS_IN_FLIGHT`, so the host packs, collects and stores while the device computes; device memory for results is
-bounded by the same number.
+order. Guarantee: what is submitted depends on the batches alone. At most `STEPS_IN_FLIGHT` steps are dispatched beyond
+the one whose results are collected, so the host packs, collects and stores while the device computes; device memory for
+results is bounded by one more.
 
 Cost: beside the model, one copy of each stored value, from the device's result to its place in the batch file.
 """
@@ -279,6 +279,7 @@ def run_pipeline(
             watch.tell(flight, facts)
             if on_step:
                 on_step(flight.batch, flight.share)
+            del results, output, parts  # the next step is dispatched before they are assigned again
             times.lap("collect")
         else:
             data, errors = flight.finish()

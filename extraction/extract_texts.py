@@ -58,6 +58,7 @@ def extract(
     begin, output = time.perf_counter(), str(output).rstrip("/")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # transformers advises to install torch
     own = {"model": model, "streams": f"{output}/streams", "output": output, "stream": 0}
+    own |= {"worker_id": 0, "idle_after": 0.0}
     given = {"layers": _listed(layers), "hooks": _listed(hooks)}
     if taken := sorted(own.keys() & flags.keys()):
         raise InvalidRequest(f"{taken[0]}= is chosen by extract(), which writes one stream into output/streams")

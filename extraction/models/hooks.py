@@ -54,6 +54,7 @@ HOOK_KINDS = (
     HookKind("resid_post", "hook_resid_post"),
 )
 _OF_MODEL = (HookKind("embed", EMBED_HOOK), HookKind("final", FINAL_HOOK), HookKind("loss", LOSS_HOOK, "one"))
+DEFAULT_HOOKS = "resid_post"  # of the layers, if any are chosen
 PRESETS = {
     "transcoder": ("mlp_in", "mlp_out"),
     "clt": ("resid_mid", "mlp_out"),  # a cross-layer transcoder
@@ -126,7 +127,8 @@ def resolve_hook_points(
         hook_points: the value of `--hook-points`, full names and globs, or None.
         config: the model's configuration; globs skip the hook points that a layer lacks.
 
-    Raises InvalidRequest for a layer, short name or pattern that the model does not have.
+    Raises InvalidRequest for a layer, short name or pattern that the model does not have, and for short names of blocks
+    without layers, the default aside.
     """
     names = config.hook_points
     chosen: set[str] = set()
@@ -143,6 +145,8 @@ def resolve_hook_points(
         if short not in BY_SHORT_NAME:
             raise InvalidRequest(f"--hooks {short}: choose from {', '.join((*PRESETS, *BY_SHORT_NAME))}")
         kind = BY_SHORT_NAME[short]
+        if not layers and kind not in _OF_MODEL and hooks != DEFAULT_HOOKS:
+            raise InvalidRequest(f"--hooks {short}: of which layers? give --layers, such as --layers all")
         chosen.update([kind.suffix] if kind in _OF_MODEL else (_in_layer(kind, layer, config) for layer in numbers))
     if not chosen:
         raise InvalidRequest("give --layers (with --hooks) or --hook-points: which activations are to be stored?")

@@ -10,6 +10,7 @@ import click
 
 from ..core.flags import flag
 from ..format.dtypes import STORE_DTYPES
+from ..models.hooks import DEFAULT_HOOKS
 
 ANY_STREAM = "any"
 WORKER_ID_VARIABLES = (
@@ -42,7 +43,7 @@ class StepFlags:
     model: str = flag(help="Hub id, folder or gs:// folder of a Hugging Face model.")
     revision: str | None = flag(None, help="Branch, tag or commit of a hub model; pinned to a commit in run.json.")
     layers: str | None = flag(None, help="Layers from 0: all, a list 0,6,12 or a range 0:24:2; -1 is the last.")
-    hooks: str = flag("resid_post", help="Short names such as resid_post, mlp_in; or transcoder, clt, crosscoder.")
+    hooks: str = flag(DEFAULT_HOOKS, help="Short names such as resid_post, mlp_in; or transcoder, clt, crosscoder.")
     hook_points: str | None = flag(None, help="Full names or globs, besides or instead of --layers.")
     seq_len: int = flag(2048, type=AT_LEAST_1, help="T, tokens in a row.")
     batch_size: int | str = flag(32, type=NumberOr("auto", 1), help="B, rows in a step; auto: by chips and memory.")

@@ -88,6 +88,19 @@ def test_hook_points_that_are_none(layers, hooks, names):
         resolve_hook_points(layers, hooks, names, MODEL)
 
 
+@pytest.mark.parametrize("names", [None, "ln_final.*"])
+@pytest.mark.parametrize("hooks", ["z", "transcoder", "final,z"])
+def test_hooks_of_blocks_need_layers(hooks, names):
+    with pytest.raises(InvalidRequest, match="--hooks (z|mlp_in): of which layers. give --layers"):
+        resolve_hook_points(None, hooks, names, MODEL)
+
+
+def test_the_default_hooks_and_those_of_the_model_need_no_layers():
+    final = ("ln_final.hook_normalized",)
+    assert resolve_hook_points(None, "resid_post", "ln_final.*", MODEL) == final
+    assert resolve_hook_points(None, "final", None, MODEL) == final
+
+
 def test_a_glob_passes_over_hook_points_that_the_model_does_not_have():
     assert resolve_hook_points(None, "", "blocks.1.hook_resid_*", replace(MODEL, parallel=True)) == (
         "blocks.1.hook_resid_pre",

@@ -89,7 +89,8 @@ def damage_named(what: str) -> Iterator[None]:
     except (pyarrow.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise TryAgain(f"{what} cannot be read now: {error}") from error
-        raise DamagedData(f"{what} cannot be read: {error}") from error
+        said = " ".join(str(error).split())  # Arrow's may have several lines
+        raise DamagedData(f"{what} cannot be read: {said}") from error
 
 
 def read_footer(file: OpenFile) -> tuple[ParquetFacts, "pyarrow.parquet.FileMetaData"]:

@@ -125,6 +125,13 @@ def test_a_column_name_is_there_once_in_parquet_arrow_and_json(tmp_path):
     assert_refused(write(tmp_path / "x.json", f"[{twice}]"), "is not valid JSON: the key 'text' is repeated")
 
 
+def test_damage_inside_parquet_is_one_line(tmp_path):
+    pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "x.parquet")
+    data = bytearray((tmp_path / "x.parquet").read_bytes())
+    data[4:40] = b"\xff" * 36
+    assert_refused(write(tmp_path / "x.parquet", bytes(data)), "cannot be read: .* Deserializing page header failed")
+
+
 # ---------------------------------------------------------------------------------------------- JSON
 
 

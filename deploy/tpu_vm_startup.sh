@@ -61,7 +61,8 @@ uv venv --quiet --allow-existing --python 3.12 .venv
 uv pip install --quiet --python .venv --requirement deploy/locks/tpu.txt
 uv pip install --quiet --python .venv --no-deps --editable .
 
-# launch_worker.sh returns 75 only after a signal; systemd does not restart after the codes in RestartPreventExitStatus.
+# launch_worker.sh restarts its worker, also one that was killed for its memory, and bounds that; each of its exit codes
+# is final. systemd starts it again only if the launcher itself was killed.
 cat > "$units/extraction-worker.service" << UNIT
 [Unit]
 Description=Activation extraction worker
@@ -73,9 +74,9 @@ EnvironmentFile=$home/worker.env
 Environment=HOME=/root
 WorkingDirectory=$home/project
 ExecStart=$home/project/launch_worker.sh
-Restart=on-failure
+Restart=on-abnormal
 RestartSec=10
-RestartPreventExitStatus=2 65 73 77 78
+OOMPolicy=continue
 TimeoutStopSec=15
 
 [Install]

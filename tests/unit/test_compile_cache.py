@@ -119,6 +119,7 @@ def test_a_wrong_step_under_an_agreed_name_is_not_used_for_a_batch(undisturbed, 
     path = tmp_path / "run/run.json"
     value = json.loads(path.read_text())
     path.write_text(json.dumps(value | {"known_answer": value["known_answer"] | {"digest": "sha256:0"}}))
+    shutil.rmtree(tmp_path / "run/worker-00000")  # its commits name the run.json of before
     said = start(undisturbed, tmp_path / "run")
     assert "step compiled again, because the cached step gives other values than the run" in said
     assert "rounds otherwise than that of the run" in said

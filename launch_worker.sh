@@ -75,9 +75,9 @@ if [ -z "$python" ]; then
         python=$(find_python) || stop_with 2 "$no_python (in $here)"
     fi
 fi
-command -v "$python" > /dev/null || stop_with 2 "no interpreter '$python'; make one: uv venv --python 3.12 $here/.venv"
+command -v "$python" > /dev/null || stop_with 2 "no interpreter '$python'; make one: uv venv --seed --python 3.12 $here/.venv"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    stop_with 2 "$python is older than Python 3.11; make one: uv venv --python 3.12 $here/.venv"
+    stop_with 2 "$python is older than Python 3.11; make one: uv venv --seed --python 3.12 $here/.venv"
 missing=$("$python" -c '
 import importlib.util
 names = ["jax", "flax", "transformers", "pyarrow", "click", "click_default_group", "google.cloud.storage"]

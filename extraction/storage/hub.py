@@ -57,6 +57,11 @@ def parse_place(location: str) -> HubPlace:
     return HubPlace("dataset" if match[1] else "model", match[2], match[3], (match[4] or "").strip("/"))
 
 
+def hub_endpoint() -> str | None:
+    """Return the server that HF_ENDPOINT names, as the hub's own client reads it; None for the hub."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+
+
 class HubStorage(Storage):
     """The files of one repository under a folder, at one commit, the `revision`. `location` names it, too."""
 
@@ -68,7 +73,7 @@ class HubStorage(Storage):
         place = parse_place(location)
         self._place = place
         self._retries = RetryPolicy()
-        self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+        self._api = HfApi(endpoint=hub_endpoint())
         self.revision = place.revision if _COMMIT.fullmatch(place.revision or "") else self._resolve()
         self.location = place.at(self.revision)
         self._prefix = f"{place.path}/" if place.path else ""

@@ -6,13 +6,12 @@ may pass follow `retries`. Cost: in memory are the files of one commit.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from ..core.errors import InvalidRequest
 from .base import check_name
-from .hub import HubPlace, judge, parse_place
+from .hub import HubPlace, hub_endpoint, judge, parse_place
 from .retries import RetryPolicy
 
 FILES_AT_A_TIME, BYTES_AT_A_TIME = 50, 256 << 20
@@ -30,7 +29,7 @@ def upload(location: str, files: Iterable[File]) -> int:
     place, retries = parse_place(location), RetryPolicy()
     if place.kind != "dataset" or place.revision is not None:
         raise InvalidRequest(f"{location}: give hf://datasets/OWNER/NAME[/FOLDER], without a revision")
-    api, sent = HfApi(endpoint=os.environ.get("HF_ENDPOINT")), 0
+    api, sent = HfApi(endpoint=hub_endpoint()), 0
 
     def call(attempt: Callable[[], Result]) -> Result:
         return retries.call(location, attempt, lambda error: judge(error, location, "write to it"))

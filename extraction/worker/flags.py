@@ -13,9 +13,9 @@ from ..format.dtypes import STORE_DTYPES
 from ..models.hooks import DEFAULT_HOOKS
 
 ANY_STREAM = "any"
-WORKER_ID_VARIABLES = (
-    "EXTRACT_WORKER_ID",
+WORKER_ID_VARIABLES = (  # in the order of launch_worker.sh
     "WORKER_ID",
+    "EXTRACT_WORKER_ID",
     "TPU_WORKER_ID",
     "JOB_COMPLETION_INDEX",
     "SLURM_ARRAY_TASK_ID",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from extraction.worker.flags import WORKER_ID_VARIABLES
 from tests.helpers.fake_gcs import FakeGcs
 from tests.helpers.workers import MODEL, SMALL, make_streams, text_of, verify, write_corpus
 
@@ -168,6 +169,10 @@ IDS = ["WORKER_ID", "EXTRACT_WORKER_ID", "TPU_WORKER_ID", "JOB_COMPLETION_INDEX"
        "SKYPILOT_JOB_RANK"]  # fmt: skip
 
 
+def test_the_launcher_and_the_worker_prefer_the_same_variable():
+    assert list(WORKER_ID_VARIABLES) == IDS
+
+
 @pytest.mark.parametrize("name", IDS)
 def test_the_worker_id_comes_from_the_scheduler(launch, name):
     assert launch([0], **{name: "7"})[0] == 0
@@ -204,7 +209,7 @@ def test_further_arguments_and_settings_reach_the_worker(launch):
         (["1"], {"MODEL": None}, "MODEL is not set"),
         (["1"], {"STREAMS": None}, "STREAMS is not set"),
         (["1"], {"OUTPUT": None}, "OUTPUT is not set"),
-        (["1"], {"PYTHON": "/nowhere/python"}, "no interpreter"),
+        (["1"], {"PYTHON": "/nowhere/python"}, "no interpreter '/nowhere/python'; make one: uv venv --seed "),
     ],
 )
 def test_what_is_missing_is_said_before_python_starts(launch, arguments, environment, message):

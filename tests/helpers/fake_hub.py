@@ -56,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        hub, path = self.hub, urlsplit(self.path).path
+        hub, path = self.hub, self.requestline.split()[1].partition("?")[0]  # self.path is without a second slash
         hub.asked.append(path)
         if hub.refuse:
             self._send(hub.refuse[0], b"{}", {"X-Error-Code": hub.refuse[1], "X-Error-Message": hub.refuse[1]})

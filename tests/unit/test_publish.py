@@ -51,7 +51,9 @@ def rows_of(location):
     return [(r.tokens.tolist(), r.record.tolist(), r.activations.tolist()) for r in reader.rows(name)]
 
 
-def test_a_published_run_is_read_in_place(output, hub, monkeypatch):
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_published_run_is_read_in_place(output, hub, monkeypatch, slash):
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint + slash)
     monkeypatch.setattr(hub_upload, "FILES_AT_A_TIME", 3)
     target = "hf://datasets/org/acts"
     result = CliRunner().invoke(extract_activations.cli, ["publish", output, target, "--licence", "mit"])

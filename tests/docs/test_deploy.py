@@ -200,7 +200,11 @@ def test_a_tpu_vm_starts_its_worker_at_every_boot(machine, tmp_path):
     assert "STREAM=any" not in lines
     unit = (tmp_path / "units/extraction-worker.service").read_text()
     assert f"ExecStart={tmp_path}/home/project/launch_worker.sh" in unit
-    assert re.findall("^(?:Restart|OOM).*", unit, re.M) == ["Restart=on-abnormal", "RestartSec=10", "OOMPolicy=continue"]
+    assert re.findall("^(?:Restart|OOM).*", unit, re.M) == [
+        "Restart=on-abnormal",
+        "RestartSec=10",
+        "OOMPolicy=continue",
+    ]
     calls = (tmp_path / "calls").read_text()
     assert calls.count("git clone") == 1
     assert calls.count("systemctl restart extraction-worker.service") == 2

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 TOKENS_OPTION = "tokens_column"  # the option of a manifest whose records are token ids
-UNREADABLE = (ValueError, OverflowError)  # what Arrow raises for a value that Python cannot hold
+UNREADABLE = (ValueError, OverflowError, KeyError)  # of Arrow for a value that Python cannot hold; keys are time zones
 ROW_ID = "\0row"  # in place of the name of an id column: the id is made of the file and the row
 
 

@@ -14,7 +14,7 @@ import checkpoint
 from ..batching.packing import PackedBatch
 from ..batching.stream_batches import stream_batches
 from ..core.count_of import count_of
-from ..core.errors import Stopped
+from ..core.errors import InvalidRequest, Stopped
 from ..core.logs import say
 from ..core.threads import in_background
 from ..core.versions import version_differences
@@ -39,6 +39,11 @@ from .progress_writer import ProgressWriter
 from .resolve import RunPlan
 from .shutdown import Stop
 from .uploader import Uploader
+
+if not hasattr(checkpoint, "join_run"):
+    raise InvalidRequest(
+        f"{checkpoint.__file__} hides this project's module of the same name: rename it and start again"
+    )
 
 BATCHES_AHEAD = 2  # packed and waiting for the loop
 

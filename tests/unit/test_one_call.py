@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -17,7 +20,7 @@ from tokenizers import Tokenizer
 import extraction
 from extraction.audit.verify import audit_run
 from tests.helpers.corpora import contents
-from tests.helpers.workers import MODEL, text_of
+from tests.helpers.workers import MODEL, ROOT, text_of
 
 pytestmark = pytest.mark.slow
 
@@ -118,6 +121,23 @@ def test_a_call_leaves_jax_and_the_port_as_they_were(tmp_path, monkeypatch, caps
         with socket.socket() as client:
             assert client.connect_ex(("127.0.0.1", port))
     assert failing or "step from the cache" in said
+
+
+def test_a_file_of_the_user_that_hides_a_module_is_named_before_anything_is_written(tmp_path):
+    (tmp_path / "checkpoint.py").write_text("def save(): ...")
+    (tmp_path / "use.py").write_text(
+        "import extraction\n"
+        "try:\n"
+        f"    extraction.extract({str(MODEL)!r}, ['one text'], layers=[1], output='run')\n"
+        "except extraction.InvalidRequest as error:\n"
+        "    print(error)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "use.py"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    said = f"{tmp_path}/checkpoint.py hides this project's module of the same name: rename it and start again\n"
+    assert (result.stdout, result.returncode) == (said, 0), result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_pairs_and_a_column_of_datasets(tmp_path):

@@ -97,12 +97,13 @@ def shares(setting: Setting, config: Any, options: Any) -> dict:
     from dataclasses import asdict
 
     from extraction.models.cost import demand_of, ideal_flops
+    from extraction.models.devices import current_device
 
     rate = setting.known("ceilings").get("jax_matmul_tflops")
     return {
         "flops": ideal_flops(config, options),
         "measured_tflops": rate,
-        "estimated_memory": asdict(demand_of(config, options)),
+        "estimated_memory": asdict(demand_of(config, options, current_device())),
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import InvalidRequest
-from .devices import Device
+from .devices import Device, DeviceKind
 
 # Values that libtpu would otherwise request from the metadata server of a TPU VM.
 _NOT_ON_A_TPU = {
@@ -65,10 +65,11 @@ class Chip:
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Some chips of one host; each is one device. `topology` and `settings` are libtpu's names for a TPU slice."""
+    """Some chips of one host, each a device of `kind`. `topology` and `settings` are libtpu's names for a TPU slice."""
 
     chips: int
     chip: Chip
+    kind: DeviceKind
     topology: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -102,15 +103,16 @@ GPUS = {
 }
 _ALONE = {"chips_per_host_bounds": (1, 1, 1)}
 _BOTH_CORES = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}  # as one device, as on a TPU VM
+_TPU = DeviceKind("tpu", "TPU")
 SLICES = {
-    "v4-8": Accelerator(4, _V4, "v4:2x2x1", _BOTH_CORES),
-    "v5litepod-1": Accelerator(1, _V5E, "v5e:1x1", _ALONE),
-    "v5litepod-4": Accelerator(4, _V5E, "v5e:2x2"),
-    "v5litepod-8": Accelerator(8, _V5E, "v5e:2x4"),
-    "v5p-8": Accelerator(4, _V5P, "v5p:2x2x1", _BOTH_CORES),
-    "v6e-1": Accelerator(1, _V6E, "v6e:1x1", _ALONE),
-    "v6e-4": Accelerator(4, _V6E, "v6e:2x2"),
-    "v6e-8": Accelerator(8, _V6E, "v6e:2x4"),
+    "v4-8": Accelerator(4, _V4, _TPU, "v4:2x2x1", _BOTH_CORES),
+    "v5litepod-1": Accelerator(1, _V5E, _TPU, "v5e:1x1", _ALONE),
+    "v5litepod-4": Accelerator(4, _V5E, _TPU, "v5e:2x2"),
+    "v5litepod-8": Accelerator(8, _V5E, _TPU, "v5e:2x4"),
+    "v5p-8": Accelerator(4, _V5P, _TPU, "v5p:2x2x1", _BOTH_CORES),
+    "v6e-1": Accelerator(1, _V6E, _TPU, "v6e:1x1", _ALONE),
+    "v6e-4": Accelerator(4, _V6E, _TPU, "v6e:2x2"),
+    "v6e-8": Accelerator(8, _V6E, _TPU, "v6e:2x4"),
 }
 CPU = "cpu"
 _EFFICIENCY_OF_CPU = 0.84  # measured, as docs/performance.md says
@@ -135,10 +137,10 @@ def accelerator_named(name: str) -> Accelerator:
     if name in SLICES:
         return SLICES[name]
     if name == CPU:
-        return Accelerator(1, _this_machine())
+        return Accelerator(1, _this_machine(), DeviceKind("cpu", CPU))
     gpu = re.fullmatch(r"([a-z0-9]+)(?::([1248]))?", name)
     if gpu and gpu[1] in GPUS:
-        return Accelerator(int(gpu[2] or 1), GPUS[gpu[1]])
+        return Accelerator(int(gpu[2] or 1), GPUS[gpu[1]], DeviceKind("gpu", gpu[1].upper()))
     raise InvalidRequest(
         f"--accelerator {name}: not known; known are the TPU slices of one host {', '.join(SLICES)}, the GPUs "
         f"{', '.join(GPUS)} (h100:8 is eight of them) and cpu, this machine. Of a slice of several hosts each host "

@@ -12,8 +12,8 @@ queries are computed in blocks (`attend_blocks`). On a mesh each device runs its
 compare all forms with one written out in NumPy, and a start compares the kernel that it uses with the plain form
 (attention_check.py).
 
-Cost: a block multiplies only the keys that it can see, about half of the T x T scores, on a GPU all of them, and one
-block of scores is in memory; the kernels keep scores on the chip.
+Cost: a block multiplies only the keys that it can see, about half of the T x T scores, on a GPU all of them. One block
+of scores is in memory, on a CPU all blocks; the kernels keep scores on the chip.
 """
 
 from __future__ import annotations
@@ -193,6 +193,25 @@ def _block_size(length: int) -> int:
     return min(length, max(_MIN_BLOCK, -(-length // _MAX_BLOCKS)))
 
 
+def scores_at_once(length: int, window: int | None, platform: str) -> int:
+    """Return how many scores of a head and row plain attention keeps: a block's, before and after the softmax.
+
+    A CPU's compiler keeps those of all blocks.
+    """
+    size = _block_size(length)
+    block = size * _keys_of_block(length, size, window)
+    if platform != "cpu":
+        return 2 * block
+    ends = range(size, length + size, size)
+    return block + size * sum(end if window is None else min(end, size + window - 1) for end in ends)
+
+
+def _keys_of_block(length: int, size: int, window: int | None) -> int:
+    """Return the keys that a block of queries sees, with padding to whole blocks."""
+    keys = length + -length % size
+    return keys if window is None else min(keys, size + window - 1)
+
+
 def attend_equal_blocks(
     q: Float[jax.Array, "B T H Dh"],
     k: Float[jax.Array, "B T K Dh"],
@@ -204,10 +223,7 @@ def attend_equal_blocks(
     """Compute `attend` in a loop over blocks of queries; what is before a row's first key is padding."""
     batch, length, heads, _ = q.shape
     size = _block_size(length)
-    after = -length % size
-    keys = length + after
-    if rule.window is not None:
-        keys = min(keys, size + rule.window - 1)
+    after, keys = -length % size, _keys_of_block(length, size, rule.window)
     q = _padded(q, 0, after)
     k, v, segment_ids = (_padded(part, keys - size, after) for part in (k, v, segment_ids))
 

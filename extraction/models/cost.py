@@ -7,8 +7,7 @@ multiplication and an addition are two operations. Guarantee: no device is used.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,12 @@ from flax import nnx
 
 from ..core.errors import InvalidRequest
 from ..format.dtypes import STORE_DTYPES, dtype_named, has_scale, stored_dtype
+from .attention import attend_blocks, form_for, scores_at_once
+from .attention_rule import rule_of
 from .capture_plan import CapturePlan
 from .config import LayerKind, Mamba, ModelConfig
-from .mesh import Demand, choose_mesh
+from .devices import DeviceKind, Hardware
+from .mesh import USABLE, Demand, MeshShape, choose_mesh
 from .splash_blocks import multiplied_pairs
 from .state_scan import CHUNK, chunk_flops
 from .step import Model, weight_shapes
@@ -52,32 +54,44 @@ def stored_bytes(config: ModelConfig, options: StepOptions) -> int:
     return total
 
 
-def demand_of(config: ModelConfig, options: StepOptions) -> Demand:
-    """Estimate the memory that a step needs on the devices.
+def demand_of(config: ModelConfig, options: StepOptions, device: DeviceKind) -> Demand:
+    """Estimate the memory that a step needs on devices of this kind.
 
     It counts the weights and, for each slot: captured values in the scan and gathered, the results of two steps on
     their way to the host, and the widest tensors of one block in float32.
     """
     weights = sum(leaf.size * leaf.dtype.itemsize for _, leaf in weight_shapes(config, options))
-    captured = sum(map(config.hook_width, options.hook_points))
-    captured *= 2 * jnp.dtype(options.capture_dtype).itemsize + 2 * STORE_DTYPES[options.store_dtype]
+    each = sum(map(config.hook_width, options.hook_points))
+    each *= 2 * jnp.dtype(options.capture_dtype).itemsize + 2 * STORE_DTYPES[options.store_dtype]
     kinds = dict.fromkeys(config.layers)
-    working = 4 * max(map(partial(_widest, config), kinds))
     if config.per_layer:  # of all layers, with the sums that they are made of in float32
-        working += 8 * config.per_layer.width * len(running_layers(config, options))
+        each += 8 * config.per_layer.width * len(running_layers(config, options))
     if options.pool:  # running sums, and what they are made of
-        working += 3 * 4 * max(map(config.hook_width, options.hook_points))
-    return Demand(options.batch_size, weights, options.seq_len * (captured + working) + max(map(_state_bytes, kinds)))
+        each += 3 * 4 * max(map(config.hook_width, options.hook_points))
+    working = max(_widest(config, kind, options, device) for kind in kinds)
+    return Demand(options.batch_size, weights, options.seq_len * each + working + max(map(_state_bytes, kinds)))
 
 
-def _widest(config: ModelConfig, kind: LayerKind) -> int:
-    """Return the elements of one token in the tensors of a block that are in memory at once."""
+def _widest(config: ModelConfig, kind: LayerKind, options: StepOptions, device: DeviceKind) -> int:
+    """Return the bytes of one row in the tensors of a block that are in memory at once, scores or those of the mlp."""
     mlp = 3 * kind.inner_width
     if kind.experts:  # each expert of a token has a copy of its own, on the way in and out
         mlp += kind.experts.per_token * 2 * config.width
     # Of a recurrence q, k and v before and after the convolution, the gate, and what is read in two layouts.
     mixer = 2 * (_key_elements(kind) + 3 * kind.heads_width) if kind.recurrent else 2 * kind.heads_width
-    return 6 * config.width + mlp + mixer
+    inner = max(options.seq_len * mlp, _scores(config, kind, options, device))
+    return 4 * (options.seq_len * (6 * config.width + mixer) + inner)
+
+
+def _scores(config: ModelConfig, kind: LayerKind, options: StepOptions, device: DeviceKind) -> int:
+    """Return the scores of one row that are in memory at once: none where attention is a kernel."""
+    if kind.recurrent or "attention" not in kind.parts:
+        return 0
+    length, rule = options.seq_len, rule_of(config, kind, options.seq_len)
+    q: Any = jax.ShapeDtypeStruct((1, length, kind.num_heads, kind.head_width), options.compute_dtype)
+    if options.attention != "plain" and form_for(device, q, rule, config.sinks, kind.value_width) is not attend_blocks:
+        return 0
+    return kind.num_heads * scores_at_once(length, rule.window, device.platform)
 
 
 def _key_elements(kind: LayerKind) -> int:
@@ -92,29 +106,44 @@ def _state_bytes(kind: LayerKind) -> int:
     return 4 * kind.num_heads * (3 * kind.recurrent.key_width * kind.head_width + 8 * CHUNK**2)
 
 
-def choose_rows(config: ModelConfig, options: StepOptions, num_devices: int, device_bytes: int | None) -> int:
+def choose_rows(config: ModelConfig, options: StepOptions, hardware: Hardware, mesh: MeshShape | None) -> int:
     """Return the rows of a step for `--batch-size auto`: for each device a power of two that fits its memory.
 
     A step has at most 32,768 tokens for each device, or 4,096 if the device's memory is unknown, as on a CPU. Fewer
     rows are chosen if the weights are then shared by fewer devices, as long as these have 2,048 tokens: devices that
-    share weights exchange sums in each layer, which costs more than smaller steps do.
+    share weights exchange sums in each layer, which costs more than smaller steps do. On a given mesh, each group of
+    devices has a power of two.
     """
-    tokens = _TOKENS_ON_A_CPU if device_bytes is None else _TOKENS_ON_A_DEVICE
-    most, demand = max(0, int(math.log2(tokens / options.seq_len))), demand_of(config, options)
+    tokens = _TOKENS_ON_A_CPU if hardware.memory_bytes is None else _TOKENS_ON_A_DEVICE
+    unit, sharing = (mesh.data, mesh.model) if mesh else (hardware.num_devices, 1)
+    most, demand = (
+        max(0, int(math.log2(tokens * sharing / options.seq_len))),
+        demand_of(config, options, hardware.device),
+    )
     fitting: list[tuple[int, int]] = []  # devices that share the weights, and rows
-    for rows in (num_devices * 2**power for power in range(most, -1, -1)):
-        try:
-            mesh = choose_mesh(config, replace(demand, rows=rows), num_devices, device_bytes)
-        except InvalidRequest:
-            continue
-        if not fitting or rows // mesh.data * options.seq_len >= _ENOUGH_TOKENS:
-            fitting.append((mesh.model, rows))
-    return min(fitting, key=lambda found: (found[0], -found[1]))[1] if fitting else num_devices
+    for rows in (unit * 2**power for power in range(most, -1, -1)):
+        found = _fitting_mesh(config, replace(demand, rows=rows), hardware, mesh)
+        if found and (not fitting or rows // found.data * options.seq_len >= _ENOUGH_TOKENS):
+            fitting.append((found.model, rows))
+    return min(fitting, key=lambda found: (found[0], -found[1]))[1] if fitting else unit
 
 
-def counts_by_formula(config: ModelConfig, options: StepOptions, source: str = "by formula") -> Counts:
+def _fitting_mesh(config: ModelConfig, demand: Demand, hardware: Hardware, mesh: MeshShape | None) -> MeshShape | None:
+    """Return the given mesh, or the one that is chosen; None if the step does not fit."""
+    if mesh:
+        usable = math.inf if hardware.memory_bytes is None else USABLE * hardware.memory_bytes
+        return mesh if demand.bytes_on(mesh) <= usable else None
+    try:
+        return choose_mesh(config, demand, hardware.num_devices, hardware.memory_bytes)
+    except InvalidRequest:
+        return None
+
+
+def counts_by_formula(
+    config: ModelConfig, options: StepOptions, device: DeviceKind, source: str = "by formula"
+) -> Counts:
     """Return the counts of a step by formula, for accelerators whose compiler is not at hand."""
-    memory_bytes = demand_of(config, options).bytes_on(options.mesh)
+    memory_bytes = demand_of(config, options, device).bytes_on(options.mesh)
     return Counts(ideal_flops(config, options), _traffic(config, options), memory_bytes, source)
 
 

@@ -25,18 +25,26 @@ HOST_LIMIT = "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"  # of a GPU's pinned host memor
 _PACKAGES = {"TPU": "libtpu", "GPU": "jax_cuda13_plugin"}
 
 
+class DeviceKind(NamedTuple):
+    """The target of a compilation: `cpu`, `gpu` or `tpu`, and the name of the chip."""
+
+    platform: str
+    name: str
+
+
 @dataclass(frozen=True)
 class Hardware:
     """The devices that a step runs on.
 
     `memory_bytes` is the memory for arrays on one device, None if it is unknown, as on a CPU. `compute_dtype` is the
-    dtype for `auto`: bfloat16 if the hardware multiplies it fast.
+    dtype for `auto`: bfloat16 if the hardware multiplies it fast. `device` is what a step is compiled for.
     """
 
     name: str
     num_devices: int
     memory_bytes: int | None
     compute_dtype: str
+    device: DeviceKind = DeviceKind("cpu", "cpu")
 
 
 def open_devices() -> Hardware:
@@ -53,14 +61,8 @@ def open_devices() -> Hardware:
         )
     memory = (devices[0].memory_stats() or {}).get("bytes_limit")
     dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
-    return Hardware(f"{len(devices)} x {devices[0].device_kind}", len(devices), memory, dtype)
-
-
-class DeviceKind(NamedTuple):
-    """The target of a compilation: `cpu`, `gpu` or `tpu`, and the name of the chip."""
-
-    platform: str
-    name: str
+    device = DeviceKind(devices[0].platform, devices[0].device_kind)
+    return Hardware(f"{len(devices)} x {device.name}", len(devices), memory, dtype, device)
 
 
 def current_device() -> DeviceKind:

@@ -190,7 +190,7 @@ def make_plan(flags: PlanFlags) -> Plan:
     model, wanted = resolve_model(flags, weights=False), accelerator_named(flags.accelerator)
     prices, chip = Prices.of(flags, wanted), wanted.chip
     dtype = "float32" if flags.accelerator == CPU else "bfloat16"
-    hardware = Hardware(flags.accelerator, wanted.chips, chip.memory_bytes, dtype)
+    hardware = Hardware(flags.accelerator, wanted.chips, chip.memory_bytes, dtype, wanted.kind)
     manifest = load_manifest(flags.streams) if flags.streams else None
     sample = _sample(flags, selection, manifest, model) if manifest else None
     step = resolve_step(flags, model, selection, hardware)
@@ -281,9 +281,9 @@ def workers_within(deadline: float, worker_hours: float, streams: int) -> int:
 def count(config: ModelConfig, step: StepOptions, wanted: Accelerator) -> Counts:
     """Return the cost of a step on one device."""
     if wanted.topology is None:
-        return counts_by_formula(config, step)
+        return counts_by_formula(config, step, wanted.kind)
     if not can_describe():
-        return counts_by_formula(config, step, "by formula, libtpu is missing")
+        return counts_by_formula(config, step, wanted.kind, "by formula, libtpu is missing")
     lowered = lower_step(config, step, describe(wanted))
     try:
         compiled = lowered.compile()
@@ -291,5 +291,6 @@ def count(config: ModelConfig, step: StepOptions, wanted: Accelerator) -> Counts
         lack = lack_of_memory(error)
         if lack is None:
             raise
-        return replace(counts_by_formula(config, step, f"by formula; the compiler: {lack}"), compiles=False)
+        source = f"by formula; the compiler: {lack}"
+        return replace(counts_by_formula(config, step, wanted.kind, source), compiles=False)
     return counts_of(compiled, config, step)

@@ -184,15 +184,15 @@ def resolve_step(
     step = StepOptions(
         model.hook_points, 1, flags.seq_len, dtype, flags.store_dtype, pool=selection.pools, attention=flags.attention
     )
-    memory = (hardware.num_devices, hardware.memory_bytes)
+    mesh = MeshShape.parse(flags.mesh) if flags.mesh else None
     rows = flags.batch_size
     if isinstance(rows, str):
-        rows = run_batch_size or choose_rows(model.config, step, *memory)
+        rows = run_batch_size or choose_rows(model.config, step, hardware, mesh)
     step = replace(step, batch_size=rows)
     check_step(model.config, step, hardware.num_devices)
-    mesh = MeshShape.parse(flags.mesh) if flags.mesh else None
     if mesh is None:
-        mesh = choose_mesh(model.config, demand_of(model.config, step), *memory)
+        demand = demand_of(model.config, step, hardware.device)
+        mesh = choose_mesh(model.config, demand, hardware.num_devices, hardware.memory_bytes)
     step = replace(step, mesh=mesh)
     check_step(model.config, step, hardware.num_devices)
     return step

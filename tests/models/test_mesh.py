@@ -17,6 +17,7 @@ from extraction.format.safetensors import decode
 from extraction.format.statistics import norm_counts
 from extraction.models.config_file import read_model_config
 from extraction.models.cost import demand_of
+from extraction.models.devices import DeviceKind
 from extraction.models.mesh import Demand, MeshShape, choose_mesh, misfit
 from extraction.models.sharding import Placement, mesh_of
 from extraction.models.step import Model
@@ -307,7 +308,7 @@ def test_the_demand_counts_the_layers_that_run(models):
     config = read_model_config(models("llama").folder)
     size = {path: leaf for path, leaf in load_sizes(models("llama").folder)}
     for hooks, parts in ((FINAL, 3), (("blocks.0.hook_resid_pre",), 0)):
-        demand = demand_of(config, StepOptions(hooks, 2, 16, "bfloat16"))
+        demand = demand_of(config, StepOptions(hooks, 2, 16, "bfloat16"), DeviceKind("tpu", "TPU"))
         blocks = sum(n for name, n in size.items() if any(f"layers.{layer}." in name for layer in range(parts)))
         final = size["model.norm.weight"] if parts else 0
         assert demand.weight_bytes == 2 * (size["model.embed_tokens.weight"] + blocks + final)

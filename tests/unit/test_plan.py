@@ -113,6 +113,33 @@ def test_the_batch_size_is_chosen_by_chips(name, seq_len, rows):
     assert plan.batch_size == rows
 
 
+@pytest.mark.parametrize(
+    "mesh, rows",
+    [
+        ("data=1,model=1", 16),  # 32,768 tokens on one chip
+        ("data=6", 96),
+        ("data=2,model=4", 128),
+        ("data=1,model=2", 32),
+    ],
+)
+def test_the_batch_size_is_chosen_for_the_given_mesh(mesh, rows):
+    plan = make_plan(replace(QWEN, layers="9,18,27", accelerator="h100:8", mesh=mesh, batch_size="auto"))
+    assert (plan.batch_size, plan.fits) == (rows, True)
+    small = make_plan(replace(QWEN, layers="27", accelerator="l4", mesh="data=1", batch_size="auto"))
+    assert (small.batch_size, small.fits) == (2, True)
+
+
+def test_scores_of_plain_attention_need_memory():
+    """In float32 a GPU has no kernel: of 65,536 tokens a block of 4,096 queries has 34 GB of scores, twice."""
+    flags = replace(LLAMA, layers="31", accelerator="h100", mesh="data=1", seq_len=65536, batch_size=1)
+    plain = make_plan(replace(flags, compute_dtype="float32"))
+    assert not plain.fits and plain.memory_bytes > 2 * 32 * 4096 * 65536 * 4
+    kernel, asked = (make_plan(replace(flags, attention=form)) for form in ("auto", "plain"))
+    assert kernel.fits and not asked.fits and asked.memory_bytes > 2 * 32 * 4096 * 65536 * 4
+    windowed = replace(flags, model=str(CONFIGS / "Mistral-7B-v0.1.json"), seq_len=32768)  # of 4,096
+    assert make_plan(replace(windowed, attention="plain")).memory_bytes == make_plan(windowed).memory_bytes
+
+
 def test_what_does_not_fit_is_said():
     plan = make_plan(replace(FLAGS, batch_size=4096, seq_len=2048, hooks="resid_pre,mlp_out,post,z", mesh="data=1"))
     assert not plan.fits and "does not fit" in plan.to_text()

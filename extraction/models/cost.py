@@ -19,7 +19,7 @@ from .attention import attend_blocks, form_for, scores_at_once
 from .attention_rule import rule_of
 from .capture_plan import CapturePlan
 from .config import LayerKind, Mamba, ModelConfig
-from .devices import DeviceKind, Hardware
+from .devices import DeviceKind, Hardware, pinned_bytes
 from .mesh import USABLE, Demand, MeshShape, choose_mesh
 from .splash_blocks import multiplied_pairs
 from .state_scan import CHUNK, chunk_flops
@@ -28,6 +28,7 @@ from .step_options import StepOptions
 from .weights import leaves_of
 
 _TOKENS_ON_A_DEVICE, _TOKENS_ON_A_CPU = 32768, 4096  # more in one step gain little, and take memory
+_SETS = 3  # of results on the host: those of two steps in flight, and of the one that is collected
 _ENOUGH_TOKENS = 2048  # of devices that hold the weights once: from here on the weights' traffic is a small part
 
 
@@ -112,7 +113,7 @@ def choose_rows(config: ModelConfig, options: StepOptions, hardware: Hardware, m
     A step has at most 32,768 tokens for each device, or 4,096 if the device's memory is unknown, as on a CPU. Fewer
     rows are chosen if the weights are then shared by fewer devices, as long as these have 2,048 tokens: devices that
     share weights exchange sums in each layer, which costs more than smaller steps do. On a given mesh, each group of
-    devices has a power of two.
+    devices has a power of two. Of a GPU, the results of three steps fit into the host memory that XLA pins.
     """
     tokens = _TOKENS_ON_A_CPU if hardware.memory_bytes is None else _TOKENS_ON_A_DEVICE
     unit, sharing = (mesh.data, mesh.model) if mesh else (hardware.num_devices, 1)
@@ -121,7 +122,10 @@ def choose_rows(config: ModelConfig, options: StepOptions, hardware: Hardware, m
         demand_of(config, options, hardware.device),
     )
     fitting: list[tuple[int, int]] = []  # devices that share the weights, and rows
+    pinned = pinned_bytes(hardware.device)
     for rows in (unit * 2**power for power in range(most, -1, -1)):
+        if pinned and _SETS * rows * options.seq_len * stored_bytes(config, options) > USABLE * pinned:
+            continue
         found = _fitting_mesh(config, replace(demand, rows=rows), hardware, mesh)
         if found and (not fitting or rows // found.data * options.seq_len >= _ENOUGH_TOKENS):
             fitting.append((found.model, rows))

@@ -73,6 +73,12 @@ def current_device() -> DeviceKind:
     return DeviceKind(device.platform, device.device_kind)
 
 
+def pinned_bytes(device: DeviceKind) -> int | None:
+    """Return the host memory that XLA pins at most, through which the results of a GPU pass; None for other devices."""
+    gib = os.environ.get(HOST_LIMIT, "")
+    return (int(gib) if gib.isdecimal() else 64) << 30 if device.platform == "gpu" else None
+
+
 @contextlib.contextmanager
 def device_errors() -> Iterator[None]:
     """Raise InvalidRequest if the device or the host has too little memory, TryAgain if the device fails."""

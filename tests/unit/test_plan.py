@@ -129,6 +129,21 @@ def test_the_batch_size_is_chosen_for_the_given_mesh(mesh, rows):
     assert (small.batch_size, small.fits) == (2, True)
 
 
+def test_the_results_of_three_steps_fit_into_pinned_host_memory(monkeypatch):
+    """Of 64 rows of Llama-3.1-8B's 32 layers: 34 GB a step. XLA pins 64 GiB for the results of a GPU, for a TPU none."""
+    results = 2048 * 32 * 4096 * 2  # of a row
+
+    def rows(name):
+        return make_plan(replace(LLAMA, accelerator=name)).batch_size
+
+    monkeypatch.delenv("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", raising=False)
+    assert rows("h100:8") == 32 and 3 * 32 * results < 64 * 2**30 < 3 * 64 * results
+    monkeypatch.setenv("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", "128")
+    assert rows("h100:8") == 64
+    monkeypatch.delenv("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB")
+    assert rows("v5p-8") == 64
+
+
 def test_scores_of_plain_attention_need_memory():
     """In float32 a GPU has no kernel: of 65,536 tokens a block of 4,096 queries has 34 GB of scores, twice."""
     flags = replace(LLAMA, layers="31", accelerator="h100", mesh="data=1", seq_len=65536, batch_size=1)

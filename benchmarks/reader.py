@@ -45,11 +45,11 @@ CONFIG = RunConfig(
 def make_run(location: str, num_bytes: int) -> None:
     """Workers with objects of about 128 MiB; the values are of no matter."""
     storage = open_storage(location)
-    checkpoint.join_run(storage, RunDescription(CONFIG, ""))
+    run = checkpoint.join_run(storage, RunDescription(CONFIG, ""))
     lengths = np.random.default_rng(0).integers(50, 2000, 10_000)
-    layout = BatchLayout(0, {HOOK: WIDTH}, np.dtype(ml_dtypes.bfloat16))
     for worker_id in range(WORKERS):
-        chain = checkpoint.CommitChain.load(storage, worker_id, CONFIG.fingerprint)
+        layout = BatchLayout(worker_id, {HOOK: WIDTH}, np.dtype(ml_dtypes.bfloat16))
+        chain = checkpoint.CommitChain.load(storage, worker_id, CONFIG.fingerprint, run.digest)
         records = (TokenizedRecord(i, f"record-{i}", np.zeros(n, np.int32)) for i, n in enumerate(lengths))
         for batch in pack_batches(records, chain.cursor, SHAPE, "split"):
             shard = BatchInFlight(batch, chain.next_batch, layout).file

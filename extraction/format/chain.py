@@ -1,8 +1,9 @@
 """The commits of a stream: listed, read ahead and checked, in order.
 
-In: a storage, streams, and the fingerprint of their run. Out: commits, each with the object that holds it. Guarantee: a
-chain with a gap, a commit of another stream, batch or run, and one that does not begin where the one before it ended
-raise DamagedData that names the object. Cost: a listing for each stream, a request for each commit, `AHEAD` at a time.
+In: a storage, streams, and their run. Out: commits, each with the object that holds it. Guarantee: a chain with a gap,
+a commit of another stream, batch or run, one that does not follow the object before it (the first `run.json` or the
+extension of its stream), and one that does not begin where the batch before ended raise DamagedData that names the
+object. Cost: a listing for each stream, a request for each commit, `AHEAD` at a time.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from ..core.threads import prefetch
 from ..storage import ObjectInfo, Storage
 from .commit import Commit, batch_of, commit_name, data_name, read_commit, worker_folder
 from .records import Cursor
+from .run_config import RUN, RunDescription
 
 AHEAD = 16
 
@@ -69,7 +71,7 @@ def _find(storage: Storage, stream: int, batch: int, later: int) -> ObjectInfo:
 
 
 def walk(
-    storage: Storage, streams: Iterable[int], fingerprint: str, pool: ThreadPoolExecutor
+    storage: Storage, streams: Iterable[int], run: RunDescription, pool: ThreadPoolExecutor
 ) -> Iterator[StoredCommit | None]:
     """Yield the commits of each stream in order, and None at the end of each. Raises DamagedData."""
     streams = tuple(streams)
@@ -87,18 +89,21 @@ def walk(
     last: StoredCommit | None = None
     for stream, stored in prefetch(items(), read, AHEAD, pool):
         if stored is not None:
-            _check_follows(stored, stream, last, fingerprint)
+            _check_follows(stored, stream, last, run)
         last = stored
         yield stored
 
 
-def _check_follows(stored: StoredCommit, stream: int, last: StoredCommit | None, fingerprint: str) -> None:
+def _check_follows(stored: StoredCommit, stream: int, last: StoredCommit | None, run: RunDescription) -> None:
     name, commit = stored.info.name, stored.commit
     check_place(commit, name, stream, last.commit.batch + 1 if last else 0)
-    if commit.fingerprint != fingerprint:
+    if commit.fingerprint != run.fingerprint:
         raise DamagedData(f"{name}: is of another run, fingerprint {commit.fingerprint}")
     if last and commit.previous != last.digest:
         raise DamagedData(f"{name}: follows another commit than {last.info.name}: one of them was rewritten")
+    if not last and commit.previous != (root := run.root(stream)):
+        first = RUN if root == run.digest else "extension of the run"
+        raise DamagedData(f"{name}: follows another {first} than the one that is there, which was replaced: restore it")
     cursor = last.commit.cursor_after if last else Cursor(0, 0)
     if commit.cursor_before != cursor:
         raise DamagedData(f"{name}: begins at {commit.cursor_before}, the batch before it ended at {cursor}")

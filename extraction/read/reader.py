@@ -7,8 +7,8 @@ In: OUTPUT, a folder or gs://bucket/prefix, finished or not. Out: NumPy arrays i
     for activations, tokens, record, positions in reader.rows("blocks.6.hook_resid_post"): ...
 
 Guarantee: only committed rows are read, each once, in the order of streams, batches and records; a chain with a gap, a
-commit of another run, and a batch file of another size or with another header than was committed raise DamagedData;
-`format.batch_file` says what is not compared. Shuffled reading is in `shuffle`.
+commit of another run or `run.json`, and a batch file of another size or with another header than was committed raise
+DamagedData; `format.batch_file` says what is not compared. Shuffled reading is in `shuffle`.
 
 Cost: opening reads `run.json` and lists the streams. Commits are read when they are needed, 16 ahead; a whole run costs
 a listing for each stream and a request for each commit. Local files are mapped; those of a bucket come in parallel
@@ -57,11 +57,10 @@ class ActivationReader:
 
     def __init__(self, output: str, select: Select = EVERYTHING):
         self.storage, self.select = open_storage(output), select
+        folders = self.storage.folders()  # before the run, which has the extensions of all of these then
         self.run = read_existing_run(self.storage)
         self.hook_points: tuple[str, ...] = tuple(self.run.config.hook_points)
-        self.streams = tuple(
-            number for folder in self.storage.folders() if (number := worker_number(folder)) is not None
-        )
+        self.streams = tuple(number for folder in folders if (number := worker_number(folder)) is not None)
         if select.streams is not None:
             self.streams = self._known(select.streams)
         self._refs: dict[int, tuple[BatchRef, ...]] = {}
@@ -93,7 +92,7 @@ class ActivationReader:
         """Yield the batches of these streams, of all by default, reading commits ahead over the ends of streams."""
         wanted = self.streams if streams is None else self._known(streams)
         unread = [stream for stream in wanted if stream not in self._refs]
-        commits = walk(self.storage, unread, self.run.fingerprint, self._pool)
+        commits = walk(self.storage, unread, self.run, self._pool)
         for stream in wanted:
             if stream in unread:
                 yield from self._read_refs(stream, commits)

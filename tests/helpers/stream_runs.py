@@ -127,9 +127,9 @@ def assert_found(problems: Iterable[str], pattern: str) -> None:
 
 def relink(storage: Storage, put: Callable[[str, bytes], object]) -> None:
     """Make each readable commit hold the digest of the one before it; `put` replaces an object."""
-    for worker in range(NUM_WORKERS):
+    for folder in storage.folders():
         last = digest_of(storage.read("run.json"))
-        for name in [info.name for info in storage.list(f"worker-{worker:05d}/commits/")]:
+        for name in [info.name for info in storage.list(f"{folder}/commits/")]:
             data = storage.read(name)
             with contextlib.suppress(ValueError):
                 if json.loads(data)["previous"] != last:

@@ -30,12 +30,16 @@ def output(tmp_path):
     return storage
 
 
+def load(output, number):
+    return checkpoint.CommitChain.load(output, number, FINGERPRINT, checkpoint.read_run(output).digest)
+
+
 def worker(output, idle_after, stop_after=None, log=None, streams=STREAMS):
     """One worker without a number; `log` gets what it says, and the error that ended it."""
     log = [] if log is None else log
 
     def work(number, attempt):
-        chain = checkpoint.CommitChain.load(output, number, FINGERPRINT)
+        chain = load(output, number)
         chain.attempt = attempt
         if not chain.end_of_stream:
             extract(chain, streams[number], stop_after)
@@ -80,9 +84,9 @@ def test_a_loser_leaves_the_stream_and_takes_another(output):
 
     def work(number, attempt):
         worked.append(number)
-        chain = checkpoint.CommitChain.load(output, number, FINGERPRINT)
+        chain = load(output, number)
         if len(worked) == 1:
-            extract(checkpoint.CommitChain.load(output, number, FINGERPRINT), STREAMS[0])
+            extract(load(output, number), STREAMS[0])
         extract(chain, STREAMS[0])
 
     work_all(StreamChooser(output, 2, 1000.0), work, said.append, threading.Event())
@@ -92,7 +96,7 @@ def test_a_loser_leaves_the_stream_and_takes_another(output):
 
 
 def test_a_stream_that_was_left_in_the_middle_is_taken_up_when_idle(output):
-    chain = checkpoint.CommitChain.load(output, 3, FINGERPRINT)
+    chain = load(output, 3)
     extract(chain, STREAMS[3], stop_after=2)
     assert StreamChooser(output, 4, 1000.0).choose() in (0, 1, 2)
     assert {StreamChooser(output, 4, 0.0).choose() for _ in range(60)} == {0, 1, 2, 3}
@@ -142,7 +146,7 @@ def test_waiting_ends_when_told_to_stop_and_when_all_are_finished(output):
     threading.Timer(0.1, stop.set).start()
     with pytest.raises(TryAgain):
         StreamChooser(output, 1, 1000.0).wait_for_one(stop)
-    extract(checkpoint.CommitChain.load(output, 0, FINGERPRINT), STREAMS[0])
+    extract(load(output, 0), STREAMS[0])
     assert StreamChooser(output, 1, 1000.0).wait_for_one(threading.Event()) is None
 
 
@@ -157,7 +161,7 @@ def test_a_damaged_stream_stops_no_other(output, tmp_path):
 
 def test_a_stream_whose_first_commit_is_missing_stops_no_other(output, tmp_path):
     streams = [[8] * 120, [8]]
-    extract(checkpoint.CommitChain.load(output, 0, FINGERPRINT), streams[0])
+    extract(load(output, 0), streams[0])
     (tmp_path / "run/worker-00000/commits/00000000.json").unlink()
     said, error = worker(output, 0.0, streams=streams)
     assert "left stream 0: worker-00000/commits/00000000.json is missing" in said and isinstance(error, DamagedData)
@@ -194,7 +198,7 @@ def test_a_place_that_takes_no_note_either_is_told_of_once(tmp_path, capfd, erro
 def test_a_commit_after_an_ending_outdates_it(output):
     with pytest.raises(DamagedData), note_failure(output, 0, checkpoint.Attempt()):
         raise DamagedData("bad")
-    extract(checkpoint.CommitChain.load(output, 0, FINGERPRINT), STREAMS[0], stop_after=1)
+    extract(load(output, 0), STREAMS[0], stop_after=1)
     assert read_stream_state(output, 0).ending is None
 
 

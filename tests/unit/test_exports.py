@@ -15,6 +15,7 @@ from extraction.read.reader import ActivationReader
 from extraction.storage import open_storage
 from tests.helpers import runs
 from tests.helpers.runs import STREAMS, WIDTHS, all_tokens, expected, make_run, record_id, tokens_of
+from tests.helpers.stream_runs import relink
 from tests.helpers.workers import ROOT, python
 
 HOOK, OTHER = WIDTHS
@@ -75,9 +76,10 @@ def test_openmoss_rows_are_records_padded_and_masked(tmp_path, monkeypatch):
     load_file = pytest.importorskip("safetensors.torch").load_file
     run, size = tmp_path / "run", 12
     monkeypatch.setattr(exports, "_CHUNK", 4 * size)
-    make_run(open_storage(str(run)), STREAMS)
+    make_run(storage := open_storage(str(run)), STREAMS)
     described = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(described | {"special_tokens": {"ids": {}, "record_prefix": [100]}}))
+    relink(storage, storage.replace)
     assert export(str(run), "openmoss", str(tmp_path / "out"), ExportOptions(context_size=size)) == len(ALL_TOKENS)
     rows = []
     for path in sorted((tmp_path / "out" / OTHER).glob("chunk-*.meta.json")):

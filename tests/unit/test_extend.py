@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from extraction import ActivationReader
-from extraction.core.errors import TryAgain
+from extraction.core.errors import DamagedData, TryAgain
 from extraction.datasets import fineweb
 from extraction.storage import open_storage
 from extraction.streams.build.extend import extend_streams
@@ -241,6 +241,10 @@ def test_a_run_that_began_over_extended_streams_goes_on_after_the_next_extension
     name.write_text(f"{kept} ")  # as one with other streams
     found = verify(output)
     assert found.returncode == 65 and "00000000.json: follows another extension of the run" in found.stdout
+    reader = ActivationReader(str(output))
+    assert len(list(reader.refs(0))) == 1
+    with pytest.raises(DamagedData, match="worker-00003/commits/00000000.json: follows another extension of the run"):
+        list(reader.refs(3))
     name.write_text(kept.replace('"format": 4', '"format": 3'))
     assert verify(output).returncode == 65
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,7 +27,8 @@ def output(tmp_path, run_streams):
     for worker in range(NUM_WORKERS):
         extract(storage, run_streams, worker)
     run = json.loads(storage.read("run.json"))
-    (tmp_path / "run/run.json").write_text(json.dumps(run | {"records_per_stream": [10] * NUM_WORKERS}))
+    storage.replace("run.json", json.dumps(run | {"records_per_stream": [10] * NUM_WORKERS}).encode())
+    relink(storage, storage.replace)
     setting = {"setting": {"tokens": 50}, "hook_points": {"a": {"relative_error": 0.00123}}}
     storage.create("parity-1.json", json.dumps(setting).encode())
     (tmp_path / "run/worker-00000/batches/.tmp-x").write_text("an orphaned file")
@@ -69,7 +69,6 @@ def test_a_published_run_is_read_in_place(output, hub, monkeypatch, slash):
 
 def test_a_published_run_is_proven_in_place_and_damage_is_named(output, hub):
     """The hub has no checksums: the batch files are read for them, and an answer that was cut is asked for again."""
-    relink(open_storage(output), lambda name, data: (Path(output) / name).write_bytes(data))
     publish(output, "hf://datasets/org/acts", "safetensors", "other")
     hub.trouble = [("/stored/org/acts/*.safetensors", "cut", 2)]
     assert audit_run("hf://datasets/org/acts").verdict == "proven" and hub.trouble[0][2] == 0
@@ -117,7 +116,8 @@ def test_a_run_that_is_not_finished_and_a_place_that_is_none_are_refused(tmp_pat
     storage = open_storage(str(tmp_path / "half"))
     extract(storage, run_streams, 0, 1, max_records=None)
     run = json.loads(storage.read("run.json"))
-    (tmp_path / "half/run.json").write_text(json.dumps(run | {"records_per_stream": [10] * NUM_WORKERS}))
+    storage.replace("run.json", json.dumps(run | {"records_per_stream": [10] * NUM_WORKERS}).encode())
+    relink(storage, storage.replace)
     with pytest.raises(InvalidRequest, match="0 of 2 streams finished"):
         publish(str(tmp_path / "half"), str(tmp_path / "x"), "safetensors", "other")
     for target in ("hf://org/acts", "hf://datasets/org/acts@main"):

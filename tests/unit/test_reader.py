@@ -51,7 +51,7 @@ def test_opening_a_bucket_costs_no_request_for_each_object(gcs):
     gcs.history.clear()
     ActivationReader("gs://bucket/run")
     requests = [what for _, _, what, status in gcs.history if status < 300]
-    assert requests == ["read run/run.json", "list run/extensions/", "list run/"]
+    assert requests == ["list run/", "read run/run.json", "list run/extensions/"]
 
 
 def test_rows_are_every_token_once_in_order(anywhere):
@@ -244,6 +244,10 @@ def test_readers_of_one_run_do_not_disturb_each_other(output):
         (lambda run: (run / "worker-00001/commits/00000001.json").unlink(), "00000001.json is missing"),
         (lambda run: (run / "worker-00001/commits/00000001.json").write_text("{}"), "not a readable commit"),
         (lambda run: edit(run / "worker-00001/commits/00000001.json", fingerprint="sha256:x"), "of another run"),
+        (
+            lambda run: edit(run / "run.json", versions={"jax": "another"}),
+            "worker-00000/commits/00000000.json: follows another run.json than the one that is there, which was replaced",
+        ),
         (
             lambda run: edit(
                 run / "worker-00001/commits/00000001.json", cursor_before={"record": 1, "token_offset": 0}

@@ -21,6 +21,7 @@ from extraction.tools.report.charts import short, ticks
 from extraction.tools.report.facts import QUANTILES, CommitFact
 from tests.helpers import runs
 from tests.helpers.runs import FINGERPRINT, STREAMS, WIDTHS, make_run
+from tests.helpers.stream_runs import relink
 from tests.helpers.workers import MODEL, python
 
 HOOK = next(iter(WIDTHS))
@@ -32,7 +33,8 @@ def output(tmp_path):
     storage = open_storage(str(tmp_path / "run"))
     make_run(storage, STREAMS[:2])
     for stop_after in (1, 1, None):
-        runs.extract(checkpoint.CommitChain.load(storage, 2, FINGERPRINT), STREAMS[2], stop_after)
+        root = checkpoint.read_run(storage).digest
+        runs.extract(checkpoint.CommitChain.load(storage, 2, FINGERPRINT, root), STREAMS[2], stop_after)
     return str(tmp_path / "run")
 
 
@@ -142,6 +144,7 @@ def test_the_page_says_of_how_many(tmp_path):
     assert f"<b>{done}</b><span>records" in render(gather(str(tmp_path)))  # the run does not say how many
     run = checkpoint.read_run(storage)
     storage.replace("run.json", replace(run, records_per_stream=(700, 600, 500)).to_bytes())
+    relink(storage, storage.replace)
     page = render(gather(str(tmp_path)))
     assert f"<b>{done} of 1,800</b><span>records" in page and "<b>2 of 3</b><span>streams begun" in page
 

@@ -151,7 +151,7 @@ def _gather(reader: ActivationReader, damaged: dict[int, str], streams: str | No
     """Return the facts of the streams of a reader; with `proven` also what `verify` says of the whole run."""
     output = reader.storage.location
     with ThreadPoolExecutor(AHEAD) as pool:
-        walked = list(walk(reader.storage, reader.streams, reader.run.fingerprint, pool))
+        walked = list(walk(reader.storage, reader.streams, reader.run, pool))
     stored_commits = [stored for stored in walked if stored is not None]
     lasts = [last.commit for last, end in pairwise(walked) if last is not None and end is None]
     lengths = [length for stored in stored_commits for length in _lengths_without_rows(stored.commit)]

@@ -4,8 +4,8 @@ In: a configuration, the options of a step, its mesh. Guarantee: a kernel that d
 further from plain attention of the same numbers in float32 than rounding explains raises InvalidRequest, which names
 the flag for plain attention. A query is compared by its own values, so that none can hide among others; padding must be
 finite. Cost: nothing where plain attention is chosen, as on a CPU. Else two programs for each kind of attention, with
-two rows on each device of at most 2,048 tokens or twice the window: a few seconds of compilation, which the compile
-cache keeps, and milliseconds of arithmetic, while the weights are read.
+two rows on each device of at most 2,048 tokens or twice the window, in blocks like those of the step: a few seconds of
+compilation, which the compile cache keeps, and milliseconds of arithmetic, while the weights are read.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .attention_rule import AttentionRule, rule_of
 from .capture_plan import CapturePlan
 from .config import ModelConfig
 from .devices import current_device, is_gone, is_of_device
+from .splash_blocks import splash_block
 from .step_options import StepOptions
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 LIMITS = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
 _SHORT_DOCUMENTS = (1, 2, 61, 127, 129, 3)  # tokens; some end at, before and behind the edge of a kernel's block
 _LONGEST, _KV_HEADS = 2048, 2
+_TILE = 128  # tokens; the blocks of a GPU's kernels divide it
 _OTHER_WAY = "give --attention plain, which needs no kernel and is slower, and please report this"
 
 
@@ -91,10 +93,21 @@ def cases_of(config: ModelConfig, options: StepOptions) -> list[Case]:
         rule = rule_of(config, kind, options.seq_len)
         kv_heads = min(kind.num_kv_heads, _KV_HEADS * options.mesh.model)
         heads = kv_heads * (kind.num_heads // kind.num_kv_heads)
-        length = min(options.seq_len, max(_LONGEST, 2 * (rule.window or 0)))
+        length = checked_length(options.seq_len, max(_LONGEST, 2 * (rule.window or 0)))
         shape = (length, heads, kv_heads, kind.head_width, kind.value_width)
         cases.append(Case(options.compute_dtype, *shape, rule, config.sinks))
     return list(dict.fromkeys(cases))
+
+
+def checked_length(length: int, most: int) -> int:
+    """Return the length of rows to check: that of the step, or up to `most` (2,048 or more) one with the same blocks.
+
+    The kernel of a TPU then has blocks as large, and each kernel a last block as full.
+    """
+    if length <= most:
+        return length
+    alike = (each for each in range(most, 0, -1) if (each - length) % _TILE == 0)
+    return next(each for each in alike if splash_block(each) == splash_block(length))
 
 
 def _compare(form: Callable, case: Case, mesh: jax.sharding.Mesh) -> None:

@@ -15,12 +15,13 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 
 from extraction.core.errors import InvalidRequest, TryAgain
 from extraction.models.attention import attend_blocks, attention, attention_form
-from extraction.models.attention_check import cases_of, check_attention
+from extraction.models.attention_check import cases_of, check_attention, checked_length
 from extraction.models.attention_rule import AttentionRule
 from extraction.models.config import DeltaNet, LayerKind, ModelConfig
 from extraction.models.devices import device_errors
 from extraction.models.mesh import MeshShape
 from extraction.models.splash_attention import attend_splash
+from extraction.models.splash_blocks import splash_block
 from extraction.models.step_options import StepOptions
 from tests.helpers.tiny_models import load
 from tests.helpers.workers import MODEL
@@ -172,6 +173,24 @@ def test_each_kind_of_attention_that_runs_is_compared_once():
 
     assert cases(8192) == [((2048, 14, 2, 128, 128), None), ((8192, 4, 2, 16, 16), 4096)]
     assert cases(512, mesh=MeshShape(1, 4)) == [((512, 28, 4, 128, 128), None), ((512, 4, 2, 16, 16), None)]
+
+
+@pytest.mark.parametrize(
+    "length, checked, block",
+    [(2048, 2048, 512), (2049, 1537, 128), (2100, 1588, 128), (2176, 1664, 128), (4224, 1920, 384), (8192, 2048, 512)],
+)
+def test_a_long_row_is_checked_in_its_own_blocks(length, checked, block):
+    """Of the kernel of a TPU, 512 tokens or less; the last block of 128 is as full, for the padding of every kernel."""
+    (case,) = cases_of(replace(TINY, layers=(FULL, FULL)), StepOptions(HOOK, 1, length, "bfloat16"))
+    assert case.length == checked
+    assert splash_block(case.length) == splash_block(length) == block
+
+
+def test_every_length_has_one_to_check():
+    for most in (2048, 2050, 8192):
+        for length in range(1, 9000):
+            found = checked_length(length, most)
+            assert found == length if length <= most else most - 600 < found <= most
 
 
 def test_the_flag_has_plain_attention_in_place_of_a_kernel():

@@ -115,7 +115,7 @@ SLICES = {
     "v6e-8": Accelerator(8, _V6E, _TPU, "v6e:2x4"),
 }
 CPU = "cpu"
-_EFFICIENCY_OF_CPU = 0.84  # measured, as docs/performance.md says
+_EFFICIENCY_OF_CPU = 0.75  # measured, as docs/performance.md says
 # What jax calls the chips; the GPUs in their SXM form.
 KINDS = {
     "TPU v4": _V4,

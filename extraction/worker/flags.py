@@ -129,7 +129,7 @@ class PlanFlags(StepFlags):
     efficiency: float | None = flag(
         None,
         type=click.FloatRange(0, 1, min_open=True),
-        help="Share of a chip's peak that is reached: by default 0.5, assumed; 0.84 on a CPU, as measured.",
+        help="Share of a chip's peak that is reached: by default 0.5, assumed; 0.75 on a CPU, as measured.",
     )
     peak: float | None = flag(None, type=POSITIVE, help="TFLOP/s of a chip, as measured; by default as published.")
     to_host: float | None = flag(

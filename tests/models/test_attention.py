@@ -35,7 +35,7 @@ FORMS = {
     "blocks": attend_blocks,
     "equal blocks": attend_equal_blocks,
     "splash": attend_splash,
-    "library": partial(attend_library, implementation="xla"),
+    "library": attend_library,
 }
 RULES = {
     "causal": AttentionRule(0.3),

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.outcome import give, gives_results, note  # noqa: E402
 from extraction.format.commit import DataObject, commit_name, parse_commit, worker_folder  # noqa: E402
-from extraction.format.digests import digest_ids  # noqa: E402
+from extraction.format.digests import digest_ids, digest_of  # noqa: E402
 from extraction.format.records import Cursor  # noqa: E402
 from tests.helpers.fake_gcs import FakeGcs  # noqa: E402
 from tests.helpers.workers import MODEL, make_streams, text_of, verify, write_corpus  # noqa: E402
@@ -85,20 +85,23 @@ def lengthen(server: FakeGcs, length: int) -> None:
     first = parse_commit(server.objects[RUN + commit_name(0, 0)].data, commit_name(0, 0))
     data = server.objects[f"{RUN}{worker_folder(0)}/{first.data.name}"].data
     begun = num_commits(server)
-    last = parse_commit(server.objects[RUN + commit_name(0, begun - 1)].data, commit_name(0, begun - 1))
+    before = server.objects[RUN + commit_name(0, begun - 1)].data
+    last = parse_commit(before, commit_name(0, begun - 1))
     for batch in range(begun, length):
         name = f"batches/{batch:08d}.safetensors"
         stored = server.land(f"{RUN}{worker_folder(0)}/{name}", data, "0")
         last = replace(
             first,
             batch=batch,
+            previous=digest_of(before),
             cursor_before=Cursor(batch, 0),
             cursor_after=Cursor(batch + 1, 0),
             data=DataObject(name, len(data), stored.crc32c, stored.generation),
             record_ids_digest=digest_ids([f"<urn:doc:{batch}>"]),
             totals=last.totals.plus(first, len(data), first.seconds, False, {}),
         )
-        server.land(RUN + commit_name(0, batch), last.to_bytes(), "0")
+        before = last.to_bytes()
+        server.land(RUN + commit_name(0, batch), before, "0")
 
 
 def measure(server: FakeGcs, streams: Path, cache: Path) -> dict[str, float]:

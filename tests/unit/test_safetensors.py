@@ -24,9 +24,9 @@ def filled_shard():
 def test_the_safetensors_library_reads_it(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(filled_shard().data)
-    with safe_open(path, "pt") as file:
+    with safe_open(path, "np") as file:
         assert file.metadata() == {"format": "3", "record_ids": '["ä"]'}
-        assert file.get_tensor("x").float().tolist() == np.arange(12.0).reshape(3, 4).tolist()
+        assert file.get_tensor("x").astype(np.float32).tolist() == np.arange(12.0).reshape(3, 4).tolist()
         assert file.get_tensor("tokens").tolist() == [5, 6, 7]
 
 

@@ -7,6 +7,8 @@ are written. No other error is raised. Cost: reading takes at most 64 bytes of m
 
 import json
 
+MOST_NESTED = 200  # Python's own limit differs between versions, and others that recurse over a value have theirs
+
 
 def loads(data: bytes) -> object:
     """Return the value of one JSON text. Raises ValueError."""
@@ -16,6 +18,7 @@ def loads(data: bytes) -> object:
             json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    _check_nesting(value, data.count(b"[") + data.count(b"{"))
     return value
 
 
@@ -25,9 +28,22 @@ def dumps(value: object, indent: int | None = None) -> bytes:
         text = json.dumps(value, indent=indent, sort_keys=True, allow_nan=False)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    _check_nesting(value, text.count("[") + text.count("{"))
     if "\\ud" in text:
         json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair
     return f"{text}\n".encode()
+
+
+def _check_nesting(value: object, most: int) -> None:
+    """Raise ValueError for a value in more than `MOST_NESTED` others; there are at most `most` others."""
+    level = [value] if most > MOST_NESTED else []
+    for _ in range(MOST_NESTED + 1):
+        inner = (
+            each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list | tuple)
+        )
+        level = [value for values in inner for value in values]
+    if level:
+        raise ValueError("nested too deeply")
 
 
 def _unrepeated(pairs: list[tuple[str, object]]) -> dict:

@@ -132,6 +132,7 @@ def test_the_probe_takes_a_key_that_a_dataset_writes():
 @pytest.mark.slow
 def test_the_recipes_of_dictionaries_learn(tmp_path):
     """Of two models over the same tokens: the second is the first with noise on its weights."""
+    pytest.importorskip("torch")
     other = tmp_path / "model"
     shutil.copytree(MODEL, other)
     tensors, rng = load_file(other / "model.safetensors"), np.random.default_rng(0)

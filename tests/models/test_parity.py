@@ -17,6 +17,8 @@ from extraction.tools.parity import Distance
 from extraction.tools.reference_ids import OurIds, compare_ids
 from tests.helpers.workers import MODEL, ROOT, make_streams, text_of, write_corpus
 
+pytest.importorskip("torch")
+
 pytestmark = pytest.mark.slow
 
 HOOKS = ("--hook-points", "blocks.1.hook_resid_post,blocks.3.attn.hook_z,ln_final.*")

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from extraction.core.strict_json import dumps, loads
+from extraction.core.strict_json import MOST_NESTED, dumps, loads
 
 PER_BYTE, BASE = 64, 1 << 20  # bytes: of memory for each byte of input, and besides
 
@@ -74,3 +74,12 @@ def test_what_could_not_be_read_is_not_written(value):
 def test_what_is_written_is_read(value):
     data = dumps(value)
     assert loads(data) == value and data.endswith(b"\n") and data.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("open_, close", ["[]", ('{"a":', "}")])
+def test_nesting_has_one_limit_on_every_python(open_, close):
+    fits, deep = (f"{open_ * depth}0{close * depth}" for depth in (MOST_NESTED, MOST_NESTED + 1))
+    assert loads(dumps(loads(fits.encode()))) == json.loads(fits)
+    for act in (lambda: loads(deep.encode()), lambda: dumps(json.loads(deep))):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            act()

@@ -108,9 +108,8 @@ def extend_run(storage: Storage, run: RunDescription, extents: Sequence[Extent])
             name = f"{storage.location}/{extension_name(number)}"
             raise ConfigurationMismatch(f"{name}: the run was extended by other streams than these") from None
         added.append(replace(extension, digest=digest_of(data)))
-    began_with = len(run.records_per_stream) - sum(len(known.records_per_stream) for known in run.extensions)
     sizes = [size for extension in added for size in extension.records_per_stream]
-    return replace(run, records_per_stream=(*run.records_per_stream[:began_with], *sizes), extensions=tuple(added))
+    return replace(run, records_per_stream=(*run.records_per_stream[: run.began_with], *sizes), extensions=tuple(added))
 
 
 class CommitChain:

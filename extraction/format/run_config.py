@@ -164,14 +164,18 @@ class RunDescription:
         """The fingerprint of the run config."""
         return self.config.fingerprint
 
+    @property
+    def began_with(self) -> int:
+        """How many streams the run began with."""
+        return len(self.records_per_stream) - sum(len(added.records_per_stream) for added in self.extensions)
+
     def root(self, stream: int) -> str:
         """Return the digest that a first commit names: of `run.json`, or of the extension that added the stream."""
-        added = [len(extension.records_per_stream) for extension in self.extensions]
-        end, digest = len(self.records_per_stream) - sum(added), self.digest
-        for extension, count in zip(self.extensions, added, strict=True):
+        end, digest = self.began_with, self.digest
+        for extension in self.extensions:
             if stream < end:
                 break
-            end, digest = end + count, extension.digest
+            end, digest = end + len(extension.records_per_stream), extension.digest
         return digest
 
     def to_bytes(self) -> bytes:
